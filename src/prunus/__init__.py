@@ -1,0 +1,50 @@
+"""prunus trains PyTorch networks into sparse ones."""
+
+from prunus.coefficients import Coefficient, Constant, Exponential, Linear
+from prunus.errors import (
+    CheckpointError,
+    DataError,
+    FloorNotReachedError,
+    NonFiniteError,
+    UserError,
+)
+from prunus.masks import Masks
+from prunus.penalty import RelevancePenalty
+from prunus.pruner import Pruner, Validation
+from prunus.schedules import GradualPruning, IterativePruning, OneShot, Schedule
+from prunus.scores import Magnitude, Random, Score, Taylor
+from prunus.selection import Selection, select
+from prunus.strengths import ConstantStrength, FollowLearningRate, LinearDecay, Strength
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "Coefficient",
+    "Constant",
+    "ConstantStrength",
+    "DataError",
+    "Exponential",
+    "FloorNotReachedError",
+    "FollowLearningRate",
+    "GradualPruning",
+    "IterativePruning",
+    "Linear",
+    "LinearDecay",
+    "Magnitude",
+    "Masks",
+    "NonFiniteError",
+    "OneShot",
+    "Pruner",
+    "Random",
+    "RelevancePenalty",
+    "Schedule",
+    "Score",
+    "Selection",
+    "Strength",
+    "Taylor",
+    "UserError",
+    "Validation",
+    "__version__",
+    "select",
+]

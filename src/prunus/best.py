@@ -1,0 +1,62 @@
+"""Remembering the sparsest state of a network that met its floor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunus.floor import Floor
+from prunus.masks import Masks
+
+__all__ = ["Best"]
+
+
+class Best:
+    """The sparsest state seen, and of equally sparse ones the one with the best metric.
+
+    The state is a copy on the CPU of the model's whole ``state_dict``, buffers included.
+    """
+
+    def __init__(self) -> None:
+        self.kept: int | None = None
+        self.metric: float | None = None
+        self._model: dict[str, Any] = {}
+        self._masks: dict[str, torch.Tensor] = {}
+
+    def offer(self, model: nn.Module, masks: Masks, metric: float, floor: Floor) -> bool:
+        """Remember the present state if it is better; say whether it was."""
+        kept = masks.kept
+        if self.kept is not None and self.metric is not None:
+            if kept > self.kept:
+                return False
+            if kept == self.kept and not floor.better(metric, self.metric):
+                return False
+        self.kept, self.metric = kept, metric
+        self._model = {
+            name: value.detach().cpu().clone() if isinstance(value, torch.Tensor) else value
+            for name, value in model.state_dict().items()
+        }
+        self._masks = masks.packed()
+        return True
+
+    def restore(self, model: nn.Module, masks: Masks) -> None:
+        """Bring the remembered state back."""
+        model.load_state_dict(self._model)
+        masks.load_packed(self._masks)
+        masks.apply_()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything remembered."""
+        return {
+            "kept": self.kept,
+            "metric": self.metric,
+            "model": self._model,
+            "masks": self._masks,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`state_dict` returned."""
+        self.kept, self.metric = state["kept"], state["metric"]
+        self._model, self._masks = dict(state["model"]), dict(state["masks"])

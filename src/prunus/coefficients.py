@@ -1,0 +1,144 @@
+"""Irrelevance coefficients: how little the loss depends on a weight, from 0 to 1 (not at all).
+
+Each is a function of the gradient of the loss alone. It is a constant for the optimization: no
+gradient flows through it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from prunus.errors import UserError
+
+__all__ = ["Coefficient", "Constant", "Exponential", "Linear"]
+
+
+class Coefficient(Protocol):
+    """Anything that turns a gradient into irrelevance coefficients."""
+
+    def unit(self, gradient: torch.Tensor) -> torch.Tensor | float:
+        """Return what the gradients of this tensor are measured in: a number above 0."""
+        ...
+
+    def __call__(
+        self,
+        gradient: torch.Tensor,
+        *,
+        unit: torch.Tensor | float | None = None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the coefficients, of the gradient's shape.
+
+        Args:
+            gradient: ∂L/∂w, or a part of it.
+            unit: What :meth:`unit` says of the whole tensor; needed when ``gradient`` is a part.
+            out: Where to write the result; may not be ``gradient``.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class _OfMagnitude:
+    alpha: float = 1.0
+    relative: bool = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise UserError(f"alpha must be a finite number above 0, but is {self.alpha!r}")
+
+    def unit(self, gradient: torch.Tensor) -> torch.Tensor | float:
+        if not self.relative:
+            return self.alpha
+        mean: torch.Tensor = torch.linalg.vector_norm(gradient, ord=1) / gradient.numel()
+        # Where the whole gradient is zero every weight is irrelevant: 0 / tiny is 0, 0 / 0 is not.
+        return mean.clamp_min_(torch.finfo(mean.dtype).tiny).mul_(self.alpha)
+
+
+@dataclass(frozen=True)
+class Exponential(_OfMagnitude):
+    """The paper's coefficient, exp(−|g|/α).
+
+    Args:
+        alpha: α, in the units of the gradient; or, if ``relative``, in multiples of the mean
+            |g| of the tensor. Default 1, as the authors use it. With α far above the typical
+            |g| every coefficient is near 1 and the penalty is plain L2; the smaller α, the
+            more selective.
+        relative: Measure each tensor's gradients in their own mean magnitude, so that one α suits
+            all layers, losses and batch sizes. Default False, as in the paper.
+
+    Raises:
+        UserError: ``alpha`` is not a finite number above 0.
+
+    Source: Bonetta, Ribero, Cancelliere, arXiv 2204.04977, the factor of w² in their R(w).
+
+    Example:
+        >>> Exponential(alpha=2.0)(torch.tensor([0.0, -2.0]))
+        tensor([1.0000, 0.3679])
+    """
+
+    def __call__(
+        self,
+        gradient: torch.Tensor,
+        *,
+        unit: torch.Tensor | float | None = None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        unit = self.unit(gradient) if unit is None else unit
+        return torch.abs(gradient, out=out).div_(unit).neg_().exp_()
+
+
+@dataclass(frozen=True)
+class Linear(_OfMagnitude):
+    """LOBSTER's coefficient, relu(1 − |g|/α), with α = 1 in that work.
+
+    Args:
+        alpha: As in :class:`Exponential`.
+        relative: As in :class:`Exponential`.
+
+    Raises:
+        UserError: ``alpha`` is not a finite number above 0.
+
+    Source: Tartaglione et al., arXiv 2011.09905, the update after the optimizer's step.
+
+    Example:
+        >>> Linear()(torch.tensor([0.0, -0.25, 3.0]))
+        tensor([1.0000, 0.7500, 0.0000])
+    """
+
+    def __call__(
+        self,
+        gradient: torch.Tensor,
+        *,
+        unit: torch.Tensor | float | None = None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        unit = self.unit(gradient) if unit is None else unit
+        return torch.abs(gradient, out=out).div_(unit).neg_().add_(1.0).relu_()
+
+
+@dataclass(frozen=True)
+class Constant:
+    """1 for every weight, whatever its gradient: the penalty becomes plain L2 (or L1).
+
+    Example:
+        >>> Constant()(torch.tensor([0.0, 5.0]))
+        tensor([1., 1.])
+    """
+
+    def unit(self, gradient: torch.Tensor) -> float:
+        """Return 1; the gradient does not matter."""
+        return 1.0
+
+    def __call__(
+        self,
+        gradient: torch.Tensor,
+        *,
+        unit: torch.Tensor | float | None = None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return ones of the gradient's shape."""
+        return torch.ones_like(gradient) if out is None else out.fill_(1.0)

@@ -1,0 +1,225 @@
+"""Masks: which weights are kept, and how a removed one is held at exactly zero.
+
+A parameter has at most one mask, whichever pruner removes its weights: masks are kept beside the
+parameters, not inside them, so that state dicts, ``deepcopy``, ``torch.save`` and ``torch.compile``
+see an ordinary model, and two pruners on one model respect each other's removals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import Self
+
+import numpy as np
+import torch
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from prunus.errors import CheckpointError, UserError, listing
+from prunus.pieces import bits, pieces
+from prunus.selection import Selection, Target
+
+__all__ = ["Masks"]
+
+# The mask of each parameter that is being pruned, for as long as the parameter lives.
+_attached: MutableMapping[torch.Tensor, torch.Tensor] = WeakTensorKeyDictionary()
+
+
+class Masks(Mapping[str, torch.Tensor]):
+    """One boolean tensor per prunable tensor: True where the weight is kept.
+
+    Attributes:
+        selection: The tensors the masks belong to.
+
+    Example:
+        >>> from torch import nn
+        >>> from prunus import select
+        >>> layer = nn.Linear(4, 2, bias=False)
+        >>> masks = Masks(select(layer))
+        >>> masks["weight"][0, :3] = False
+        >>> masks.apply_()
+        >>> masks.kept, masks.sparsity, int(layer.weight.count_nonzero())
+        (5, 0.375, 5)
+    """
+
+    def __init__(self, selection: Selection) -> None:
+        self.selection = selection
+        self._masks = {
+            name: torch.ones_like(
+                target.parameter,
+                dtype=torch.bool,
+                requires_grad=False,
+                memory_format=torch.preserve_format,
+            )
+            for name, target in selection.items()
+        }
+
+    @classmethod
+    def attached(cls, selection: Selection) -> Self:
+        """Return the masks in force on these tensors, starting full ones where there is none."""
+        masks = cls(selection)
+        for name, target in selection.items():
+            masks._masks[name] = _attached.setdefault(target.parameter, masks._masks[name])
+        return masks
+
+    @classmethod
+    def from_zeros(cls, selection: Selection) -> Self:
+        """Return masks that keep every weight that is not zero: for fine-tuning a sparse model.
+
+        Rows that stand for padding count as kept.
+
+        Example:
+            >>> from torch import nn
+            >>> from prunus import select
+            >>> layer = nn.Linear(2, 1, bias=False)
+            >>> _ = layer.weight.data.copy_(torch.tensor([[0.0, 3.0]]))
+            >>> Masks.from_zeros(select(layer))["weight"].tolist()
+            [[False, True]]
+        """
+        masks = cls(selection)
+        for name, target in selection.items():
+            torch.ne(target.parameter.detach(), 0, out=masks._masks[name])
+            if target.padding_row is not None:
+                masks._masks[name][target.padding_row] = True
+        return masks
+
+    def detach(self) -> None:
+        """Forget the masks in force on these tensors; zeros stay until an optimizer moves them."""
+        for target in self.selection.values():
+            _attached.pop(target.parameter, None)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """Return the mask of a tensor, on the device where the tensor is now."""
+        mask = self._masks[name]
+        parameter = self.selection[name].parameter
+        if mask.device != parameter.device:
+            mask = mask.to(parameter.device)
+            self._masks[name] = mask
+            if parameter in _attached:
+                _attached[parameter] = mask
+        return mask
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._masks)
+
+    def __len__(self) -> int:
+        return len(self._masks)
+
+    def __repr__(self) -> str:
+        return f"Masks({len(self)} tensors, sparsity {self.sparsity:.4f})"
+
+    def kept_in(self, name: str) -> int:
+        """How many prunable weights of one tensor are kept."""
+        target = self.selection[name]
+        return int(torch.count_nonzero(self[name])) - (target.parameter.numel() - target.prunable)
+
+    @property
+    def kept(self) -> int:
+        """How many prunable weights are kept in all."""
+        return sum(self.kept_in(name) for name in self)
+
+    @property
+    def sparsity(self) -> float:
+        """Removed weights / prunable weights."""
+        return 1.0 - self.density
+
+    @property
+    def density(self) -> float:
+        """Kept weights / prunable weights."""
+        return self.kept / self.selection.prunable
+
+    @torch.no_grad()
+    def apply_(self) -> None:
+        """Set every removed weight to exactly +0.0, also where it is NaN or infinite now."""
+        for name, target in self.selection.items():
+            clear_(target.parameter, self[name])
+
+    def copy_(self, other: Mapping[str, torch.Tensor]) -> None:
+        """Take over the masks of ``other``, which must have the same names and shapes."""
+        self._check(other)
+        for name in self:
+            self[name].copy_(other[name])
+
+    def intersect_(self, other: Mapping[str, torch.Tensor]) -> None:
+        """Keep only what ``other`` keeps too."""
+        self._check(other)
+        for name in self:
+            self[name].logical_and_(other[name].to(self[name].device))
+
+    def differences(self, other: Mapping[str, torch.Tensor]) -> dict[str, int]:
+        """Count, per tensor, the weights that one of the two keeps and the other does not."""
+        self._check(other)
+        return {
+            name: int(torch.count_nonzero(self[name] ^ other[name].to(self[name].device)))
+            for name in self
+        }
+
+    def packed(self) -> dict[str, torch.Tensor]:
+        """Return the masks as bits, eight weights to a byte, row-major, on the CPU.
+
+        Example:
+            >>> from torch import nn
+            >>> from prunus import select
+            >>> Masks(select(nn.Linear(5, 2))).packed()["weight"].tolist()
+            [255, 192]
+        """
+        return {
+            name: torch.from_numpy(np.packbits(self[name].cpu().numpy().reshape(-1)))
+            for name in self
+        }
+
+    def load_packed(self, packed: Mapping[str, torch.Tensor]) -> None:
+        """Restore what :meth:`packed` returned; nothing is changed if anything does not fit.
+
+        Raises:
+            CheckpointError: Names or sizes are not those of these tensors.
+        """
+        self._check_names(packed)
+        wrong = [
+            f"{name}: {tuple(self.selection[name].parameter.shape)} needs "
+            f"{-(-self.selection[name].parameter.numel() // 8)} bytes, got {packed[name].numel()}"
+            for name in self
+            if packed[name].dtype != torch.uint8
+            or packed[name].numel() != -(-self.selection[name].parameter.numel() // 8)
+        ]
+        if wrong:
+            raise CheckpointError(f"the masks are of another model: {listing(wrong)}")
+        for name in self:
+            shape = self.selection[name].parameter.shape
+            flat = np.unpackbits(packed[name].cpu().numpy(), count=shape.numel())
+            self[name].copy_(torch.from_numpy(flat.reshape(shape)))
+
+    def _check(self, other: Mapping[str, torch.Tensor]) -> None:
+        self._check_names(other)
+        wrong = [
+            f"{name}: expected a boolean tensor of shape {tuple(self[name].shape)}, got "
+            f"{other[name].dtype} of shape {tuple(other[name].shape)}"
+            for name in self
+            if other[name].shape != self[name].shape or other[name].dtype != torch.bool
+        ]
+        if wrong:
+            raise UserError(f"these masks do not fit: {listing(wrong)}")
+
+    def _check_names(self, other: Mapping[str, torch.Tensor]) -> None:
+        missing = [name for name in self if name not in other]
+        foreign = [name for name in other if name not in self]
+        if missing or foreign:
+            raise CheckpointError(
+                "the masks are of another model or selection: "
+                f"missing {listing(missing) or 'none'}; unknown {listing(foreign) or 'none'}"
+            )
+
+
+@torch.no_grad()
+def clear_(tensor: torch.Tensor, mask: torch.Tensor) -> None:
+    """Set ``tensor`` to exactly +0.0 where ``mask`` is False, in place; floating point only."""
+    for piece, kept in pieces(tensor.detach(), mask):
+        bits(piece).mul_(kept)
+
+
+def candidates(target: Target, mask: torch.Tensor) -> torch.Tensor:
+    """Return ``mask`` without the padding row: the kept weights that may still be removed."""
+    if target.padding_row is None:
+        return mask
+    mask = mask.clone()
+    mask[target.padding_row] = False
+    return mask

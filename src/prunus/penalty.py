@@ -1,0 +1,193 @@
+"""The relevance penalty: a term that shrinks the weights which the loss does not depend on.
+
+With g the gradient of the loss alone, c(g) the irrelevance coefficient and γ the strength,
+
+    R(w) = γ · Σᵢ c(gᵢ) · wᵢ²,        ∂R/∂w = 2γ · c(g) · w   (c is held constant).
+
+It is applied in one of three ways, chosen by ``way``:
+
+* ``"gradient"``: ∂R/∂w is added to ``.grad`` just before the optimizer's step: one backward pass;
+* ``"loss"``: R is a scalar to add to the loss, whose backward pass then yields the same gradient,
+  to rounding; two backward passes, as in the authors' code;
+* ``"decoupled"``: w ← w − ∂R/∂w after the step, past momentum and adaptive scaling, as LOBSTER does
+  (its λ is 2γ here).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import nn
+
+from prunus.coefficients import Coefficient, Constant, Exponential
+from prunus.errors import UserError
+from prunus.pieces import bits, pieces
+from prunus.selection import Selection, Target, select
+from prunus.strengths import Strength, as_strength
+
+__all__ = ["PenaltyTerm", "RelevancePenalty", "Way"]
+
+Way = Literal["gradient", "loss", "decoupled"]
+
+_WAYS = ("gradient", "loss", "decoupled")
+
+
+@dataclass(frozen=True)
+class RelevancePenalty:
+    """What to shrink, how strongly, and by which way.
+
+    Args:
+        strength: γ, or a :class:`~prunus.Strength`. Default 1e-5, the authors'.
+        coefficient: The irrelevance coefficient c; default the paper's exp(−|g|).
+        power: 2 for Σ c·w², the paper's; 1 for Σ c·|w|.
+        way: ``"gradient"`` (default), ``"loss"`` or ``"decoupled"``; see the module.
+
+    Raises:
+        UserError: An argument is out of range.
+
+    Source: Bonetta, Ribero, Cancelliere, arXiv 2204.04977.
+
+    Example:
+        >>> penalty = RelevancePenalty(strength=0.25)
+        >>> layer = nn.Linear(1, 1, bias=False)
+        >>> _ = nn.init.constant_(layer.weight, 2.0)
+        >>> term = penalty.on(layer)
+        >>> loss = layer(torch.zeros(1, 1)).sum()        # does not depend on the weight
+        >>> term(loss).item()                            # so R = 0.25 · exp(−0) · 2²
+        1.0
+    """
+
+    strength: float | Strength = 1e-5
+    coefficient: Coefficient = field(default_factory=Exponential)
+    power: Literal[1, 2] = 2
+    way: Way = "gradient"
+
+    def __post_init__(self) -> None:
+        as_strength(self.strength)
+        if self.power not in (1, 2):
+            raise UserError(f"power must be 1 (Σ c·|w|) or 2 (Σ c·w²), but is {self.power!r}")
+        if self.way not in _WAYS:
+            raise UserError(f"way must be one of {', '.join(_WAYS)}, but is {self.way!r}")
+
+    def on(self, model: nn.Module | Selection) -> PenaltyTerm:
+        """Bind to a model's prunable tensors: ``term = penalty.on(model)``, ``loss + term(loss)``.
+
+        For use without a :class:`~prunus.Pruner`; with one, ``pruner.penalty(loss)`` is this term,
+        with a strength that follows the run.
+        """
+        selection = model if isinstance(model, Selection) else select(model)
+        strength = as_strength(self.strength)
+        return PenaltyTerm(self, selection, lambda _: strength.at(lr=1.0, steps_since_pruning=0))
+
+    @torch.no_grad()
+    def add_to_gradient_(
+        self,
+        gradient: torch.Tensor,
+        weight: torch.Tensor,
+        strength: float,
+        mask: torch.Tensor | None = None,
+    ) -> None:
+        """Add ∂R/∂w to ``gradient`` in place, and zero it where ``mask`` is False.
+
+        The coefficients are those of ``gradient`` as it comes in. One pass over memory and scratch
+        of one piece, whatever the size of the tensor.
+        """
+        unit = self.coefficient.unit(gradient)
+        weight = weight.detach()
+        operands = (gradient, weight) if mask is None else (gradient, weight, mask)
+        scratch: torch.Tensor | None = None
+        for g, w, *kept in pieces(*operands):
+            if scratch is None or scratch.shape != g.shape:
+                scratch = torch.empty_like(g)
+            if isinstance(self.coefficient, Constant) and self.power == 2:
+                g.add_(w, alpha=2.0 * strength)
+            else:
+                c = self.coefficient(g, unit=unit, out=scratch)
+                if self.power == 2:
+                    g.addcmul_(c, w, value=2.0 * strength)
+                else:
+                    g.addcmul_(c, torch.sign(w), value=strength)
+            for mask_piece in kept:
+                bits(g).mul_(mask_piece)
+
+    @torch.no_grad()
+    def coefficients(self, gradient: torch.Tensor, out: torch.Tensor) -> None:
+        """Write c(g) of a whole tensor to ``out``."""
+        unit = self.coefficient.unit(gradient)
+        for g, c in pieces(gradient, out):
+            self.coefficient(g, unit=unit, out=c)
+
+    @torch.no_grad()
+    def shrink_(
+        self,
+        weight: torch.Tensor,
+        coefficients: torch.Tensor,
+        strength: float,
+        mask: torch.Tensor | None = None,
+    ) -> None:
+        """Apply w ← w − ∂R/∂w in place, never past zero; set w to 0 where ``mask`` is False."""
+        weight = weight.detach()
+        most = 0.5 / strength if strength > 0.5 else None  # 2γ·c above 1 would overshoot zero
+        operands = (weight, coefficients) if mask is None else (weight, coefficients, mask)
+        for w, c, *kept in pieces(*operands):
+            if self.power == 2:
+                c = c if most is None else c.clamp_max(most)
+                w.addcmul_(w, c, value=-2.0 * strength)
+            else:
+                step = c * strength
+                w.sub_(torch.minimum(torch.maximum(w, -step), step))
+            for mask_piece in kept:
+                bits(w).mul_(mask_piece)
+
+
+@dataclass(frozen=True)
+class PenaltyTerm:
+    """R(w) as a scalar for a given loss; made by :meth:`RelevancePenalty.on`.
+
+    Attributes:
+        penalty: What is applied.
+        selection: The tensors it is applied to.
+        strength_of: γ of a tensor at this moment.
+    """
+
+    penalty: RelevancePenalty
+    selection: Selection
+    strength_of: Callable[[Target], float]
+
+    def __call__(self, loss: torch.Tensor) -> torch.Tensor:
+        """Return R(w), a scalar whose gradient is 2γ·c·w, to be added to ``loss``.
+
+        Takes one backward pass through ``loss`` for ∂L/∂w and keeps its graph for the second. A
+        tensor that ``loss`` does not reach has no gradient, takes no part in the step, and is left
+        alone.
+
+        Args:
+            loss: The task's loss, a scalar with a graph.
+
+        Raises:
+            UserError: ``loss`` is not a scalar or has no graph.
+        """
+        if loss.numel() != 1 or not loss.requires_grad:
+            raise UserError(
+                "the penalty needs the scalar loss before loss.backward(), but got a tensor of "
+                "shape "
+                f"{tuple(loss.shape)} with requires_grad={loss.requires_grad}"
+            )
+        targets = list(self.selection.values())
+        gradients = torch.autograd.grad(
+            loss, [t.parameter for t in targets], retain_graph=True, allow_unused=True
+        )
+        terms = [
+            self._of(target, gradient)
+            for target, gradient in zip(targets, gradients, strict=True)
+            if gradient is not None
+        ]
+        return torch.stack(terms).sum() if terms else loss.new_zeros(())
+
+    def _of(self, target: Target, gradient: torch.Tensor) -> torch.Tensor:
+        c = self.penalty.coefficient(gradient.detach())
+        magnitude = target.parameter.abs() if self.penalty.power == 1 else target.parameter.square()
+        return self.strength_of(target) * (c * magnitude).sum()

@@ -1,0 +1,67 @@
+"""Walking large tensors in pieces, so that temporaries stay small and in cache.
+
+An element-wise formula of several operations reads and writes main memory once per operation when
+it is applied to a whole large tensor. Applied piece by piece it reads and writes main memory once
+in all, because a piece stays in the processor's cache between operations. It also needs scratch
+memory for one piece only, whatever the size of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+__all__ = ["ACCELERATOR_PIECE", "CPU_PIECE", "bits", "pieces"]
+
+CPU_PIECE = 1 << 16
+"""Elements per piece on the CPU: several float32 operands of this size share a 1 MiB L2 cache."""
+
+ACCELERATOR_PIECE = 1 << 28
+"""Elements per piece elsewhere, where launches cost more than memory traffic."""
+
+_INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    """View a floating-point tensor as the signed integers of its bits; shape and memory are shared.
+
+    Multiplying the bits by 0 gives exactly +0.0 whatever stood there, NaN, infinity and negative
+    numbers included, where multiplying the float would give NaN or -0.0.
+
+    Example:
+        >>> bits(torch.tensor([1.0, -0.0]))
+        tensor([ 1065353216, -2147483648], dtype=torch.int32)
+    """
+    return tensor.view(_INTEGERS[tensor.element_size()])
+
+
+def pieces(*tensors: torch.Tensor, size: int | None = None) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Yield matching views of equally shaped tensors, in order of position, covering each once.
+
+    Args:
+        *tensors: Tensors of one shape, on one device; any strides.
+        size: Most elements in a piece; by default what suits the device.
+
+    Yields:
+        One view per tensor. Contiguous tensors are cut as flat vectors; others along their first
+        dimension, so a piece may be larger than ``size`` only if a tensor is laid out so that a
+        single innermost row is.
+
+    Example:
+        >>> weight = torch.arange(5.0)
+        >>> [piece.tolist() for (piece,) in pieces(weight, size=2)]
+        [[0.0, 1.0], [2.0, 3.0], [4.0]]
+    """
+    first = tensors[0]
+    if size is None:
+        size = CPU_PIECE if first.device.type == "cpu" else ACCELERATOR_PIECE
+    if first.numel() <= size:
+        yield tensors
+    elif all(tensor.is_contiguous() for tensor in tensors):
+        yield from zip(*(torch.split(tensor.view(-1), size) for tensor in tensors), strict=True)
+    elif first.dim() <= 1:
+        yield from zip(*(torch.split(tensor, size) for tensor in tensors), strict=True)
+    else:
+        for rows in zip(*tensors, strict=True):
+            yield from pieces(*rows, size=size)

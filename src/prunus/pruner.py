@@ -1,0 +1,405 @@
+"""The pruner: attaches penalty, masks, score and schedule to an optimizer. It holds all state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunus.best import Best
+from prunus.errors import CheckpointError, FloorNotReachedError, NonFiniteError, UserError, listing
+from prunus.floor import Floor
+from prunus.masks import Masks, clear_
+from prunus.optimizer_state import clear_state
+from prunus.penalty import PenaltyTerm, RelevancePenalty
+from prunus.removal import Remover
+from prunus.schedules import Schedule
+from prunus.scores import Magnitude, Score
+from prunus.selection import Selection, Target, select
+from prunus.strengths import as_strength
+
+__all__ = ["Pruner", "Validation"]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What :meth:`Pruner.step` saw and did.
+
+    Attributes:
+        metric: The validation metric it was given, or None.
+        floor: The floor as a number; an infinity that every metric meets if there is none.
+        met: Whether the metric meets the floor.
+        best: Whether the state was kept as the best so far.
+        removed: How many weights were removed just now, after the metric was measured.
+        sparsity: The sparsity after that.
+    """
+
+    metric: float | None
+    floor: float
+    met: bool
+    best: bool
+    removed: int
+    sparsity: float
+
+
+class Pruner:
+    """Makes a model sparse while an ordinary training loop trains it.
+
+    It listens to the optimizer's own step hooks. Before a step it adds the penalty's gradient and
+    blanks the gradients of removed weights; after it, removed weights are set to exactly 0.0 again,
+    whatever the optimizer did. The model itself is not changed in any other way: same modules, same
+    ``state_dict`` keys.
+
+    Args:
+        model: Any module.
+        optimizer: Any ``torch.optim`` optimizer that holds the model's prunable parameters.
+        penalty: What shrinks irrelevant weights; None for no penalty.
+        schedule: When and how much to remove; None for never (:meth:`prune` does it by hand).
+        score: What to remove first. Default: the smallest magnitude.
+        selection: Which tensors may be pruned. Default: ``select(model)``, all weights of all
+        layers. masks: Masks to start from, such as ``Masks.from_zeros(selection)``. Default: those
+        in force
+            on the model's parameters from another pruner, else none removed.
+        min_density: The share of each tensor's prunable weights that is never removed, rounded up.
+            Default 1e-4, so that no layer is emptied.
+        keep_best: Whether to keep a copy of the best state for :meth:`finish`. Default True.
+
+    Raises:
+        UserError: A chosen tensor cannot be pruned, or the optimizer does not hold it.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Linear(100, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> pruner = Pruner(model, optimizer, penalty=RelevancePenalty(strength=1e-4))
+        >>> pruner.prune(sparsity=0.9)
+        90
+        >>> for _ in range(10):
+        ...     optimizer.zero_grad()
+        ...     model(torch.randn(8, 100)).square().mean().backward()
+        ...     optimizer.step()
+        >>> int(model.weight.count_nonzero()), pruner.sparsity
+        (10, 0.9)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        penalty: RelevancePenalty | None = None,
+        schedule: Schedule | None = None,
+        *,
+        score: Score | None = None,
+        selection: Selection | None = None,
+        masks: Masks | None = None,
+        min_density: float = 1e-4,
+        keep_best: bool = True,
+    ) -> None:
+        if not 0 <= min_density < 1:
+            raise UserError(f"min_density must be from 0 to below 1, but is {min_density!r}")
+        self.model: nn.Module = getattr(model, "_orig_mod", model)
+        self.optimizer = optimizer
+        self.schedule = Schedule() if schedule is None else schedule
+        self.score: Score = Magnitude() if score is None else score
+        self.selection = select(self.model) if selection is None else selection
+        self.min_density = min_density
+        self.keep_best = keep_best
+        _check_held(self.selection, optimizer)
+        self._penalty = penalty
+        self._strength = as_strength(0.0 if penalty is None else penalty.strength)
+        self._floor = Floor(self.schedule.floor, self.schedule.mode)
+        self._dense_metric = self.schedule.dense_metric
+        self._best = Best()
+        self._memory: dict[str, torch.Tensor] = {}
+        self._coefficients: dict[str, torch.Tensor] = {}
+        self._steps = 0
+        self._steps_since_pruning = 0
+        self._prunings = 0
+        self.masks = Masks.attached(self.selection)
+        if masks is not None:
+            self.masks.intersect_(masks)
+            self.masks.apply_()
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+
+    def __repr__(self) -> str:
+        return (
+            f"Pruner({len(self.selection)} tensors, {self.masks.kept:,} of "
+            f"{self.selection.prunable:,} weights kept, sparsity {self.sparsity:.4f})"
+        )
+
+    @property
+    def sparsity(self) -> float:
+        """Removed weights / prunable weights."""
+        return self.masks.sparsity
+
+    @property
+    def done(self) -> bool:
+        """Whether the schedule has nothing left to do: time for :meth:`finish`."""
+        return self.schedule.done
+
+    @property
+    def floor(self) -> float | None:
+        """The floor as a number, or None if there is none or the dense metric is not known yet."""
+        if self._floor.bound is None or (self._floor.relative and self._dense_metric is None):
+            return None
+        return self._floor.value(self._dense_metric)
+
+    @property
+    def penalty(self) -> PenaltyTerm:
+        """The penalty as a term for the loss: ``loss = loss + pruner.penalty(loss)``.
+
+        Raises:
+            UserError: The pruner has no penalty, or applies it itself, so that a term in the loss
+                would apply it twice.
+        """
+        if self._penalty is None or self._penalty.way != "loss":
+            came = "no penalty" if self._penalty is None else f'way="{self._penalty.way}"'
+            raise UserError(
+                'pruner.penalty(loss) needs a pruner with RelevancePenalty(..., way="loss"), but '
+                f"this one has {came}"
+            )
+        return PenaltyTerm(self._penalty, self.selection, self._strength_of)
+
+    def step(self, metric: float | None = None) -> Validation:
+        """Tell the pruner of a validation, as one tells ``ReduceLROnPlateau``.
+
+        If the metric meets the floor and the state is the sparsest so far (or as sparse and better)
+        it is kept for :meth:`finish`. Then the schedule may remove weights.
+
+        Args:
+            metric: The validation metric just measured. Optional for schedules that do not need it.
+
+        Returns:
+            What was seen and done.
+
+        Raises:
+            NonFiniteError: The metric is NaN or infinite.
+            UserError: The schedule needs a metric and got none.
+        """
+        if metric is None:
+            if self.schedule.needs_metric or self._floor.bound is not None:
+                raise UserError(
+                    f"{type(self.schedule).__name__} with floor={self.schedule.floor!r} needs the "
+                    "validation metric: call pruner.step(metric)"
+                )
+        else:
+            metric = float(metric)
+            if not math.isfinite(metric):
+                raise NonFiniteError(f"the validation metric must be finite, but is {metric}")
+            if self._dense_metric is None:
+                self._dense_metric = metric
+        met = metric is None or self._floor.met(metric, self._dense_metric)
+        best = (
+            met
+            and metric is not None
+            and self.keep_best
+            and self._best.offer(self.model, self.masks, metric, self._floor)
+        )
+        kept = self.masks.kept
+        answer = self.schedule.after_validation(
+            met=met, prunable=self.selection.prunable, kept=kept
+        )
+        removed = 0 if answer is None else self._lower(answer)
+        floor = self._floor.value(self._dense_metric) if metric is not None else math.nan
+        return Validation(metric, floor, met, best, removed, self.sparsity)
+
+    def prune(self, *, sparsity: float | None = None, kept: int | None = None) -> int:
+        """Remove weights now, down to a sparsity or a number of kept prunable weights.
+
+        Returns:
+            How many were removed.
+
+        Raises:
+            UserError: Not exactly one of the two was given, it is out of range, or ``min_density``
+                forbids it.
+        """
+        if (sparsity is None) == (kept is None):
+            raise UserError(f"give either sparsity or kept, but got {sparsity=} and {kept=}")
+        prunable = self.selection.prunable
+        if sparsity is not None:
+            if not 0 <= sparsity <= 1:
+                raise UserError(f"sparsity must be from 0 to 1, but is {sparsity!r}")
+            kept = prunable - round(sparsity * prunable)
+        assert kept is not None
+        if not 0 <= kept <= prunable:
+            raise UserError(f"kept must be from 0 to {prunable:,}, but is {kept:,}")
+        return self._lower(kept)
+
+    def finish(self) -> None:
+        """Bring back the sparsest state that met the floor, the best of them by the metric.
+
+        Without any metric given so far, or with ``keep_best=False``, the present state stays.
+
+        Raises:
+            FloorNotReachedError: There is a floor and no validation met it.
+        """
+        if self._best.kept is not None:
+            self._best.restore(self.model, self.masks)
+        elif self._floor.bound is not None and self.keep_best:
+            floor = "unknown" if self.floor is None else f"{self.floor:.6g}"
+            raise FloorNotReachedError(
+                f"no validation met the floor {self.schedule.floor!r} ({floor}), not even before "
+                "weights were removed: lower the floor or train longer"
+            )
+
+    def detach(self) -> None:
+        """Stop: leave the optimizer alone and forget the masks. The zeros stay in the weights."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self.masks.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that a resumed run needs, as tensors and plain numbers.
+
+        Masks are packed eight weights to a byte. The model and the optimizer are saved by their own
+        ``state_dict``, beside this.
+        """
+        return {
+            "masks": self.masks.packed(),
+            "steps": self._steps,
+            "steps_since_pruning": self._steps_since_pruning,
+            "prunings": self._prunings,
+            "dense_metric": self._dense_metric,
+            "schedule": self.schedule.state_dict(),
+            "score": dict(self._memory),
+            "best": self._best.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`state_dict` returned, and zero the removed weights.
+
+        Raises:
+            CheckpointError: The state is not a pruner's or of another model.
+        """
+        missing = [key for key in self.state_dict() if key not in state]
+        if missing:
+            raise CheckpointError(f"this is not the state of a Pruner: it lacks {listing(missing)}")
+        self.masks.load_packed(state["masks"])
+        self.masks.apply_()
+        self._steps = int(state["steps"])
+        self._steps_since_pruning = int(state["steps_since_pruning"])
+        self._prunings = int(state["prunings"])
+        self._dense_metric = state["dense_metric"]
+        self.schedule.load_state_dict(state["schedule"])
+        self._memory = {
+            name: memory.to(self.selection[name].parameter.device, copy=True)
+            for name, memory in state["score"].items()
+        }
+        self._best.load_state_dict(state["best"])
+
+    def _before_step(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        del optimizer
+        # args[0] is the optimizer itself. An optimizer that is given a closure makes its gradients
+        # there, within the step and perhaps several times over.
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            self._edit_gradients()
+            return None
+
+        def edited() -> Any:
+            loss = closure()
+            self._edit_gradients()
+            return loss
+
+        if len(args) > 1:
+            return (args[0], edited, *args[2:]), kwargs
+        return args, {**kwargs, "closure": edited}
+
+    @torch.no_grad()
+    def _edit_gradients(self) -> None:
+        for target, gradient in self._with_gradient():
+            name, weight = target.name, target.parameter.detach()
+            memory = self.score.observe(weight, gradient, self._memory.get(name))
+            if memory is not None:
+                self._memory[name] = memory
+            way = None if self._penalty is None else self._penalty.way
+            if self._penalty is not None and way == "gradient":
+                self._penalty.add_to_gradient_(
+                    gradient, weight, self._strength_of(target), self.masks[name]
+                )
+                continue
+            if self._penalty is not None and way == "decoupled":
+                # Now, because some optimizers overwrite the gradient during the step.
+                if name not in self._coefficients:
+                    self._coefficients[name] = torch.empty_like(gradient)
+                self._penalty.coefficients(gradient, out=self._coefficients[name])
+            clear_(gradient, self.masks[name])
+
+    @torch.no_grad()
+    def _after_step(self, *_: Any) -> None:
+        decoupled = self._penalty is not None and self._penalty.way == "decoupled"
+        for name, target in self.selection.items():
+            strength = self._strength_of(target) if decoupled else 0.0
+            if self._penalty is not None and strength > 0 and target.parameter.grad is not None:
+                self._penalty.shrink_(
+                    target.parameter, self._coefficients[name], strength, self.masks[name]
+                )
+            else:
+                clear_(target.parameter, self.masks[name])
+        self._steps += 1
+        self._steps_since_pruning += 1
+        answer = self.schedule.after_step(
+            step=self._steps, prunable=self.selection.prunable, kept=self.masks.kept
+        )
+        if answer is not None:
+            self._lower(answer)
+
+    def _with_gradient(self) -> Iterator[tuple[Target, torch.Tensor]]:
+        for target in self.selection.values():
+            gradient = target.parameter.grad
+            if gradient is None:
+                continue
+            if gradient.layout != torch.strided:
+                raise UserError(
+                    f"{target.name} has a sparse gradient, which the penalty and the score cannot "
+                    "read: build the embedding with sparse=False, or exclude it from the selection"
+                )
+            yield target, gradient
+
+    def _strength_of(self, target: Target) -> float:
+        lr = next(
+            group["lr"]
+            for group in self.optimizer.param_groups
+            if any(parameter is target.parameter for parameter in group["params"])
+        )
+        return self._strength.at(lr=float(lr), steps_since_pruning=self._steps_since_pruning)
+
+    def _lower(self, kept: int) -> int:
+        """Remove weights until ``kept`` are left; return how many that took."""
+        before = self.masks.kept
+        remover = Remover(
+            self.masks, self.score, self._memory, self.min_density, seed=self._prunings
+        )
+        for name in remover.keep(max(kept, remover.least)):
+            parameter = self.selection[name].parameter
+            clear_(parameter, self.masks[name])
+            if parameter.grad is not None:
+                clear_(parameter.grad, self.masks[name])
+            clear_state(self.optimizer, parameter, self.masks[name])
+        removed = before - self.masks.kept
+        if removed:
+            self._prunings += 1
+            self._steps_since_pruning = 0
+        return removed
+
+
+def _check_held(selection: Selection, optimizer: torch.optim.Optimizer) -> None:
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [name for name, target in selection.items() if id(target.parameter) not in held]
+    if missing:
+        raise UserError(
+            f"the optimizer must hold every prunable tensor, but it lacks {listing(missing)}: "
+            f"build "
+            "it from this model's parameters, after any .to(device) that replaces them, or leave "
+            "these tensors out with select(model, exclude=...)"
+        )

@@ -1,0 +1,134 @@
+"""Removing the weights with the smallest scores over all tensors, exactly as many as asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from prunus.errors import UserError
+from prunus.masks import Masks, candidates
+from prunus.pieces import pieces
+from prunus.scores import Score
+from prunus.threshold import SCORE_PIECE, Cut, Piece, smallest
+
+__all__ = ["Remover"]
+
+
+@dataclass(frozen=True, eq=False)
+class Remover:
+    """Lowers masks to a number of kept weights.
+
+    Attributes:
+        masks: The masks to lower.
+        score: What decides which weights go first.
+        memory: The score's memory per tensor.
+        min_density: The share of each tensor's prunable weights that stays, whatever their scores;
+            rounded up, so anything above 0 keeps a layer from being emptied.
+        seed: Distinguishes this pruning from others, for scores that draw numbers.
+    """
+
+    masks: Masks
+    score: Score
+    memory: Mapping[str, torch.Tensor]
+    min_density: float = 0.0
+    seed: int = 0
+
+    @property
+    def least(self) -> int:
+        """The fewest weights that the guard lets be kept in all."""
+        return sum(self._least(name) for name in self.masks)
+
+    def _least(self, name: str) -> int:
+        return min(
+            self.masks.kept_in(name),
+            math.ceil(self.min_density * self.masks.selection[name].prunable),
+        )
+
+    @torch.no_grad()
+    def keep(self, count: int) -> list[str]:
+        """Lower the masks until ``count`` weights are kept, smallest scores first.
+
+        Equal scores fall in order of position: tensors in the model's order, weights row by row.
+
+        Args:
+            count: How many prunable weights to keep in all. Nothing happens if no more are kept.
+
+        Returns:
+            The names of the tensors that lost weights.
+
+        Raises:
+            UserError: The guard forbids keeping so few.
+            NonFiniteError: A score is NaN.
+        """
+        excess = self.masks.kept - count
+        if excess <= 0:
+            return []
+        if count < self.least:
+            raise UserError(
+                f"cannot keep only {count:,} weights: min_density={self.min_density} keeps at "
+                f"least "
+                f"{self.least:,} over {len(self.masks)} tensors; lower min_density or the target"
+            )
+        changed = []
+        # Every line is drawn before the first weight falls, so that an error leaves all as it was.
+        for cut, names in self._cuts(excess):
+            for name in names:
+                before = self.masks.kept_in(name)
+                for kept, piece in self._walk([name]):
+                    kept.logical_and_(~cut.below(piece).view(kept.shape))
+                if self.masks.kept_in(name) < before:
+                    changed.append(name)
+        return changed
+
+    def _cuts(self, excess: int) -> list[tuple[Cut, list[str]]]:
+        """Find the line to cut along and for which tensors: one for all that the guard leaves free.
+
+        Where the common line would leave a tensor below its minimum, that tensor gets a line of its
+        own, and the others make up for it. Each round settles at least one tensor.
+        """
+        free, cuts = list(self.masks), []
+        while excess > 0:
+            common = self._cut(free, excess)
+            trial = dataclasses.replace(common)
+            short = {}
+            for name in free:
+                spare = self.masks.kept_in(name) - self._least(name)
+                falling = sum(int(trial.below(piece).sum()) for _, piece in self._walk([name]))
+                if falling > spare:
+                    short[name] = spare
+            if not short:
+                cuts.append((common, free))
+                break
+            for name, spare in short.items():
+                free.remove(name)
+                excess -= spare
+                if spare > 0:
+                    cuts.append((self._cut([name], spare), [name]))
+        return cuts
+
+    def _cut(self, names: Sequence[str], k: int) -> Cut:
+        return smallest(lambda: (piece for _, piece in self._walk(names)), k)
+
+    def _walk(self, names: Iterable[str]) -> Iterator[tuple[torch.Tensor, Piece]]:
+        """Yield each part of the masks, as a view to write to, with the scores of its weights."""
+        for name in names:
+            target = self.masks.selection[name]
+            weight, mask = target.parameter.detach(), self.masks[name]
+            operands = [weight, mask, candidates(target, mask)]
+            if name in self.memory:
+                operands.append(self.memory[name])
+            for index, (w, kept, candidate, *memory) in enumerate(
+                pieces(*operands, size=SCORE_PIECE)
+            ):
+                seed = hash((self.seed, _number(name), index))
+                scores = self.score.of(w, memory[0] if memory else None, seed=seed)
+                yield kept, Piece(name, scores.reshape(-1), candidate.reshape(-1))
+
+
+def _number(name: str) -> int:
+    """Turn a name into the same number in every process, which ``hash(str)`` is not."""
+    return int.from_bytes(name.encode(), "big")

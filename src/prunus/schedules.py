@@ -1,0 +1,285 @@
+"""Schedules: when weights are removed, and how many are then kept.
+
+A schedule is asked after every optimizer step and after every validation, and answers with the
+number of weights to keep, or None to leave things as they are. It knows nothing of tensors, scores
+or penalties. The base class never removes anything: the dense baseline.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from prunus.errors import UserError
+from prunus.floor import Floor, Mode
+
+__all__ = ["GradualPruning", "IterativePruning", "OneShot", "Schedule"]
+
+
+@dataclass(kw_only=True)
+class Schedule:
+    """Removes nothing; the base of every schedule.
+
+    Args:
+        floor: The validation metric that a delivered network must meet: a number, or relative to
+            the dense network, "dense-0.005". Default None: any metric will do.
+        mode: "max" (default) if larger metrics are better, "min" if smaller are.
+        dense_metric: What "dense" means in a relative floor. Default None: the first metric that
+            the pruner is given.
+    """
+
+    floor: float | str | None = None
+    mode: Mode = "max"
+    dense_metric: float | None = None
+
+    needs_metric = False
+    """Whether the schedule cannot decide without a metric."""
+
+    def __post_init__(self) -> None:
+        Floor(self.floor, self.mode)
+
+    @property
+    def done(self) -> bool:
+        """Whether the schedule has done all it was set up to do."""
+        return False
+
+    def after_step(self, *, step: int, prunable: int, kept: int) -> int | None:
+        """Answer after optimizer step number ``step``, counted from 1."""
+        return None
+
+    def after_validation(self, *, met: bool, prunable: int, kept: int) -> int | None:
+        """Answer after a validation whose metric did or did not meet the floor."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what changes while the schedule runs."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`state_dict` returned."""
+        if set(state) != set(self.state_dict()):
+            raise UserError(
+                f"this is not the state of a {type(self).__name__}: expected "
+                f"{sorted(self.state_dict())}, got {sorted(state)}"
+            )
+
+
+@dataclass(kw_only=True)
+class IterativePruning(Schedule):
+    """The paper's algorithm: whenever the metric meets the floor, drop a fraction of what is left.
+
+    At each validation, if the metric meets the floor, the pruner keeps the state as the best so far
+    and then removes ``fraction`` of the weights that remain. Otherwise it trains on.
+
+    Args:
+        floor: See :class:`Schedule`.
+        fraction: The share of the remaining weights to remove each time, above 0 and below 1.
+            Default 0.1.
+        target: The sparsity to stop at, or None (default) to go on while the floor allows.
+        patience: After this many validations in a row below the floor the schedule is done, for the
+            network does not recover; None (default) to wait for ever.
+        mode: See :class:`Schedule`.
+        dense_metric: See :class:`Schedule`.
+
+    Raises:
+        UserError: An argument is out of range.
+
+    Source: Bonetta, Ribero, Cancelliere, arXiv 2204.04977, the iterative pruning algorithm.
+
+    Example:
+        >>> schedule = IterativePruning(floor=0.98, fraction=0.1)
+        >>> schedule.after_validation(met=True, prunable=1000, kept=1000)
+        900
+        >>> schedule.after_validation(met=False, prunable=1000, kept=900) is None
+        True
+    """
+
+    fraction: float = 0.1
+    target: float | None = None
+    patience: int | None = None
+
+    needs_metric = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.fraction < 1:
+            raise UserError(f"fraction must be above 0 and below 1, but is {self.fraction!r}")
+        if self.target is not None:
+            _check_sparsity(self.target, "target")
+        if self.patience is not None and self.patience < 1:
+            raise UserError(f"patience must be at least 1 or None, but is {self.patience!r}")
+        self._waited = 0
+        self._reached = False
+
+    @property
+    def done(self) -> bool:
+        """Whether the target was reached above the floor, or patience ran out."""
+        return self._reached or (self.patience is not None and self._waited >= self.patience)
+
+    def after_validation(self, *, met: bool, prunable: int, kept: int) -> int | None:
+        """Drop a fraction if the floor is met."""
+        if not met:
+            self._waited += 1
+            return None
+        self._waited = 0
+        least = 0 if self.target is None else _kept(prunable, self.target)
+        if kept <= least:
+            self._reached = True
+            return None
+        return max(least, kept - max(1, round(self.fraction * kept)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how long it has waited and whether the target was reached."""
+        return {"waited": self._waited, "reached": self._reached}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`state_dict` returned."""
+        super().load_state_dict(state)
+        self._waited, self._reached = int(state["waited"]), bool(state["reached"])
+
+
+@dataclass(kw_only=True)
+class GradualPruning(Schedule):
+    """Raises the sparsity along a polynomial, steep at first, to an exact number of kept weights.
+
+    With f running from 0 at step ``begin`` to 1 at step ``end``, and n prunable weights,
+
+        kept = final + (n − final) · (1 − f)^power.
+
+    Args:
+        sparsity: Final share of removed weights. Give this or ``kept``.
+        kept: Final number of kept prunable weights. Give this or ``sparsity``.
+        end: The optimizer step, counted from the pruner's first, that reaches the final number.
+        begin: The step that removes the first weights. Default 0.
+        every: Steps from one removal to the next. Default 100.
+        power: Default 3, the cubic schedule.
+        floor: See :class:`Schedule`; it does not slow the schedule, but decides what is delivered.
+        mode: See :class:`Schedule`.
+        dense_metric: See :class:`Schedule`.
+
+    Raises:
+        UserError: An argument is out of range.
+
+    Source: Zhu and Gupta, arXiv 1710.01878, equation 1.
+
+    Example:
+        >>> schedule = GradualPruning(sparsity=0.9, begin=0, end=100, every=50)
+        >>> [schedule.after_step(step=s, prunable=1000, kept=1000) for s in (49, 50, 100)]
+        [None, 212, 100]
+    """
+
+    sparsity: float | None = None
+    kept: int | None = None
+    end: int
+    begin: int = 0
+    every: int = 100
+    power: float = 3.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.sparsity is None) == (self.kept is None):
+            raise UserError(
+                "give either sparsity or kept, but got "
+                f"sparsity={self.sparsity!r} and kept={self.kept!r}"
+            )
+        if self.sparsity is not None:
+            _check_sparsity(self.sparsity, "sparsity")
+        if self.kept is not None and self.kept < 1:
+            raise UserError(f"kept must be at least 1, but is {self.kept!r}")
+        if not (0 <= self.begin < self.end and self.every >= 1 and self.power > 0):
+            raise UserError(
+                "GradualPruning needs 0 <= begin < end, every >= 1 and power > 0, but got "
+                f"begin={self.begin}, end={self.end}, every={self.every}, power={self.power}"
+            )
+        self._step = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether the final number has been reached."""
+        return self._step >= self.end
+
+    def after_step(self, *, step: int, prunable: int, kept: int) -> int | None:
+        """Follow the polynomial."""
+        self._step = step
+        due = (step - self.begin) % self.every == 0 or step == self.end
+        if not (due and self.begin <= step <= self.end):
+            return None
+        final = self.kept if self.kept is not None else _kept(prunable, self.sparsity or 0.0)
+        left: float = (self.end - step) / (self.end - self.begin)
+        return round(final + max(0, prunable - final) * float(left**self.power))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the last step seen."""
+        return {"step": self._step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`state_dict` returned."""
+        super().load_state_dict(state)
+        self._step = int(state["step"])
+
+
+@dataclass(kw_only=True)
+class OneShot(Schedule):
+    """Removes everything at once.
+
+    Args:
+        sparsity: The share of removed weights.
+        at: The optimizer step after which it happens; None (default) for the first validation.
+        floor: See :class:`Schedule`.
+        mode: See :class:`Schedule`.
+        dense_metric: See :class:`Schedule`.
+
+    Raises:
+        UserError: An argument is out of range.
+
+    Example:
+        >>> schedule = OneShot(sparsity=0.75)
+        >>> schedule.after_validation(met=True, prunable=8, kept=8), schedule.done
+        (2, True)
+    """
+
+    sparsity: float
+    at: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_sparsity(self.sparsity, "sparsity")
+        if self.at is not None and self.at < 1:
+            raise UserError(f"at must be a step, 1 or above, or None, but is {self.at!r}")
+        self._done = False
+
+    @property
+    def done(self) -> bool:
+        """Whether the weights were removed."""
+        return self._done
+
+    def after_step(self, *, step: int, prunable: int, kept: int) -> int | None:
+        """Remove if this is the step."""
+        return self._once(prunable) if self.at == step else None
+
+    def after_validation(self, *, met: bool, prunable: int, kept: int) -> int | None:
+        """Remove if no step was given and this is the first validation."""
+        return self._once(prunable) if self.at is None and not self._done else None
+
+    def _once(self, prunable: int) -> int:
+        self._done = True
+        return _kept(prunable, self.sparsity)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return whether it has happened."""
+        return {"done": self._done}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`state_dict` returned."""
+        super().load_state_dict(state)
+        self._done = bool(state["done"])
+
+
+def _check_sparsity(value: float, name: str) -> None:
+    if not (math.isfinite(value) and 0 < value < 1):
+        raise UserError(f"{name} is a sparsity, above 0 and below 1, but is {value!r}")
+
+
+def _kept(prunable: int, sparsity: float) -> int:
+    return prunable - round(sparsity * prunable)

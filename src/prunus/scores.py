@@ -1,0 +1,136 @@
+"""Scores: what to remove first. The smallest go first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from prunus.errors import UserError
+
+__all__ = ["Magnitude", "Random", "Score", "Taylor"]
+
+
+class Score(Protocol):
+    """Anything that says how much each weight of a tensor is worth.
+
+    A score may keep one tensor of memory per weight tensor, which the pruner holds and saves.
+    """
+
+    def observe(
+        self, weight: torch.Tensor, gradient: torch.Tensor, memory: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """Look at a step's true gradient; return the memory to keep, or None if none is needed."""
+        ...
+
+    def of(self, weight: torch.Tensor, memory: torch.Tensor | None, *, seed: int) -> torch.Tensor:
+        """Return the scores of a piece of a tensor, of its shape.
+
+        Args:
+            weight: The piece.
+            memory: The matching piece of what :meth:`observe` returned last.
+            seed: The same whenever this piece is asked about within one pruning, and another
+                otherwise.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Magnitude:
+    """|w|, the paper's score: the penalty has already made irrelevant weights small.
+
+    Example:
+        >>> Magnitude().of(torch.tensor([-2.0, 1.0]), None, seed=0).tolist()
+        [2.0, 1.0]
+    """
+
+    def observe(
+        self,
+        weight: torch.Tensor,
+        gradient: torch.Tensor,
+        memory: torch.Tensor | None,
+    ) -> None:
+        """Keep nothing."""
+
+    def of(self, weight: torch.Tensor, memory: torch.Tensor | None, *, seed: int) -> torch.Tensor:
+        """Return the magnitudes."""
+        return weight.abs()
+
+
+@dataclass(frozen=True)
+class Taylor:
+    """|w · ∂L/∂w|, how much the loss would change, to first order, if the weight were removed.
+
+    Args:
+        smoothing: The weight of the past in the moving average over steps, from 0 (the last step
+            alone) to below 1. Default 0.9.
+
+    Raises:
+        UserError: ``smoothing`` is out of range.
+
+    Source: Molchanov et al., arXiv 1611.06440, the first-order criterion.
+
+    Example:
+        >>> score = Taylor(smoothing=0.5)
+        >>> weight, gradient = torch.tensor([2.0, -1.0]), torch.tensor([0.5, 4.0])
+        >>> memory = score.observe(weight, gradient, None)
+        >>> memory = score.observe(weight, torch.zeros(2), memory)
+        >>> score.of(weight, memory, seed=0).tolist()
+        [0.5, 2.0]
+    """
+
+    smoothing: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.smoothing < 1:
+            raise UserError(f"smoothing must be from 0 to below 1, but is {self.smoothing!r}")
+
+    def observe(
+        self, weight: torch.Tensor, gradient: torch.Tensor, memory: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Move the average towards this step's |w · g|."""
+        now = (weight.detach() * gradient).abs_()
+        return now if memory is None else memory.lerp_(now, 1 - self.smoothing)
+
+    def of(self, weight: torch.Tensor, memory: torch.Tensor | None, *, seed: int) -> torch.Tensor:
+        """Return the averages.
+
+        Raises:
+            UserError: No gradient has been seen yet.
+        """
+        if memory is None:
+            raise UserError(
+                "the Taylor score needs the gradient of at least one optimizer step before weights "
+                f"are removed, but a tensor of shape {tuple(weight.shape)} has had none"
+            )
+        return memory
+
+
+@dataclass(frozen=True)
+class Random:
+    """A uniform random number: the baseline that any other score should beat.
+
+    Args:
+        seed: Two runs with the same seed remove the same weights.
+
+    Example:
+        >>> weight = torch.ones(3)
+        >>> bool((Random().of(weight, None, seed=1) == Random().of(weight, None, seed=1)).all())
+        True
+    """
+
+    seed: int = 0
+
+    def observe(
+        self,
+        weight: torch.Tensor,
+        gradient: torch.Tensor,
+        memory: torch.Tensor | None,
+    ) -> None:
+        """Keep nothing."""
+
+    def of(self, weight: torch.Tensor, memory: torch.Tensor | None, *, seed: int) -> torch.Tensor:
+        """Return uniform numbers in [0, 1), drawn on the CPU so that every device agrees."""
+        generator = torch.Generator().manual_seed(hash((self.seed, seed)) & 0x7FFF_FFFF_FFFF_FFFF)
+        return torch.rand(weight.shape, generator=generator).to(weight.device)

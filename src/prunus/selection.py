@@ -1,0 +1,317 @@
+"""Which tensors of a model may be pruned.
+
+By default the weights of every layer: linear, convolutional, transposed, embedding, recurrent and
+attention layers, and any module of your own whose parameter has "weight" in its name and at least
+two dimensions. Biases, the parameters of normalization layers and bare parameters are left out
+unless asked for. A tensor shared by several modules is one target.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils.parametrize import is_parametrized
+
+from prunus.errors import UserError, listing, nearest
+
+__all__ = ["Pattern", "Predicate", "Selection", "Target", "select"]
+
+Predicate = Callable[[str, nn.Parameter, nn.Module], bool]
+"""Called with a tensor's name, the tensor, and the module that owns it."""
+
+Pattern = str | type[nn.Module] | Predicate
+"""A glob on tensor or module names, a module type, or a predicate."""
+
+Kind = Literal["weight", "bias", "norm", "other"]
+
+_NORM = re.compile(r"Norm(\dd)?$")
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """One tensor that may be pruned.
+
+    Attributes:
+        name: Its first name in the model, as in ``model.named_parameters()``.
+        parameter: The tensor itself, as the optimizer holds it.
+        aliases: The other names of the same tensor where it is tied.
+        padding_row: The row of an embedding that stands for padding; it is never counted or pruned.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    aliases: tuple[str, ...] = ()
+    padding_row: int | None = None
+
+    @property
+    def prunable(self) -> int:
+        """How many of its weights may be pruned."""
+        numel = self.parameter.numel()
+        if self.padding_row is None:
+            return numel
+        return numel - numel // self.parameter.shape[0]
+
+
+class Selection(Mapping[str, Target]):
+    """The tensors that may be pruned, by name, in the model's order.
+
+    Example:
+        >>> selection = select(nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2)))
+        >>> list(selection), selection.prunable
+        (['0.weight'], 6)
+    """
+
+    def __init__(self, targets: Sequence[Target]) -> None:
+        self._targets = {target.name: target for target in targets}
+
+    def __getitem__(self, name: str) -> Target:
+        return self._targets[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._targets)
+
+    def __len__(self) -> int:
+        return len(self._targets)
+
+    def __repr__(self) -> str:
+        return f"Selection({len(self)} tensors, {self.prunable:,} prunable weights)"
+
+    @property
+    def prunable(self) -> int:
+        """How many weights may be pruned in all."""
+        return sum(target.prunable for target in self.values())
+
+
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """One place in the module tree where a parameter hangs: a tied tensor has several."""
+
+    name: str
+    parameter: nn.Parameter
+    path: tuple[tuple[str, nn.Module], ...]  # (name, module) from the root to the owner
+
+    @property
+    def owner(self) -> nn.Module:
+        return self.path[-1][1]
+
+    @property
+    def kind(self) -> Kind:
+        local = self.name.rpartition(".")[2]
+        if _NORM.search(type(self.owner).__name__):
+            return "norm"
+        if "bias" in local:
+            return "bias"
+        if "weight" in local and self.parameter.dim() >= 2:
+            return "weight"
+        return "other"
+
+
+def select(
+    model: nn.Module,
+    include: Pattern | Sequence[Pattern] = (),
+    exclude: Pattern | Sequence[Pattern] = (),
+    *,
+    biases: bool = False,
+    norms: bool = False,
+) -> Selection:
+    """Choose the tensors of ``model`` that may be pruned.
+
+    A tensor is taken if it is of a kind that is asked for (weights always, biases and norms by
+    their switches) and lies in what ``include`` names, if that is given. A glob that matches a
+    tensor's full name takes it whatever its kind, so ``"*"`` takes everything and ``"pos_embed"``
+    a bare parameter. ``exclude`` wins over both.
+
+    A layer whose weight is computed by a parametrization (``weight_norm``, ``spectral_norm``) has
+    no weight of its own to set to zero and is left out; name the tensors below its
+    ``parametrizations`` to prune those. With ``weight_norm`` a zero in ``original1`` is a zero in
+    the weight.
+
+    Args:
+        model: Any module, compiled or not.
+        include: Only these. Globs (``*`` also crosses dots) are matched against tensor names and
+        the
+            names of the modules above them; types against those modules; predicates are called with
+            name, tensor and owning module.
+        exclude: Not these.
+        biases: Take biases too, as the paper does.
+        norms: Take the weights of normalization layers too, as the paper does (their biases as well
+            if ``biases`` is set).
+
+    Returns:
+        The selection. A tied tensor is taken once, if any of its names is, and left out if any of
+        its names is excluded.
+
+    Raises:
+        UserError: A pattern matches nothing, nothing is left to prune, or a chosen tensor is
+        frozen,
+            empty, without memory, or not a floating-point tensor.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> list(select(model, exclude="2", biases=True))
+        ['0.weight', '0.bias']
+    """
+    model = getattr(model, "_orig_mod", model)  # torch.compile wraps; the names are the inner ones
+    includes, excludes = _as_patterns(include), _as_patterns(exclude)
+    places = _places(model)
+    _reject_idle_patterns(includes, excludes, places)
+
+    def wanted(place: _Place) -> bool:
+        if any(isinstance(p, str) and fnmatchcase(place.name, p) for p in includes):
+            return True
+        if includes and not any(_matches(p, place) for p in includes):
+            return False
+        if place.kind == "norm":
+            return norms and (biases or "bias" not in place.name.rpartition(".")[2])
+        if place.kind == "other":  # a predicate has seen the tensor itself and chosen it
+            return any(_is_predicate(p) and _matches(p, place) for p in includes)
+        return place.kind == "weight" or biases
+
+    tied: dict[int, list[_Place]] = {}
+    for place in places:
+        tied.setdefault(id(place.parameter), []).append(place)
+    targets = []
+    for group in tied.values():
+        if any(_matches(p, place) for p in excludes for place in group):
+            continue
+        if any(wanted(place) for place in group):
+            targets.append(_target(group))
+    _reject_unusable(targets)
+    if not targets:
+        raise UserError(_nothing_left(model, places))
+    return Selection(targets)
+
+
+def _as_patterns(patterns: Pattern | Sequence[Pattern]) -> tuple[Pattern, ...]:
+    if isinstance(patterns, str) or callable(patterns):
+        patterns = (patterns,)
+    wrong = [
+        repr(pattern)
+        for pattern in patterns
+        if not isinstance(pattern, str) and not callable(pattern)
+    ]
+    if wrong:
+        raise UserError(
+            f"a pattern is a glob, a module type or a predicate, but got {listing(wrong)}"
+        )
+    return tuple(patterns)
+
+
+def _places(model: nn.Module) -> list[_Place]:
+    places = []
+
+    def walk(module: nn.Module, path: tuple[tuple[str, nn.Module], ...]) -> None:
+        prefix = path[-1][0]
+        for local, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            places.append(_Place(f"{prefix}.{local}" if prefix else local, parameter, path))
+        for local, child in module.named_children():
+            name = f"{prefix}.{local}" if prefix else local
+            walk(child, (*path, (name, child)))
+
+    walk(model, (("", model),))
+    return places
+
+
+def _is_predicate(pattern: Pattern) -> bool:
+    return callable(pattern) and not isinstance(pattern, type)
+
+
+def _matches(pattern: Pattern, place: _Place) -> bool:
+    if isinstance(pattern, str):
+        names = [place.name, *(name for name, _ in place.path if name)]
+        return any(fnmatchcase(name, pattern) for name in names)
+    if isinstance(pattern, type):
+        return any(isinstance(module, pattern) for _, module in place.path)
+    return bool(pattern(place.name, place.parameter, place.owner))
+
+
+def _reject_idle_patterns(
+    includes: Sequence[Pattern], excludes: Sequence[Pattern], places: Sequence[_Place]
+) -> None:
+    names = list(dict.fromkeys(n for p in places for n in (*(m for m, _ in p.path if m), p.name)))
+    types = sorted({type(module).__name__ for p in places for _, module in p.path})
+    problems = []
+    for argument, patterns in (("include", includes), ("exclude", excludes)):
+        for pattern in patterns:
+            if any(_matches(pattern, place) for place in places):
+                continue
+            if isinstance(pattern, str):
+                hint = nearest(pattern, names) or names[:3]
+                problems.append(f"{argument}={pattern!r} (nearest names: {listing(hint)})")
+            elif isinstance(pattern, type):
+                problems.append(f"{argument}={pattern.__name__} (types here: {listing(types)})")
+            else:
+                problems.append(f"{argument}={pattern!r} (false for every tensor)")
+    if problems:
+        raise UserError(
+            "every pattern must match a tensor or a module that holds tensors, but nothing is "
+            "matched "
+            f"by {'; '.join(problems)}"
+        )
+
+
+def _target(group: Sequence[_Place]) -> Target:
+    rows = [
+        place.owner.padding_idx
+        for place in group
+        if isinstance(place.owner, nn.Embedding | nn.EmbeddingBag)
+        and place.owner.padding_idx is not None
+    ]
+    first = group[0]
+    aliases = tuple(place.name for place in group[1:])
+    return Target(first.name, first.parameter, aliases, rows[0] if rows else None)
+
+
+def _reject_unusable(targets: Sequence[Target]) -> None:
+    problems = []
+    for target in targets:
+        parameter = target.parameter
+        if isinstance(parameter, UninitializedParameter):
+            problems.append(f"{target.name} is not initialized yet (run the model once first)")
+        elif parameter.is_meta:
+            problems.append(f"{target.name} is on the meta device (give it memory first)")
+        elif parameter.numel() == 0:
+            problems.append(f"{target.name} is empty, of shape {tuple(parameter.shape)}")
+        elif not parameter.is_floating_point():
+            problems.append(f"{target.name} is of type {parameter.dtype}, not floating point")
+        elif not parameter.requires_grad:
+            problems.append(f"{target.name} is frozen (requires_grad is False)")
+    if problems:
+        raise UserError(
+            f"these tensors cannot be pruned: {'; '.join(problems)}. Mend them or leave them out, "
+            f"for "
+            "example with exclude=[names] or exclude=lambda name, tensor, module: "
+            "not tensor.requires_grad or tensor.numel() == 0"
+        )
+
+
+def _nothing_left(model: nn.Module, places: Sequence[_Place]) -> str:
+    message = f"{type(model).__name__} has no tensors left to prune: "
+    if not places:
+        return message + "it has no parameters at all"
+    parametrized = [name for name, module in model.named_modules() if is_parametrized(module)]
+    if parametrized:
+        message += f"the weights of {listing(parametrized)} are computed by parametrizations; "
+    found = ", ".join(f"{place.name} ({place.kind})" for place in places[:20])
+    return (
+        f"{message}its tensors are {found}; widen include, narrow exclude, or ask for biases=True "
+        f"or "
+        "norms=True"
+    )
+
+
+def total_parameters(model: nn.Module) -> int:
+    """Count the parameters of ``model``, tied ones once; the dividend of the compression ratio."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def nonzero_parameters(model: nn.Module) -> int:
+    """Count the parameters of ``model`` that are not zero; the divisor of the compression ratio."""
+    return sum(int(torch.count_nonzero(p.detach())) for p in model.parameters())

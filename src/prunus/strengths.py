@@ -1,0 +1,105 @@
+"""Strengths: the factor γ of the penalty, and how it moves during training."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+from prunus.errors import UserError
+
+__all__ = ["ConstantStrength", "FollowLearningRate", "LinearDecay", "Strength", "as_strength"]
+
+
+class Strength(Protocol):
+    """Anything that says how strong the penalty is at a step."""
+
+    def at(self, *, lr: float, steps_since_pruning: int) -> float:
+        """Return γ for this step.
+
+        Args:
+            lr: The learning rate of the parameter group that holds the tensor.
+            steps_since_pruning: Optimizer steps since weights were last removed, or since the
+            start.
+        """
+        ...
+
+
+def _check(value: float) -> None:
+    if not (math.isfinite(value) and value >= 0):
+        raise UserError(f"a strength must be a finite number, 0 or above, but is {value!r}")
+
+
+@dataclass(frozen=True)
+class ConstantStrength:
+    """The same γ at every step; what a plain number means.
+
+    Example:
+        >>> ConstantStrength(1e-5).at(lr=0.1, steps_since_pruning=7)
+        1e-05
+    """
+
+    value: float
+
+    def __post_init__(self) -> None:
+        _check(self.value)
+
+    def at(self, *, lr: float, steps_since_pruning: int) -> float:
+        """Return the constant."""
+        return self.value
+
+
+@dataclass(frozen=True)
+class FollowLearningRate:
+    """γ = value · learning rate, so that a schedule of the learning rate moves both together.
+
+    With the decoupled way and a constant coefficient this is AdamW's weight decay of ``2 · value``,
+    taken after the step.
+
+    Example:
+        >>> FollowLearningRate(0.5).at(lr=0.1, steps_since_pruning=0)
+        0.05
+    """
+
+    value: float
+
+    def __post_init__(self) -> None:
+        _check(self.value)
+
+    def at(self, *, lr: float, steps_since_pruning: int) -> float:
+        """Return the value times the learning rate."""
+        return self.value * lr
+
+
+@dataclass(frozen=True)
+class LinearDecay:
+    """γ falls linearly from ``value`` to 0 over ``steps`` and starts again at each pruning.
+
+    This is what the authors do over the steps of one epoch.
+
+    Example:
+        >>> strength = LinearDecay(1.0, steps=4)
+        >>> [strength.at(lr=0.1, steps_since_pruning=n) for n in (0, 1, 4, 9)]
+        [1.0, 0.75, 0.0, 0.0]
+    """
+
+    value: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        _check(self.value)
+        if self.steps < 1:
+            raise UserError(f"LinearDecay needs at least 1 step, but got steps={self.steps}")
+
+    def at(self, *, lr: float, steps_since_pruning: int) -> float:
+        """Return the value on the line, 0 once its end is reached."""
+        return self.value * max(0.0, 1.0 - steps_since_pruning / self.steps)
+
+
+def as_strength(strength: float | Strength) -> Strength:
+    """Wrap a plain number.
+
+    Raises:
+        UserError: The number is negative, NaN or infinite.
+    """
+    return ConstantStrength(strength) if isinstance(strength, int | float) else strength
