@@ -17,7 +17,9 @@ from prunus.threshold import Piece, smallest
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 
-def source(*vectors: torch.Tensor, where: Sequence[torch.Tensor] | None = None) -> Callable[[], list[Piece]]:
+def source(
+    *vectors: torch.Tensor, where: Sequence[torch.Tensor] | None = None
+) -> Callable[[], list[Piece]]:
     masks: Sequence[torch.Tensor | None] = where if where is not None else [None] * len(vectors)
     return lambda: [
         Piece(f"t{i}", v, m) for i, (v, m) in enumerate(zip(vectors, masks, strict=True))

@@ -15,8 +15,9 @@ from prunus.schedules import GradualPruning, IterativePruning, OneShot, Schedule
 from prunus.scores import Magnitude, Random, Score, Taylor
 from prunus.selection import Selection, select
 from prunus.strengths import ConstantStrength, FollowLearningRate, LinearDecay, Strength
+from prunus.version import VERSION
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "CheckpointError",

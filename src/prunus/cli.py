@@ -1,0 +1,132 @@
+"""The command ``prunus``: ``recipes``, ``run`` and ``inspect``.
+
+It exits with 0 when all went well, 2 after a mistake of the user's (one message, no traceback), 1
+after a failure of its own, and 130 when interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from prunus.errors import UserError
+
+try:
+    import typer
+    from rich.console import Console
+except ImportError as error:  # pragma: no cover - shown to users who installed the bare library
+    sys.exit(f"the prunus command needs the 'cli' extra: pip install 'prunus[cli]' ({error})")
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Train PyTorch networks into sparse ones.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes."""
+    from prunus.recipes.recipe import RECIPES
+    from prunus.terminal import recipes_table
+
+    Console().print(recipes_table(RECIPES.values()))
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A name from `prunus recipes`.")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="A folder or Hub name to take the data from, in place of the recipe's."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, data order and validation split.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where everything is written. Default: a new directory in runs/."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run that --out holds.")
+    ] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated."),
+    ] = None,
+) -> None:
+    """Train a recipe: first dense, then sparse."""
+    from prunus.recipes.directory import RunDirectory
+    from prunus.recipes.recipe import find
+    from prunus.recipes.training import run as run_recipe
+    from prunus.terminal import Watcher, summary_table
+
+    chosen = find(recipe)
+    config = chosen.config.changed(set_ or [])
+    if seed < 0:
+        raise UserError(f"--seed must be 0 or above, but is {seed}")
+    if resume and out is None:
+        raise UserError("--resume needs --out: which run shall go on?")
+    directory = RunDirectory(out if out is not None else _fresh(Path("runs"), recipe, seed))
+    console = Console()
+    watcher = Watcher(console)
+    try:
+        summary = run_recipe(
+            chosen, config, directory, watcher, data=data, seed=seed, resume=resume
+        )
+    except KeyboardInterrupt:
+        watcher.close()
+        where = f"--out {directory.path} --resume"
+        console.print(f"interrupted; the same command with {where} goes on", soft_wrap=True)
+        raise typer.Exit(130) from None
+    finally:
+        watcher.close()
+    console.print(summary_table(summary))
+    console.print(f"written to {directory.path}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A safetensors file, or the directory of a run.")],
+) -> None:
+    """Show shape, non-zero elements and density of every tensor."""
+    from prunus.inspection import model_file, tensor_densities
+    from prunus.terminal import densities_table
+
+    file = model_file(path)
+    Console().print(densities_table(str(file), tensor_densities(file)))
+
+
+def _fresh(parent: Path, recipe: str, seed: int) -> Path:
+    """Return the first directory of its kind that does not exist yet."""
+
+    def names() -> Iterator[str]:
+        yield f"{recipe}-seed{seed}"
+        number = 2
+        while True:
+            yield f"{recipe}-seed{seed}-{number}"
+            number += 1
+
+    return next(parent / name for name in names() if not (parent / name).exists())
+
+
+def main() -> None:
+    """Run the command."""
+    try:
+        app()
+    except UserError as error:
+        Console(stderr=True).print(
+            f"[bold red]error:[/bold red] {_escaped(error)}", soft_wrap=True, highlight=False
+        )
+        sys.exit(2)
+
+
+def _escaped(error: UserError) -> str:
+    from rich.markup import escape
+
+    return escape(str(error))

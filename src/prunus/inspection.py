@@ -1,0 +1,79 @@
+"""How sparse the tensors of a file are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from prunus.errors import UserError
+
+__all__ = ["TensorDensity", "model_file", "tensor_densities"]
+
+
+@dataclass(frozen=True)
+class TensorDensity:
+    """One tensor of a file.
+
+    Attributes:
+        name: Its name there.
+        shape: Its shape.
+        dtype: Its type, such as "float32".
+        numel: How many elements it has.
+        nonzero: How many of them are not zero.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    numel: int
+    nonzero: int
+
+    @property
+    def density(self) -> float:
+        """Non-zero / all elements; 0 for an empty tensor."""
+        return self.nonzero / self.numel if self.numel else 0.0
+
+
+def model_file(path: Path) -> Path:
+    """Return the safetensors file that ``path`` means: itself, or the model of a run's directory.
+
+    Raises:
+        UserError: There is none.
+    """
+    if path.is_dir():
+        found = path / "model.safetensors"
+        if not found.is_file():
+            raise UserError(
+                f"{path} holds no model.safetensors: the run may not be complete, or this may not "
+                f"be "
+                "a run's directory"
+            )
+        return found
+    if not path.is_file():
+        raise UserError(f"there is no file or directory {path}")
+    return path
+
+
+def tensor_densities(path: Path) -> Iterator[TensorDensity]:
+    """Read a safetensors file tensor by tensor; only one is in memory at a time.
+
+    Raises:
+        UserError: It is damaged or not a safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in sorted(file.keys()):
+                tensor = file.get_tensor(name)
+                yield TensorDensity(
+                    name,
+                    tuple(tensor.shape),
+                    str(tensor.dtype).removeprefix("torch."),
+                    tensor.numel(),
+                    int(torch.count_nonzero(tensor)),
+                )
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a whole safetensors file: {error}") from error

@@ -1,0 +1,1 @@
+"""The paper's tasks and the embedded default, runnable by ``prunus run``."""

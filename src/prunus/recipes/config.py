@@ -1,0 +1,250 @@
+"""The settings of a recipe, each of which ``--set key=value`` may change."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Union
+
+from prunus.coefficients import Coefficient, Constant, Exponential, Linear
+from prunus.errors import UserError, nearest
+from prunus.penalty import RelevancePenalty, Way
+from prunus.schedules import GradualPruning, IterativePruning, OneShot, Schedule
+from prunus.scores import Magnitude, Random, Score, Taylor
+from prunus.strengths import ConstantStrength, FollowLearningRate, LinearDecay, Strength
+
+__all__ = ["Config"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """How a recipe trains and prunes.
+
+    Args:
+        dense_epochs: Epochs of ordinary training first; the network that pruning starts from and is
+            compared with.
+        epochs: Epochs of pruning, recovery included.
+        batch_size: Images per step.
+        validation: The share of the training split set apart for validation.
+        dense_lr: Peak learning rate of the dense training (SGD, Nesterov momentum).
+        lr: Peak learning rate of the pruning.
+        momentum: Of both.
+        warmup: The share of the steps over which the learning rate rises; it falls along a cosine
+            to 0 in the rest.
+        penalty: "relevance" (the paper's exponential), "lobster" (linear), "l2", "l1" or "none".
+        strength: γ.
+        strength_follows: "lr" for γ times the learning rate, "linear" for a fall to 0 over an
+        epoch,
+            started again at each pruning, "constant".
+        alpha: The scale of the gradient in the coefficient.
+        relative: Whether alpha is in multiples of each tensor's mean gradient magnitude.
+        way: "gradient", "loss" or "decoupled".
+        schedule: "iterative" (the paper's), "gradual" or "oneshot".
+        ratio: The compression ratio to reach: all parameters / non-zero ones; 0 for no target,
+        which
+            only the iterative schedule knows.
+        begin: The share of the pruning epochs at which the gradual schedule begins.
+        end: The share at which it reaches the ratio.
+        fraction: What the iterative schedule removes each time, of what is left.
+        patience: Validations below the floor after which the iterative schedule stops; 0 for never.
+        floor: The validation accuracy that the delivered network must meet, such as "dense-0.005".
+        score: "magnitude", "taylor" or "random".
+        biases: Whether biases may be removed too.
+        min_density: The share of each tensor that stays.
+
+    Raises:
+        UserError: A value is out of range.
+    """
+
+    dense_epochs: int
+    epochs: int
+    batch_size: int
+    dense_lr: float
+    lr: float
+    strength: float
+    ratio: float
+    validation: float = 1 / 12
+    momentum: float = 0.9
+    warmup: float = 0.1
+    penalty: Literal["relevance", "lobster", "l2", "l1", "none"] = "relevance"
+    strength_follows: Literal["constant", "lr", "linear"] = "lr"
+    alpha: float = 0.1
+    relative: bool = True
+    way: Way = "decoupled"
+    schedule: Literal["iterative", "gradual", "oneshot"] = "gradual"
+    begin: float = 0.0
+    end: float = 0.6
+    fraction: float = 0.1
+    patience: int = 0
+    floor: float | str | None = None
+    score: Literal["magnitude", "taylor", "random"] = "magnitude"
+    biases: bool = True
+    min_density: float = 0.0
+
+    def __post_init__(self) -> None:
+        problems = []
+
+        def check(holds: bool, name: str, wanted: str) -> None:
+            if not holds:
+                problems.append(f"{name} must be {wanted}, but is {getattr(self, name)!r}")
+
+        for name in ("dense_epochs", "epochs", "batch_size"):
+            check(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("dense_lr", "lr"):
+            check(getattr(self, name) > 0, name, "above 0")
+        for name in ("momentum", "warmup", "min_density"):
+            check(0 <= getattr(self, name) < 1, name, "from 0 to below 1")
+        check(0 < self.validation < 1, "validation", "above 0 and below 1")
+        check(0 <= self.begin < self.end, "begin", "from 0 to below end")
+        check(0 < self.end <= 1, "end", "above 0 and at most 1")
+        check(self.patience >= 0, "patience", "0 or above")
+        check(
+            self.ratio > 1 or (self.ratio == 0 and self.schedule == "iterative"),
+            "ratio",
+            "above 1 (or 0, with the iterative schedule alone, for no target)",
+        )
+        if problems:
+            raise UserError("; ".join(problems))
+        # What the parts check themselves, before anything is trained.
+        self.make_penalty(steps_per_epoch=1)
+        self.make_schedule(kept=1, prunable=2, steps=1000, dense_metric=0.0)
+
+    def changed(self, settings: Iterable[str]) -> Config:
+        """Return this configuration with ``key=value`` settings applied.
+
+        Raises:
+            UserError: A key is unknown or a value has the wrong form; every one is listed.
+        """
+        hints = typing.get_type_hints(type(self))
+        problems, changes = [], {}
+        for setting in settings:
+            key, equals, text = setting.partition("=")
+            if not equals:
+                problems.append(f"{setting!r} is not of the form key=value")
+            elif key not in hints:
+                near = nearest(key, hints)
+                problems.append(
+                    f"there is no setting {key!r}; "
+                    + (f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(hints)}")
+                )
+            else:
+                try:
+                    changes[key] = _parse(text, hints[key])
+                except ValueError:
+                    problems.append(f"{key} must be {_describe(hints[key])}, but is {text!r}")
+        if problems:
+            raise UserError("; ".join(problems))
+        return dataclasses.replace(self, **changes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the settings by name."""
+        return dataclasses.asdict(self)
+
+    @property
+    def method(self) -> str:
+        """Name the method for tables: penalty, way, schedule and score."""
+        penalty = self.penalty if self.penalty == "none" else f"{self.penalty} ({self.way})"
+        return f"{penalty}, {self.schedule}, {self.score}"
+
+    def make_penalty(self, steps_per_epoch: int) -> RelevancePenalty | None:
+        """Build the penalty."""
+        if self.penalty == "none":
+            return None
+        strengths: Mapping[str, type[ConstantStrength | FollowLearningRate]] = {
+            "constant": ConstantStrength,
+            "lr": FollowLearningRate,
+        }
+        strength: Strength = (
+            LinearDecay(self.strength, steps_per_epoch)
+            if self.strength_follows == "linear"
+            else strengths[self.strength_follows](self.strength)
+        )
+        coefficients: Mapping[str, Coefficient] = {
+            "relevance": Exponential(self.alpha, self.relative),
+            "lobster": Linear(self.alpha, self.relative),
+            "l2": Constant(),
+            "l1": Constant(),
+        }
+        return RelevancePenalty(
+            strength,
+            coefficients[self.penalty],
+            power=1 if self.penalty == "l1" else 2,
+            way=self.way,
+        )
+
+    def make_schedule(
+        self, *, kept: int, prunable: int, steps: int, dense_metric: float
+    ) -> Schedule:
+        """Build the schedule.
+
+        Args:
+            kept: How many prunable weights the ratio leaves.
+            prunable: How many there are.
+            steps: How many optimizer steps the pruning epochs have.
+            dense_metric: The dense network's validation metric.
+        """
+        goal: dict[str, Any] = {"floor": self.floor, "dense_metric": dense_metric}
+        if self.schedule == "iterative":
+            target = 1 - kept / prunable if self.ratio else None
+            patience = self.patience or None
+            return IterativePruning(
+                fraction=self.fraction, target=target, patience=patience, **goal
+            )
+        if self.schedule == "gradual":
+            end = max(1, round(self.end * steps))
+            begin = min(end - 1, round(self.begin * steps))
+            # About a hundred removals, whatever the length of the run.
+            every = max(1, (end - begin) // 100)
+            return GradualPruning(kept=kept, begin=begin, end=end, every=every, **goal)
+        return OneShot(sparsity=1 - kept / prunable, at=max(1, round(self.begin * steps)), **goal)
+
+    def make_score(self) -> Score:
+        """Build the score."""
+        scores: Mapping[str, Score] = {
+            "magnitude": Magnitude(),
+            "taylor": Taylor(),
+            "random": Random(),
+        }
+        return scores[self.score]
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    union = typing.get_origin(hint) in (Union, types.UnionType)
+    return typing.get_args(hint) if union else (hint,)
+
+
+def _parse(text: str, hint: Any) -> Any:
+    """Read ``text`` as the first of the types in ``hint`` that it fits."""
+    for option in _options(hint):
+        if typing.get_origin(option) is Literal:
+            if text in typing.get_args(option):
+                return text
+        elif option is bool:
+            if text.lower() in ("true", "false"):
+                return text.lower() == "true"
+        elif option is type(None):
+            if text.lower() == "none":
+                return None
+        elif option is str:
+            if text.lower() != "none":
+                return text
+        else:
+            try:
+                return option(text)
+            except ValueError:
+                continue
+    raise ValueError(text)
+
+
+def _describe(hint: Any) -> str:
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    parts = []
+    for option in _options(hint):
+        if typing.get_origin(option) is Literal:
+            parts += [str(value) for value in typing.get_args(option)]
+        else:
+            parts.append("none" if option is type(None) else words[option])
+    return ", ".join(parts[:-1]) + (" or " if len(parts) > 1 else "") + parts[-1]

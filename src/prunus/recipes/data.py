@@ -1,0 +1,187 @@
+"""The data of the recipes, decoded once and kept in memory as tensors."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from prunus.errors import DataError, UserError, listing
+
+__all__ = ["Images", "Split", "digits", "hub_images"]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Inputs, normalized, with the labels they should get.
+
+    Attributes:
+        inputs: Of shape (n, channels, height, width), float32.
+        labels: Of shape (n,), int64.
+    """
+
+    inputs: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """The three splits of an image classification task; validation comes out of training.
+
+    Attributes:
+        train: What the network is trained on.
+        validation: What decides when and how much is pruned, and which state is delivered.
+        test: What nothing is decided by.
+    """
+
+    train: Split
+    validation: Split
+    test: Split
+
+
+def digits(validation: float, seed: int) -> Images:
+    """Scikit-learn's embedded 8×8 digits: 1,797 images, of which every fifth is kept for testing.
+
+    Args:
+        validation: The share of the training images that is set apart for validation.
+        seed: Decides which.
+    """
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    images = images.reshape(-1, 8, 8)
+    test = np.arange(len(labels)) % 5 == 4
+    return _images(
+        (images[~test], labels[~test]), (images[test], labels[test]), 16.0, validation, seed
+    )
+
+
+def hub_images(
+    source: str,
+    *,
+    size: tuple[int, int],
+    columns: tuple[str, str] = ("image", "label"),
+    validation: float,
+    seed: int,
+) -> Images:
+    """Load grey images with labels, from the Hugging Face Hub or a folder laid out alike.
+
+    Args:
+        source: A name on the Hub, or the path of a folder.
+        size: Height and width that the images must have.
+        columns: The names of the image and the label column.
+        validation: The share of the training images that is set apart for validation.
+        seed: Decides which.
+
+    Raises:
+        DataError: The set is absent, empty, damaged, or has other columns, splits or sizes.
+    """
+    raw = {split: _decode(source, split, size, columns) for split in ("train", "test")}
+    return _images(raw["train"], raw["test"], 255.0, validation, seed)
+
+
+def _decode(
+    source: str, split: str, size: tuple[int, int], columns: tuple[str, str]
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    from PIL import Image as Pillow
+
+    rows = _load(source, split, columns)
+    if len(rows) == 0:
+        raise DataError(f"the {split} split of {source} is empty")
+    images = np.empty((len(rows), *size), dtype=np.uint8)
+    for index, cell in enumerate(rows[columns[0]]):
+        try:
+            content = cell["bytes"] or Path(cell["path"]).read_bytes()
+            image = Pillow.open(io.BytesIO(content)).convert("L")
+        except (OSError, TypeError, KeyError) as error:
+            raise DataError(
+                f"image {index} of the {split} split of {source} cannot be decoded: {error}"
+            ) from error
+        if image.size != (size[1], size[0]):
+            raise DataError(
+                f"image {index} of the {split} split of {source} is "
+                f"{image.size[1]}×{image.size[0]}, "
+                f"but this recipe reads {size[0]}×{size[1]}"
+            )
+        images[index] = np.asarray(image)
+    return images, np.asarray(rows[columns[1]], dtype=np.int64)
+
+
+def _load(source: str, split: str, columns: tuple[str, str]) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(
+            "recipes on data from the Hub or a folder need the 'hub' extra: "
+            "pip install 'prunus[hub]'"
+        ) from error
+    folder = Path(source).expanduser()
+    looks_local = folder.exists() or source.startswith((".", "/", "~"))
+    if looks_local and not folder.is_dir():
+        raise DataError(f"the data folder {source} does not exist or is not a folder")
+    if looks_local and not any(path.is_file() for path in folder.rglob("*")):
+        raise DataError(f"the data folder {source} is empty; expected parquet files as on the Hub")
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    try:
+        loaded = datasets.load_dataset(str(folder) if looks_local else source)
+    except Exception as error:  # the library raises whatever its readers do
+        hint = (
+            "a file may be cut short or not be what its name says"
+            if looks_local
+            else "the Hub may be out of reach: give a local folder with --data"
+        )
+        cause = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise DataError(f"cannot load {source}: {hint} ({cause})") from error
+    if split not in loaded:
+        raise DataError(
+            f"{source} has no {split} split; expected train and test, found {listing(list(loaded))}"
+        )
+    rows = loaded[split]
+    missing = [name for name in columns if name not in rows.column_names]
+    if missing:
+        raise DataError(
+            f"the {split} split of {source} lacks the columns {listing(missing)}; expected "
+            f"{listing(columns)}, found {listing(rows.column_names)}"
+        )
+    try:
+        return rows.cast_column(columns[0], datasets.Image(decode=False))
+    except (TypeError, ValueError, datasets.table.CastError) as error:
+        raise DataError(
+            f"the column {columns[0]} of {source} holds {rows.features[columns[0]]}, not images"
+        ) from error
+
+
+def _images(
+    train: tuple[Any, Any], test: tuple[Any, Any], scale: float, validation: float, seed: int
+) -> Images:
+    pixels, labels = _tensors(train, scale)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    held = round(validation * len(labels))
+    if not 0 < held < len(labels):
+        raise DataError(
+            f"a validation share of {validation} leaves nothing to train on or nothing to validate "
+            f"on: there are {len(labels)} training images"
+        )
+    chosen, rest = order[:held], order[held:]
+    mean, deviation = pixels[rest].mean(), pixels[rest].std()
+    test_pixels, test_labels = _tensors(test, scale)
+    return Images(
+        train=Split((pixels[rest] - mean) / deviation, labels[rest]),
+        validation=Split((pixels[chosen] - mean) / deviation, labels[chosen]),
+        test=Split((test_pixels - mean) / deviation, test_labels),
+    )
+
+
+def _tensors(raw: Sequence[Any], scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    images, labels = raw
+    pixels = torch.from_numpy(np.ascontiguousarray(images)).to(torch.float32) / scale
+    return pixels.unsqueeze(1), torch.from_numpy(np.ascontiguousarray(labels)).to(torch.int64)

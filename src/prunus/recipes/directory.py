@@ -1,0 +1,149 @@
+"""The directory of a run: what lies in it, and that only one process writes to it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from prunus.errors import CheckpointError, UserError, listing
+from prunus.files import write_atomically, writing
+
+__all__ = ["RunDirectory"]
+
+
+class RunDirectory:
+    """A run's files.
+
+    Attributes:
+        path: The directory.
+        checkpoint: Everything needed to go on, replaced after every epoch.
+        dense: The dense network at the end of its training.
+        model: The delivered sparse network, an ordinary safetensors file.
+        metrics: One JSON object per epoch.
+        summary: What the run came to.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.json"
+        self.checkpoint = path / "checkpoints" / "last.safetensors"
+        self.dense = path / "checkpoints" / "dense.safetensors"
+        self.model = path / "model.safetensors"
+        self.metrics = path / "metrics.jsonl"
+        self.summary = path / "summary.json"
+        self._lock = path / ".lock"
+
+    @contextlib.contextmanager
+    def claimed(self, *, resume: bool) -> Iterator[None]:
+        """Hold the directory for this process; leave nothing behind if the run never began.
+
+        Raises:
+            UserError: It is in use, cannot be written, holds something else, or, when resuming,
+                holds no run.
+        """
+        if resume and not self.config.is_file():
+            raise UserError(f"there is no run to resume in {self.path}: it has no config.json")
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"the output directory {self.path} is a file; choose another --out")
+        with writing(self.path):
+            self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            lock = self._lock.open("a")
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(
+                    f"the output directory {self.path} is in use by another run; wait for it or "
+                    "choose another --out"
+                ) from error
+            self._refuse_foreign(resume=resume)
+            try:
+                yield
+            finally:
+                if not self.config.exists():
+                    with contextlib.suppress(OSError):
+                        self._lock.unlink()
+                        self.checkpoint.parent.rmdir()
+                        self.path.rmdir()
+
+    def _refuse_foreign(self, *, resume: bool) -> None:
+        if self.config.exists() and not resume:
+            raise UserError(
+                f"{self.path} holds a run already; go on with it by --resume, or choose another "
+                f"--out"
+            )
+        own = {self._lock.name, self.checkpoint.parent.name}
+        foreign = sorted(entry.name for entry in self.path.iterdir() if entry.name not in own)
+        if foreign and not self.config.exists():
+            raise UserError(
+                f"the output directory {self.path} is not empty and not a run's (it holds "
+                f"{listing(foreign, most=5)}); choose another --out"
+            )
+
+    def write_config(self, identity: dict[str, Any]) -> None:
+        """Write what the run is."""
+        self._write_json(self.config, identity)
+
+    def check_config(self, identity: dict[str, Any]) -> None:
+        """Make sure that the run here is the one that is to be resumed.
+
+        Raises:
+            CheckpointError: It is another one; every difference is listed.
+        """
+        held = _read_json(self.config)
+        differences = [
+            f"{key} was {_flat(held).get(key)!r} and is {_flat(identity).get(key)!r}"
+            for key in sorted({*_flat(held), *_flat(identity)})
+            if _flat(held).get(key) != _flat(identity).get(key)
+        ]
+        if differences:
+            raise CheckpointError(
+                f"{self.path} holds another run: {listing(differences)}; resume it with its own "
+                "settings, or choose another --out"
+            )
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Add a line to the metrics."""
+        with writing(self.metrics), self.metrics.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def cut_metrics(self, lines: int) -> None:
+        """Drop what was written after the checkpoint that is resumed from."""
+        held = self.metrics.read_bytes() if self.metrics.exists() else b""
+        content = held.splitlines(keepends=True)
+        write_atomically(self.metrics, b"".join(content[:lines]))
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write what the run came to."""
+        self._write_json(self.summary, summary)
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """Return the summary, or None while the run has none."""
+        return _read_json(self.summary) if self.summary.exists() else None
+
+    @staticmethod
+    def _write_json(path: Path, content: dict[str, Any]) -> None:
+        write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        raise CheckpointError(f"{path} is damaged: it holds a {kind}, not an object")
+    return content
+
+
+def _flat(content: dict[str, Any]) -> dict[str, Any]:
+    config = content.get("config")
+    return {**content, **(config if isinstance(config, dict) else {}), "config": None}

@@ -1,0 +1,144 @@
+"""The recipes: a task, a network, and settings that are known to work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from torch import nn
+
+from prunus.errors import UserError, listing, nearest
+from prunus.recipes.config import Config
+from prunus.recipes.data import Images, digits, hub_images
+from prunus.recipes.models import lenet5, lenet300, perceptron
+
+__all__ = ["RECIPES", "Recipe", "find"]
+
+
+class Loader(Protocol):
+    """Loads the data of a recipe."""
+
+    def __call__(self, source: str | None, *, validation: float, seed: int) -> Images:
+        """Return the splits; ``source`` is what the user gave as --data, or None."""
+        ...
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One entry of the recipe book.
+
+    Attributes:
+        name: What the command calls it.
+        summary: One line on what it does.
+        data: Where its data come from by default.
+        model: Builds the dense network.
+        load: Loads the data.
+        config: Its settings.
+    """
+
+    name: str
+    summary: str
+    data: str
+    model: Callable[[], nn.Module]
+    load: Loader
+    config: Config
+
+
+def _embedded(source: str | None, *, validation: float, seed: int) -> Images:
+    if source is not None:
+        raise UserError(f"the recipe digits has its data embedded: leave out --data {source}")
+    return digits(validation, seed)
+
+
+def _from_hub(
+    source: str | None, *, name: str, size: tuple[int, int], validation: float, seed: int
+) -> Images:
+    return hub_images(source or name, size=size, validation=validation, seed=seed)
+
+
+_MNIST = "ylecun/mnist"
+_FASHION = "zalando-datasets/fashion_mnist"
+
+_LENET5 = Config(
+    dense_epochs=10,
+    epochs=60,
+    batch_size=100,
+    dense_lr=0.05,
+    lr=0.05,
+    strength=0.015,
+    ratio=200.1,
+)
+
+_BOOK = (
+    Recipe(
+        "digits",
+        "a small perceptron on scikit-learn's 8×8 digits, by the paper's iterative pruning",
+        "embedded",
+        partial(perceptron, 64, 300, 100, 10),
+        _embedded,
+        Config(
+            dense_epochs=40,
+            epochs=200,
+            batch_size=32,
+            validation=0.2,
+            dense_lr=0.05,
+            lr=0.05,
+            strength=0.01,
+            schedule="iterative",
+            fraction=0.1,
+            floor="dense-0.01",
+            ratio=40.0,
+        ),
+    ),
+    Recipe(
+        "mnist-lenet300",
+        "LeNet-300-100 on MNIST, to 1/67 of its parameters",
+        _MNIST,
+        lenet300,
+        partial(_from_hub, name=_MNIST, size=(28, 28)),
+        Config(
+            dense_epochs=15,
+            epochs=60,
+            batch_size=100,
+            dense_lr=0.1,
+            lr=0.1,
+            strength=0.015,
+            ratio=67.0,
+        ),
+    ),
+    Recipe(
+        "mnist-lenet5",
+        "LeNet-5 (Caffe widths) on MNIST, to 1/200 of its parameters",
+        _MNIST,
+        lenet5,
+        partial(_from_hub, name=_MNIST, size=(28, 28)),
+        _LENET5,
+    ),
+    Recipe(
+        "fashion-lenet5",
+        "LeNet-5 (Caffe widths) on Fashion-MNIST, to 1/50 of its parameters",
+        _FASHION,
+        lenet5,
+        partial(_from_hub, name=_FASHION, size=(28, 28)),
+        _LENET5.changed(["ratio=50"]),
+    ),
+)
+
+RECIPES = {recipe.name: recipe for recipe in _BOOK}
+
+
+def find(name: str) -> Recipe:
+    """Return the recipe of that name.
+
+    Raises:
+        UserError: There is none.
+    """
+    if name not in RECIPES:
+        near = nearest(name, RECIPES)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(
+            f"there is no recipe {name!r}; {hint}The recipes are {listing(list(RECIPES))}"
+        )
+    return RECIPES[name]

@@ -1,0 +1,430 @@
+"""Training a recipe: first dense, then sparse, with a checkpoint after every epoch."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save
+from torch import nn
+
+from prunus.environment import environment
+from prunus.errors import CheckpointError, FloorNotReachedError, NonFiniteError
+from prunus.files import load_tree, save_tree, write_atomically
+from prunus.floor import Floor
+from prunus.pruner import Pruner
+from prunus.recipes.config import Config
+from prunus.recipes.data import Images, Split
+from prunus.recipes.directory import RunDirectory
+from prunus.recipes.recipe import Recipe
+from prunus.selection import nonzero_parameters, select, total_parameters
+
+__all__ = ["Epoch", "Progress", "run"]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One line of metrics.jsonl.
+
+    Attributes:
+        phase: "dense" or "prune".
+        epoch: Counted from 1 within the phase.
+        loss: Mean training loss of the epoch.
+        validation_loss: Mean loss on the validation split.
+        validation: The accuracy there, before this epoch's removal by the iterative schedule.
+        floor: What the accuracy must reach, or None.
+        sparsity: Removed / prunable weights while the accuracy was measured.
+        removed: How many weights were removed because of it.
+        seconds: Since the run began, earlier parts of a resumed run included.
+    """
+
+    phase: str
+    epoch: int
+    loss: float
+    validation_loss: float
+    validation: float
+    floor: float | None
+    sparsity: float
+    removed: int
+    seconds: float
+
+
+class Progress(Protocol):
+    """Watches a run."""
+
+    def begin(self, phase: str, epochs: int, steps_per_epoch: int, done: int) -> None:
+        """Hear that a phase begins, or goes on after ``done`` epochs."""
+        ...
+
+    def step(self) -> None:
+        """Hear of a step."""
+        ...
+
+    def epoch(self, epoch: Epoch) -> None:
+        """Hear of an epoch that is over and saved."""
+        ...
+
+    def say(self, message: str) -> None:
+        """Hear of anything else a user should know."""
+        ...
+
+
+def run(
+    recipe: Recipe,
+    config: Config,
+    directory: RunDirectory,
+    progress: Progress,
+    *,
+    data: str | None = None,
+    seed: int = 0,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Run a recipe from start to end, or from its last checkpoint.
+
+    Args:
+        recipe: What to train.
+        config: Its settings, perhaps changed.
+        directory: Where everything is written.
+        progress: Who watches.
+        data: A folder or Hub name in place of the recipe's own data.
+        seed: Of the weights, the data order and the validation split.
+        resume: Go on with the run that ``directory`` holds. The result is the same, bit for bit, as
+            if it had never stopped.
+
+    Returns:
+        The summary, as written to summary.json.
+
+    Raises:
+        UserError: Something the user can mend; what was written so far is intact.
+    """
+    identity = {"recipe": recipe.name, "seed": seed, "data": data, "config": config.as_dict()}
+    with directory.claimed(resume=resume):
+        if resume:
+            directory.check_config(identity)
+            summary = directory.read_summary()
+            if summary is not None:
+                progress.say(f"the run in {directory.path} is complete; nothing is left to do")
+                return summary
+        torch.manual_seed(seed)
+        images = recipe.load(data, validation=config.validation, seed=seed)
+        training = _Training(recipe, config, directory, progress, images, seed)
+        if not resume:
+            directory.write_config(identity)
+        elif directory.checkpoint.exists():
+            training.load()
+        else:
+            progress.say("no epoch was complete yet, so the run begins anew")
+        training.dense()
+        training.prune()
+        summary = training.summary()
+        directory.write_summary(summary)
+        return summary
+
+
+@dataclass
+class _Clock:
+    """Seconds spent per phase, over all parts of a resumed run."""
+
+    spent: dict[str, float] = field(default_factory=lambda: {"dense": 0.0, "prune": 0.0})
+    _since: float = field(default_factory=time.perf_counter)
+
+    def charge(self, phase: str) -> None:
+        now = time.perf_counter()
+        self.spent[phase] += now - self._since
+        self._since = now
+
+    @property
+    def total(self) -> float:
+        return sum(self.spent.values())
+
+
+class _Training:
+    """A run in progress."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        config: Config,
+        directory: RunDirectory,
+        progress: Progress,
+        images: Images,
+        seed: int,
+    ) -> None:
+        self.recipe, self.config, self.directory = recipe, config, directory
+        self.progress, self.images, self.seed = progress, images, seed
+        self.model = recipe.model()
+        # Settings that do not fit the network are found before anything is trained.
+        self.selection = select(self.model, biases=config.biases)
+        self.order = torch.Generator().manual_seed(seed)
+        self.steps_per_epoch = math.ceil(len(images.train) / config.batch_size)
+        self.clock = _Clock()
+        self.lines = 0
+        self.sparsity = 0.0
+        self.dense_validation: float | None = None
+        self.resumed: dict[str, Any] | None = None
+
+    def load(self) -> None:
+        """Take over the last checkpoint; the optimizers follow when their phase begins."""
+        state = load_tree(self.directory.checkpoint)
+        try:
+            self.model.load_state_dict(state["model"])
+            self.order.set_state(state["order"])
+            torch.set_rng_state(state["rng"])
+            self.clock.spent = dict(state["seconds"])
+            self.lines = int(state["lines"])
+            self.dense_validation = state["dense_validation"]
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise CheckpointError(
+                f"{self.directory.checkpoint} is not a checkpoint of this recipe: {error}"
+            ) from error
+        self.directory.cut_metrics(self.lines)
+        self.resumed = state
+
+    def dense(self) -> None:
+        """Train the dense network, unless a checkpoint is beyond that."""
+        if self.resumed is not None and self.resumed["phase"] == "prune":
+            return
+        optimizer, scheduler = self._optimizer(self.config.dense_lr, self.config.dense_epochs)
+        done = self._take_over("dense", optimizer, scheduler, None)
+        self.progress.begin("dense", self.config.dense_epochs, self.steps_per_epoch, done)
+        for epoch in range(done + 1, self.config.dense_epochs + 1):
+            loss = self._train_epoch("dense", epoch, optimizer, scheduler, None)
+            validation_loss, self.dense_validation = _evaluate(self.model, self.images.validation)
+            self._close_epoch(
+                Epoch(
+                    "dense", epoch, loss, validation_loss, self.dense_validation, None, 0.0, 0, 0.0
+                ),
+                optimizer,
+                scheduler,
+                None,
+            )
+        # Overwritten with the same bytes if a run was stopped just after this.
+        write_atomically(
+            self.directory.dense, _model_file(self.model, {"recipe": self.recipe.name})
+        )
+
+    def prune(self) -> None:
+        """Train the sparse network."""
+        assert self.dense_validation is not None
+        floor = Floor(self.config.floor)
+        if not floor.met(self.dense_validation, self.dense_validation):
+            raise FloorNotReachedError(
+                f"the dense network reaches a validation accuracy of {self.dense_validation:.4f}, "
+                f"below the floor {floor.value(self.dense_validation):.4f}, so nothing may be "
+                "removed: lower the floor or raise dense_epochs"
+            )
+        optimizer, scheduler = self._optimizer(self.config.lr, self.config.epochs)
+        pruner = self._pruner(optimizer)
+        done = self._take_over("prune", optimizer, scheduler, pruner)
+        self.progress.begin("prune", self.config.epochs, self.steps_per_epoch, done)
+        for epoch in range(done + 1, self.config.epochs + 1):
+            if self._may_stop(pruner):
+                break
+            loss = self._train_epoch("prune", epoch, optimizer, scheduler, pruner)
+            validation_loss, validation = _evaluate(self.model, self.images.validation)
+            sparsity, seen = pruner.sparsity, pruner.step(validation)
+            self._close_epoch(
+                Epoch(
+                    "prune",
+                    epoch,
+                    loss,
+                    validation_loss,
+                    validation,
+                    pruner.floor,
+                    sparsity,
+                    seen.removed,
+                    0.0,
+                ),
+                optimizer,
+                scheduler,
+                pruner,
+            )
+        pruner.finish()
+        metadata = {"recipe": self.recipe.name, "sparsity": f"{pruner.sparsity:.6f}"}
+        write_atomically(self.directory.model, _model_file(self.model, metadata))
+        self.clock.charge("prune")
+        self.sparsity = pruner.sparsity
+
+    def _may_stop(self, pruner: Pruner) -> bool:
+        # The gradual schedule is done long before the network has recovered from it.
+        return self.config.schedule == "iterative" and pruner.done
+
+    def _pruner(self, optimizer: torch.optim.Optimizer) -> Pruner:
+        config = self.config
+        total, prunable = total_parameters(self.model), self.selection.prunable
+        kept = prunable
+        if config.ratio:
+            kept = max(1, math.floor(total / config.ratio) - (total - prunable))
+        assert self.dense_validation is not None
+        schedule = config.make_schedule(
+            kept=kept,
+            prunable=prunable,
+            steps=config.epochs * self.steps_per_epoch,
+            dense_metric=self.dense_validation,
+        )
+        return Pruner(
+            self.model,
+            optimizer,
+            config.make_penalty(self.steps_per_epoch),
+            schedule,
+            score=config.make_score(),
+            selection=self.selection,
+            min_density=config.min_density,
+        )
+
+    def _optimizer(
+        self, lr: float, epochs: int
+    ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+        steps = epochs * self.steps_per_epoch
+        rising = max(1, round(self.config.warmup * steps))
+
+        def factor(step: int) -> float:
+            if step < rising:
+                return (step + 1) / rising
+            return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+
+        momentum = self.config.momentum
+        optimizer = torch.optim.SGD(
+            self.model.parameters(), lr=lr, momentum=momentum, nesterov=momentum > 0
+        )
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+    def _take_over(
+        self,
+        phase: str,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LambdaLR,
+        pruner: Pruner | None,
+    ) -> int:
+        """Restore the phase from the checkpoint, if it is in it; return how many epochs are done."""
+        state, self.resumed = self.resumed, None
+        if state is None or state["phase"] != phase:
+            return 0
+        try:
+            optimizer.load_state_dict(state["optimizer"])
+            scheduler.load_state_dict(state["scheduler"])
+            if pruner is not None:
+                pruner.load_state_dict(state["pruner"])
+        except (KeyError, ValueError, TypeError) as error:
+            raise CheckpointError(
+                f"{self.directory.checkpoint} is not a checkpoint of this recipe: {error}"
+            ) from error
+        return int(state["epoch"])
+
+    def _train_epoch(
+        self,
+        phase: str,
+        epoch: int,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LambdaLR,
+        pruner: Pruner | None,
+    ) -> float:
+        """Train for an epoch; return the mean loss."""
+        in_loss = pruner is not None and self.config.penalty != "none" and self.config.way == "loss"
+        train, total = self.images.train, 0.0
+        order = torch.randperm(len(train), generator=self.order)
+        for number, batch in enumerate(torch.split(order, self.config.batch_size)):
+            loss = F.cross_entropy(self.model(train.inputs[batch]), train.labels[batch])
+            value = loss.item()
+            if not math.isfinite(value):
+                step = (epoch - 1) * self.steps_per_epoch + number + 1
+                raise NonFiniteError(
+                    f"the loss is {value} at step {step} (epoch {epoch}) of the {phase} training: "
+                    f"lower {'lr or strength' if phase == 'prune' else 'dense_lr'}. The "
+                    f"checkpoint of "
+                    f"the last whole epoch is kept in {self.directory.path}"
+                )
+            total += value * len(batch)
+            optimizer.zero_grad()
+            if in_loss and pruner is not None:
+                loss = loss + pruner.penalty(loss)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            scheduler.step()
+            self.progress.step()
+        return total / len(train)
+
+    def _close_epoch(
+        self,
+        epoch: Epoch,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LambdaLR,
+        pruner: Pruner | None,
+    ) -> None:
+        """Write the epoch down: its line first, then the checkpoint that counts the lines."""
+        self.clock.charge(epoch.phase)
+        epoch = Epoch(**{**asdict(epoch), "seconds": round(self.clock.total, 3)})
+        self.directory.append_metrics(asdict(epoch))
+        self.lines += 1
+        save_tree(
+            self.directory.checkpoint,
+            {
+                "phase": epoch.phase,
+                "epoch": epoch.epoch,
+                "model": dict(self.model.state_dict()),
+                "optimizer": optimizer.state_dict(),
+                "scheduler": scheduler.state_dict(),
+                "pruner": None if pruner is None else pruner.state_dict(),
+                "order": self.order.get_state(),
+                "rng": torch.get_rng_state(),
+                "seconds": dict(self.clock.spent),
+                "lines": self.lines,
+                "dense_validation": self.dense_validation,
+            },
+        )
+        self.progress.epoch(epoch)
+
+    def summary(self) -> dict[str, Any]:
+        """Measure both networks on the test split, for the first and only time."""
+        _, validation = _evaluate(self.model, self.images.validation)
+        _, test = _evaluate(self.model, self.images.test)
+        dense = self.recipe.model()
+        dense.load_state_dict(load_file(self.directory.dense))
+        _, dense_validation = _evaluate(dense, self.images.validation)
+        _, dense_test = _evaluate(dense, self.images.test)
+        parameters, nonzero = total_parameters(self.model), nonzero_parameters(self.model)
+        return {
+            "recipe": self.recipe.name,
+            "method": self.config.method,
+            "seed": self.seed,
+            "parameters": parameters,
+            "nonzero": nonzero,
+            "sparsity": self.sparsity,
+            "compression_ratio": parameters / nonzero,
+            "metric": {"name": "accuracy", "mode": "max"},
+            "dense": {"validation": dense_validation, "test": dense_test},
+            "sparse": {"validation": validation, "test": test},
+            "seconds": {
+                **{phase: round(spent, 3) for phase, spent in self.clock.spent.items()},
+                "total": round(self.clock.total, 3),
+            },
+            "bytes": {
+                "dense": self.directory.dense.stat().st_size,
+                "sparse": self.directory.model.stat().st_size,
+            },
+            "environment": environment(),
+        }
+
+
+def _model_file(model: nn.Module, metadata: dict[str, str]) -> bytes:
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    return save(tensors, metadata)
+
+
+@torch.no_grad()
+def _evaluate(model: nn.Module, split: Split) -> tuple[float, float]:
+    """Return the mean loss and the accuracy."""
+    model.eval()
+    loss, correct = 0.0, 0
+    for inputs, labels in zip(
+        torch.split(split.inputs, 1000), torch.split(split.labels, 1000), strict=True
+    ):
+        outputs = model(inputs)
+        loss += F.cross_entropy(outputs, labels, reduction="sum").item()
+        correct += int((outputs.argmax(dim=1) == labels).sum())
+    model.train()
+    return loss / len(split), correct / len(split)

@@ -1,0 +1,143 @@
+"""What a user of the command sees: progress, live or as plain lines, and tables."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from prunus.inspection import TensorDensity
+from prunus.recipes.recipe import Recipe
+from prunus.recipes.training import Epoch
+
+__all__ = ["Watcher", "densities_table", "recipes_table", "summary_table"]
+
+
+class Watcher:
+    """Shows a run as it goes: a live line on a terminal, and a plain line per epoch."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live: Progress | None = None
+        self._task: TaskID | None = None
+        self._total = 0
+        self._begun = 0.0
+        self._done_before = 0
+
+    def begin(self, phase: str, epochs: int, steps_per_epoch: int, done: int) -> None:
+        """Start the phase's progress bar."""
+        self.close()
+        self._total, self._done_before, self._begun = epochs, done, time.perf_counter()
+        resumed = f", going on after epoch {done}" if done else ""
+        self._console.print(f"[bold]{phase}[/bold]: {epochs} epochs{resumed}")
+        if self._console.is_terminal:
+            self._live = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.percentage:3.0f}% {task.fields[left]}"),
+                console=self._console,
+                transient=True,
+            )
+            self._task = self._live.add_task(
+                phase,
+                total=epochs * steps_per_epoch,
+                completed=done * steps_per_epoch,
+                left="",
+            )
+            self._live.start()
+
+    def step(self) -> None:
+        """Move the bar by one step."""
+        if self._live is not None and self._task is not None:
+            self._live.advance(self._task)
+
+    def epoch(self, epoch: Epoch) -> None:
+        """Print the epoch's line."""
+        each = (time.perf_counter() - self._begun) / (epoch.epoch - self._done_before)
+        left = _duration(each * (self._total - epoch.epoch))
+        width = len(str(self._total))
+        parts = [
+            f"epoch {epoch.epoch:>{width}}/{self._total}",
+            f"loss {epoch.loss:.4f}",
+            f"validation {epoch.validation:.4f}",
+        ]
+        if epoch.phase == "prune":
+            if epoch.floor is not None:
+                sign = "≥" if epoch.validation >= epoch.floor else "<"
+                parts.append(f"{sign} floor {epoch.floor:.4f}")
+            parts.append(f"sparsity {epoch.sparsity:.4f}")
+        parts.append(f"{left} left")
+        self._console.print("  " + "  ".join(parts), highlight=False, soft_wrap=True)
+        if self._live is not None and self._task is not None:
+            self._live.update(self._task, left=f"{left} left")
+
+    def say(self, message: str) -> None:
+        """Print a line."""
+        self._console.print(message, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+def summary_table(summary: Mapping[str, Any]) -> Table:
+    """Set the dense network beside the sparse one."""
+    table = Table(title=f"{summary['recipe']}, seed {summary['seed']}", title_justify="left")
+    table.add_column("")
+    table.add_column("dense", justify="right")
+    table.add_column("sparse", justify="right")
+    metric = summary["metric"]["name"]
+    for split in ("validation", "test"):
+        values = (summary["dense"][split], summary["sparse"][split])
+        table.add_row(f"{split} {metric}", *(f"{value:.4f}" for value in values))
+    parameters, nonzero = summary["parameters"], summary["nonzero"]
+    table.add_row("parameters", f"{parameters:,}", f"{parameters:,}")
+    table.add_row("non-zero", f"{parameters:,}", f"{nonzero:,}")
+    table.add_row("sparsity", "0.0000", f"{summary['sparsity']:.4f}")
+    table.add_row("compression ratio", "1.0", f"{summary['compression_ratio']:.1f}")
+    sizes, seconds = summary["bytes"], summary["seconds"]
+    table.add_row("bytes on disk, zeros stored", f"{sizes['dense']:,}", f"{sizes['sparse']:,}")
+    table.add_row("training", _duration(seconds["dense"]), f"+ {_duration(seconds['prune'])}")
+    return table
+
+
+def densities_table(title: str, tensors: Iterable[TensorDensity]) -> Table:
+    """List tensors with their densities, and the sum of them."""
+    rows = list(tensors)
+    table = Table(title=title, title_justify="left", show_footer=True)
+    all_elements, all_nonzero = sum(r.numel for r in rows), sum(r.nonzero for r in rows)
+    total = all_nonzero / all_elements if all_elements else 0.0
+    ratio = f"{all_elements / all_nonzero:.1f}× smaller" if all_nonzero else "all zero"
+    table.add_column("tensor", footer="all", overflow="fold")
+    table.add_column("shape", justify="right")
+    table.add_column("type")
+    table.add_column("elements", justify="right", footer=f"{all_elements:,}")
+    table.add_column("non-zero", justify="right", footer=f"{all_nonzero:,}")
+    table.add_column("density", justify="right", footer=f"{total:.4%} ({ratio})")
+    for row in rows:
+        shape = "×".join(map(str, row.shape)) or "scalar"
+        table.add_row(
+            row.name, shape, row.dtype, f"{row.numel:,}", f"{row.nonzero:,}", f"{row.density:.4%}"
+        )
+    return table
+
+
+def recipes_table(recipes: Iterable[Recipe]) -> Table:
+    """List recipes."""
+    table = Table()
+    for column in ("recipe", "what it does", "data"):
+        table.add_column(column, overflow="fold")
+    for recipe in recipes:
+        table.add_row(recipe.name, recipe.summary, recipe.data)
+    return table
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
