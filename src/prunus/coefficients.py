@@ -51,6 +51,7 @@ class _OfMagnitude:
             raise UserError(f"alpha must be a finite number above 0, but is {self.alpha!r}")
 
     def unit(self, gradient: torch.Tensor) -> torch.Tensor | float:
+        """Return α, or α times the mean |g| of the tensor."""
         if not self.relative:
             return self.alpha
         mean: torch.Tensor = torch.linalg.vector_norm(gradient, ord=1) / gradient.numel()

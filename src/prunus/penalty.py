@@ -15,7 +15,7 @@ It is applied in one of three ways, chosen by ``way``:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -26,7 +26,7 @@ from prunus.coefficients import Coefficient, Constant, Exponential
 from prunus.errors import UserError
 from prunus.pieces import bits, pieces
 from prunus.selection import Selection, Target, select
-from prunus.strengths import Strength, as_strength
+from prunus.strengths import ConstantStrength, Strength, as_strength
 
 __all__ = ["PenaltyTerm", "RelevancePenalty", "Way"]
 
@@ -77,10 +77,20 @@ class RelevancePenalty:
 
         For use without a :class:`~prunus.Pruner`; with one, ``pruner.penalty(loss)`` is this term,
         with a strength that follows the run.
+
+        Raises:
+            UserError: The strength follows a run, which a term by itself knows nothing of.
         """
         selection = model if isinstance(model, Selection) else select(model)
         strength = as_strength(self.strength)
-        return PenaltyTerm(self, selection, lambda _: strength.at(lr=1.0, steps_since_pruning=0))
+        if not isinstance(strength, ConstantStrength):
+            raise UserError(
+                f"a penalty by itself needs a constant strength, but has {strength!r}, which "
+                f"follows "
+                "a run: use Pruner(model, optimizer, penalty) and pruner.penalty(loss)"
+            )
+        gamma = dict.fromkeys(selection, strength.value)
+        return PenaltyTerm(self, selection, lambda: gamma)
 
     @torch.no_grad()
     def add_to_gradient_(
@@ -150,12 +160,12 @@ class PenaltyTerm:
     Attributes:
         penalty: What is applied.
         selection: The tensors it is applied to.
-        strength_of: γ of a tensor at this moment.
+        strengths: Says γ of each tensor at the moment of the call.
     """
 
     penalty: RelevancePenalty
     selection: Selection
-    strength_of: Callable[[Target], float]
+    strengths: Callable[[], Mapping[str, float]]
 
     def __call__(self, loss: torch.Tensor) -> torch.Tensor:
         """Return R(w), a scalar whose gradient is 2γ·c·w, to be added to ``loss``.
@@ -180,8 +190,9 @@ class PenaltyTerm:
         gradients = torch.autograd.grad(
             loss, [t.parameter for t in targets], retain_graph=True, allow_unused=True
         )
+        strengths = self.strengths()
         terms = [
-            self._of(target, gradient)
+            strengths[target.name] * self._of(target, gradient)
             for target, gradient in zip(targets, gradients, strict=True)
             if gradient is not None
         ]
@@ -190,4 +201,4 @@ class PenaltyTerm:
     def _of(self, target: Target, gradient: torch.Tensor) -> torch.Tensor:
         c = self.penalty.coefficient(gradient.detach())
         magnitude = target.parameter.abs() if self.penalty.power == 1 else target.parameter.square()
-        return self.strength_of(target) * (c * magnitude).sum()
+        return (c * magnitude).sum()

@@ -165,7 +165,7 @@ class Pruner:
                 'pruner.penalty(loss) needs a pruner with RelevancePenalty(..., way="loss"), but '
                 f"this one has {came}"
             )
-        return PenaltyTerm(self._penalty, self.selection, self._strength_of)
+        return PenaltyTerm(self._penalty, self.selection, self._strengths)
 
     def step(self, metric: float | None = None) -> Validation:
         """Tell the pruner of a validation, as one tells ``ReduceLROnPlateau``.
@@ -317,6 +317,7 @@ class Pruner:
 
     @torch.no_grad()
     def _edit_gradients(self) -> None:
+        strengths = self._strengths()
         for target, gradient in self._with_gradient():
             name, weight = target.name, target.parameter.detach()
             memory = self.score.observe(weight, gradient, self._memory.get(name))
@@ -324,9 +325,7 @@ class Pruner:
                 self._memory[name] = memory
             way = None if self._penalty is None else self._penalty.way
             if self._penalty is not None and way == "gradient":
-                self._penalty.add_to_gradient_(
-                    gradient, weight, self._strength_of(target), self.masks[name]
-                )
+                self._penalty.add_to_gradient_(gradient, weight, strengths[name], self.masks[name])
                 continue
             if self._penalty is not None and way == "decoupled":
                 # Now, because some optimizers overwrite the gradient during the step.
@@ -338,8 +337,9 @@ class Pruner:
     @torch.no_grad()
     def _after_step(self, *_: Any) -> None:
         decoupled = self._penalty is not None and self._penalty.way == "decoupled"
+        strengths = self._strengths() if decoupled else {}
         for name, target in self.selection.items():
-            strength = self._strength_of(target) if decoupled else 0.0
+            strength = strengths[name] if decoupled else 0.0
             if self._penalty is not None and strength > 0 and target.parameter.grad is not None:
                 self._penalty.shrink_(
                     target.parameter, self._coefficients[name], strength, self.masks[name]
@@ -348,9 +348,7 @@ class Pruner:
                 clear_(target.parameter, self.masks[name])
         self._steps += 1
         self._steps_since_pruning += 1
-        answer = self.schedule.after_step(
-            step=self._steps, prunable=self.selection.prunable, kept=self.masks.kept
-        )
+        answer = self.schedule.after_step(step=self._steps, prunable=self.selection.prunable)
         if answer is not None:
             self._lower(answer)
 
@@ -366,13 +364,16 @@ class Pruner:
                 )
             yield target, gradient
 
-    def _strength_of(self, target: Target) -> float:
-        lr = next(
-            group["lr"]
+    def _strengths(self) -> dict[str, float]:
+        """Return γ of each tensor at this step; it may follow its group's learning rate."""
+        gamma = {
+            id(parameter): self._strength.at(
+                lr=float(group["lr"]), steps_since_pruning=self._steps_since_pruning
+            )
             for group in self.optimizer.param_groups
-            if any(parameter is target.parameter for parameter in group["params"])
-        )
-        return self._strength.at(lr=float(lr), steps_since_pruning=self._steps_since_pruning)
+            for parameter in group["params"]
+        }
+        return {name: gamma[id(target.parameter)] for name, target in self.selection.items()}
 
     def _lower(self, kept: int) -> int:
         """Remove weights until ``kept`` are left; return how many that took."""

@@ -73,16 +73,12 @@ class Remover:
                 f"least "
                 f"{self.least:,} over {len(self.masks)} tensors; lower min_density or the target"
             )
-        changed = []
+        before = {name: self.masks.kept_in(name) for name in self.masks}
         # Every line is drawn before the first weight falls, so that an error leaves all as it was.
         for cut, names in self._cuts(excess):
-            for name in names:
-                before = self.masks.kept_in(name)
-                for kept, piece in self._walk([name]):
-                    kept.logical_and_(~cut.below(piece).view(kept.shape))
-                if self.masks.kept_in(name) < before:
-                    changed.append(name)
-        return changed
+            for kept, piece in self._walk(names):
+                kept.logical_and_(~cut.below(piece).view(kept.shape))
+        return [name for name in self.masks if self.masks.kept_in(name) < before[name]]
 
     def _cuts(self, excess: int) -> list[tuple[Cut, list[str]]]:
         """Find the line to cut along and for which tensors: one for all that the guard leaves free.

@@ -44,7 +44,7 @@ class Schedule:
         """Whether the schedule has done all it was set up to do."""
         return False
 
-    def after_step(self, *, step: int, prunable: int, kept: int) -> int | None:
+    def after_step(self, *, step: int, prunable: int) -> int | None:
         """Answer after optimizer step number ``step``, counted from 1."""
         return None
 
@@ -165,7 +165,7 @@ class GradualPruning(Schedule):
 
     Example:
         >>> schedule = GradualPruning(sparsity=0.9, begin=0, end=100, every=50)
-        >>> [schedule.after_step(step=s, prunable=1000, kept=1000) for s in (49, 50, 100)]
+        >>> [schedule.after_step(step=s, prunable=1000) for s in (49, 50, 100)]
         [None, 212, 100]
     """
 
@@ -199,7 +199,7 @@ class GradualPruning(Schedule):
         """Whether the final number has been reached."""
         return self._step >= self.end
 
-    def after_step(self, *, step: int, prunable: int, kept: int) -> int | None:
+    def after_step(self, *, step: int, prunable: int) -> int | None:
         """Follow the polynomial."""
         self._step = step
         due = (step - self.begin) % self.every == 0 or step == self.end
@@ -254,7 +254,7 @@ class OneShot(Schedule):
         """Whether the weights were removed."""
         return self._done
 
-    def after_step(self, *, step: int, prunable: int, kept: int) -> int | None:
+    def after_step(self, *, step: int, prunable: int) -> int | None:
         """Remove if this is the step."""
         return self._once(prunable) if self.at == step else None
 

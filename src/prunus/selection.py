@@ -108,7 +108,8 @@ class _Place:
             return "norm"
         if "bias" in local:
             return "bias"
-        if "weight" in local and self.parameter.dim() >= 2:
+        lazy = isinstance(self.parameter, UninitializedParameter)  # has no dimensions to ask for
+        if "weight" in local and (lazy or self.parameter.dim() >= 2):
             return "weight"
         return "other"
 

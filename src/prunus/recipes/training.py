@@ -300,7 +300,7 @@ class _Training:
         scheduler: torch.optim.lr_scheduler.LambdaLR,
         pruner: Pruner | None,
     ) -> int:
-        """Restore the phase from the checkpoint, if it is in it; return how many epochs are done."""
+        """Restore the phase from the checkpoint; return how many of its epochs are done."""
         state, self.resumed = self.resumed, None
         if state is None or state["phase"] != phase:
             return 0

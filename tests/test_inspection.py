@@ -1,0 +1,148 @@
+"""What ``inspect`` counts in a file, and which files it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from recipes.commands import prunus
+from safetensors.torch import save_file
+
+from prunus.errors import UserError
+from prunus.inspection import TensorDensity, model_file, tensor_densities
+
+
+@pytest.fixture
+def hand_made(tmp_path: Path) -> Path:
+    path = tmp_path / "model.safetensors"
+    save_file(
+        {
+            "fc.weight": torch.tensor([[1.0, 0.0, -0.0], [0.0, float("nan"), 0.0]]),
+            "conv.weight": torch.ones(2, 3, 1, 1, dtype=torch.bfloat16),
+            "fc.bias": torch.zeros(4, dtype=torch.float64),
+            "steps": torch.tensor(7),
+            "mask": torch.tensor([True, False]),
+            "empty": torch.empty(0, 3),
+        },
+        path,
+    )
+    return path
+
+
+@pytest.fixture
+def table(hand_made: Path) -> Iterator[list[list[str]]]:
+    outcome = prunus("inspect", hand_made)
+    assert outcome.code == 0
+    assert outcome.out.startswith(str(hand_made))
+    yield [
+        [cell.strip() for cell in line.strip("│┃").replace("┃", "│").split("│")]
+        for line in outcome.out.splitlines()
+        if line.startswith(("│", "┃"))
+    ]
+
+
+def test_every_tensor_is_counted(hand_made: Path) -> None:
+    assert list(tensor_densities(hand_made)) == [
+        TensorDensity("conv.weight", (2, 3, 1, 1), "bfloat16", 6, 6),
+        TensorDensity("empty", (0, 3), "float32", 0, 0),
+        TensorDensity("fc.bias", (4,), "float64", 4, 0),
+        TensorDensity("fc.weight", (2, 3), "float32", 6, 2),  # -0.0 is zero, not-a-number is not
+        TensorDensity("mask", (2,), "bool", 2, 1),
+        TensorDensity("steps", (), "int64", 1, 1),
+    ]
+
+
+def test_density_is_the_share_that_is_not_zero() -> None:
+    assert TensorDensity("w", (8,), "float32", 8, 2).density == 0.25
+    assert TensorDensity("w", (0,), "float32", 0, 0).density == 0.0
+
+
+def test_the_table_shows_shape_type_counts_and_density(table: list[list[str]]) -> None:
+    assert table == [
+        ["tensor", "shape", "type", "elements", "non-zero", "density"],
+        ["conv.weight", "2×3×1×1", "bfloat16", "6", "6", "100.0000%"],
+        ["empty", "0×3", "float32", "0", "0", "0.0000%"],
+        ["fc.bias", "4", "float64", "4", "0", "0.0000%"],
+        ["fc.weight", "2×3", "float32", "6", "2", "33.3333%"],
+        ["mask", "2", "bool", "2", "1", "50.0000%"],
+        ["steps", "scalar", "int64", "1", "1", "100.0000%"],
+        # 10 of 19.
+        ["all", "", "", "19", "10", "52.6316% (1.9× smaller)"],
+    ]
+
+
+def test_a_file_of_zeros_has_no_ratio(tmp_path: Path) -> None:
+    save_file({"w": torch.zeros(1500)}, tmp_path / "a.safetensors")
+    out = prunus("inspect", tmp_path / "a.safetensors").out
+    assert "0.0000% (all zero)" in out
+    assert "1,500" in out
+
+
+def test_a_file_without_tensors_is_shown_as_empty(tmp_path: Path) -> None:
+    save_file({}, tmp_path / "a.safetensors")
+    outcome = prunus("inspect", tmp_path / "a.safetensors")
+    assert outcome.code == 0
+    assert "0.0000% (all zero)" in outcome.out
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float8_e4m3fn, torch.float8_e5m2, torch.uint16, torch.uint32, torch.complex64],
+    ids=str,
+)
+def test_rarer_types_are_counted_too(tmp_path: Path, dtype: torch.dtype) -> None:
+    save_file({"w": torch.tensor([0.0, 1.0, 2.0]).to(dtype)}, tmp_path / "a.safetensors")
+    (row,) = tensor_densities(tmp_path / "a.safetensors")
+    assert (row.numel, row.nonzero, row.dtype) == (3, 2, str(dtype).removeprefix("torch."))
+
+
+def test_names_and_paths_with_brackets_are_shown_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "a[bold]b.safetensors"
+    save_file({"x[red]y": torch.ones(1)}, path)
+    out = prunus("inspect", path).out
+    assert "x[red]y" in out
+    assert "a[bold]b.safetensors" in out
+
+
+def test_brackets_that_close_nothing_are_shown_as_they_are(tmp_path: Path) -> None:
+    save_file({"x[/]y": torch.ones(1)}, tmp_path / "a.safetensors")
+    assert "x[/]y" in prunus("inspect", tmp_path / "a.safetensors").out
+
+
+def test_the_directory_of_a_run_means_its_model(hand_made: Path) -> None:
+    assert model_file(hand_made.parent) == hand_made
+    assert model_file(hand_made) == hand_made
+    out = prunus("inspect", hand_made.parent).out
+    assert out == prunus("inspect", hand_made).out
+    assert "33.3333%" in out
+
+
+def test_an_absent_path_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"there is no file or directory .*/absent"):
+        model_file(tmp_path / "absent")
+    prunus("inspect", tmp_path / "absent").refused("there is no file or directory", "/absent")
+
+
+def test_a_directory_without_a_model_is_named(tmp_path: Path) -> None:
+    prunus("inspect", tmp_path).refused(
+        f"{tmp_path} holds no model.safetensors: the run may not be complete, or this may not be "
+        "a run's directory"
+    )
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.99])
+def test_a_damaged_file_is_named(hand_made: Path, share: float) -> None:
+    whole = hand_made.read_bytes()
+    hand_made.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(UserError, match=r"model\.safetensors is not a whole safetensors file: "):
+        list(tensor_densities(hand_made))
+    outcome = prunus("inspect", hand_made)
+    outcome.refused("is not a whole safetensors file")
+    assert outcome.out == ""
+
+
+def test_a_file_of_another_kind_is_named(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("some notes, longer than a header's length")
+    prunus("inspect", tmp_path / "notes.txt").refused("notes.txt is not a whole safetensors file")

@@ -1,0 +1,309 @@
+"""Once removed, a weight is exactly 0.0 for ever, whatever the optimizer."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from optimizers import OPTIMIZERS, Build
+from prunus import (
+    Constant,
+    Exponential,
+    Masks,
+    OneShot,
+    Pruner,
+    RelevancePenalty,
+    Taylor,
+    select,
+)
+from prunus.optimizer_state import clear_state
+from prunus.penalty import Way
+
+INPUTS = torch.randn(16, 12, generator=torch.Generator().manual_seed(5))
+TARGETS = torch.randn(16, 4, generator=torch.Generator().manual_seed(6))
+
+
+def network() -> Any:
+    # Without biases, for Muon takes matrices alone.
+    return nn.Sequential(nn.Linear(12, 10, bias=False), nn.Tanh(), nn.Linear(10, 4, bias=False))
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, pruner: Pruner) -> None:
+    in_loss = pruner._penalty is not None and pruner._penalty.way == "loss"
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss: torch.Tensor = (model(INPUTS) - TARGETS).square().mean()
+        if in_loss:
+            loss = loss + pruner.penalty(loss)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    for _ in range(steps):
+        if isinstance(optimizer, torch.optim.LBFGS):
+            optimizer.step(closure)  # type: ignore[no-untyped-call]
+        else:
+            closure()
+            optimizer.step()
+
+
+def removed_values(model: nn.Module, masks: dict[str, torch.Tensor]) -> torch.Tensor:
+    parameters = dict(model.named_parameters())
+    return torch.cat([parameters[name].detach()[~mask] for name, mask in masks.items()])
+
+
+def assert_positive_zero(values: torch.Tensor) -> None:
+    assert values.numel() > 0
+    assert torch.equal(values, torch.zeros_like(values))
+    assert not torch.signbit(values).any()
+
+
+def test_all_dense_optimizers_are_listed() -> None:
+    known = {
+        name
+        for name, value in vars(torch.optim).items()
+        if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer)
+    } - {"Optimizer", "SparseAdam"}
+    assert known == {name.split()[0] for name in OPTIMIZERS}
+
+
+@pytest.mark.parametrize("way", ["gradient", "loss", "decoupled"])
+@pytest.mark.parametrize("build", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_removed_weights_stay_zero(build: Build, way: Way) -> None:
+    model = network()
+    optimizer = build(model.parameters())
+    pruner = Pruner(model, optimizer, RelevancePenalty(0.01, way=way))
+    train(model, optimizer, 4, pruner)
+    assert pruner.prune(sparsity=0.6) == 96
+    masks = {name: mask.clone() for name, mask in pruner.masks.items()}
+    before = copy.deepcopy(model.state_dict())
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr"] * 2
+    for _ in range(12):
+        train(model, optimizer, 1, pruner)
+        assert_positive_zero(removed_values(model, masks))
+    # The rest went on training: a test that froze everything would pass the above.
+    assert all(
+        (model.state_dict()[name] != before[name])[mask].any() for name, mask in masks.items()
+    )
+    assert torch.isfinite(torch.cat([p.detach().flatten() for p in model.parameters()])).all()
+
+
+@pytest.mark.parametrize("build", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_memory_of_removed_weights_is_cleared(build: Build) -> None:
+    model = network()
+    optimizer = build(model.parameters())
+    pruner = Pruner(model, optimizer)
+    train(model, optimizer, 4, pruner)
+    pruner.prune(sparsity=0.5)
+
+    def per_weight() -> list[torch.Tensor]:
+        found = []
+        for name, parameter in model.named_parameters():
+            for value in optimizer.state.get(parameter, {}).values():
+                if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                    found.append(value[~pruner.masks[name]])
+                    assert value[pruner.masks[name]].any() or not value.any()
+        return found
+
+    for value in per_weight():
+        assert_positive_zero(value.float())
+    if isinstance(optimizer, torch.optim.LBFGS):
+        assert not any(optimizer.state.values())
+    # It stays cleared where the optimizer's memory is made of gradients, for those are blanked.
+    train(model, optimizer, 3, pruner)
+    if type(optimizer) in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
+        for value in per_weight():
+            assert_positive_zero(value)
+
+
+def test_state_shared_by_weights_is_left_alone() -> None:
+    weight = nn.Parameter(torch.randn(6, 5))
+    optimizer = torch.optim.Adafactor([weight], lr=0.1)
+    weight.square().sum().backward()  # type: ignore[no-untyped-call]
+    optimizer.step()  # type: ignore[no-untyped-call]
+    before = {k: v.clone() for k, v in optimizer.state[weight].items()}
+    mask = torch.ones(6, 5, dtype=torch.bool)
+    mask[0] = False
+    clear_state(optimizer, weight, mask)
+    assert set(before) == {"step", "row_var", "col_var"}
+    assert all(torch.equal(optimizer.state[weight][k], v) for k, v in before.items())
+
+
+def test_momentum_alone_would_revive_without_the_masks() -> None:
+    """The trap that the masks exist for; if this passes without them, the tests above are void."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    idle = Pruner(model, optimizer)
+    train(model, optimizer, 3, idle)
+    idle.detach()
+    weight = model[0].weight
+    weight.data[0] = 0.0
+    train(model, optimizer, 1, idle)
+    assert weight[0].ne(0).all()
+
+
+def test_an_infinite_gradient_of_a_removed_weight_does_not_reach_it() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    pruner = Pruner(model, optimizer, RelevancePenalty(0.01))
+    pruner.prune(sparsity=0.5)
+    masks = {name: mask.clone() for name, mask in pruner.masks.items()}
+    for name, parameter in model.named_parameters():
+        parameter.grad = torch.where(masks[name], 0.1, torch.inf)
+        parameter.grad[~masks[name]] = torch.tensor([torch.inf, torch.nan, -torch.inf]).repeat(100)[
+            : int((~masks[name]).sum())
+        ]
+    optimizer.step()
+    assert_positive_zero(removed_values(model, masks))
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_loading_an_optimizer_state_from_before_the_pruning_revives_nothing() -> None:
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    pruner = Pruner(model, optimizer)
+    train(model, optimizer, 3, pruner)
+    old = copy.deepcopy(optimizer.state_dict())
+    pruner.prune(sparsity=0.7)
+    masks = {name: mask.clone() for name, mask in pruner.masks.items()}
+    optimizer.load_state_dict(old)
+    train(model, optimizer, 3, pruner)
+    assert_positive_zero(removed_values(model, masks))
+
+
+def test_a_second_pruner_with_another_optimizer_keeps_the_zeros_of_the_first() -> None:
+    model = network()
+    first = torch.optim.Adam(model.parameters(), lr=0.01)
+    pruner = Pruner(model, first)
+    train(model, first, 3, pruner)
+    pruner.prune(sparsity=0.5)
+    masks = {name: mask.clone() for name, mask in pruner.masks.items()}
+    second = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    later = Pruner(model, second, RelevancePenalty(0.01))
+    assert later.sparsity == 0.5
+    train(model, second, 5, later)
+    assert_positive_zero(removed_values(model, masks))
+    # What either removes, both respect.
+    later.prune(sparsity=0.75)
+    assert pruner.sparsity == 0.75
+    train(model, first, 5, pruner)
+    assert_positive_zero(removed_values(model, dict(later.masks)))
+
+
+def test_two_pruners_on_one_optimizer() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    one = Pruner(model, optimizer, selection=select(model, "0"))
+    two = Pruner(model, optimizer, selection=select(model, "2"))
+    train(model, optimizer, 2, one)
+    one.prune(sparsity=0.5)
+    two.prune(sparsity=0.25)
+    masks = {name: mask.clone() for name, mask in (*one.masks.items(), *two.masks.items())}
+    train(model, optimizer, 5, one)
+    assert [int((~mask).sum()) for mask in masks.values()] == [60, 10]
+    assert_positive_zero(removed_values(model, masks))
+
+
+def test_detach_lets_go() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    pruner = Pruner(model, optimizer)
+    pruner.prune(sparsity=0.5)
+    pruner.detach()
+    train(model, optimizer, 1, pruner)
+    assert all(p.ne(0).all() for p in model.parameters())
+    assert Pruner(model, optimizer).sparsity == 0.0
+
+
+def test_masks_from_zeros_keep_a_sparse_model_sparse() -> None:
+    model = network()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter[torch.rand_like(parameter) < 0.8] = 0.0
+    masks = {name: p.detach() != 0 for name, p in model.named_parameters()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    selection = select(model)
+    pruner = Pruner(model, optimizer, selection=selection, masks=Masks.from_zeros(selection))
+    train(model, optimizer, 5, pruner)
+    assert_positive_zero(removed_values(model, masks))
+
+
+def test_the_model_looks_as_if_prunus_were_not_there() -> None:
+    model = network()
+    plain = network()
+    keys = list(model.state_dict())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    pruner = Pruner(
+        model, optimizer, RelevancePenalty(0.01), OneShot(sparsity=0.5, at=2), score=Taylor()
+    )
+    train(model, optimizer, 4, pruner)
+    assert list(model.state_dict()) == keys
+    assert [name for name, _ in model.named_modules()] == [n for n, _ in plain.named_modules()]
+    assert all(type(p) is nn.Parameter for p in model.parameters())
+    assert not any(vars(p) for p in model.parameters())
+    clone = copy.deepcopy(model)
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    loaded = torch.load(buffer, weights_only=False)
+    for copied in (clone, loaded):
+        assert all(
+            torch.equal(a, b) for a, b in zip(copied.parameters(), model.parameters(), strict=True)
+        )
+        # A copy is its own model: it trains freely and does not touch the original's masks.
+        free = torch.optim.SGD(copied.parameters(), lr=0.05)
+        train(copied, free, 1, pruner)
+        assert all(p.ne(0).all() for p in copied.parameters())
+    state = copy.deepcopy(optimizer).state_dict()
+    assert "param_groups" in state
+    assert pruner.sparsity == 0.5
+
+
+def test_changing_type_and_layout_keeps_the_masks() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    pruner = Pruner(model, optimizer, RelevancePenalty(0.01, Exponential(0.1, relative=True)))
+    pruner.prune(sparsity=0.5)
+    masks = {name: mask.clone() for name, mask in pruner.masks.items()}
+    model.to(torch.float64)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(2, 3, 9, 9, dtype=torch.float64)).square().sum().backward()
+        optimizer.step()
+    assert_positive_zero(removed_values(model, masks))
+    pruner.prune(sparsity=0.7)
+    assert pruner.masks.kept == int(
+        sum(p.count_nonzero() for p in model.parameters() if p.dim() > 1)
+    )
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler warns of its own matters
+def test_compiled_models() -> None:
+    model = network()
+    compiled: Any = torch.compile(model, backend="eager")
+    optimizer = torch.optim.SGD(compiled.parameters(), lr=0.05, momentum=0.9)
+    pruner = Pruner(compiled, optimizer, RelevancePenalty(0.01, Constant()))
+    assert list(pruner.selection) == ["0.weight", "2.weight"]
+    for _ in range(2):
+        train(compiled, optimizer, 2, pruner)
+        pruner.prune(sparsity=0.5)
+    train(compiled, optimizer, 2, pruner)
+    assert torch.equal(compiled(INPUTS), model(INPUTS))
+    assert_positive_zero(removed_values(model, dict(pruner.masks)))
+
+
+def test_sparse_gradients_are_refused_with_a_mend() -> None:
+    embedding = nn.Embedding(5, 3, sparse=True)
+    optimizer = torch.optim.SGD(embedding.parameters(), lr=0.1)
+    Pruner(embedding, optimizer, RelevancePenalty(0.01))
+    embedding(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(ValueError, match="weight has a sparse gradient.*sparse=False"):
+        optimizer.step()

@@ -1,0 +1,123 @@
+"""The public surface, its documentation, and what importing prunus brings along."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import prunus
+
+ROOT = Path(prunus.__file__).parent
+
+# The layers of the design, lowest first. A module may import from its own layer and those below.
+LAYERS = (
+    {"errors", "version", "environment"},
+    {"files", "pieces", "inspection"},
+    {"selection"},
+    {"masks", "threshold", "coefficients", "strengths", "floor"},
+    {"scores", "penalty", "optimizer_state", "best"},
+    {"removal", "schedules"},
+    {"pruner"},
+    {"recipes"},
+    {"terminal"},
+    {"cli"},
+    {"__main__"},
+)
+
+
+def test_public_names() -> None:
+    assert prunus.__all__ == sorted(prunus.__all__)
+    assert set(prunus.__all__) == {
+        "CheckpointError",
+        "Coefficient",
+        "Constant",
+        "ConstantStrength",
+        "DataError",
+        "Exponential",
+        "FloorNotReachedError",
+        "FollowLearningRate",
+        "GradualPruning",
+        "IterativePruning",
+        "Linear",
+        "LinearDecay",
+        "Magnitude",
+        "Masks",
+        "NonFiniteError",
+        "OneShot",
+        "Pruner",
+        "Random",
+        "RelevancePenalty",
+        "Schedule",
+        "Score",
+        "Selection",
+        "Strength",
+        "Taylor",
+        "UserError",
+        "Validation",
+        "__version__",
+        "select",
+    }
+
+
+def constructible() -> list[str]:
+    """Public names that a user calls; the others are received, and need no example."""
+    kinds = {"Coefficient", "Score", "Strength", "Validation"}
+    return [
+        name
+        for name in prunus.__all__
+        if name not in kinds and not name.endswith("Error") and not name.startswith("_")
+    ]
+
+
+@pytest.mark.parametrize("name", constructible())
+def test_every_public_object_has_a_running_example(name: str) -> None:
+    documentation = inspect.getdoc(getattr(prunus, name)) or ""
+    assert ">>>" in documentation or name == "Schedule"
+
+
+@pytest.mark.parametrize("name", [n for n in prunus.__all__ if inspect.isclass(getattr(prunus, n))])
+def test_every_public_method_is_documented(name: str) -> None:
+    kind = getattr(prunus, name)
+    undocumented = [
+        attribute
+        for attribute, value in inspect.getmembers(kind)
+        if not attribute.startswith("_")
+        and (callable(value) or isinstance(value, property))
+        and getattr(value, "__module__", "prunus").startswith("prunus")
+        and not inspect.getdoc(value)
+    ]
+    assert undocumented == []
+
+
+def modules() -> list[str]:
+    return [m.name.removeprefix("prunus.") for m in pkgutil.walk_packages([str(ROOT)], "prunus.")]
+
+
+@pytest.mark.parametrize("name", modules())
+def test_dependencies_point_down(name: str) -> None:
+    source = importlib.util.find_spec(f"prunus.{name}")
+    assert source is not None
+    assert source.origin is not None
+    place = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
+    own = place[name.partition(".")[0]]
+    for line in Path(source.origin).read_text().splitlines():
+        words = line.split()
+        if len(words) > 1 and words[0] in ("from", "import") and words[1].startswith("prunus."):
+            other = words[1].split(".")[1]
+            assert place[other] <= own, f"{name} imports {other}, which stands above it"
+
+
+def test_importing_prunus_brings_no_extra_along() -> None:
+    code = (
+        "import sys, prunus; "
+        "print(*sorted({'typer', 'rich', 'datasets', 'sklearn', 'PIL', 'pyarrow'} & "
+        "set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

@@ -1,0 +1,327 @@
+"""The penalty against autograd alone, in float64."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from prunus import (
+    Coefficient,
+    Constant,
+    Exponential,
+    FollowLearningRate,
+    Linear,
+    LinearDecay,
+    Pruner,
+    RelevancePenalty,
+    Strength,
+    UserError,
+)
+from prunus.pieces import CPU_PIECE
+
+INPUTS = torch.randn(32, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+TARGETS = torch.randn(32, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+SEVEN: dict[str, Callable[[list[torch.Tensor]], torch.optim.Optimizer]] = {
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.1),
+    "Nesterov": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True),
+    "Adam": lambda p: torch.optim.Adam(p, lr=0.01),
+    "AdamW": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.05),
+    "RMSprop": lambda p: torch.optim.RMSprop(p, lr=0.005),
+    "Adagrad": lambda p: torch.optim.Adagrad(p, lr=0.05),
+    "NAdam": lambda p: torch.optim.NAdam(p, lr=0.01),
+}
+
+# Each coefficient again, as a formula of its own that the library's code has no part in.
+FORMULAS: dict[str, tuple[Coefficient, Callable[[torch.Tensor], torch.Tensor]]] = {
+    "exponential": (Exponential(0.02), lambda g: torch.exp(-torch.abs(g) / 0.02)),
+    "exponential relative": (
+        Exponential(0.5, relative=True),
+        lambda g: torch.exp(-torch.abs(g) / torch.abs(g).mean() / 0.5),
+    ),
+    "lobster": (Linear(), lambda g: torch.clamp(1 - torch.abs(g), min=0)),
+    "constant": (Constant(), torch.ones_like),
+}
+
+
+def network() -> Any:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 3)).double()
+
+
+def task_loss(model: nn.Module) -> torch.Tensor:
+    loss: torch.Tensor = (model(INPUTS) - TARGETS).square().mean()
+    return loss
+
+
+def reference(
+    formula: Callable[[torch.Tensor], torch.Tensor],
+    power: int,
+    build: Callable[[list[torch.Tensor]], torch.optim.Optimizer],
+    steps: int,
+    gamma: float,
+) -> Any:
+    """The method as the authors run it, by autograd alone."""
+    model = network()
+    optimizer = build(list(model.parameters()))
+    weights = [model[0].weight, model[2].weight]
+    for _ in range(steps):
+        optimizer.zero_grad()
+        gradients = torch.autograd.grad(task_loss(model), weights)
+        regularizer = sum(
+            (formula(g).detach() * w.abs() ** power).sum()
+            for g, w in zip(gradients, weights, strict=True)
+        )
+        (task_loss(model) + gamma * regularizer).backward()
+        optimizer.step()
+    return model
+
+
+@pytest.mark.parametrize("way", ["gradient", "loss"])
+@pytest.mark.parametrize(
+    ("name", "power"), [*((name, 2) for name in FORMULAS), ("constant", 1)], ids=str
+)
+@pytest.mark.parametrize("build", SEVEN.values(), ids=SEVEN)
+def test_both_coupled_ways_are_the_authors_update(
+    build: Callable[[list[torch.Tensor]], torch.optim.Optimizer],
+    name: str,
+    power: int,
+    way: str,
+) -> None:
+    coefficient, formula = FORMULAS[name]
+    model = network()
+    optimizer = build(list(model.parameters()))
+    penalty = RelevancePenalty(0.03, coefficient, power=power, way=way)  # type: ignore[arg-type]
+    pruner = Pruner(model, optimizer, penalty)
+    for _ in range(50):
+        optimizer.zero_grad()
+        loss = task_loss(model)
+        if way == "loss":
+            loss = loss + pruner.penalty(loss)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    expected = reference(formula, power, build, 50, 0.03)
+    untouched = reference(formula, power, build, 50, 0.0)
+    for mine, theirs, plain in zip(
+        model.parameters(), expected.parameters(), untouched.parameters(), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
+        assert (mine - plain).abs().max() > 1e-4  # the penalty did something
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+@pytest.mark.parametrize("build", SEVEN.values(), ids=SEVEN)
+def test_the_decoupled_way_shrinks_after_the_step(
+    build: Callable[[list[torch.Tensor]], torch.optim.Optimizer], name: str
+) -> None:
+    coefficient, formula = FORMULAS[name]
+    mine, theirs = network(), network()
+    optimizer = build(list(mine.parameters()))
+    Pruner(mine, optimizer, RelevancePenalty(0.01, coefficient, way="decoupled"))
+    other = build(list(theirs.parameters()))
+    weights = [theirs[0].weight, theirs[2].weight]
+    for _ in range(50):
+        optimizer.zero_grad()
+        task_loss(mine).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        gradients = torch.autograd.grad(task_loss(theirs), weights)
+        other.zero_grad()
+        task_loss(theirs).backward()  # type: ignore[no-untyped-call]
+        other.step()
+        with torch.no_grad():
+            for w, g in zip(weights, gradients, strict=True):
+                w -= 2 * 0.01 * formula(g) * w
+    for a, b in zip(mine.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def one_weight(value: float, penalty: RelevancePenalty, gradient: float, lr: float = 0.5) -> float:
+    """Train a single weight for a step of SGD with a given gradient."""
+    layer = nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    layer.weight.data.fill_(value)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=lr)
+    Pruner(layer, optimizer, penalty)
+    layer.weight.grad = torch.full_like(layer.weight, gradient)
+    optimizer.step()
+    return layer.weight.item()
+
+
+@pytest.mark.parametrize(
+    ("penalty", "expected"),
+    [
+        # w = 2, g = 0.1, learning rate 0.5, γ = 0.25
+        (RelevancePenalty(0.25), 2 - 0.5 * (0.1 + 0.5 * math.exp(-0.1) * 2)),
+        (RelevancePenalty(0.25, Linear()), 2 - 0.5 * (0.1 + 0.5 * 0.9 * 2)),
+        (RelevancePenalty(0.25, Constant()), 2 - 0.5 * (0.1 + 0.5 * 2)),
+        (RelevancePenalty(0.25, Constant(), power=1), 2 - 0.5 * (0.1 + 0.25)),
+        (RelevancePenalty(0.25, way="decoupled"), (2 - 0.05) * (1 - 0.5 * math.exp(-0.1))),
+        (RelevancePenalty(0.25, Constant(), power=1, way="decoupled"), 2 - 0.05 - 0.25),
+        # Stronger than it takes to reach zero: stops there, on both powers.
+        (RelevancePenalty(3.0, Constant(), way="decoupled"), 0.0),
+        (RelevancePenalty(3.0, Constant(), power=1, way="decoupled"), 0.0),
+        # γ = 0.25 · learning rate
+        (RelevancePenalty(FollowLearningRate(0.25), Constant()), 2 - 0.5 * (0.1 + 0.25 * 2)),
+        (RelevancePenalty(0.0, way="decoupled"), 2 - 0.05),
+    ],
+)
+def test_by_hand(penalty: RelevancePenalty, expected: float) -> None:
+    assert one_weight(2.0, penalty, 0.1) == pytest.approx(expected, abs=1e-15)
+
+
+def test_linear_decay_starts_again_at_each_pruning() -> None:
+    layer = nn.Linear(10, 1, bias=False, dtype=torch.float64)
+    layer.weight.data.copy_(torch.arange(1.0, 11.0))
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
+    pruner = Pruner(
+        layer, optimizer, RelevancePenalty(LinearDecay(0.05, steps=2), Constant(), way="decoupled")
+    )
+    factors = []
+    for step in range(6):
+        if step == 3:
+            pruner.prune(sparsity=0.5)
+        before = layer.weight[0, -1].item()
+        layer.weight.grad = torch.zeros_like(layer.weight)
+        optimizer.step()
+        factors.append(layer.weight[0, -1].item() / before)
+    assert factors == pytest.approx([0.9, 0.95, 1.0, 0.9, 0.95, 1.0])
+
+
+def test_a_group_of_its_own_follows_its_own_learning_rate() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(
+        [
+            {"params": model[0].parameters(), "lr": 0.0},
+            {"params": model[2].parameters(), "lr": 0.2},
+        ],
+        lr=1.0,
+    )
+    Pruner(model, optimizer, RelevancePenalty(FollowLearningRate(0.5), Constant(), way="decoupled"))
+    before = copy.deepcopy(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    torch.testing.assert_close(model[0].weight, before[0].weight, rtol=0, atol=0)
+    torch.testing.assert_close(model[2].weight, before[2].weight * 0.8)
+
+
+def test_a_tensor_that_the_loss_does_not_reach_is_left_alone_by_every_way() -> None:
+    for way in ("gradient", "loss", "decoupled"):
+        model: Any = nn.ModuleDict({"used": nn.Linear(4, 2), "idle": nn.Linear(4, 2)})
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        pruner = Pruner(model, optimizer, RelevancePenalty(0.1, way=way))
+        before = model["idle"].weight.detach().clone()
+        loss = model["used"](torch.ones(1, 4)).sum()
+        if way == "loss":
+            loss = loss + pruner.penalty(loss)
+        loss.backward()
+        optimizer.step()
+        assert torch.equal(model["idle"].weight, before)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    numel=st.sampled_from([1, 7, CPU_PIECE - 1, CPU_PIECE, 2 * CPU_PIECE + 3]),
+    gamma=st.floats(0, 0.4),
+    alpha=st.floats(1e-3, 10),
+    relative=st.booleans(),
+    power=st.sampled_from([1, 2]),
+    strided=st.booleans(),
+)
+def test_piece_by_piece_is_the_whole_formula(
+    numel: int, gamma: float, alpha: float, relative: bool, power: int, strided: bool
+) -> None:
+    weight, gradient = torch.randn(2, numel, dtype=torch.float64)
+    mask = torch.rand(numel) < 0.5
+    if strided:
+        weight, gradient, mask = (t.repeat_interleave(2)[::2] for t in (weight, gradient, mask))
+    unit = alpha * (gradient.abs().mean() if relative else 1.0)
+    c = torch.exp(-gradient.abs() / unit)
+    shrink = 2 * c * weight if power == 2 else c * weight.sign()
+    penalty = RelevancePenalty(gamma, Exponential(alpha, relative), power=power)  # type: ignore[arg-type]
+    mine = gradient.clone()
+    penalty.add_to_gradient_(mine, weight, gamma, mask)
+    torch.testing.assert_close(mine, (gradient + gamma * shrink) * mask, rtol=1e-12, atol=1e-14)
+    out = torch.empty_like(gradient)
+    penalty.coefficients(gradient, out)
+    torch.testing.assert_close(out, c, rtol=1e-12, atol=1e-14)
+
+
+def test_a_zero_gradient_is_wholly_irrelevant_also_when_relative() -> None:
+    for coefficient in (Exponential(0.1, relative=True), Linear(0.1, relative=True)):
+        assert coefficient(torch.zeros(4)).tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize("coefficient", [Exponential(), Linear(), Constant()])
+@given(g=st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=20))
+def test_coefficients_lie_between_0_and_1_and_fall_with_the_gradient(
+    coefficient: Coefficient, g: list[float]
+) -> None:
+    gradient = torch.tensor(sorted(g, key=abs))
+    c = coefficient(gradient)
+    assert bool(((c >= 0) & (c <= 1)).all())
+    assert bool((c.diff() <= 0).all())
+    torch.testing.assert_close(coefficient(-gradient), c)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Exponential(0.0), "alpha must be a finite number above 0, but is 0.0"),
+        (lambda: Linear(math.nan), "alpha must be a finite number above 0, but is nan"),
+        (lambda: RelevancePenalty(-1.0), "strength must be a finite number, 0 or above, but is -1"),
+        (lambda: FollowLearningRate(math.inf), "strength must be a finite number"),
+        (lambda: LinearDecay(1.0, steps=0), "at least 1 step, but got steps=0"),
+        (
+            lambda: RelevancePenalty(power=3),  # type: ignore[arg-type]
+            r"power must be 1 .* or 2 .*, but is 3",
+        ),
+        (
+            lambda: RelevancePenalty(way="both"),  # type: ignore[arg-type]
+            "way must be one of gradient, loss, decoupled",
+        ),
+    ],
+)
+def test_bad_arguments(make: Callable[[], Strength | Coefficient], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+def test_the_term_needs_a_scalar_with_a_graph() -> None:
+    term = RelevancePenalty(0.1).on(network())
+    with pytest.raises(UserError, match=r"the scalar loss .* got a tensor of shape \(3,\)"):
+        term(torch.ones(3))
+
+
+def test_a_strength_that_follows_a_run_needs_one() -> None:
+    with pytest.raises(UserError, match=r"needs a constant strength, but has FollowLearningRate"):
+        RelevancePenalty(FollowLearningRate(0.1)).on(network())
+
+
+def test_a_stored_term_follows_the_run() -> None:
+    layer = nn.Linear(1, 1, bias=False)
+    layer.weight.data.fill_(1.0)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
+    penalty = RelevancePenalty(LinearDecay(1.0, steps=2), Constant(), way="loss")
+    term = Pruner(layer, optimizer, penalty).penalty
+    values = []
+    for _ in range(3):
+        values.append(term(layer(torch.ones(1, 1)).sum()).item())
+        optimizer.step()
+    assert values == [1.0, 0.5, 0.0]
+
+
+def test_the_term_is_refused_where_the_pruner_applies_the_penalty_itself() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(UserError, match='way="gradient"'):
+        _ = Pruner(model, optimizer, RelevancePenalty(0.1)).penalty
+    with pytest.raises(UserError, match="no penalty"):
+        _ = Pruner(model, optimizer).penalty

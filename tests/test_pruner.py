@@ -1,0 +1,400 @@
+"""The pruner as a whole: real training, the floor, what is delivered, and resuming."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from prunus import (
+    CheckpointError,
+    Exponential,
+    FloorNotReachedError,
+    FollowLearningRate,
+    GradualPruning,
+    IterativePruning,
+    LinearDecay,
+    Masks,
+    NonFiniteError,
+    OneShot,
+    Pruner,
+    Random,
+    RelevancePenalty,
+    Schedule,
+    Score,
+    Taylor,
+    UserError,
+    select,
+)
+from prunus.penalty import Way
+
+
+def network(seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Linear(20, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 3)
+    )
+
+
+def sgd(model: nn.Module, lr: float = 0.05) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, nesterov=True)
+
+
+# Five of the twenty inputs decide the class; a pruner has fifteen to find irrelevant.
+INPUTS = torch.randn(600, 20, generator=torch.Generator().manual_seed(1))
+LABELS = (INPUTS[:, :5] @ torch.randn(5, 3, generator=torch.Generator().manual_seed(2))).argmax(1)
+
+
+def epoch(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    model.train()
+    for batch in torch.split(torch.randperm(500), 50):
+        optimizer.zero_grad()
+        F.cross_entropy(model(INPUTS[batch]), LABELS[batch]).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module) -> float:
+    model.eval()
+    return float((model(INPUTS[500:]).argmax(1) == LABELS[500:]).double().mean())
+
+
+def test_iterative_pruning_delivers_the_sparsest_state_above_the_floor() -> None:
+    model = network()
+    optimizer = sgd(model)
+    for _ in range(15):
+        epoch(model, optimizer)
+    pruner = Pruner(
+        model,
+        optimizer,
+        RelevancePenalty(
+            FollowLearningRate(0.02), Exponential(0.2, relative=True), way="decoupled"
+        ),
+        IterativePruning(floor="dense-0.03", fraction=0.2),
+    )
+    met: list[tuple[int, float]] = []
+    dense = accuracy(model)
+    for _ in range(40):
+        kept, metric = pruner.masks.kept, accuracy(model)
+        seen = pruner.step(metric)
+        assert seen.met == (metric >= dense - 0.03)
+        assert seen.removed == (round(0.2 * kept) if seen.met else 0)
+        assert pruner.masks.kept == kept - seen.removed
+        if seen.met:
+            met.append((kept, -metric))
+        epoch(model, optimizer)
+    assert any(kept < 736 for kept, _ in met)
+    pruner.finish()
+    kept, negative = min(met)
+    assert pruner.masks.kept == kept
+    assert accuracy(model) == -negative >= dense - 0.03
+    weights = [model[0].weight, model[4].weight]
+    assert sum(int(w.count_nonzero()) for w in weights) == kept
+    # It found out which inputs matter: nearly all that is left of the first layer reads those.
+    assert pruner.sparsity > 0.8
+    assert model[0].weight[:, :5].count_nonzero() > 3 * model[0].weight[:, 5:].count_nonzero()
+
+
+@pytest.mark.parametrize("way", ["gradient", "decoupled"])
+def test_weights_that_the_loss_does_not_depend_on_go_first(way: Way) -> None:
+    """Of ten inputs five are always zero; magnitude alone cannot tell which."""
+
+    def kept_dead(strength: float) -> int:
+        torch.manual_seed(0)
+        model = nn.Linear(10, 40)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        penalty = RelevancePenalty(FollowLearningRate(strength), Exponential(0.01), way=way)
+        pruner = Pruner(model, optimizer, penalty)
+        inputs = torch.randn(64, 10) * (torch.arange(10) < 5)
+        for _ in range(300):
+            optimizer.zero_grad()
+            F.cross_entropy(model(inputs), torch.arange(64) % 40).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        pruner.prune(sparsity=0.5)
+        return int(model.weight[:, 5:].count_nonzero())
+
+    assert kept_dead(0.0) > 40
+    assert kept_dead(0.5 if way == "decoupled" else 5.0) == 0
+
+
+def test_a_minimised_metric_has_a_ceiling() -> None:
+    model = network()
+    pruner = Pruner(model, sgd(model), schedule=IterativePruning(floor="dense*1.1", mode="min"))
+    assert pruner.floor is None
+    assert pruner.step(2.0).met
+    assert pruner.floor == pytest.approx(2.2)
+    seen = pruner.step(2.3)
+    assert (seen.met, seen.removed, seen.best) == (False, 0, False)
+    assert pruner.step(2.1).met
+
+
+def test_of_equally_sparse_states_the_best_is_delivered() -> None:
+    model = nn.Linear(4, 1, bias=False)
+    pruner = Pruner(model, sgd(model), schedule=GradualPruning(sparsity=0.5, end=10**9, floor=0.5))
+    for value, metric in ((1.0, 0.6), (2.0, 0.9), (3.0, 0.7), (4.0, 0.4)):
+        model.weight.data.fill_(value)
+        pruner.step(metric)
+    pruner.finish()
+    assert model.weight.tolist() == [[2.0] * 4]
+
+
+def test_a_denser_state_never_replaces_a_sparser_one() -> None:
+    model = nn.Linear(4, 1, bias=False)
+    pruner = Pruner(model, sgd(model), schedule=Schedule(floor=0.5))
+    pruner.prune(sparsity=0.5)
+    assert pruner.step(0.6).best
+    pruner.masks.load_packed({"weight": torch.tensor([255], dtype=torch.uint8)})
+    assert not pruner.step(0.9).best
+
+
+def test_finishing_where_the_floor_was_never_met() -> None:
+    model = network()
+    pruner = Pruner(model, sgd(model), schedule=IterativePruning(floor=0.9))
+    before = copy.deepcopy(model.state_dict())
+    assert pruner.step(0.8).removed == 0
+    with pytest.raises(FloorNotReachedError, match=r"no validation met the floor 0\.9 \(0\.9\)"):
+        pruner.finish()
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_gradual_pruning_reaches_the_exact_count_while_training() -> None:
+    model = network()
+    optimizer = sgd(model)
+    pruner = Pruner(model, optimizer, schedule=GradualPruning(kept=77, begin=5, end=40, every=7))
+    history = []
+    for _ in range(6):
+        epoch(model, optimizer)
+        history.append(pruner.masks.kept)
+    assert history[-1] == history[-2] == 77
+    assert history == sorted(history, reverse=True)
+    assert sum(int(w.count_nonzero()) for w in (model[0].weight, model[4].weight)) == 77
+    assert pruner.done
+
+
+def test_a_step_counts_once_with_a_closure_and_the_penalty_acts_on_each_call() -> None:
+    def trained(wrapped: bool) -> torch.Tensor:
+        model = nn.Linear(5, 1, bias=False)
+        model.weight.data.copy_(torch.arange(1.0, 6.0))
+        optimizer = sgd(model)
+        pruner = Pruner(model, optimizer, RelevancePenalty(0.1), OneShot(sparsity=0.4, at=2))
+
+        def closure() -> torch.Tensor:
+            optimizer.zero_grad()
+            loss: torch.Tensor = model(torch.ones(1, 5)).sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss
+
+        for number in range(3):
+            if not wrapped:
+                closure()
+                optimizer.step()
+            elif number % 2:
+                optimizer.step(closure)  # type: ignore[arg-type]
+            else:
+                optimizer.step(closure=closure)  # type: ignore[arg-type]
+            assert pruner.sparsity == (0.4 if number >= 1 else 0.0)
+        return model.weight.detach()
+
+    assert torch.equal(trained(wrapped=True), trained(wrapped=False))
+
+
+RESUMABLE: dict[str, Callable[[], tuple[RelevancePenalty, Schedule, Score]]] = {
+    "iterative, linear strength": lambda: (
+        RelevancePenalty(LinearDecay(0.01, steps=10)),
+        IterativePruning(floor="dense-0.2", fraction=0.15, patience=4),
+        Taylor(),
+    ),
+    "gradual, decoupled, random": lambda: (
+        RelevancePenalty(FollowLearningRate(0.02), Exponential(0.2, True), way="decoupled"),
+        GradualPruning(sparsity=0.9, begin=3, end=70, every=4),
+        Random(seed=4),
+    ),
+}
+
+
+@pytest.mark.parametrize("make", RESUMABLE.values(), ids=RESUMABLE)
+@pytest.mark.parametrize("stop", [1, 4, 7])
+def test_a_resumed_run_equals_an_unstopped_one_to_the_last_bit(
+    make: Callable[[], tuple[RelevancePenalty, Schedule, Score]], stop: int
+) -> None:
+    def start() -> tuple[nn.Sequential, torch.optim.Optimizer, Pruner]:
+        model = network()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        penalty, schedule, score = make()
+        return model, optimizer, Pruner(model, optimizer, penalty, schedule, score=score)
+
+    def go_on(parts: tuple[nn.Sequential, torch.optim.Optimizer, Pruner], epochs: int) -> None:
+        model, optimizer, pruner = parts
+        for _ in range(epochs):
+            epoch(model, optimizer)
+            pruner.step(accuracy(model))
+
+    whole = start()
+    torch.manual_seed(7)
+    go_on(whole, 9)
+    whole[2].finish()
+
+    first = start()
+    torch.manual_seed(7)
+    go_on(first, stop)
+    file = io.BytesIO()
+    torch.save(
+        {
+            "model": first[0].state_dict(),
+            "optimizer": first[1].state_dict(),
+            "pruner": first[2].state_dict(),
+            "rng": torch.get_rng_state(),
+        },
+        file,
+    )
+    go_on(first, 1)  # what happens after the checkpoint must not leak into it
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    second = start()
+    torch.manual_seed(99)
+    second[0].load_state_dict(state["model"])
+    second[1].load_state_dict(state["optimizer"])
+    second[2].load_state_dict(state["pruner"])
+    torch.set_rng_state(state["rng"])
+    go_on(second, 9 - stop)
+    second[2].finish()
+
+    assert second[2].sparsity == whole[2].sparsity > 0.3
+    assert not any(second[2].masks.differences(whole[2].masks).values())
+    for mine, theirs in zip(
+        second[0].state_dict().values(), whole[0].state_dict().values(), strict=True
+    ):
+        assert torch.equal(mine, theirs)
+
+
+def test_masks_are_saved_eight_weights_to_a_byte() -> None:
+    model = nn.Linear(1000, 100)
+    state = Pruner(model, sgd(model)).state_dict()
+    assert state["masks"]["weight"].numel() == 12_500
+
+
+def test_the_state_of_another_model_is_refused() -> None:
+    model, other = network(), nn.Linear(3, 3)
+    pruner = Pruner(model, sgd(model))
+    with pytest.raises(CheckpointError, match="missing 0.weight, 4.weight; unknown weight"):
+        pruner.load_state_dict(Pruner(other, sgd(other)).state_dict())
+    with pytest.raises(CheckpointError, match="not the state of a Pruner: it lacks masks"):
+        pruner.load_state_dict({"steps": 1})
+    assert pruner.sparsity == 0.0
+
+
+def test_an_optimizer_of_another_model_is_refused() -> None:
+    with pytest.raises(UserError, match=r"but it lacks 0\.weight, 4\.weight: build it from this"):
+        Pruner(network(), sgd(network()))
+
+
+def test_an_optimizer_of_a_part_is_refused_unless_the_rest_is_left_out() -> None:
+    model = network()
+    with pytest.raises(UserError, match=r"but it lacks 0\.weight: build it"):
+        Pruner(model, sgd(model[4]))
+    pruner = Pruner(model, sgd(model[4]), selection=select(model, exclude="0"))
+    assert pruner.prune(sparsity=0.5) == 48
+
+
+@pytest.mark.parametrize("metric", [math.nan, math.inf, -math.inf])
+def test_a_metric_that_is_not_finite(metric: float) -> None:
+    model = network()
+    pruner = Pruner(model, sgd(model), schedule=IterativePruning(floor=0.5))
+    with pytest.raises(NonFiniteError, match="the validation metric must be finite, but is"):
+        pruner.step(metric)
+    assert pruner.sparsity == 0.0
+
+
+def test_a_schedule_that_needs_a_metric() -> None:
+    model = network()
+    pruner = Pruner(model, sgd(model), schedule=IterativePruning(floor=0.5))
+    with pytest.raises(UserError, match=r"IterativePruning with floor=0\.5 needs the validation"):
+        pruner.step()
+    assert Pruner(model, sgd(model), schedule=OneShot(sparsity=0.5)).step().removed == 368
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "give either sparsity or kept, but got sparsity=None and kept=None"),
+        ({"sparsity": 0.5, "kept": 3}, "give either"),
+        ({"sparsity": 1.5}, "sparsity must be from 0 to 1, but is 1.5"),
+        ({"kept": 1000}, "kept must be from 0 to 736, but is 1,000"),
+    ],
+)
+def test_bad_amounts(arguments: dict[str, float], message: str) -> None:
+    model = network()
+    with pytest.raises(UserError, match=message):
+        Pruner(model, sgd(model)).prune(**arguments)  # type: ignore[arg-type]
+
+
+def test_bad_minimum_density() -> None:
+    model = network()
+    with pytest.raises(UserError, match=r"min_density must be from 0 to below 1, but is 1\.0"):
+        Pruner(model, sgd(model), min_density=1.0)
+
+
+def test_no_layer_is_emptied_by_default() -> None:
+    model = network()
+    model[0].weight.data.mul_(1e-6)
+    pruner = Pruner(model, sgd(model))
+    pruner.prune(sparsity=0.99)
+    assert [int(mask.sum()) for mask in pruner.masks.values()] == [1, 6]
+
+
+def test_no_penalty_and_no_schedule_is_the_dense_baseline_to_the_bit() -> None:
+    plain, watched = network(), network()
+    one, two = sgd(plain), sgd(watched)
+    pruner = Pruner(watched, two)
+    for model, optimizer in ((plain, one), (watched, two)):
+        torch.manual_seed(5)
+        for _ in range(2):
+            epoch(model, optimizer)
+    pruner.step(0.5)
+    assert all(
+        torch.equal(a, b) for a, b in zip(plain.parameters(), watched.parameters(), strict=True)
+    )
+
+
+def test_attention_and_recurrent_layers_prune_and_train() -> None:
+    cases: tuple[tuple[nn.Module, Callable[[Any], torch.Tensor]], ...] = (
+        (nn.MultiheadAttention(8, 2), lambda m: m(*[torch.randn(5, 2, 8)] * 3)[0]),
+        (nn.LSTM(8, 6, num_layers=2), lambda m: m(torch.randn(5, 2, 8))[0]),
+        (nn.GRU(8, 6), lambda m: m(torch.randn(5, 2, 8))[0]),
+        (nn.ConvTranspose1d(8, 4, 3), lambda m: m(torch.randn(2, 8, 5))),
+    )
+    for layer, run in cases:
+        optimizer = sgd(layer)
+        pruner = Pruner(layer, optimizer, RelevancePenalty(1e-3))
+        pruner.prune(sparsity=0.7)
+        for _ in range(3):
+            optimizer.zero_grad()
+            run(layer).square().sum().backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        nonzero = sum(int(t.parameter.count_nonzero()) for t in pruner.selection.values())
+        assert (
+            nonzero
+            == pruner.masks.kept
+            == pruner.selection.prunable - round(0.7 * pruner.selection.prunable)
+        )
+        clone = copy.deepcopy(layer)
+        assert all(
+            torch.equal(a, b) for a, b in zip(clone.parameters(), layer.parameters(), strict=True)
+        )
+
+
+def test_masks_given_at_the_start_are_in_force_at_once() -> None:
+    model = network()
+    selection = select(model)
+    masks = Masks(selection)
+    masks["0.weight"][:, 5:] = False
+    pruner = Pruner(model, sgd(model), selection=selection, masks=masks)
+    assert not model[0].weight[:, 5:].any()
+    assert pruner.masks.kept == 32 * 5 + 96

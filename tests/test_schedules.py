@@ -1,0 +1,178 @@
+"""When weights are removed, and how many; and the floor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prunus import GradualPruning, IterativePruning, OneShot, Schedule, UserError
+from prunus.floor import Floor
+
+
+def test_iterative_drops_a_fraction_of_what_is_left_only_above_the_floor() -> None:
+    schedule, kept, history = IterativePruning(floor=0.9, fraction=0.2), 1000, []
+    for met in (True, False, False, True, True):
+        kept = schedule.after_validation(met=met, prunable=1000, kept=kept) or kept
+        history.append(kept)
+    assert history == [800, 800, 800, 640, 512]
+    assert not schedule.done
+
+
+def test_iterative_stops_exactly_at_the_target_once_the_floor_is_met_there() -> None:
+    schedule = IterativePruning(floor=0.9, fraction=0.5, target=0.8)
+    assert schedule.after_validation(met=True, prunable=100, kept=100) == 50
+    assert schedule.after_validation(met=True, prunable=100, kept=50) == 25
+    assert schedule.after_validation(met=True, prunable=100, kept=25) == 20
+    assert schedule.after_validation(met=False, prunable=100, kept=20) is None
+    assert not schedule.done
+    assert schedule.after_validation(met=True, prunable=100, kept=20) is None
+    assert schedule.done
+
+
+def test_iterative_removes_at_least_one_weight() -> None:
+    schedule = IterativePruning(floor=0.9, fraction=0.1)
+    assert schedule.after_validation(met=True, prunable=10, kept=2) == 1
+
+
+def test_patience_counts_validations_in_a_row() -> None:
+    schedule = IterativePruning(floor=0.9, patience=2)
+    for met, done in ((False, False), (True, False), (False, False), (False, True)):
+        schedule.after_validation(met=met, prunable=10, kept=10)
+        assert schedule.done == done
+
+
+@given(
+    prunable=st.integers(2, 10**9),
+    sparsity=st.floats(0.001, 0.999),
+    begin=st.integers(0, 50),
+    length=st.integers(1, 300),
+    every=st.integers(1, 120),
+    power=st.sampled_from([1.0, 3.0]),
+)
+def test_gradual_never_regrows_and_ends_exactly(
+    prunable: int, sparsity: float, begin: int, length: int, every: int, power: float
+) -> None:
+    end = begin + length
+    schedule = GradualPruning(sparsity=sparsity, begin=begin, end=end, every=every, power=power)
+    kept = prunable
+    for step in range(1, end + 20):
+        answer = schedule.after_step(step=step, prunable=prunable)
+        assert schedule.done == (step >= end)
+        if answer is not None:
+            assert begin <= step <= end
+            assert (step - begin) % every == 0 or step == end
+            assert answer <= kept
+            kept = answer
+    assert kept == prunable - round(sparsity * prunable)
+
+
+def test_gradual_by_hand() -> None:
+    # kept = 100 + 900 (1 − f)³ at f = 0, 1/4, 1/2, 3/4, 1
+    schedule = GradualPruning(kept=100, begin=10, end=30, every=5)
+    answers = [schedule.after_step(step=s, prunable=1000) for s in (10, 15, 20, 25, 30)]
+    assert answers == [1000, 480, 212, 114, 100]
+
+
+def test_one_shot_at_a_step_or_at_the_first_validation() -> None:
+    at_step = OneShot(sparsity=0.9, at=3)
+    answers = [at_step.after_step(step=s, prunable=50) for s in range(1, 6)]
+    assert answers == [None, None, 5, None, None]
+    assert at_step.after_validation(met=True, prunable=50, kept=5) is None
+    first = OneShot(sparsity=0.9)
+    assert first.after_step(step=1, prunable=50) is None
+    assert first.after_validation(met=True, prunable=50, kept=50) == 5
+    assert first.after_validation(met=True, prunable=50, kept=5) is None
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Schedule,
+        lambda: IterativePruning(floor=0.5, patience=3, target=0.5),
+        lambda: GradualPruning(sparsity=0.5, end=10, every=3),
+        lambda: OneShot(sparsity=0.5, at=4),
+    ],
+)
+@pytest.mark.parametrize("stop", range(6))
+def test_a_restored_schedule_goes_on_as_the_original(
+    make: Callable[[], Schedule], stop: int
+) -> None:
+    def tell(schedule: Schedule, step: int) -> tuple[int | None, int | None, bool]:
+        return (
+            schedule.after_step(step=step, prunable=100),
+            schedule.after_validation(met=step % 3 == 0, prunable=100, kept=60),
+            schedule.done,
+        )
+
+    original, restored = make(), make()
+    for step in range(1, stop + 1):
+        tell(original, step)
+    restored.load_state_dict(original.state_dict())
+    assert restored.done == original.done
+    for step in range(stop + 1, 12):
+        assert tell(restored, step) == tell(original, step)
+
+
+def test_the_state_of_another_schedule_is_refused() -> None:
+    with pytest.raises(UserError, match=r"not the state of a OneShot: expected \['done'\], got"):
+        OneShot(sparsity=0.5).load_state_dict(GradualPruning(sparsity=0.5, end=1).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: IterativePruning(fraction=0.0), "fraction must be above 0 and below 1, but is 0"),
+        (lambda: IterativePruning(target=1.0), "target is a sparsity, above 0 and below 1"),
+        (lambda: IterativePruning(patience=0), "patience must be at least 1 or None, but is 0"),
+        (lambda: GradualPruning(end=5), "either sparsity or kept.*sparsity=None and kept=None"),
+        (lambda: GradualPruning(sparsity=0.5, kept=3, end=5), "either sparsity or kept"),
+        (lambda: GradualPruning(kept=0, end=5), "kept must be at least 1, but is 0"),
+        (lambda: GradualPruning(sparsity=0.5, begin=5, end=5), "0 <= begin < end.*begin=5, end=5"),
+        (lambda: OneShot(sparsity=90), "sparsity is a sparsity, above 0 and below 1, but is 90"),
+        (lambda: OneShot(sparsity=0.5, at=0), "at must be a step, 1 or above, or None, but is 0"),
+        (lambda: Schedule(mode="up"), 'mode must be "max" or "min", but is \'up\''),  # type: ignore[arg-type]
+        (lambda: Schedule(floor="dense/2"), 'a floor is a number, or "dense-0.005"'),
+    ],
+)
+def test_bad_arguments(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("bound", "mode", "dense", "value"),
+    [
+        (0.98, "max", None, 0.98),
+        ("0.98", "max", None, 0.98),
+        ("dense", "max", 0.9, 0.9),
+        (" dense - 0.25 ", "max", 0.75, 0.5),
+        ("dense+0.5", "min", 2.0, 2.5),
+        ("dense*1.5", "min", 2.0, 3.0),
+        ("dense-1e-2", "max", 1.01, 1.0),
+    ],
+)
+def test_floors(bound: float | str, mode: Any, dense: float | None, value: float) -> None:
+    floor = Floor(bound, mode)
+    assert floor.value(dense) == pytest.approx(value)
+    worse, better = (-1e-6, 1e-6) if mode == "max" else (1e-6, -1e-6)
+    exact = floor.value(dense)
+    assert floor.met(exact, dense)
+    assert floor.met(exact + better, dense)
+    assert not floor.met(exact + worse, dense)
+    assert floor.better(exact + better, exact)
+    assert not floor.better(exact, exact)
+
+
+@pytest.mark.parametrize("bound", ["", "nan", "inf", "dense-", "dense-x", "dens", float("nan")])
+def test_bad_floors(bound: Any) -> None:
+    with pytest.raises(UserError, match="a floor is a number, or"):
+        Floor(bound)
+
+
+def test_a_relative_floor_needs_the_dense_metric() -> None:
+    with pytest.raises(UserError, match="needs the dense network's metric"):
+        Floor("dense-0.1").value()

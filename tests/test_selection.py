@@ -1,0 +1,170 @@
+"""Which tensors are chosen, from every kind of layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+
+from prunus import UserError, select
+
+LAYERS: dict[str, tuple[nn.Module, list[str]]] = {
+    "Linear": (nn.Linear(3, 2), ["weight"]),
+    "Conv1d": (nn.Conv1d(2, 3, 3), ["weight"]),
+    "Conv2d": (nn.Conv2d(2, 3, 3), ["weight"]),
+    "Conv3d": (nn.Conv3d(2, 3, 3), ["weight"]),
+    "ConvTranspose2d": (nn.ConvTranspose2d(2, 3, 3), ["weight"]),
+    "Embedding": (nn.Embedding(5, 2), ["weight"]),
+    "EmbeddingBag": (nn.EmbeddingBag(5, 2), ["weight"]),
+    "Bilinear": (nn.Bilinear(2, 3, 2), ["weight"]),
+    "MultiheadAttention": (nn.MultiheadAttention(4, 2), ["in_proj_weight", "out_proj.weight"]),
+    "MultiheadAttention, other widths": (
+        nn.MultiheadAttention(4, 2, kdim=3, vdim=5),
+        ["q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight"],
+    ),
+    "LSTM": (
+        nn.LSTM(3, 2, proj_size=1),
+        ["weight_ih_l0", "weight_hh_l0", "weight_hr_l0"],
+    ),
+    "GRU, two layers": (
+        nn.GRU(3, 2, num_layers=2),
+        ["weight_ih_l0", "weight_hh_l0", "weight_ih_l1", "weight_hh_l1"],
+    ),
+    "GRUCell": (nn.GRUCell(3, 2), ["weight_ih", "weight_hh"]),
+}
+
+
+@pytest.mark.parametrize(("module", "names"), LAYERS.values(), ids=LAYERS)
+def test_default_takes_the_weights(module: nn.Module, names: list[str]) -> None:
+    assert list(select(module)) == names
+    every = [name for name, _ in module.named_parameters()]
+    assert list(select(module, biases=True)) == every
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.BatchNorm2d(3), nn.LayerNorm(3), nn.GroupNorm(1, 3), nn.RMSNorm(3)]
+)
+def test_norms_only_when_asked(norm: nn.Module) -> None:
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), norm)
+    assert list(select(model, biases=True)) == ["0.weight"]
+    assert list(select(model, norms=True)) == ["0.weight", "1.weight"]
+    every = [name for name, _ in model.named_parameters()]
+    assert list(select(model, norms=True, biases=True)) == every
+
+
+class Bare(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.randn(4, 3))
+        self.slope = nn.PReLU()
+        self.layer = nn.Linear(3, 3)
+
+
+def test_bare_parameters_by_name_alone() -> None:
+    assert list(select(Bare())) == ["layer.weight"]
+    assert list(select(Bare(), ["position", "layer"])) == ["position", "layer.weight"]
+    assert list(select(Bare(), "*")) == [name for name, _ in Bare().named_parameters()]
+    chosen = select(Bare(), lambda name, tensor, module: isinstance(module, Bare))
+    assert list(chosen) == ["position"]
+
+
+def test_include_and_exclude() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.Conv1d(2, 2, 1)))
+    assert list(select(model, "1")) == ["1.0.weight", "1.1.weight"]
+    assert list(select(model, "1.*", biases=True)) == [
+        "1.0.weight",
+        "1.0.bias",
+        "1.1.weight",
+        "1.1.bias",
+    ]
+    assert list(select(model, nn.Conv1d)) == ["1.1.weight"]
+    assert list(select(model, exclude=nn.Conv1d)) == ["0.weight", "1.0.weight"]
+    assert list(select(model, ["0.bias", "1.0"])) == ["0.bias", "1.0.weight"]
+    assert list(select(model, exclude=lambda name, tensor, module: name.startswith("1"))) == [
+        "0.weight"
+    ]
+    assert list(select(model, "1", exclude="*.1")) == ["1.0.weight"]
+
+
+def test_a_tied_tensor_is_one_target() -> None:
+    model = nn.ModuleDict({"embed": nn.Embedding(6, 4, padding_idx=2), "head": nn.Linear(4, 6)})
+    model["head"].weight = model["embed"].weight
+    selection = select(model)
+    assert list(selection) == ["embed.weight"]
+    assert selection["embed.weight"].aliases == ("head.weight",)
+    assert selection["embed.weight"].padding_row == 2
+    assert selection.prunable == 20
+    assert list(select(model, "head")) == ["embed.weight"]
+    with pytest.raises(UserError, match="no tensors left"):
+        select(model, exclude="head")
+
+
+def test_a_module_used_twice_is_taken_once() -> None:
+    layer = nn.Linear(3, 3)
+    assert list(select(nn.ModuleDict({"a": layer, "b": nn.Sequential(layer)}))) == ["a.weight"]
+
+
+@pytest.mark.parametrize("wrap", [weight_norm, spectral_norm])
+def test_parametrized_layers_are_left_out_unless_named(wrap: object) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), wrap(nn.Linear(3, 3)))  # type: ignore[operator]
+    assert list(select(model)) == ["0.weight"]
+    with pytest.raises(UserError, match="the weights of 0 are computed by parametrizations"):
+        select(nn.Sequential(model[1]))
+
+
+def test_a_zero_in_weight_norms_direction_is_a_zero_in_the_weight() -> None:
+    model: Any = nn.Sequential(weight_norm(nn.Linear(3, 3)))
+    selection = select(model, "0.parametrizations.weight.original1")
+    with torch.no_grad():
+        selection["0.parametrizations.weight.original1"].parameter[0, 1] = 0.0
+    assert model[0].weight[0, 1] == 0.0
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler warns of its own matters
+def test_compiled_names_are_the_inner_ones() -> None:
+    assert list(select(torch.compile(nn.Linear(2, 2)))) == ["weight"]  # type: ignore[arg-type]
+
+
+def test_idle_patterns_are_all_named_with_the_nearest_names() -> None:
+    model = nn.Sequential()
+    model.add_module("encoder", nn.Linear(2, 2))
+    model.add_module("decoder", nn.Linear(2, 2))
+    with pytest.raises(UserError) as caught:
+        select(model, ["encoder", "encodr.*"], exclude=[nn.Conv2d, lambda *_: False])
+    message = str(caught.value)
+    assert "include='encodr.*' (nearest names: encoder" in message
+    assert "exclude=Conv2d (types here: Linear, Sequential)" in message
+    assert "(false for every tensor)" in message
+    assert "include='encoder'" not in message
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+def test_unusable_tensors_are_all_named_with_a_mend() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(0, 2), nn.LazyLinear(3))
+    model[1].weight.requires_grad_(False)
+    model.append(nn.Linear(2, 2, device="meta"))
+    with pytest.raises(UserError) as caught:
+        select(model)
+    message = str(caught.value)
+    assert "0.weight" not in message
+    assert "1.weight is frozen" in message
+    assert "2.weight is empty, of shape (2, 0)" in message
+    assert "3.weight is not initialized yet" in message
+    assert "4.weight is on the meta device" in message
+    mended = select(model, exclude=lambda name, tensor, module: not name.startswith("0"))
+    assert list(mended) == ["0.weight"]
+
+
+def test_nothing_to_prune() -> None:
+    with pytest.raises(UserError, match="ReLU has no tensors left to prune.*no parameters at all"):
+        select(nn.ReLU())
+    with pytest.raises(UserError, match=r"its tensors are weight \(norm\), bias \(norm\)"):
+        select(nn.LayerNorm(3))
+
+
+def test_a_pattern_of_another_kind() -> None:
+    with pytest.raises(UserError, match="a pattern is a glob.*but got 3"):
+        select(nn.Linear(2, 2), [3])  # type: ignore[list-item]
