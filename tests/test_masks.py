@@ -89,6 +89,17 @@ def test_clearing_any_strides() -> None:
     assert torch.equal(view, expected)
 
 
+def test_counts_follow_whoever_writes() -> None:
+    layer = nn.Linear(4, 2, bias=False)
+    one, two = Masks.attached(select(layer)), Masks.attached(select(layer))
+    assert (one.kept, two.kept, two.lowered("weight")) == (8, 8, None)
+    one["weight"][0] = False
+    assert (one.kept, two.kept) == (4, 4)
+    assert two.lowered("weight") is one["weight"]
+    two.load_packed({"weight": torch.tensor([255], dtype=torch.uint8)})
+    assert (one.kept, one.lowered("weight")) == (8, None)
+
+
 def test_masks_do_not_keep_a_model_alive() -> None:
     layer = nn.Linear(3, 3)
     Masks.attached(select(layer))

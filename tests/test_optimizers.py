@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import inspect
 import io
 from typing import Any
@@ -222,6 +223,28 @@ def test_detach_lets_go() -> None:
     assert Pruner(model, optimizer).sparsity == 0.0
 
 
+def test_detaching_one_pruner_leaves_the_masks_of_another() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    one, two = Pruner(model, optimizer), Pruner(model, optimizer)
+    one.prune(sparsity=0.5)
+    masks = {name: mask.clone() for name, mask in two.masks.items()}
+    one.detach()
+    assert Pruner(model, optimizer).sparsity == 0.5
+    train(model, optimizer, 2, two)
+    assert_positive_zero(removed_values(model, masks))
+
+
+def test_a_forgotten_pruner_leaves_its_masks_in_force() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    Pruner(model, optimizer).prune(sparsity=0.5)
+    del optimizer
+    gc.collect()
+    later = torch.optim.SGD(model.parameters(), lr=0.05)
+    assert Pruner(model, later).sparsity == 0.5
+
+
 def test_masks_from_zeros_keep_a_sparse_model_sparse() -> None:
     model = network()
     with torch.no_grad():
@@ -298,6 +321,55 @@ def test_compiled_models() -> None:
     train(compiled, optimizer, 2, pruner)
     assert torch.equal(compiled(INPUTS), model(INPUTS))
     assert_positive_zero(removed_values(model, dict(pruner.masks)))
+
+
+def scaled_step(
+    scaler: torch.amp.GradScaler, model: nn.Module, optimizer: Any, gain: float
+) -> None:
+    optimizer.zero_grad()
+    scaler.scale(model(INPUTS).square().mean() * gain).backward()
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    scaler.update()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_under_a_gradient_scaler_relevance_is_that_of_the_true_gradient(fused: bool) -> None:
+    def trained(scale: float) -> Any:
+        torch.manual_seed(4)
+        model = network()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=fused)
+        Pruner(model, optimizer, RelevancePenalty(0.1, Exponential(0.01)))
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        for _ in range(5):
+            scaled_step(scaler, model, optimizer, 1.0)
+        return model
+
+    for one, other in zip(trained(1.0).parameters(), trained(4096.0).parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_the_scaler_skips_is_skipped(fused: bool) -> None:
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=fused)
+    pruner = Pruner(model, optimizer, RelevancePenalty(0.1, way="decoupled"))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    scaled_step(scaler, model, optimizer, 1.0)
+    before = copy.deepcopy(model.state_dict())
+    scaled_step(scaler, model, optimizer, float("inf"))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert pruner.state_dict()["steps"] == 1
+
+
+def test_scaled_gradients_of_a_fused_optimizer_are_refused_with_a_mend() -> None:
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
+    Pruner(model, optimizer, RelevancePenalty(0.1))
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(model(INPUTS).sum()).backward()
+    with pytest.raises(ValueError, match=r"call scaler.unscale_\(optimizer\) before"):
+        scaler.step(optimizer)
 
 
 def test_sparse_gradients_are_refused_with_a_mend() -> None:

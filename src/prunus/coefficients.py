@@ -17,6 +17,9 @@ from prunus.errors import UserError
 __all__ = ["Coefficient", "Constant", "Exponential", "Linear"]
 
 
+_LOG2_E = math.log2(math.e)
+
+
 class Coefficient(Protocol):
     """Anything that turns a gradient into irrelevance coefficients."""
 
@@ -54,9 +57,12 @@ class _OfMagnitude:
         """Return α, or α times the mean |g| of the tensor."""
         if not self.relative:
             return self.alpha
-        mean: torch.Tensor = torch.linalg.vector_norm(gradient, ord=1) / gradient.numel()
-        # Where the whole gradient is zero every weight is irrelevant: 0 / tiny is 0, 0 / 0 is not.
-        return mean.clamp_min_(torch.finfo(mean.dtype).tiny).mul_(self.alpha)
+        # In float32 at least: the sum of a float16 tensor's magnitudes easily leaves its range.
+        wide = torch.promote_types(gradient.dtype, torch.float32)
+        total: torch.Tensor = torch.linalg.vector_norm(gradient, ord=1, dtype=wide)
+        # Where the whole gradient is zero every weight is irrelevant: 0 / unit must be 0, not NaN,
+        # and the unit's reciprocal must be finite too.
+        return (total * (self.alpha / gradient.numel())).clamp_min_(4 * torch.finfo(wide).tiny)
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,8 @@ class Exponential(_OfMagnitude):
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         unit = self.unit(gradient) if unit is None else unit
-        return torch.abs(gradient, out=out).div_(unit).neg_().exp_()
+        # As a power of two, which is several times faster on the CPU and as exact here.
+        return torch.abs(gradient, out=out).mul_(-_LOG2_E / unit).exp2_()
 
 
 @dataclass(frozen=True)
@@ -118,7 +125,7 @@ class Linear(_OfMagnitude):
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         unit = self.unit(gradient) if unit is None else unit
-        return torch.abs(gradient, out=out).div_(unit).neg_().add_(1.0).relu_()
+        return torch.abs(gradient, out=out).mul_(-1.0 / unit).add_(1.0).relu_()
 
 
 @dataclass(frozen=True)

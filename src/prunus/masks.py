@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Self
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -20,8 +21,10 @@ from prunus.selection import Selection, Target
 
 __all__ = ["Masks"]
 
-# The mask of each parameter that is being pruned, for as long as the parameter lives.
+# The mask of each parameter that is being pruned, for as long as the parameter lives, and who has
+# it in use. A pruner that is merely forgotten leaves its masks in force; only detaching ends them.
 _attached: MutableMapping[torch.Tensor, torch.Tensor] = WeakTensorKeyDictionary()
+_users: MutableMapping[torch.Tensor, WeakSet[Masks]] = WeakTensorKeyDictionary()
 
 
 class Masks(Mapping[str, torch.Tensor]):
@@ -43,6 +46,7 @@ class Masks(Mapping[str, torch.Tensor]):
 
     def __init__(self, selection: Selection) -> None:
         self.selection = selection
+        self._counts: dict[str, tuple[int, int]] = {}
         self._masks = {
             name: torch.ones_like(
                 target.parameter,
@@ -59,6 +63,7 @@ class Masks(Mapping[str, torch.Tensor]):
         masks = cls(selection)
         for name, target in selection.items():
             masks._masks[name] = _attached.setdefault(target.parameter, masks._masks[name])
+            _users.setdefault(target.parameter, WeakSet()).add(masks)
         return masks
 
     @classmethod
@@ -83,9 +88,12 @@ class Masks(Mapping[str, torch.Tensor]):
         return masks
 
     def detach(self) -> None:
-        """Forget the masks in force on these tensors; zeros stay until an optimizer moves them."""
+        """Let go of the masks in force here; those that no one else uses are forgotten."""
         for target in self.selection.values():
-            _attached.pop(target.parameter, None)
+            users = _users.get(target.parameter, WeakSet())
+            users.discard(self)
+            if not users:
+                _attached.pop(target.parameter, None)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """Return the mask of a tensor, on the device where the tensor is now."""
@@ -94,6 +102,7 @@ class Masks(Mapping[str, torch.Tensor]):
         if mask.device != parameter.device:
             mask = mask.to(parameter.device)
             self._masks[name] = mask
+            self._counts.pop(name, None)
             if parameter in _attached:
                 _attached[parameter] = mask
         return mask
@@ -107,10 +116,23 @@ class Masks(Mapping[str, torch.Tensor]):
     def __repr__(self) -> str:
         return f"Masks({len(self)} tensors, sparsity {self.sparsity:.4f})"
 
+    # Mapping compares by content, which tensors cannot; masks are the same only if they are one.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
     def kept_in(self, name: str) -> int:
         """How many prunable weights of one tensor are kept."""
-        target = self.selection[name]
-        return int(torch.count_nonzero(self[name])) - (target.parameter.numel() - target.prunable)
+        mask, target = self[name], self.selection[name]
+        # Counted anew only when someone, perhaps another pruner, wrote to the mask.
+        version, kept = self._counts.get(name, (-1, 0))
+        if version != mask._version:
+            kept = int(torch.count_nonzero(mask)) - (target.parameter.numel() - target.prunable)
+            self._counts[name] = mask._version, kept
+        return kept
+
+    def lowered(self, name: str) -> torch.Tensor | None:
+        """Return the mask of a tensor that has lost weights, or None if nothing needs masking."""
+        return None if self.kept_in(name) == self.selection[name].prunable else self[name]
 
     @property
     def kept(self) -> int:
@@ -131,7 +153,9 @@ class Masks(Mapping[str, torch.Tensor]):
     def apply_(self) -> None:
         """Set every removed weight to exactly +0.0, also where it is NaN or infinite now."""
         for name, target in self.selection.items():
-            clear_(target.parameter, self[name])
+            mask = self.lowered(name)
+            if mask is not None:
+                clear_(target.parameter, mask)
 
     def copy_(self, other: Mapping[str, torch.Tensor]) -> None:
         """Take over the masks of ``other``, which must have the same names and shapes."""

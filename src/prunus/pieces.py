@@ -37,16 +37,16 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def pieces(*tensors: torch.Tensor, size: int | None = None) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Yield matching views of equally shaped tensors, in order of position, covering each once.
+    """Yield matching views of equally shaped tensors, covering each once, in order of memory.
 
     Args:
         *tensors: Tensors of one shape, on one device; any strides.
         size: Most elements in a piece; by default what suits the device.
 
     Yields:
-        One view per tensor. Contiguous tensors are cut as flat vectors; others along their first
-        dimension, so a piece may be larger than ``size`` only if a tensor is laid out so that a
-        single innermost row is.
+        One view per tensor. Tensors that fill their memory in the same order of dimensions
+        (contiguous, or all channels-last) are cut as flat vectors in that order; others along their
+        first dimension.
 
     Example:
         >>> weight = torch.arange(5.0)
@@ -58,8 +58,11 @@ def pieces(*tensors: torch.Tensor, size: int | None = None) -> Iterator[tuple[to
         size = CPU_PIECE if first.device.type == "cpu" else ACCELERATOR_PIECE
     if first.numel() <= size:
         yield tensors
-    elif all(tensor.is_contiguous() for tensor in tensors):
-        yield from zip(*(torch.split(tensor.view(-1), size) for tensor in tensors), strict=True)
+        return
+    order = sorted(range(first.dim()), key=first.stride, reverse=True)
+    sorted_ = [tensor.permute(order) for tensor in tensors]
+    if all(tensor.is_contiguous() for tensor in sorted_):
+        yield from zip(*(torch.split(tensor.view(-1), size) for tensor in sorted_), strict=True)
     elif first.dim() <= 1:
         yield from zip(*(torch.split(tensor, size) for tensor in tensors), strict=True)
     else:

@@ -60,7 +60,7 @@ class Pruner:
         penalty: What shrinks irrelevant weights; None for no penalty.
         schedule: When and how much to remove; None for never (:meth:`prune` does it by hand).
         score: What to remove first. Default: the smallest magnitude.
-        selection: Which tensors may be pruned. Default: ``select(model)``, all weights of all
+        selection: Which tensors may be pruned. Default: ``select(model)``, the weights of all
         layers. masks: Masks to start from, such as ``Masks.from_zeros(selection)``. Default: those
         in force
             on the model's parameters from another pruner, else none removed.
@@ -315,8 +315,22 @@ class Pruner:
             return (args[0], edited, *args[2:]), kwargs
         return args, {**kwargs, "closure": edited}
 
+    def _overflowed(self) -> bool:
+        """Say whether a gradient scaler lets a fused optimizer skip this step, hooks and all."""
+        found = getattr(self.optimizer, "found_inf", None)
+        return found is not None and bool(found)
+
     @torch.no_grad()
     def _edit_gradients(self) -> None:
+        if getattr(self.optimizer, "grad_scale", None) is not None:
+            raise UserError(
+                "the gradients are still multiplied by the GradScaler's factor, which a fused "
+                "optimizer divides out only within its step: call scaler.unscale_(optimizer) "
+                "before "
+                "scaler.step(optimizer)"
+            )
+        if self._overflowed():
+            return
         strengths = self._strengths()
         for target, gradient in self._with_gradient():
             name, weight = target.name, target.parameter.detach()
@@ -324,28 +338,31 @@ class Pruner:
             if memory is not None:
                 self._memory[name] = memory
             way = None if self._penalty is None else self._penalty.way
-            if self._penalty is not None and way == "gradient":
-                self._penalty.add_to_gradient_(gradient, weight, strengths[name], self.masks[name])
+            mask, strength = self.masks.lowered(name), strengths[name]
+            if self._penalty is not None and way == "gradient" and strength > 0:
+                self._penalty.add_to_gradient_(gradient, weight, strength, mask)
                 continue
-            if self._penalty is not None and way == "decoupled":
+            if self._penalty is not None and way == "decoupled" and strength > 0:
                 # Now, because some optimizers overwrite the gradient during the step.
                 if name not in self._coefficients:
                     self._coefficients[name] = torch.empty_like(gradient)
                 self._penalty.coefficients(gradient, out=self._coefficients[name])
-            clear_(gradient, self.masks[name])
+            if mask is not None:
+                clear_(gradient, mask)
 
     @torch.no_grad()
     def _after_step(self, *_: Any) -> None:
+        if self._overflowed():
+            return
         decoupled = self._penalty is not None and self._penalty.way == "decoupled"
         strengths = self._strengths() if decoupled else {}
         for name, target in self.selection.items():
+            parameter, mask = target.parameter, self.masks.lowered(name)
             strength = strengths[name] if decoupled else 0.0
-            if self._penalty is not None and strength > 0 and target.parameter.grad is not None:
-                self._penalty.shrink_(
-                    target.parameter, self._coefficients[name], strength, self.masks[name]
-                )
-            else:
-                clear_(target.parameter, self.masks[name])
+            if self._penalty is not None and strength > 0 and parameter.grad is not None:
+                self._penalty.shrink_(parameter, self._coefficients[name], strength, mask)
+            elif mask is not None:
+                clear_(parameter, mask)
         self._steps += 1
         self._steps_since_pruning += 1
         answer = self.schedule.after_step(step=self._steps, prunable=self.selection.prunable)

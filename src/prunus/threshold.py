@@ -121,14 +121,14 @@ def _survey(scores: Callable[[], Iterable[Piece]]) -> tuple[torch.dtype, int]:
         dtype = (
             piece.scores.dtype if dtype is None else torch.promote_types(dtype, piece.scores.dtype)
         )
-        if piece.candidates is None:
-            total += piece.scores.numel()
+        counted = piece.candidates
+        total += piece.scores.numel() if counted is None else int(torch.count_nonzero(counted))
+        # A sum is many times faster than a look at each score, and NaN if any of them is. It may be
+        # NaN without that (infinities of both signs), so the look decides.
+        if bool(torch.isnan(piece.scores.sum())):
             bad = torch.isnan(piece.scores)
-        else:
-            total += int(torch.count_nonzero(piece.candidates))
-            bad = torch.isnan(piece.scores) & piece.candidates
-        if bool(bad.any()):
-            broken[piece.name] = None
+            if bool((bad if counted is None else bad & counted).any()):
+                broken[piece.name] = None
     if broken:
         raise NonFiniteError(
             f"the scores of {', '.join(broken)} contain NaN, so nothing can be said of the "

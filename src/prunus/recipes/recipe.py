@@ -63,11 +63,12 @@ _FASHION = "zalando-datasets/fashion_mnist"
 
 _LENET5 = Config(
     dense_epochs=10,
-    epochs=60,
+    epochs=50,
     batch_size=100,
     dense_lr=0.05,
     lr=0.05,
-    strength=0.015,
+    strength=0.05,
+    alpha=0.05,
     ratio=200.1,
 )
 
@@ -105,6 +106,8 @@ _BOOK = (
             dense_lr=0.1,
             lr=0.1,
             strength=0.015,
+            alpha=0.2,
+            end=0.75,
             ratio=67.0,
         ),
     ),

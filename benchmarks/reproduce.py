@@ -1,0 +1,86 @@
+"""Run a recipe once per seed by the command, and keep mean and spread of what it came to.
+
+Each run is a process of its own. The test split is read by each run once, at its end, and decides
+nothing. For example::
+
+    python benchmarks/reproduce.py mnist-lenet300 --data FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from prunus.files import write_atomically
+from prunus.recipes.recipe import find
+
+Summary = dict[str, Any]
+
+FIGURES: dict[str, Callable[[Summary], float]] = {
+    "dense_test_error_percent": lambda s: 100 * (1 - s["dense"]["test"]),
+    "sparse_test_error_percent": lambda s: 100 * (1 - s["sparse"]["test"]),
+    "sparse_validation_error_percent": lambda s: 100 * (1 - s["sparse"]["validation"]),
+    "compression_ratio": lambda s: s["compression_ratio"],
+    "nonzero": lambda s: s["nonzero"],
+    "seconds": lambda s: s["seconds"]["total"],
+}
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipe")
+    parser.add_argument("--data", help="as in `prunus run`")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--name", help="of the result file; default: the recipe")
+    arguments = parser.parse_args()
+    recipe = find(arguments.recipe)
+    summaries = []
+    with tempfile.TemporaryDirectory() as parent:
+        for seed in arguments.seeds:
+            out = Path(parent) / str(seed)
+            command = _command(recipe.name, seed, arguments.settings)
+            data = ["--data", arguments.data] if arguments.data else []
+            subprocess.run([*command, *data, "--out", str(out)], check=True)
+            summaries.append(json.loads((out / "summary.json").read_text()))
+    figures = {name: _spread([f(s) for s in summaries]) for name, f in FIGURES.items()}
+    record = {
+        # Not where the data lay on this machine, but what they are.
+        "commands": [
+            " ".join(["prunus", *_command(recipe.name, seed, arguments.settings)[3:]])
+            for seed in arguments.seeds
+        ],
+        "data": recipe.data,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "settings": recipe.config.changed(arguments.settings).as_dict(),
+        "figures": figures,
+        "runs": summaries,
+    }
+    name = arguments.name or recipe.name
+    path = Path(__file__).parent / "results" / f"{name}.json"
+    write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
+    for figure, values in figures.items():
+        print(f"{figure}: {values['mean']:.4g} ± {values['deviation']:.2g} {values['each']}")
+
+
+def _command(recipe: str, seed: int, settings: Sequence[str]) -> list[str]:
+    changes = [part for setting in settings for part in ("--set", setting)]
+    return [sys.executable, "-m", "prunus", "run", recipe, "--seed", str(seed), *changes]
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": statistics.fmean(values), "deviation": deviation, "each": list(values)}
+
+
+if __name__ == "__main__":
+    main()
