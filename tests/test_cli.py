@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import typer
-from recipes.commands import SHORT, prunus, settings, summary
 
 from prunus.cli import app
 from prunus.recipes.recipe import RECIPES
+from recipes.commands import SHORT, prunus, settings, summary
 
 
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -59,11 +60,13 @@ def test_every_recipe_is_listed_with_its_summary_and_data() -> None:
 def test_help_is_given(flag: str) -> None:
     outcome = prunus(*flag.split())
     assert outcome.code == 0
-    assert "Usage: prunus" in outcome.out
+    assert re.search(r"Usage: .*prunus", outcome.out)
 
 
 def test_without_arguments_help_is_given() -> None:
-    assert "Usage: prunus" in prunus().out
+    outcome = prunus()
+    for name in ("Usage: ", "recipes", "run", "inspect"):
+        assert name in outcome.out + outcome.err
 
 
 @pytest.mark.parametrize(
@@ -107,11 +110,11 @@ def test_a_users_mistake_is_one_message_and_exit_code_two(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run"], "Missing argument 'RECIPE'"),
-        (["run", "digits", "--epochs", "3"], "No such option: --epochs"),
-        (["run", "digits", "--seed", "one"], "'one' is not a valid integer"),
-        (["prune"], "No such command 'prune'"),
-        (["inspect"], "Missing argument 'PATH'"),
+        (["run"], "missing argument 'recipe'"),
+        (["run", "digits", "--epochs", "3"], "no such option: --epochs"),
+        (["run", "digits", "--seed", "one"], "invalid value for '--seed'"),
+        (["prune"], "no such command 'prune'"),
+        (["inspect"], "missing argument 'path'"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else None,
 )
@@ -120,7 +123,7 @@ def test_a_mistake_of_form_is_explained_with_exit_code_two(
 ) -> None:
     outcome = prunus(*arguments)
     assert outcome.code == 2
-    assert message in outcome.err
+    assert message in outcome.err.lower()
     assert "Traceback" not in outcome.err
 
 

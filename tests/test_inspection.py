@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from recipes.commands import prunus
 from safetensors.torch import save_file
 
 from prunus.errors import UserError
 from prunus.inspection import TensorDensity, model_file, tensor_densities
+from recipes.commands import prunus
 
 
 @pytest.fixture
@@ -32,11 +31,11 @@ def hand_made(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def table(hand_made: Path) -> Iterator[list[list[str]]]:
+def table(hand_made: Path) -> list[list[str]]:
     outcome = prunus("inspect", hand_made)
     assert outcome.code == 0
     assert outcome.out.startswith(str(hand_made))
-    yield [
+    return [
         [cell.strip() for cell in line.strip("│┃").replace("┃", "│").split("│")]
         for line in outcome.out.splitlines()
         if line.startswith(("│", "┃"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Union
 
@@ -106,11 +106,19 @@ class Config:
             "ratio",
             "above 1 (or 0, with the iterative schedule alone, for no target)",
         )
-        if problems:
-            raise UserError("; ".join(problems))
         # What the parts check themselves, before anything is trained.
-        self.make_penalty(steps_per_epoch=1)
-        self.make_schedule(kept=1, prunable=2, steps=1000, dense_metric=0.0)
+        parts: tuple[Callable[[], object], ...] = (
+            lambda: self.make_strength(steps_per_epoch=1),
+            self.make_coefficient,
+            lambda: self.make_schedule(kept=1, prunable=2, steps=1000, dense_metric=0.0),
+        )
+        for part in parts:
+            try:
+                part()
+            except UserError as error:
+                problems.append(str(error))
+        if problems:
+            raise UserError("; ".join(dict.fromkeys(problems)))
 
     def changed(self, settings: Iterable[str]) -> Config:
         """Return this configuration with ``key=value`` settings applied.
@@ -135,9 +143,14 @@ class Config:
                     changes[key] = _parse(text, hints[key])
                 except ValueError:
                     problems.append(f"{key} must be {_describe(hints[key])}, but is {text!r}")
+        changed = self
+        try:
+            changed = dataclasses.replace(self, **changes)
+        except UserError as error:
+            problems.append(str(error))
         if problems:
             raise UserError("; ".join(problems))
-        return dataclasses.replace(self, **changes)
+        return changed
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings by name."""
@@ -150,30 +163,33 @@ class Config:
         return f"{penalty}, {self.schedule}, {self.score}"
 
     def make_penalty(self, steps_per_epoch: int) -> RelevancePenalty | None:
-        """Build the penalty."""
+        """Build the penalty, or None if there shall be none."""
         if self.penalty == "none":
             return None
+        return RelevancePenalty(
+            self.make_strength(steps_per_epoch),
+            self.make_coefficient(),
+            power=1 if self.penalty == "l1" else 2,
+            way=self.way,
+        )
+
+    def make_strength(self, steps_per_epoch: int) -> Strength:
+        """Build the strength."""
+        if self.strength_follows == "linear":
+            return LinearDecay(self.strength, steps_per_epoch)
         strengths: Mapping[str, type[ConstantStrength | FollowLearningRate]] = {
             "constant": ConstantStrength,
             "lr": FollowLearningRate,
         }
-        strength: Strength = (
-            LinearDecay(self.strength, steps_per_epoch)
-            if self.strength_follows == "linear"
-            else strengths[self.strength_follows](self.strength)
-        )
+        return strengths[self.strength_follows](self.strength)
+
+    def make_coefficient(self) -> Coefficient:
+        """Build the irrelevance coefficient."""
         coefficients: Mapping[str, Coefficient] = {
             "relevance": Exponential(self.alpha, self.relative),
             "lobster": Linear(self.alpha, self.relative),
-            "l2": Constant(),
-            "l1": Constant(),
         }
-        return RelevancePenalty(
-            strength,
-            coefficients[self.penalty],
-            power=1 if self.penalty == "l1" else 2,
-            way=self.way,
-        )
+        return coefficients.get(self.penalty, Constant())
 
     def make_schedule(
         self, *, kept: int, prunable: int, steps: int, dense_metric: float

@@ -1,0 +1,317 @@
+"""Every setting is read, checked and, where it is wrong, named together with the others."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prunus.coefficients import Constant, Exponential, Linear
+from prunus.errors import UserError
+from prunus.recipes.config import Config
+from prunus.recipes.recipe import RECIPES
+from prunus.schedules import GradualPruning, IterativePruning, OneShot
+from prunus.scores import Magnitude, Random, Taylor
+from prunus.strengths import ConstantStrength, FollowLearningRate, LinearDecay
+
+BASE = Config(dense_epochs=1, epochs=10, batch_size=8, dense_lr=0.1, lr=0.1, strength=0.01, ratio=9)
+
+WHOLE, NUMBER = "a whole number", "a number"
+FLOOR = 'a floor is a number, or "dense-0.005", "dense+0.1" or "dense*0.99", but is'
+
+# Setting: a text, the value that it means, and texts that are refused, each with the reason.
+SETTINGS: dict[str, tuple[str, Any, dict[str, str]]] = {
+    "dense_epochs": ("7", 7, {"x": WHOLE, "1.5": WHOLE, "": WHOLE, "0": "at least 1"}),
+    "epochs": ("7", 7, {"none": WHOLE, "1e3": WHOLE, "0": "at least 1", "-3": "at least 1"}),
+    "batch_size": ("64", 64, {"all": WHOLE, "0": "at least 1"}),
+    "dense_lr": ("1e-3", 1e-3, {"x": NUMBER, "0": "above 0", "-1": "above 0", "nan": "above 0"}),
+    "lr": ("0.5", 0.5, {"0,5": NUMBER, "0": "above 0", "nan": "above 0"}),
+    "strength": (
+        "0",
+        0.0,
+        {"x": NUMBER, "-1": "a finite number, 0 or above", "inf": "a finite number, 0 or above"},
+    ),
+    "ratio": ("40", 40.0, {"x": NUMBER, "1": "above 1", "0": "above 1", "nan": "above 1"}),
+    "validation": (
+        "0.25",
+        0.25,
+        {"x": NUMBER, "0": "above 0 and below 1", "1": "above 0 and below 1", "nan": "above 0"},
+    ),
+    "momentum": ("0", 0.0, {"x": NUMBER, "1": "from 0 to below 1", "-0.1": "from 0 to below 1"}),
+    "warmup": ("0.5", 0.5, {"x": NUMBER, "1": "from 0 to below 1", "nan": "from 0 to below 1"}),
+    "penalty": ("l1", "l1", {"L1": "relevance, lobster, l2, l1 or none", "": "relevance"}),
+    "strength_follows": ("linear", "linear", {"cosine": "constant, lr or linear"}),
+    "alpha": ("2", 2.0, {"x": NUMBER, "0": "a finite number above 0", "inf": "a finite number"}),
+    "relative": ("FALSE", False, {"no": "true or false", "1": "true or false"}),
+    "way": ("loss", "loss", {"hook": "gradient, loss or decoupled"}),
+    "schedule": ("oneshot", "oneshot", {"cubic": "iterative, gradual or oneshot"}),
+    "begin": ("0.1", 0.1, {"x": NUMBER, "-0.1": "from 0 to below end", "0.6": "below end"}),
+    "end": ("1", 1.0, {"x": NUMBER, "0": "above 0 and at most 1", "1.1": "above 0 and at most 1"}),
+    "fraction": ("0.3", 0.3, {"x": NUMBER}),
+    "patience": ("3", 3, {"x": WHOLE, "-1": "0 or above"}),
+    "floor": ("dense-0.01", "dense-0.01", {"nonsense": FLOOR, "nan": FLOOR, "dense/2": FLOOR}),
+    "score": ("taylor", "taylor", {"size": "magnitude, taylor or random"}),
+    "biases": ("true", True, {"yes": "true or false", "": "true or false"}),
+    "min_density": ("0.01", 0.01, {"x": NUMBER, "1": "from 0 to below 1", "-1": "from 0 to"}),
+}
+
+
+def test_every_setting_is_tested_here() -> None:
+    assert list(SETTINGS) == [field.name for field in dataclasses.fields(Config)]
+
+
+@pytest.mark.parametrize("key", SETTINGS)
+def test_a_setting_is_read(key: str) -> None:
+    text, value, _ = SETTINGS[key]
+    changed = BASE.changed([f"{key}={text}"])
+    assert getattr(changed, key) == value
+    assert type(getattr(changed, key)) is type(value)
+    assert changed.as_dict() == {**BASE.as_dict(), key: value}
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "reason"),
+    [(key, text, why) for key, (_, _, bad) in SETTINGS.items() for text, why in bad.items()],
+)
+def test_a_wrong_value_is_refused_by_name_with_the_reason(key: str, text: str, reason: str) -> None:
+    with pytest.raises(UserError, match=re.escape(reason)) as caught:
+        BASE.changed([f"{key}={text}"])
+    assert key in str(caught.value)
+    shown = {text, repr(text)} | ({repr(float(text))} if _is_number(text) else set())
+    assert any(form in str(caught.value) for form in shown), "what was received is said"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("none", None),
+        ("None", None),
+        ("0.98", 0.98),
+        ("-1", -1.0),
+        ("dense", "dense"),
+        ("dense-0.01", "dense-0.01"),
+        ("dense*0.99", "dense*0.99"),
+        ("dense + 0.1", "dense + 0.1"),
+    ],
+)
+def test_the_floor_is_none_a_number_or_relative(text: str, value: float | str | None) -> None:
+    floor = BASE.changed([f"floor={text}"]).floor
+    assert floor == value
+    assert type(floor) is type(value)
+
+
+@pytest.mark.parametrize("text", ["nonsense", "", "inf", "nan", "dense-", "dense-x", "0.9-dense"])
+def test_any_other_floor_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=re.escape(FLOOR)):
+        BASE.changed([f"floor={text}"])
+
+
+@pytest.mark.parametrize(
+    ("slip", "meant"),
+    [
+        ("epoch", "epochs"),
+        ("dense_learning_rate", "dense_lr"),
+        ("batchsize", "batch_size"),
+        ("Floor", "floor"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(slip: str, meant: str) -> None:
+    with pytest.raises(UserError, match=rf"no setting '{slip}'; did you mean .*\b{meant}\b"):
+        BASE.changed([f"{slip}=1"])
+
+
+def test_an_unknown_key_like_no_other_names_all() -> None:
+    with pytest.raises(UserError, match="no setting 'zzzzz'; known: " + ", ".join(SETTINGS)):
+        BASE.changed(["zzzzz=1"])
+
+
+def test_a_setting_without_an_equals_sign_is_refused() -> None:
+    with pytest.raises(UserError, match="'epochs' is not of the form key=value"):
+        BASE.changed(["epochs"])
+
+
+def test_the_last_of_two_values_counts() -> None:
+    assert BASE.changed(["epochs=3", "epochs=5"]).epochs == 5
+
+
+def test_mistakes_of_form_are_all_listed_in_one_message() -> None:
+    with pytest.raises(UserError) as caught:
+        BASE.changed(["epoch=3", "lr=fast", "score=size", "biases", "relative=2"])
+    assert re.sub(r"(?<=did you mean )[^?]*\bepochs\b[^?]*", "epochs", str(caught.value)).split(
+        "; "
+    ) == [
+        "there is no setting 'epoch'",
+        "did you mean epochs?",
+        "lr must be a number, but is 'fast'",
+        "score must be magnitude, taylor or random, but is 'size'",
+        "'biases' is not of the form key=value",
+        "relative must be true or false, but is '2'",
+    ]
+
+
+def test_values_out_of_range_are_all_listed_in_one_message() -> None:
+    with pytest.raises(UserError) as caught:
+        BASE.changed(["epochs=0", "lr=-1", "momentum=1", "validation=1", "end=2", "ratio=0.5"])
+    assert str(caught.value) == (
+        "epochs must be at least 1, but is 0; lr must be above 0, but is -1.0; momentum must be "
+        "from 0 to below 1, but is 1.0; validation must be above 0 and below 1, but is 1.0; end "
+        "must be above 0 and at most 1, but is 2.0; ratio must be above 1 (or 0, with the "
+        "iterative schedule alone, for no target), but is 0.5"
+    )
+
+
+def test_mistakes_that_different_parts_find_are_all_listed_in_one_message() -> None:
+    with pytest.raises(UserError) as caught:
+        BASE.changed(["epochs=0", "strength=-1", "alpha=0", "floor=nonsense"])
+    missing = [
+        part
+        for part in ("epochs must be", "a strength must be", "alpha must be", "a floor is")
+        if part not in str(caught.value)
+    ]
+    assert missing == []
+
+
+def test_a_mistake_of_form_and_a_value_out_of_range_are_both_listed() -> None:
+    with pytest.raises(UserError, match=r"(?s)(?=.*lr must be a number)(?=.*epochs must be at)"):
+        BASE.changed(["lr=fast", "epochs=0"])
+
+
+@pytest.mark.parametrize("text", ["0", "1", "-0.5", "nan"])
+def test_the_fraction_of_the_iterative_schedule_is_checked_before_training(text: str) -> None:
+    with pytest.raises(UserError, match="fraction must be above 0 and below 1, but is"):
+        BASE.changed(["schedule=iterative", f"fraction={text}"])
+
+
+def test_only_the_iterative_schedule_knows_no_target() -> None:
+    assert BASE.changed(["schedule=iterative", "ratio=0"]).ratio == 0
+    for schedule in ("gradual", "oneshot"):
+        with pytest.raises(UserError, match="ratio must be above 1 .* but is 0.0"):
+            BASE.changed([f"schedule={schedule}", "ratio=0"])
+
+
+def test_begin_must_come_before_end() -> None:
+    with pytest.raises(UserError, match="begin must be from 0 to below end, but is 0.7"):
+        BASE.changed(["begin=0.7"])
+    assert BASE.changed(["begin=0.7", "end=0.8"]).begin == 0.7
+
+
+@given(st.text(), st.text())
+def test_any_text_is_a_setting_or_a_users_mistake(key: str, text: str) -> None:
+    try:
+        changed = BASE.changed([f"{key}={text}"])
+    except UserError as error:
+        assert str(error)  # noqa: PT017
+    else:
+        assert key in SETTINGS
+        assert changed.as_dict().keys() == SETTINGS.keys()
+
+
+@given(st.sampled_from(sorted(SETTINGS)), st.text(alphabet="0123456789.-+einfasdu_ ") | st.text())
+def test_any_value_is_taken_or_a_users_mistake(key: str, text: str) -> None:
+    try:
+        changed = BASE.changed([f"{key}={text}"])
+    except UserError as error:
+        assert key in str(error) or "floor" in key  # noqa: PT017
+    else:
+        rest = {name: value for name, value in changed.as_dict().items() if name != key}
+        assert rest == {name: value for name, value in BASE.as_dict().items() if name != key}
+
+
+def test_a_value_of_every_recipe_survives_its_own_text() -> None:
+    for recipe in RECIPES.values():
+        again = recipe.config.changed([f"{k}={v}" for k, v in recipe.config.as_dict().items()])
+        assert again == recipe.config
+
+
+@pytest.mark.parametrize(
+    ("penalty", "coefficient", "power"),
+    [
+        ("relevance", Exponential(0.1, True), 2),
+        ("lobster", Linear(0.1, True), 2),
+        ("l2", Constant(), 2),
+        ("l1", Constant(), 1),
+    ],
+)
+def test_the_penalty_is_the_named_one(penalty: str, coefficient: object, power: int) -> None:
+    made = BASE.changed([f"penalty={penalty}", "way=gradient"]).make_penalty(5)
+    assert made is not None
+    assert (made.coefficient, made.power, made.way) == (coefficient, power, "gradient")
+
+
+def test_no_penalty_is_none() -> None:
+    assert BASE.changed(["penalty=none"]).make_penalty(5) is None
+
+
+@pytest.mark.parametrize(
+    ("follows", "strength"),
+    [
+        ("constant", ConstantStrength(0.01)),
+        ("lr", FollowLearningRate(0.01)),
+        ("linear", LinearDecay(0.01, 5)),
+    ],
+)
+def test_the_strength_follows_what_is_named(follows: str, strength: object) -> None:
+    made = BASE.changed([f"strength_follows={follows}"]).make_penalty(5)
+    assert made is not None
+    assert made.strength == strength
+
+
+def test_the_schedule_is_the_named_one() -> None:
+    def made(*settings: str) -> object:
+        config = BASE.changed(["floor=dense-0.1", *settings])
+        return config.make_schedule(kept=25, prunable=100, steps=1000, dense_metric=0.75)
+
+    goal: dict[str, Any] = {"floor": "dense-0.1", "dense_metric": 0.75}
+    assert made("schedule=iterative", "fraction=0.5") == IterativePruning(
+        fraction=0.5, target=0.75, patience=None, **goal
+    )
+    assert made("schedule=iterative", "ratio=0", "patience=4") == IterativePruning(
+        target=None, patience=4, **goal
+    )
+    # From step 100 to 600, in a hundred removals.
+    assert made("schedule=gradual", "begin=0.1") == GradualPruning(
+        kept=25, begin=100, end=600, every=5, **goal
+    )
+    assert made("schedule=oneshot", "begin=0.5") == OneShot(sparsity=0.75, at=500, **goal)
+    assert made("schedule=oneshot") == OneShot(sparsity=0.75, at=1, **goal)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 50])
+def test_the_gradual_schedule_fits_the_shortest_run(steps: int) -> None:
+    config = BASE.changed(["begin=0.98", "end=1"])
+    schedule = config.make_schedule(kept=1, prunable=2, steps=steps, dense_metric=0.0)
+    assert isinstance(schedule, GradualPruning)
+    assert 0 <= schedule.begin < schedule.end <= steps
+
+
+@pytest.mark.parametrize(
+    ("name", "score"), [("magnitude", Magnitude()), ("taylor", Taylor()), ("random", Random())]
+)
+def test_the_score_is_the_named_one(name: str, score: object) -> None:
+    assert BASE.changed([f"score={name}"]).make_score() == score
+
+
+def test_the_method_names_penalty_way_schedule_and_score() -> None:
+    assert BASE.method == "relevance (decoupled), gradual, magnitude"
+    other = BASE.changed(["penalty=none", "schedule=oneshot", "score=random"])
+    assert other.method == "none, oneshot, random"
+
+
+def test_not_a_number_is_never_a_setting() -> None:
+    for key, (_, value, _) in SETTINGS.items():
+        if isinstance(value, float) or key == "floor":
+            with pytest.raises(UserError, match="nan"):
+                BASE.changed([f"{key}={math.nan}", "schedule=iterative"])

@@ -1,0 +1,390 @@
+"""Images arrive pixel by pixel, splits do not overlap, and a broken data set is named."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from prunus.errors import DataError, UserError
+from prunus.recipes.data import Images, digits, hub_images
+
+datasets = pytest.importorskip("datasets")
+Pillow = pytest.importorskip("PIL.Image")
+
+Pixels = np.ndarray[Any, Any]
+
+CLASSES = [str(digit) for digit in range(10)]
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the library's own files in the test's directory."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    for name in ("HF_DATASETS_CACHE", "HF_MODULES_CACHE"):
+        monkeypatch.setattr(datasets.config, name, str(tmp_path / "cache" / name))
+    datasets.disable_progress_bars()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """40 training and 20 test images of noise, laid out as sets on the Hub are."""
+    write(tmp_path / "set", "train", noise(40, seed=1))
+    write(tmp_path / "set", "test", noise(20, seed=2))
+    return tmp_path / "set"
+
+
+def noise(count: int, seed: int, size: tuple[int, int] = (28, 28)) -> Pixels:
+    return np.random.default_rng(seed).integers(0, 256, (count, *size), dtype=np.uint8)
+
+
+def write(
+    folder: Path,
+    split: str,
+    images: Sequence[Any] | Pixels,
+    labels: Sequence[Any] | None = None,
+    *,
+    columns: tuple[str, str] = ("image", "label"),
+    features: tuple[Any, Any] | None = None,
+) -> Path:
+    path = folder / "mnist" / f"{split}-00000-of-00001.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cells = [Pillow.fromarray(cell) if isinstance(cell, np.ndarray) else cell for cell in images]
+    labels = [index % 10 for index in range(len(cells))] if labels is None else list(labels)
+    kinds = features or (datasets.Image(), datasets.ClassLabel(names=CLASSES))
+    datasets.Dataset.from_dict(
+        dict(zip(columns, (cells, labels), strict=True)),
+        features=datasets.Features(dict(zip(columns, kinds, strict=True))),
+    ).to_parquet(path)
+    return path
+
+
+def load(
+    folder: Path | str, *, size: tuple[int, int] = (28, 28), validation: float = 0.25, seed: int = 0
+) -> Images:
+    return hub_images(str(folder), size=size, validation=validation, seed=seed)
+
+
+def flat(inputs: torch.Tensor) -> Counter[bytes]:
+    """Count images that are the same to the last bit."""
+    return Counter(image.numpy().tobytes() for image in inputs)
+
+
+def test_every_pixel_is_decoded_exactly_and_normalized_by_the_training_images_alone(
+    folder: Path,
+) -> None:
+    images = load(folder)
+    train, test = noise(40, seed=1), noise(20, seed=2)
+    # Which images are held out is a permutation of the seed's; the rest give mean and deviation.
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0)).numpy()
+    held, rest = train[order[:10]], train[order[10:]]
+    mean, deviation = (rest / 255).mean(), (rest / 255).std(ddof=1)
+    for split, expected in ((images.train, rest), (images.validation, held), (images.test, test)):
+        assert split.inputs.dtype == torch.float32
+        assert split.inputs.shape == (len(expected), 1, 28, 28)
+        recovered = (split.inputs.double().numpy()[:, 0] * deviation + mean) * 255
+        assert np.array_equal(np.rint(recovered), expected)
+        assert np.abs(recovered - expected).max() < 1e-3
+    assert images.train.inputs.mean().item() == pytest.approx(0, abs=1e-5)
+    assert images.train.inputs.std().item() == pytest.approx(1, abs=1e-5)
+    # Noise differs, so a normalization over anything else would show here.
+    assert abs(images.test.inputs.mean().item()) > 1e-5
+
+
+def test_labels_stay_with_their_images(tmp_path: Path) -> None:
+    pixels = noise(40, seed=1)
+    for split in ("train", "test"):
+        write(tmp_path / "set", split, pixels, [int(image.sum()) % 10 for image in pixels])
+    images = load(tmp_path / "set")
+    expected = {image.tobytes(): int(image.sum()) % 10 for image in pixels}
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0)).numpy()
+    mean = (pixels[order[10:]] / 255).mean()
+    deviation = (pixels[order[10:]] / 255).std(ddof=1)
+    for part in (images.train, images.validation, images.test):
+        assert part.labels.dtype == torch.int64
+        for inputs, label in zip(part.inputs, part.labels, strict=True):
+            image = np.rint((inputs[0].double().numpy() * deviation + mean) * 255).astype(np.uint8)
+            assert expected[image.tobytes()] == label.item()
+
+
+def test_validation_comes_out_of_training_and_does_not_overlap_it(folder: Path) -> None:
+    images = load(folder, validation=0.2)
+    assert (len(images.train), len(images.validation), len(images.test)) == (32, 8, 20)
+    train, validation = flat(images.train.inputs), flat(images.validation.inputs)
+    assert len(train) == 32
+    assert len(validation) == 8
+    assert not train & validation
+    assert not (train | validation) & flat(images.test.inputs)
+
+
+def test_the_seed_decides_what_is_validated_on(folder: Path) -> None:
+    one, again, other = (load(folder, seed=seed) for seed in (3, 3, 4))
+    assert torch.equal(one.validation.inputs, again.validation.inputs)
+    assert torch.equal(one.train.inputs, again.train.inputs)
+    assert one.validation.labels.tolist() != other.validation.labels.tolist()
+    # The test images are the same ones, whatever the seed.
+    assert torch.equal(one.test.labels, other.test.labels)
+
+
+def test_labels_may_be_plain_integers(tmp_path: Path) -> None:
+    kinds = (datasets.Image(), datasets.Value("int8"))
+    for split in ("train", "test"):
+        write(tmp_path / "set", split, noise(8, seed=1), features=kinds)
+    assert load(tmp_path / "set").test.labels.tolist() == list(range(8))
+
+
+def test_images_need_not_be_square(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write(tmp_path / "set", split, noise(8, seed=1, size=(4, 6)))
+    assert load(tmp_path / "set", size=(4, 6)).test.inputs.shape == (8, 1, 4, 6)
+    with pytest.raises(DataError, match="image 0 of the train split of .* is 4×6, .* reads 6×4"):
+        load(tmp_path / "set", size=(6, 4))
+
+
+def test_a_folder_is_found_by_a_relative_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    for name in ("set", "./set"):
+        assert len(load(name).test) == 20
+
+
+@pytest.mark.parametrize("share", [0.01, 0.99])
+def test_a_share_that_leaves_nothing_is_refused(folder: Path, share: float) -> None:
+    with pytest.raises(DataError, match=rf"share of {share} leaves nothing .* 40 training images"):
+        load(folder, validation=share)
+
+
+def test_an_absent_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data folder .*/absent does not exist or is not a folder"):
+        load(tmp_path / "absent")
+
+
+def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(DataError, match="file does not exist or is not a folder"):
+        load(tmp_path / "file")
+
+
+def test_an_empty_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "set" / "inner").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"data folder .*set is empty; expected parquet files"):
+        load(tmp_path / "set")
+
+
+def test_a_folder_of_something_else_is_named(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "notes.xyz").write_text("x")
+    with pytest.raises(DataError, match=r"cannot load .*set: a file may be cut short or not be"):
+        load(tmp_path / "set")
+
+
+def test_a_hub_name_out_of_reach_is_named() -> None:
+    with pytest.raises(DataError, match="cannot load nobody/nothing: the Hub may be out of reach"):
+        load("nobody/nothing")
+
+
+def test_missing_columns_are_named_beside_what_is_there(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write(tmp_path / "set", split, noise(8, seed=1), columns=("img", "target"))
+    with pytest.raises(
+        DataError,
+        match=(
+            "the train split of .* lacks the columns image, label; expected image, label, "
+            "found img, target"
+        ),
+    ):
+        load(tmp_path / "set")
+
+
+def test_a_missing_test_split_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "set", "train", noise(8, seed=1))
+    with pytest.raises(DataError, match="no test split; expected train and test, found train"):
+        load(tmp_path / "set")
+
+
+@pytest.mark.parametrize("empty", ["train", "test"])
+def test_a_split_without_rows_is_named(tmp_path: Path, empty: str) -> None:
+    for split in ("train", "test"):
+        write(tmp_path / "set", split, noise(0 if split == empty else 8, seed=1))
+    with pytest.raises(DataError, match=rf"\b{empty}\b.*(is empty|no data)"):
+        load(tmp_path / "set")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_file_is_named(folder: Path, share: float) -> None:
+    path = folder / "mnist" / "train-00000-of-00001.parquet"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(DataError, match=r"cannot load .*set: a file may be cut short"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("cells", "kind"),
+    [
+        (list(range(8)), "int64"),
+        ([0.5] * 8, "float32"),
+        ([True] * 8, "bool"),
+        (["a cat"] * 8, "string"),
+        ([{"x": 1}] * 8, {"x": "int32"}),
+    ],
+    ids=["integers", "numbers", "booleans", "texts", "records"],
+)
+def test_a_column_of_something_else_than_images_is_named(
+    tmp_path: Path, cells: list[Any], kind: Any
+) -> None:
+    feature = (
+        {name: datasets.Value(value) for name, value in kind.items()}
+        if isinstance(kind, dict)
+        else datasets.Value(kind)
+    )
+    kinds = (feature, datasets.Value("int64"))
+    for split in ("train", "test"):
+        write(tmp_path / "set", split, cells, features=kinds)
+    with pytest.raises(DataError, match="image.*(not images|cannot be decoded)"):
+        load(tmp_path / "set")
+
+
+def test_an_image_of_another_size_is_named_with_both_sizes(tmp_path: Path) -> None:
+    cells = [*noise(5, seed=1), *noise(1, seed=2, size=(28, 30))]
+    write(tmp_path / "set", "train", cells)
+    write(tmp_path / "set", "test", noise(8, seed=3))
+    with pytest.raises(
+        DataError, match="image 5 of the train split of .* is 28×30, but this recipe reads 28×28"
+    ):
+        load(tmp_path / "set")
+
+
+def png(pixels: Pixels) -> bytes:
+    file = io.BytesIO()
+    Pillow.fromarray(pixels).save(file, "png")
+    return file.getvalue()
+
+
+def with_one_bad(tmp_path: Path, cell: Any) -> Path:
+    write(tmp_path / "set", "train", noise(8, seed=1))
+    write(tmp_path / "set", "test", [*noise(2, seed=3), cell])
+    return tmp_path / "set"
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        None,
+        {"bytes": b"", "path": None},
+        {"bytes": b"not an image", "path": None},
+        {"bytes": png(noise(1, seed=1)[0])[:200], "path": None},
+    ],
+    ids=["missing", "empty", "text", "cut short"],
+)
+def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path, cell: Any) -> None:
+    with pytest.raises(DataError, match="image 2 of the test split of .*set cannot be decoded"):
+        load(with_one_bad(tmp_path, cell))
+
+
+def test_a_png_with_any_byte_altered_decodes_or_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In chunks' lengths, names, checksums and the compressed stream."""
+    whole = png(noise(1, seed=1, size=(5, 5))[0])
+    good = {"bytes": whole, "path": None}
+    kinds = datasets.Features(image=datasets.Image(), label=datasets.Value("int64"))
+    train = datasets.Dataset.from_dict({"image": [good] * 4, "label": [0] * 4}, features=kinds)
+    refused = 0
+    for position in range(len(whole)):
+        altered = bytearray(whole)
+        altered[position] ^= 1 << position % 8
+        cell = {"bytes": bytes(altered), "path": None}
+        test = datasets.Dataset.from_dict({"image": [cell], "label": [0]}, features=kinds)
+        monkeypatch.setattr(datasets, "load_dataset", lambda _, t=test: {"train": train, "test": t})
+        try:
+            loaded = load("some/set", size=(5, 5))
+        except DataError as error:
+            assert "image 0 of the test split" in str(error)  # noqa: PT017
+            refused += 1
+        else:
+            assert loaded.test.inputs.shape == (1, 1, 5, 5)
+    assert refused > len(whole) / 2
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind"),
+    [
+        (["cat", "dog"] * 4, "string"),
+        ([None, *range(7)], "int64"),
+        ([0.5] * 8, "float32"),
+    ],
+    ids=["texts", "missing", "fractions"],
+)
+def test_labels_that_are_not_integers_are_named(
+    tmp_path: Path, labels: list[Any], kind: str
+) -> None:
+    for split in ("train", "test"):
+        write(
+            tmp_path / "set",
+            split,
+            noise(8, seed=1),
+            labels,
+            features=(datasets.Image(), datasets.Value(kind)),
+        )
+    with pytest.raises(DataError, match="label"):
+        load(tmp_path / "set")
+
+
+def test_training_images_that_are_all_one_colour_are_refused(tmp_path: Path) -> None:
+    """Their deviation is zero, and dividing by it would make every input not a number."""
+    for split in ("train", "test"):
+        write(tmp_path / "set", split, np.full((8, 28, 28), 7, dtype=np.uint8))
+    with pytest.raises(DataError, match="train"):
+        load(tmp_path / "set")
+
+
+@pytest.mark.parametrize("absent", [["datasets"], ["PIL", "PIL.Image"], ["datasets", "PIL"]])
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, absent: list[str]) -> None:
+    for name in absent:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match=r"need the 'hub' extra: pip install 'prunus\[hub\]'"):
+        load("some/set")
+
+
+def test_a_missing_scikit_learn_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("sklearn", "sklearn.datasets"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match=r"needs? .*pip install 'prunus\[cli\]'"):
+        digits(0.2, 0)
+
+
+def test_the_digits_are_scikit_learns_and_every_fifth_is_for_testing() -> None:
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    images = digits(0.2, seed=5)
+    assert (len(images.train), len(images.validation), len(images.test)) == (1150, 288, 359)
+    assert images.test.labels.tolist() == labels[4::5].tolist()
+    # Undo the normalization: pixels are whole numbers from 0 to 16, 0 among them.
+    low, high = images.train.inputs.min().double(), images.train.inputs.max().double()
+
+    def recovered(inputs: torch.Tensor) -> list[tuple[int, ...]]:
+        scaled = ((inputs.double() - low) / (high - low) * 16).round()
+        return [tuple(row) for row in scaled.to(torch.int64).reshape(-1, 64).tolist()]
+
+    assert recovered(images.test.inputs) == [tuple(row) for row in pixels[4::5].astype(int)]
+    kept = [tuple(row) for i, row in enumerate(pixels.astype(int).tolist()) if i % 5 != 4]
+    assert Counter(recovered(images.train.inputs) + recovered(images.validation.inputs)) == Counter(
+        kept
+    )
+    assert images.train.inputs.mean().item() == pytest.approx(0, abs=1e-5)
+    assert images.train.inputs.std().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_the_seed_decides_which_digits_are_validated_on() -> None:
+    one, again, other = (digits(0.2, seed) for seed in (0, 0, 1))
+    assert torch.equal(one.validation.inputs, again.validation.inputs)
+    assert flat(one.validation.inputs) != flat(other.validation.inputs)

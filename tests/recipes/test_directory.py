@@ -1,0 +1,343 @@
+"""A run's directory: one run, one process, and nothing lost or left over."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from prunus.errors import CheckpointError, UserError
+from prunus.files import load_tree
+from prunus.recipes.directory import RunDirectory
+
+from .commands import SHORT, contents, metrics, mounted, prunus, settings, summary
+
+HOLD = """
+import fcntl, sys, time
+lock = open(sys.argv[1], "a")
+fcntl.flock(lock, fcntl.LOCK_EX)
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("finished") / "run"
+    assert prunus("run", "digits", *SHORT, "--out", path).code == 0
+    return path
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    """A finished run of the test's own."""
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+@pytest.fixture
+def unfinished(copy: Path) -> Path:
+    """A run that was killed just before it delivered."""
+    (copy / "summary.json").unlink()
+    (copy / "model.safetensors").unlink()
+    return copy
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[Path]:
+    """A directory that another process holds."""
+    path = tmp_path / "held"
+    path.mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path / ".lock")], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield path
+        process.kill()
+
+
+def test_a_run_writes_its_files_where_it_was_told(finished: Path) -> None:
+    assert list(contents(finished)) == [
+        ".lock",
+        "checkpoints",
+        "checkpoints/dense.safetensors",
+        "checkpoints/last.safetensors",
+        "config.json",
+        "metrics.jsonl",
+        "model.safetensors",
+        "summary.json",
+    ]
+
+
+def test_without_out_a_new_directory_in_runs_is_taken_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny = settings(dense_epochs=1, epochs=1, batch_size=600, floor="none")
+    for name in ("digits-seed3", "digits-seed3-2", "digits-seed3-3"):
+        outcome = prunus("run", "digits", "--seed", "3", *tiny)
+        assert outcome.code == 0
+        assert f"written to runs/{name}\n" in outcome.out
+        assert summary(tmp_path / "runs" / name)["seed"] == 3
+    assert len(list((tmp_path / "runs").iterdir())) == 3
+
+
+def test_a_directory_in_use_is_refused_and_left_alone(holder: Path) -> None:
+    outcome = prunus("run", "digits", *SHORT, "--out", holder)
+    outcome.refused("is in use by another run; wait for it or choose another --out", str(holder))
+    assert (holder / ".lock").exists()
+
+
+def test_a_run_in_use_cannot_be_resumed(holder: Path, finished: Path) -> None:
+    shutil.copytree(finished, holder, dirs_exist_ok=True)
+    before = contents(holder)
+    prunus("run", "digits", *SHORT, "--out", holder, "--resume").refused("is in use by another run")
+    assert contents(holder) == before
+
+
+def test_a_directory_is_free_again_after_its_run(finished: Path) -> None:
+    with RunDirectory(finished).claimed(resume=True):
+        pass
+
+
+def test_two_claims_within_one_process_are_refused_too(tmp_path: Path) -> None:
+    with (
+        RunDirectory(tmp_path / "run").claimed(resume=False),
+        pytest.raises(UserError, match="in use by another run"),
+        RunDirectory(tmp_path / "run").claimed(resume=False),
+    ):
+        raise AssertionError
+
+
+def test_a_file_in_place_of_the_directory_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("precious")
+    outcome = prunus("run", "digits", *SHORT, "--out", tmp_path / "out")
+    outcome.refused("out is a file; choose another --out")
+    assert contents(tmp_path) == {"out": b"precious"}
+
+
+def test_a_file_in_place_of_a_parent_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    outcome = prunus("run", "digits", *SHORT, "--out", tmp_path / "file" / "out")
+    outcome.refused("cannot write", "Not a directory")
+
+
+def test_a_directory_of_other_things_is_refused_with_some_of_them(tmp_path: Path) -> None:
+    for name in "gfedcba":
+        (tmp_path / name).write_text("precious")
+    prunus("run", "digits", *SHORT, "--out", tmp_path).refused(
+        "is not empty and not a run's (it holds a, b, c, d, e and 2 more); choose another --out"
+    )
+    assert {name: (tmp_path / name).read_text() for name in "abcdefg"} == dict.fromkeys(
+        "abcdefg", "precious"
+    )
+
+
+def test_a_directory_of_other_things_is_left_exactly_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("x")
+    prunus("run", "digits", *SHORT, "--out", tmp_path).refused("not empty")
+    assert contents(tmp_path) == {"precious": b"x"}
+
+
+def test_an_empty_directory_is_taken(tmp_path: Path) -> None:
+    outcome = prunus("run", "digits", *settings(dense_epochs=1, epochs=1), "--out", tmp_path)
+    assert outcome.code == 0
+    assert (tmp_path / "summary.json").exists()
+
+
+def test_a_run_is_not_begun_over_another(copy: Path) -> None:
+    before = contents(copy)
+    prunus("run", "digits", *SHORT, "--out", copy).refused(
+        "holds a run already; go on with it by --resume, or choose another --out"
+    )
+    assert contents(copy) == before
+
+
+def test_resuming_needs_to_know_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    prunus("run", "digits", "--resume").refused("--resume needs --out: which run shall go on?")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_nothing_cannot_be_resumed(tmp_path: Path, there: bool) -> None:
+    if there:
+        (tmp_path / "out").mkdir()
+    before = contents(tmp_path)
+    prunus("run", "digits", "--resume", "--out", tmp_path / "out").refused(
+        "there is no run to resume in", "it has no config.json"
+    )
+    assert contents(tmp_path) == before
+
+
+def test_other_settings_than_the_runs_are_all_listed(unfinished: Path) -> None:
+    before = contents(unfinished)
+    outcome = prunus(
+        *("run", "digits", "--out", unfinished, "--resume", "--seed", "7"),
+        *settings(dense_epochs=2, epochs=4, lr=0.07, penalty="l1", floor="none", biases="false"),
+    )
+    outcome.refused(
+        "holds another run: biases was True and is False, epochs was 3 and is 4, "
+        "floor was 'dense-0.01' and is None, lr was 0.05 and is 0.07, "
+        "penalty was 'relevance' and is 'l1', seed was 0 and is 7; "
+        "resume it with its own settings, or choose another --out"
+    )
+    assert contents(unfinished) == before
+
+
+def test_another_recipe_than_the_runs_is_refused(unfinished: Path) -> None:
+    outcome = prunus("run", "mnist-lenet300", "--out", unfinished, "--resume")
+    outcome.refused("recipe was 'digits' and is 'mnist-lenet300'")
+
+
+def test_a_complete_run_says_so_and_shows_its_summary_again(copy: Path, finished: Path) -> None:
+    before = contents(copy)
+    outcome = prunus("run", "digits", *SHORT, "--out", copy, "--resume")
+    assert outcome.code == 0
+    assert f"the run in {copy} is complete; nothing is left to do\n" in outcome.out
+    assert f"{summary(finished)['nonzero']:,}" in outcome.out
+    assert contents(copy) == before
+
+
+def test_a_run_killed_before_it_delivered_delivers_the_same(
+    unfinished: Path, finished: Path
+) -> None:
+    assert prunus("run", "digits", *SHORT, "--out", unfinished, "--resume").code == 0
+    for name in ("model.safetensors", "metrics.jsonl", "checkpoints/dense.safetensors"):
+        assert (unfinished / name).read_bytes() == (finished / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("name", ["config.json", "summary.json"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "\x00"])
+def test_a_damaged_file_of_the_run_is_named(copy: Path, name: str, content: str) -> None:
+    (copy / name).write_text(content)
+    outcome = prunus("run", "digits", *SHORT, "--out", copy, "--resume")
+    outcome.refused(f"{name} is damaged: ")
+
+
+def test_a_damaged_dense_network_is_named(unfinished: Path) -> None:
+    path = unfinished / "checkpoints" / "dense.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    outcome = prunus("run", "digits", *SHORT, "--out", unfinished, "--resume")
+    outcome.refused("dense.safetensors")
+
+
+def test_a_missing_dense_network_is_named(unfinished: Path) -> None:
+    (unfinished / "checkpoints" / "dense.safetensors").unlink()
+    outcome = prunus("run", "digits", *SHORT, "--out", unfinished, "--resume")
+    outcome.refused("dense.safetensors")
+
+
+@pytest.mark.parametrize("out", ["out", "deep/er/out"])
+@pytest.mark.parametrize("reason", ["data", "settings", "recipe", "validation"])
+def test_a_run_that_never_began_leaves_no_directory_behind(
+    tmp_path: Path, out: str, reason: str
+) -> None:
+    reasons: dict[str, list[str | Path]] = {
+        "data": ["mnist-lenet300", "--data", tmp_path / "absent"],
+        "settings": ["digits", "--set", "epochs=0"],
+        "recipe": ["digit"],
+        "validation": ["digits", "--set", "validation=0.0001"],
+    }
+    prunus("run", *reasons[reason], "--out", tmp_path / out).refused()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_never_began_leaves_the_working_directory_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    prunus("run", "digits", "--data", "elsewhere").refused(
+        "the recipe digits has its data embedded: leave out --data elsewhere"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_directory_of_the_users_stays_when_a_run_never_began(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    prunus("run", "digits", "--data", "elsewhere", "--out", tmp_path / "mine").refused("embedded")
+    assert contents(tmp_path) == {"mine": None}
+
+
+def test_what_a_killed_beginning_left_behind_is_no_obstacle(tmp_path: Path) -> None:
+    """The lock and the directories are made before the configuration is."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".config.json.abc").write_text("{")  # as it is while it is written aside
+    outcome = prunus("run", "digits", *settings(dense_epochs=1, epochs=1), "--out", tmp_path)
+    assert outcome.code == 0, outcome.err
+
+
+def test_a_read_only_disk_is_named(tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", "ro") as disk:
+        outcome = prunus("run", "digits", *SHORT, "--out", disk / "run")
+        outcome.refused("cannot write", "disk/run: Read-only file system")
+        assert list(disk.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_forbidden_directory_is_named(tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    outcome = prunus("run", "digits", *SHORT, "--out", tmp_path / "locked" / "run")
+    outcome.refused("cannot write", "Permission denied")
+
+
+def test_a_full_disk_before_the_first_checkpoint_is_named(tmp_path: Path) -> None:
+    """The first checkpoint of the dense training takes 400 kB."""
+    with mounted(tmp_path / "disk", "size=300k") as disk:
+        outcome = prunus("run", "digits", *SHORT, "--out", disk / "run")
+        outcome.refused("cannot write", "last.safetensors: No space left on device", "untouched")
+        assert sorted(contents(disk / "run")) == [
+            ".lock",
+            "checkpoints",
+            "config.json",
+            "metrics.jsonl",
+        ]
+
+
+def test_a_run_stopped_by_a_full_disk_goes_on_to_the_same_end_once_there_is_room(
+    tmp_path: Path, finished: Path
+) -> None:
+    with mounted(tmp_path / "disk", "size=700k") as disk:
+        # Room for one checkpoint of the dense training, not for two beside each other.
+        run = disk / "run"
+        outcome = prunus("run", "digits", *SHORT, "--out", run)
+        outcome.refused("last.safetensors: No space left on device", "make room")
+        held = load_tree(run / "checkpoints" / "last.safetensors")
+        assert (held["phase"], held["epoch"]) == ("dense", 1)
+        assert not any("safetensors." in name for name in contents(run)), "no file written aside"
+
+        subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+        assert prunus("run", "digits", *SHORT, "--out", run, "--resume").code == 0
+        for name in ("model.safetensors", "checkpoints/dense.safetensors"):
+            assert (run / name).read_bytes() == (finished / name).read_bytes(), name
+        timeless = [{**line, "seconds": None} for line in metrics(run)]
+        assert timeless == [{**line, "seconds": None} for line in metrics(finished)]
+
+
+def test_metrics_are_cut_to_what_the_checkpoint_counts(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    for number in range(3):
+        directory.append_metrics({"epoch": number})
+    with directory.metrics.open("a") as file:
+        file.write('{"epoch": 3, "los')  # killed while it wrote
+    directory.cut_metrics(2)
+    assert metrics(tmp_path) == [{"epoch": 0}, {"epoch": 1}]
+    directory.append_metrics({"epoch": 2})
+    assert metrics(tmp_path) == [{"epoch": 0}, {"epoch": 1}, {"epoch": 2}]
+
+
+def test_the_difference_between_whole_and_broken_numbers_is_none(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    identity = {"recipe": "a", "seed": 0, "data": None, "config": {"lr": 1.0, "validation": 1 / 12}}
+    directory.write_config(identity)
+    directory.check_config(identity)
+    assert json.loads(directory.config.read_text()) == identity
+    with pytest.raises(CheckpointError, match="data was None and is 'x', lr was 1.0 and is None"):
+        directory.check_config({**identity, "data": "x", "config": {"validation": 1 / 12}})

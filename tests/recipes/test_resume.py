@@ -1,0 +1,246 @@
+"""A run that was killed, at any moment and however often, ends as one that was never stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from prunus.files import load_tree
+
+from .commands import contents, metrics, prunus, settings, summary
+
+# Removals at nearly every step, momentum, a score with a memory, a strength that starts again at
+# each removal, and a floor that decides which state is delivered: all that a checkpoint must hold.
+CHOSEN: dict[str, Any] = {
+    "dense_epochs": 3,
+    "epochs": 5,
+    "schedule": "gradual",
+    "end": 0.9,
+    "ratio": 30,
+    "score": "taylor",
+    "strength": 1,
+    "strength_follows": "linear",
+    "floor": "dense-0.3",
+}
+STEPS = 36  # per epoch
+
+# Runs the command once for every number given, each time in a process of its own that kills itself
+# after so many optimizer steps (0: never), and prints how it ended and how many epochs it saved.
+# They are forked off before anything but imports has been done, which saves importing it all again.
+DRIVER = """
+import os, pathlib, signal, sys
+import sklearn.datasets
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+import prunus.recipes.training
+from prunus.cli import main
+
+command, out = sys.argv[2:], pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
+
+for deadly in map(int, sys.argv[1].split(",")):
+    resume = ["--resume"] if (out / "config.json").exists() else []
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        steps = 0
+
+        def count(*_):
+            global steps
+            steps += 1
+            if steps == deadly:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        register_optimizer_step_post_hook(count)
+        sys.argv = ["prunus", *command, *resume]
+        main()
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    metrics = out / "metrics.jsonl"
+    print(code, len(metrics.read_text().splitlines()) if metrics.exists() else 0)
+"""
+
+
+def drive(deadly: list[int], path: Path, **chosen: Any) -> list[tuple[int, int]]:
+    """Run the command until each of these steps; return exit codes and numbers of epochs saved."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", DRIVER, ",".join(map(str, deadly))),
+            *("run", "digits", "--out", str(path), *settings(**chosen)),
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [(int(code), int(lines)) for code, lines in map(str.split, done.stdout.splitlines())]
+
+
+def timeless(value: Any) -> Any:
+    """Leave out what depends on the clock, and make tensors comparable."""
+    if isinstance(value, dict):
+        return {key: timeless(item) for key, item in value.items() if key != "seconds"}
+    if isinstance(value, list | tuple):
+        return [timeless(item) for item in value]
+    if isinstance(value, torch.Tensor):
+        flat = value.contiguous().reshape(-1)
+        return (str(value.dtype), tuple(value.shape), flat.view(torch.uint8).numpy().tobytes())
+    return value
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert contents(one).keys() == contents(other).keys()
+    assert timeless(metrics(one)) == timeless(metrics(other))
+    assert timeless(summary(one)) == timeless(summary(other))
+    last = "checkpoints/last.safetensors"
+    assert timeless(load_tree(one / last)) == timeless(load_tree(other / last))
+    for name in ("checkpoints/dense.safetensors", "model.safetensors", "config.json"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def test_ten_kills_at_random_steps_change_no_bit(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert drive([0], whole, **CHOSEN) == [(0, 8)]
+    # There is something to lose: removals all along, and a choice of states to deliver.
+    pruning = [line["sparsity"] for line in metrics(whole) if line["phase"] == "prune"]
+    assert pruning == sorted(set(pruning))
+
+    # Epochs 0 to 2 are dense, 3 to 7 prune; each is killed at least once, two of them twice.
+    draw = random.Random(20)
+    epochs = [0, 0, 1, 2, 3, 3, 4, 5, 6, 7]
+    within = [draw.randint(1, STEPS) for _ in epochs]
+    assert sum(1 < step < STEPS for step in within) >= 8, "most in the midst of an epoch"
+    # A process begins with the epoch in which the one before it was killed.
+    deadly = [
+        (epoch - before) * STEPS + step
+        for before, epoch, step in zip([0, *epochs], epochs, within, strict=False)
+    ]
+    ends = drive([*deadly, 0], killed, **CHOSEN)
+    assert ends == [*((-signal.SIGKILL, epoch) for epoch in epochs), (0, 8)]
+    assert_same_run(killed, whole)
+
+
+class KilledError(BaseException):
+    """Stands for a kill: nothing catches it but what would also run on any exception."""
+
+
+@contextlib.contextmanager
+def at_step(number: int, error: type[BaseException]) -> Iterator[None]:
+    """Raise an error right after an optimizer step, counted from now on."""
+    steps = 0
+
+    def count(*_: Any) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == number:
+            raise error
+
+    hook = register_optimizer_step_post_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+BRIEF: dict[str, Any] = {**CHOSEN, "dense_epochs": 2, "epochs": 3, "batch_size": 128}
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_stop_around_any_write_changes_no_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, after: bool
+) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert prunus("run", "digits", *settings(**BRIEF), "--out", whole).code == 0
+
+    true_call = getattr(os, call)
+    calls = deadly = 0
+
+    def counted(*arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == deadly and not after:
+            raise KilledError
+        true_call(*arguments)
+        if calls == deadly and after:
+            raise KilledError
+
+    monkeypatch.setattr(os, call, counted)
+    stops = 0
+    # Never the first call alone, or nothing would ever get done.
+    for number in (2, 3, 2, 4, 2, 3, 2, 3, 1, 2, 1):
+        calls, deadly = 0, number
+        resume = ["--resume"] if (stopped / "config.json").exists() else []
+        try:
+            outcome = prunus("run", "digits", *settings(**BRIEF), "--out", stopped, *resume)
+        except KilledError:
+            stops += 1
+        else:
+            assert outcome.code == 0, outcome.err
+            break
+    assert stops >= 5
+    monkeypatch.undo()
+    done = prunus("run", "digits", *settings(**BRIEF), "--out", stopped, "--resume")
+    assert done.code == 0, done.err
+    assert_same_run(stopped, whole)
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"schedule": "iterative", "fraction": 0.5, "ratio": 30},
+        {"schedule": "iterative", "fraction": 0.99, "ratio": 0, "patience": 3},
+        {"schedule": "oneshot", "begin": 0.5},
+        {"score": "random", "floor": "none"},
+        {"way": "loss", "penalty": "l1", "strength": 0.0001, "strength_follows": "constant"},
+        {"way": "gradient", "strength_follows": "lr"},
+        {"min_density": 0.02, "biases": "false"},
+    ],
+    ids=lambda choice: "-".join(map(str, choice.values())),
+)
+def test_every_kind_of_run_goes_on_to_the_same_bits(tmp_path: Path, choice: dict[str, Any]) -> None:
+    chosen = settings(**{**BRIEF, **choice})
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert prunus("run", "digits", *chosen, "--out", whole).code == 0
+    # 9 steps an epoch: stopped in the second dense epoch, and then in the second of pruning.
+    for deadly, resume in ((13, []), (9 + 14, ["--resume"])):
+        with at_step(deadly, KilledError), pytest.raises(KilledError):
+            prunus("run", "digits", *chosen, "--out", stopped, *resume)
+    assert [line["phase"] for line in metrics(stopped)] == ["dense", "dense", "prune"]
+    done = prunus("run", "digits", *chosen, "--out", stopped, "--resume")
+    assert "prune: 3 epochs, going on after epoch 1\n" in done.out
+    assert done.code == 0
+    assert_same_run(stopped, whole)
+
+
+def test_a_run_without_a_whole_epoch_begins_anew(tmp_path: Path) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert prunus("run", "digits", *settings(**BRIEF), "--out", whole).code == 0
+    with at_step(3, KilledError), pytest.raises(KilledError):
+        prunus("run", "digits", *settings(**BRIEF), "--out", stopped)
+    done = prunus("run", "digits", *settings(**BRIEF), "--out", stopped, "--resume")
+    assert "no epoch was complete yet, so the run begins anew\n" in done.out
+    assert_same_run(stopped, whole)
+
+
+def test_an_interrupted_run_says_how_to_go_on_and_does(tmp_path: Path) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert prunus("run", "digits", *settings(**BRIEF), "--out", whole).code == 0
+    with at_step(30, KeyboardInterrupt):
+        outcome = prunus("run", "digits", *settings(**BRIEF), "--out", stopped)
+    assert outcome.code == 130
+    hint = f"--out {stopped} --resume"
+    assert f"interrupted; the same command with {hint} goes on\n" in outcome.out
+    assert prunus("run", "digits", *settings(**BRIEF), *hint.split()).code == 0
+    assert_same_run(stopped, whole)

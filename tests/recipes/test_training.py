@@ -1,0 +1,420 @@
+"""What a run delivers agrees with its files, and what goes wrong stops it with a reason."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from prunus.files import load_tree, save_tree
+from prunus.recipes.config import Config
+from prunus.recipes.data import Split, digits
+
+from .commands import SHORT, contents, metrics, prunus, settings, summary
+
+# Learns more slowly at first, removes much at once, and ends below the floor: there is a choice.
+HARD: dict[str, Any] = {
+    "dense_epochs": 4,
+    "epochs": 8,
+    "fraction": 0.6,
+    "ratio": 200,
+    "floor": "dense-0.02",
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("finished") / "run"
+    assert prunus("run", "digits", *settings(**HARD), "--out", path).code == 0
+    return path
+
+
+def accuracy(path: Path, split: Split) -> float:
+    """Measure a saved network with NumPy alone."""
+    weights = load_file(path)
+    x = split.inputs.numpy().reshape(len(split), 64)
+    for layer in ("1", "3", "5"):
+        x = x @ weights[f"{layer}.weight"].T + weights[f"{layer}.bias"]
+        x = np.maximum(x, 0) if layer != "5" else x
+    return float((x.argmax(axis=1) == split.labels.numpy()).mean())
+
+
+def test_the_summary_has_exactly_these_keys(finished: Path) -> None:
+    def keys(value: Any) -> Any:
+        return {key: keys(item) for key, item in value.items()} if isinstance(value, dict) else None
+
+    splits = {"validation": None, "test": None}
+    held = keys(summary(finished))
+    assert set(held.pop("environment")) == {
+        *("prunus", "python", "torch", "platform", "processor", "cores", "threads"),
+    }
+    assert held == {
+        "recipe": None,
+        "method": None,
+        "seed": None,
+        "parameters": None,
+        "nonzero": None,
+        "sparsity": None,
+        "compression_ratio": None,
+        "metric": {"name": None, "mode": None},
+        "dense": splits,
+        "sparse": splits,
+        "seconds": {"dense": None, "prune": None, "total": None},
+        "bytes": {"dense": None, "sparse": None},
+    }
+
+
+def test_the_summary_counts_what_the_files_hold(finished: Path) -> None:
+    held = summary(finished)
+    model = load_file(finished / "model.safetensors")
+    parameters = sum(tensor.size for tensor in model.values())
+    nonzero = sum(int(np.count_nonzero(tensor)) for tensor in model.values())
+    assert parameters == 64 * 300 + 300 + 300 * 100 + 100 + 100 * 10 + 10
+    assert (held["parameters"], held["nonzero"]) == (parameters, nonzero)
+    assert nonzero < parameters / 5, "the run made something sparse"
+    assert held["sparsity"] == pytest.approx(1 - nonzero / parameters)
+    assert held["compression_ratio"] == parameters / nonzero
+    assert held["bytes"] == {
+        "dense": (finished / "checkpoints" / "dense.safetensors").stat().st_size,
+        "sparse": (finished / "model.safetensors").stat().st_size,
+    }
+    assert held["metric"] == {"name": "accuracy", "mode": "max"}
+    assert (held["recipe"], held["seed"]) == ("digits", 0)
+    assert held["method"] == "relevance (decoupled), iterative, magnitude"
+    assert held["environment"]["torch"] == torch.__version__
+
+
+def test_the_accuracies_are_those_of_the_saved_networks(finished: Path) -> None:
+    held, images = summary(finished), digits(0.2, 0)
+    for kind, file in (("dense", "checkpoints/dense.safetensors"), ("sparse", "model.safetensors")):
+        for split in ("validation", "test"):
+            measured = accuracy(finished / file, getattr(images, split))
+            assert held[kind][split] == pytest.approx(measured, abs=1e-12), (kind, split)
+
+
+def test_the_delivered_network_meets_the_floor_and_is_the_sparsest_that_did(finished: Path) -> None:
+    held, lines = summary(finished), metrics(finished)
+    floor = held["dense"]["validation"] - 0.02
+    assert held["sparse"]["validation"] >= floor
+    pruning = [line for line in lines if line["phase"] == "prune"]
+    assert any(line["validation"] < floor for line in pruning), "not a foregone conclusion"
+    met = [line for line in pruning if line["validation"] >= floor]
+    sparsest = max(line["sparsity"] for line in met)
+    assert held["sparsity"] == pytest.approx(sparsest, abs=1e-12)
+    best = max(line["validation"] for line in met if line["sparsity"] == sparsest)
+    assert held["sparse"]["validation"] == best
+
+
+def test_the_metrics_have_a_line_per_epoch_in_order(finished: Path) -> None:
+    lines = metrics(finished)
+    assert [(line["phase"], line["epoch"]) for line in lines] == [
+        *(("dense", epoch) for epoch in range(1, 5)),
+        *(("prune", epoch) for epoch in range(1, 9)),
+    ]
+    for line in lines:
+        assert set(line) == {
+            *("phase", "epoch", "loss", "validation_loss", "validation"),
+            *("floor", "sparsity", "removed", "seconds"),
+        }
+        assert all(math.isfinite(line[key]) for key in ("loss", "validation_loss", "validation"))
+    seconds = [line["seconds"] for line in lines]
+    assert seconds == sorted(seconds)
+    assert summary(finished)["seconds"]["total"] >= seconds[-1]
+    assert summary(finished)["dense"]["validation"] == lines[3]["validation"]
+
+
+def test_removals_add_up_and_happen_only_at_or_above_the_floor(finished: Path) -> None:
+    pruning = [line for line in metrics(finished) if line["phase"] == "prune"]
+    kept = 50_610
+    for line in pruning:
+        assert line["sparsity"] == pytest.approx(1 - kept / 50_610, abs=1e-12)
+        assert (line["removed"] > 0) == (line["validation"] >= line["floor"])
+        if line["removed"]:
+            assert line["removed"] == min(round(0.6 * kept), kept - 253)
+        kept -= line["removed"]
+
+
+def test_the_configuration_says_all_that_was_set(finished: Path) -> None:
+    held = json.loads((finished / "config.json").read_text())
+    assert {key: held[key] for key in ("recipe", "seed", "data")} == {
+        "recipe": "digits",
+        "seed": 0,
+        "data": None,
+    }
+    assert held["config"].keys() == get_type_hints(Config).keys()
+    assert {key: held["config"][key] for key in HARD} == HARD
+
+
+def test_the_command_shows_the_summary_it_wrote(tmp_path: Path) -> None:
+    outcome = prunus("run", "digits", *SHORT, "--out", tmp_path / "run")
+    held = summary(tmp_path / "run")
+    rows = [
+        [cell.strip() for cell in line.strip("│").split("│")]
+        for line in outcome.out.splitlines()
+        if line.startswith("│")
+    ]
+    for row in (
+        ["validation accuracy", *(f"{held[kind]['validation']:.4f}" for kind in KINDS)],
+        ["test accuracy", *(f"{held[kind]['test']:.4f}" for kind in KINDS)],
+        ["parameters", "50,610", "50,610"],
+        ["non-zero", "50,610", f"{held['nonzero']:,}"],
+        ["compression ratio", "1.0", f"{held['compression_ratio']:.1f}"],
+        ["bytes on disk, zeros stored", *(f"{held['bytes'][kind]:,}" for kind in KINDS)],
+    ):
+        assert row in rows
+    assert f"written to {tmp_path / 'run'}\n" in outcome.out
+    for line in metrics(tmp_path / "run"):
+        shown = f"epoch {line['epoch']}/{2 if line['phase'] == 'dense' else 3}"
+        assert f"{shown}  loss {line['loss']:.4f}  validation {line['validation']:.4f}" in (
+            outcome.out
+        )
+
+
+KINDS = ("dense", "sparse")
+
+
+def test_the_same_seed_gives_the_same_network_and_another_seed_another(tmp_path: Path) -> None:
+    def run(name: str, seed: int) -> bytes:
+        path = tmp_path / name
+        assert prunus("run", "digits", *SHORT, "--seed", str(seed), "--out", path).code == 0
+        return (path / "model.safetensors").read_bytes()
+
+    first = run("a", 1)
+    assert run("b", 1) == first
+    assert run("c", 2) != first
+
+
+# Every choice reaches a fifth of the parameters within three epochs.
+FAST: dict[str, Any] = {
+    "dense_epochs": 1,
+    "epochs": 2,
+    "floor": "none",
+    "fraction": 0.9,
+    "ratio": 5,
+}
+
+
+def choices() -> list[dict[str, str]]:
+    hints = get_type_hints(Config)
+
+    def options(key: str) -> tuple[str, ...]:
+        return get_args(hints[key])
+
+    ways = [{"penalty": p, "way": w} for p in options("penalty") for w in options("way")]
+    whens = [{"schedule": s, "score": c} for s in options("schedule") for c in options("score")]
+    follows = [{"strength_follows": f} for f in options("strength_follows")]
+    others = [{"relative": "false"}, {"momentum": "0"}, {"warmup": "0"}, {"min_density": "0.01"}]
+    return ways + whens + follows + others
+
+
+@pytest.mark.parametrize("choice", choices(), ids=lambda choice: "-".join(choice.values()))
+def test_every_choice_reaches_its_ratio(tmp_path: Path, choice: dict[str, str]) -> None:
+    outcome = prunus("run", "digits", *settings(**{**FAST, **choice}), "--out", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    held = summary(tmp_path / "run")
+    # 50,610 / 5 weights are left, and all of them are at work, but for what L1 has just zeroed.
+    assert held["sparsity"] == pytest.approx(0.8, abs=1e-12)
+    assert held["nonzero"] <= 10_122
+    assert held["nonzero"] > (5_000 if choice.get("penalty") == "l1" else 10_000)
+    assert held["sparse"]["validation"] > 0.2, "better than chance"
+
+
+def test_without_biases_only_weights_are_removed_and_the_ratio_still_holds(tmp_path: Path) -> None:
+    chosen = settings(**{**FAST, "biases": "false"})
+    assert prunus("run", "digits", *chosen, "--out", tmp_path / "run").code == 0
+    model = load_file(tmp_path / "run" / "model.safetensors")
+    assert all(np.count_nonzero(model[f"{layer}.bias"]) > 0 for layer in ("1", "3", "5"))
+    weights = sum(int(np.count_nonzero(model[f"{layer}.weight"])) for layer in ("1", "3", "5"))
+    assert weights == 10_122 - 410
+    assert summary(tmp_path / "run")["nonzero"] <= 10_122
+
+
+def test_the_smallest_density_of_every_tensor_is_kept(tmp_path: Path) -> None:
+    chosen = settings(**{**FAST, "ratio": 100, "fraction": 0.99, "min_density": 0.005})
+    assert prunus("run", "digits", *chosen, "--out", tmp_path / "run").code == 0
+    for name, tensor in load_file(tmp_path / "run" / "model.safetensors").items():
+        if name.endswith("weight"):
+            assert np.count_nonzero(tensor) >= 0.005 * tensor.size, name
+    assert summary(tmp_path / "run")["nonzero"] <= 506
+
+
+def test_an_iterative_run_ends_once_its_target_is_reached(tmp_path: Path) -> None:
+    chosen = settings(**{**FAST, "epochs": 20})
+    assert prunus("run", "digits", *chosen, "--out", tmp_path / "run").code == 0
+    # One epoch to remove, one to see that it is well.
+    assert [line["epoch"] for line in metrics(tmp_path / "run")] == [1, 1, 2]
+
+
+def test_an_iterative_run_ends_once_patience_runs_out(tmp_path: Path) -> None:
+    chosen = settings(
+        dense_epochs=4, epochs=30, fraction=0.999, ratio=0, patience=2, floor="dense-0.03"
+    )
+    assert prunus("run", "digits", *chosen, "--out", tmp_path / "run").code == 0
+    pruning = [line for line in metrics(tmp_path / "run") if line["phase"] == "prune"]
+    assert len(pruning) < 30
+    assert [line["validation"] < line["floor"] for line in pruning[-2:]] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "phase", "advice"),
+    [
+        ({"dense_lr": 1e30}, "dense", "lower dense_lr"),
+        ({"lr": 1e30}, "prune", "lower lr or strength"),
+        ({"strength": 1e30, "way": "gradient"}, "prune", "lower lr or strength"),
+        ({"lr": "inf"}, "prune", "lower lr or strength"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else None,
+)
+def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_step(
+    tmp_path: Path, chosen: dict[str, Any], phase: str, advice: str
+) -> None:
+    path = tmp_path / "run"
+    outcome = prunus("run", "digits", *SHORT, *settings(**chosen), "--out", path)
+    outcome.refused(" at step ", f"(epoch 1) of the {phase} training: {advice}", str(path))
+    assert any(f"the loss is {value} at" in outcome.err for value in ("nan", "inf"))
+    if phase == "prune":
+        held = load_tree(path / "checkpoints" / "last.safetensors")
+        assert (held["phase"], held["epoch"]) == ("dense", 2)
+        assert all(tensor.isfinite().all() for tensor in held["model"].values())
+        assert [line["epoch"] for line in metrics(path)] == [1, 2]
+    again = prunus("run", "digits", *SHORT, *settings(**chosen), "--out", path, "--resume")
+    again.refused(f"of the {phase} training")
+
+
+@pytest.mark.parametrize("phase", ["dense", "prune"])
+def test_a_network_that_the_last_step_of_an_epoch_broke_is_found_out(
+    tmp_path: Path, phase: str
+) -> None:
+    """Two steps: both losses are numbers, but the network after the second gives none."""
+    chosen = settings(
+        dense_epochs=1,
+        epochs=1,
+        batch_size=600,
+        schedule="oneshot",
+        ratio=2,
+        floor="none",
+        **{"dense_lr" if phase == "dense" else "lr": 1e8},
+    )
+    outcome = prunus("run", "digits", *chosen, "--out", tmp_path / "run")
+    outcome.refused("lower dense_lr" if phase == "dense" else "lower lr")
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    for line in metrics(tmp_path / "run"):
+        assert math.isfinite(line["validation_loss"])
+    last = tmp_path / "run" / "checkpoints" / "last.safetensors"
+    if last.exists():
+        held = load_tree(last)["model"]
+        assert all(tensor.isfinite().all() for tensor in held.values())
+
+
+def test_a_floor_above_the_dense_network_is_refused_with_both_numbers(tmp_path: Path) -> None:
+    chosen = settings(dense_epochs=1, epochs=1, floor=0.9999)
+    outcome = prunus("run", "digits", *chosen, "--out", tmp_path / "run")
+    reached = metrics(tmp_path / "run")[-1]["validation"]
+    outcome.refused(
+        f"the dense network reaches a validation accuracy of {reached:.4f}, below the floor "
+        "0.9999, so nothing may be removed: lower the floor or raise dense_epochs"
+    )
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_floor_that_pruning_never_meets_is_refused(tmp_path: Path) -> None:
+    chosen = settings(dense_epochs=3, epochs=2, schedule="oneshot", ratio=5000, floor="dense-0.001")
+    outcome = prunus("run", "digits", *chosen, "--out", tmp_path / "run")
+    outcome.refused("no validation met the floor 'dense-0.001'", "lower the floor or train longer")
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+@pytest.fixture
+def unfinished(finished: Path, tmp_path: Path) -> Path:
+    """A run that was killed just before it delivered."""
+    path = shutil.copytree(finished, tmp_path / "unfinished")
+    (path / "summary.json").unlink()
+    (path / "model.safetensors").unlink()
+    return path
+
+
+def resumed_without_harm(path: Path, *parts: str) -> None:
+    """Assert that resuming is refused for this reason, and that no file is touched."""
+    before = contents(path)
+    outcome = prunus("run", "digits", *settings(**HARD), "--out", path, "--resume")
+    outcome.refused("checkpoints/last.safetensors", *parts)
+    assert contents(path) == before
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
+def test_a_truncated_checkpoint_is_not_resumed_from(unfinished: Path, share: float) -> None:
+    last = unfinished / "checkpoints" / "last.safetensors"
+    whole = last.read_bytes()
+    last.write_bytes(whole[: int(share * len(whole))])
+    resumed_without_harm(unfinished, "is damaged", "start anew")
+
+
+def test_an_altered_checkpoint_is_not_resumed_from(unfinished: Path) -> None:
+    last = unfinished / "checkpoints" / "last.safetensors"
+    altered = bytearray(last.read_bytes())
+    altered[-100] ^= 1
+    last.write_bytes(altered)
+    resumed_without_harm(unfinished, "was altered after it was written")
+
+
+def test_a_model_file_in_place_of_the_checkpoint_is_not_resumed_from(unfinished: Path) -> None:
+    checkpoints = unfinished / "checkpoints"
+    shutil.copy(checkpoints / "dense.safetensors", checkpoints / "last.safetensors")
+    resumed_without_harm(unfinished, "is not a checkpoint of a run: it holds tensors only")
+
+
+@pytest.mark.parametrize("key", ["phase", "epoch", "model", "optimizer", "pruner", "rng", "lines"])
+def test_a_checkpoint_that_lacks_a_part_is_not_resumed_from(unfinished: Path, key: str) -> None:
+    last = unfinished / "checkpoints" / "last.safetensors"
+    tree = load_tree(last)
+    del tree[key]
+    save_tree(last, tree)
+    resumed_without_harm(unfinished, "not a checkpoint of this recipe")
+
+
+def test_a_checkpoint_of_a_wider_network_is_not_resumed_from(unfinished: Path) -> None:
+    last = unfinished / "checkpoints" / "last.safetensors"
+    tree = load_tree(last)
+    tree["model"]["1.weight"] = torch.zeros(301, 64)
+    save_tree(last, tree)
+    resumed_without_harm(unfinished, "not a checkpoint of this recipe", "1.weight")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"schedule": "gradual"},
+        {"schedule": "oneshot"},
+        {"biases": "false"},
+        {"score": "taylor"},
+        {"batch_size": 64},
+        {"lr": 0.01},
+        {"epochs": 9},
+        {"seed": 1},
+    ],
+    ids=lambda other: "-".join(map(str, *other.items())),
+)
+def test_a_checkpoint_of_a_run_with_other_settings_is_not_resumed_from(
+    unfinished: Path, tmp_path: Path, other: dict[str, Any]
+) -> None:
+    chosen = {**HARD, **other}
+    seed = str(chosen.pop("seed", 0))
+    # The floor would stop some of these before they wrote what is wanted here.
+    path = tmp_path / "other"
+    prunus("run", "digits", *settings(**chosen), "--seed", seed, "--out", path)
+    held = load_tree(path / "checkpoints" / "last.safetensors")
+    assert held["phase"] == "prune"
+    shutil.copy(
+        path / "checkpoints" / "last.safetensors",
+        unfinished / "checkpoints" / "last.safetensors",
+    )
+    resumed_without_harm(unfinished)

@@ -1,0 +1,34 @@
+"""What the README shows runs, and what it says is so."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from itertools import pairwise
+from pathlib import Path
+
+from prunus.recipes.recipe import RECIPES, find
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_the_loop_runs_and_prunes() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    names = {"accuracy": 0.985}
+    exec(block, names)
+    pruner = names["pruner"]
+    assert pruner.sparsity > 0.99  # type: ignore[attr-defined]
+
+
+def test_the_commands_name_recipes_and_settings_that_exist() -> None:
+    lines = re.findall(r"^    prunus run (.*)$", README.read_text(), flags=re.MULTILINE)
+    assert lines
+    for line in lines:
+        recipe, *rest = shlex.split(line, comments=True)
+        settings = [value for flag, value in pairwise(rest) if flag == "--set"]
+        find(recipe).config.changed(settings)
+
+
+def test_every_recipe_is_in_the_changelog() -> None:
+    changelog = (README.parent / "CHANGELOG.md").read_text()
+    assert [name for name in RECIPES if f"`{name}`" not in changelog] == []
