@@ -7,6 +7,7 @@ gradient flows through it.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -45,7 +46,7 @@ class Coefficient(Protocol):
 
 
 @dataclass(frozen=True)
-class _OfMagnitude:
+class _OfMagnitude(ABC):
     alpha: float = 1.0
     relative: bool = False
 
@@ -63,6 +64,20 @@ class _OfMagnitude:
         # Where the whole gradient is zero every weight is irrelevant: 0 / unit must be 0, not NaN,
         # and the unit's reciprocal must be finite too.
         return (total * (self.alpha / gradient.numel())).clamp_min_(4 * torch.finfo(wide).tiny)
+
+    def __call__(
+        self,
+        gradient: torch.Tensor,
+        *,
+        unit: torch.Tensor | float | None = None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        unit = self.unit(gradient) if unit is None else unit
+        return self._shaped(torch.abs(gradient, out=out), unit)
+
+    @abstractmethod
+    def _shaped(self, magnitude: torch.Tensor, unit: torch.Tensor | float) -> torch.Tensor:
+        """Turn |g| into the coefficient, in place."""
 
 
 @dataclass(frozen=True)
@@ -87,16 +102,9 @@ class Exponential(_OfMagnitude):
         tensor([1.0000, 0.3679])
     """
 
-    def __call__(
-        self,
-        gradient: torch.Tensor,
-        *,
-        unit: torch.Tensor | float | None = None,
-        out: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        unit = self.unit(gradient) if unit is None else unit
+    def _shaped(self, magnitude: torch.Tensor, unit: torch.Tensor | float) -> torch.Tensor:
         # As a power of two, which is several times faster on the CPU and as exact here.
-        return torch.abs(gradient, out=out).mul_(-_LOG2_E / unit).exp2_()
+        return magnitude.mul_(-_LOG2_E / unit).exp2_()
 
 
 @dataclass(frozen=True)
@@ -117,15 +125,8 @@ class Linear(_OfMagnitude):
         tensor([1.0000, 0.7500, 0.0000])
     """
 
-    def __call__(
-        self,
-        gradient: torch.Tensor,
-        *,
-        unit: torch.Tensor | float | None = None,
-        out: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        unit = self.unit(gradient) if unit is None else unit
-        return torch.abs(gradient, out=out).mul_(-1.0 / unit).add_(1.0).relu_()
+    def _shaped(self, magnitude: torch.Tensor, unit: torch.Tensor | float) -> torch.Tensor:
+        return magnitude.mul_(-1.0 / unit).add_(1.0).relu_()
 
 
 @dataclass(frozen=True)
