@@ -94,7 +94,7 @@ def test_a_recipe_like_no_other_gets_no_guess() -> None:
         (["--set", "epochs"], "'epochs' is not of the form key=value"),
         (["--set", "epochs=0"], "epochs must be at least 1, but is 0"),
         (["--set", "floor=nonsense"], "a floor is a number"),
-        (["--seed", "-1"], "--seed must be 0 or above, but is -1"),
+        (["--seed", "-1"], "--seed must be 0 or above"),
         (["--seed", str(2**64)], "--seed must be"),
         (["--data", "elsewhere"], "the recipe digits has its data embedded"),
     ],

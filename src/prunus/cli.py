@@ -68,8 +68,8 @@ def run(
 
     chosen = find(recipe)
     config = chosen.config.changed(set_ or [])
-    if seed < 0:
-        raise UserError(f"--seed must be 0 or above, but is {seed}")
+    if not 0 <= seed < 2**63:
+        raise UserError(f"--seed must be 0 or above and below 2**63, but is {seed}")
     if resume and out is None:
         raise UserError("--resume needs --out: which run shall go on?")
     directory = RunDirectory(out if out is not None else _fresh(Path("runs"), recipe, seed))
@@ -81,13 +81,14 @@ def run(
         )
     except KeyboardInterrupt:
         watcher.close()
-        where = f"--out {directory.path} --resume"
-        console.print(f"interrupted; the same command with {where} goes on", soft_wrap=True)
+        if directory.config.exists():
+            where = f"--out {directory.path} --resume"
+            watcher.say(f"interrupted; the same command with {where} goes on")
         raise typer.Exit(130) from None
     finally:
         watcher.close()
     console.print(summary_table(summary))
-    console.print(f"written to {directory.path}", soft_wrap=True, highlight=False)
+    watcher.say(f"written to {directory.path}")
 
 
 @app.command()
@@ -99,7 +100,10 @@ def inspect(
     from prunus.terminal import densities_table
 
     file = model_file(path)
-    Console().print(densities_table(str(file), tensor_densities(file)))
+    console = Console()
+    table = densities_table(tensor_densities(file))
+    console.print(str(file), highlight=False, markup=False, soft_wrap=True)
+    console.print(table)
 
 
 def _fresh(parent: Path, recipe: str, seed: int) -> Path:

@@ -36,16 +36,17 @@ class NonFiniteError(UserError):
 def nearest(name: str, known: Iterable[str], most: int = 3) -> list[str]:
     """Return the known names that ``name`` is most likely a slip of, best first.
 
-    Names that contain ``name`` come first, since a dotted tensor name is often given by its end.
+    Names that contain ``name`` count as near too, for a dotted name is often given by a part of it.
 
     Example:
         >>> nearest("fc9.weight", ["conv.weight", "fc1.weight", "fc2.weight"], most=2)
         ['fc2.weight', 'fc1.weight']
     """
     candidates = list(known)
+    close = difflib.get_close_matches(name, candidates, n=most, cutoff=0.6)
     parts = [candidate for candidate in candidates if name and name in candidate]
-    close = difflib.get_close_matches(name, candidates, n=most, cutoff=0.4)
-    return list(dict.fromkeys(parts + close))[:most]
+    loose = difflib.get_close_matches(name, candidates, n=most, cutoff=0.4)
+    return list(dict.fromkeys(close + parts + loose))[:most]
 
 
 def listing(names: Sequence[str], most: int = 20) -> str:

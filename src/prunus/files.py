@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,16 +46,16 @@ def write_atomically(path: Path, content: bytes) -> None:
         UserError: The directory is not writable, or the disk is full. The old file is untouched.
     """
     with writing(path):
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        aside = path.parent / f".{path.name}.{secrets.token_hex(4)}"
         try:
-            with os.fdopen(handle, "wb") as file:
+            with aside.open("xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(name, path)
+            aside.replace(path)
         except BaseException:
             with contextlib.suppress(OSError):
-                os.unlink(name)
+                aside.unlink()
             raise
 
 
@@ -71,6 +71,7 @@ def save_tree(path: Path, tree: dict[str, Any]) -> None:
         UserError: The file cannot be written.
 
     Example:
+        >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "a.safetensors"
         >>> save_tree(path, {"step": 3, "betas": (0.9, 0.99), "sum": {0: torch.ones(2)}})
         >>> load_tree(path)
@@ -105,8 +106,12 @@ def load_tree(path: Path) -> dict[str, Any]:
             f"the checkpoint {path} was altered after it was written: its content does not match "
             "its digest; restore it from a copy or start anew"
         )
-    tree = _decode(json.loads(metadata["tree"]), tensors)
-    assert isinstance(tree, dict)
+    try:
+        tree = _decode(json.loads(metadata["tree"]), tensors)
+        if not isinstance(tree, dict):
+            raise TypeError(f"it holds a {type(tree).__name__}")
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not a checkpoint of a run: {error}") from error
     return tree
 
 

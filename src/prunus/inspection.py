@@ -49,8 +49,7 @@ def model_file(path: Path) -> Path:
         if not found.is_file():
             raise UserError(
                 f"{path} holds no model.safetensors: the run may not be complete, or this may not "
-                f"be "
-                "a run's directory"
+                "be a run's directory"
             )
         return found
     if not path.is_file():
@@ -73,7 +72,15 @@ def tensor_densities(path: Path) -> Iterator[TensorDensity]:
                     tuple(tensor.shape),
                     str(tensor.dtype).removeprefix("torch."),
                     tensor.numel(),
-                    int(torch.count_nonzero(tensor)),
+                    _nonzero(tensor),
                 )
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def _nonzero(tensor: torch.Tensor) -> int:
+    if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64):  # which torch cannot count
+        tensor = tensor.view(getattr(torch, str(tensor.dtype).removeprefix("torch.u")))
+    elif tensor.is_floating_point() and tensor.element_size() == 1:
+        tensor = tensor.to(torch.float32)
+    return int(torch.count_nonzero(tensor))

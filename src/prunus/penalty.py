@@ -86,8 +86,7 @@ class RelevancePenalty:
         if not isinstance(strength, ConstantStrength):
             raise UserError(
                 f"a penalty by itself needs a constant strength, but has {strength!r}, which "
-                f"follows "
-                "a run: use Pruner(model, optimizer, penalty) and pruner.penalty(loss)"
+                "follows a run: use Pruner(model, optimizer, penalty) and pruner.penalty(loss)"
             )
         gamma = dict.fromkeys(selection, strength.value)
         return PenaltyTerm(self, selection, lambda: gamma)
@@ -183,8 +182,7 @@ class PenaltyTerm:
         if loss.numel() != 1 or not loss.requires_grad:
             raise UserError(
                 "the penalty needs the scalar loss before loss.backward(), but got a tensor of "
-                "shape "
-                f"{tuple(loss.shape)} with requires_grad={loss.requires_grad}"
+                f"shape {tuple(loss.shape)} with requires_grad={loss.requires_grad}"
             )
         targets = list(self.selection.values())
         gradients = torch.autograd.grad(

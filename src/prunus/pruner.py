@@ -326,8 +326,7 @@ class Pruner:
             raise UserError(
                 "the gradients are still multiplied by the GradScaler's factor, which a fused "
                 "optimizer divides out only within its step: call scaler.unscale_(optimizer) "
-                "before "
-                "scaler.step(optimizer)"
+                "before scaler.step(optimizer)"
             )
         if self._overflowed():
             return
@@ -417,7 +416,6 @@ def _check_held(selection: Selection, optimizer: torch.optim.Optimizer) -> None:
     if missing:
         raise UserError(
             f"the optimizer must hold every prunable tensor, but it lacks {listing(missing)}: "
-            f"build "
-            "it from this model's parameters, after any .to(device) that replaces them, or leave "
-            "these tensors out with select(model, exclude=...)"
+            "build it from this model's parameters, after any .to(device) that replaces them, or "
+            "leave these tensors out with select(model, exclude=...)"
         )

@@ -70,8 +70,8 @@ class Remover:
         if count < self.least:
             raise UserError(
                 f"cannot keep only {count:,} weights: min_density={self.min_density} keeps at "
-                f"least "
-                f"{self.least:,} over {len(self.masks)} tensors; lower min_density or the target"
+                f"least {self.least:,} over {len(self.masks)} tensors; lower min_density or the "
+                "target"
             )
         before = {name: self.masks.kept_in(name) for name in self.masks}
         # Every line is drawn before the first weight falls, so that an error leaves all as it was.

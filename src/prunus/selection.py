@@ -253,8 +253,7 @@ def _reject_idle_patterns(
     if problems:
         raise UserError(
             "every pattern must match a tensor or a module that holds tensors, but nothing is "
-            "matched "
-            f"by {'; '.join(problems)}"
+            f"matched by {'; '.join(problems)}"
         )
 
 
@@ -287,9 +286,8 @@ def _reject_unusable(targets: Sequence[Target]) -> None:
     if problems:
         raise UserError(
             f"these tensors cannot be pruned: {'; '.join(problems)}. Mend them or leave them out, "
-            f"for "
-            "example with exclude=[names] or exclude=lambda name, tensor, module: "
-            "not tensor.requires_grad or tensor.numel() == 0"
+            "for example with exclude=[names] or exclude=lambda name, tensor, module: not "
+            "tensor.requires_grad or tensor.numel() == 0"
         )
 
 
@@ -303,8 +301,7 @@ def _nothing_left(model: nn.Module, places: Sequence[_Place]) -> str:
     found = ", ".join(f"{place.name} ({place.kind})" for place in places[:20])
     return (
         f"{message}its tensors are {found}; widen include, narrow exclude, or ask for biases=True "
-        f"or "
-        "norms=True"
+        "or norms=True"
     )
 
 

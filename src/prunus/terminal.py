@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from prunus.inspection import TensorDensity
 from prunus.recipes.recipe import Recipe
@@ -78,7 +79,7 @@ class Watcher:
 
     def say(self, message: str) -> None:
         """Print a line."""
-        self._console.print(message, highlight=False, soft_wrap=True)
+        self._console.print(message, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Take the bar away."""
@@ -108,10 +109,10 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def densities_table(title: str, tensors: Iterable[TensorDensity]) -> Table:
+def densities_table(tensors: Iterable[TensorDensity]) -> Table:
     """List tensors with their densities, and the sum of them."""
     rows = list(tensors)
-    table = Table(title=title, title_justify="left", show_footer=True)
+    table = Table(show_footer=True)
     all_elements, all_nonzero = sum(r.numel for r in rows), sum(r.nonzero for r in rows)
     total = all_nonzero / all_elements if all_elements else 0.0
     ratio = f"{all_elements / all_nonzero:.1f}× smaller" if all_nonzero else "all zero"
@@ -124,7 +125,12 @@ def densities_table(title: str, tensors: Iterable[TensorDensity]) -> Table:
     for row in rows:
         shape = "×".join(map(str, row.shape)) or "scalar"
         table.add_row(
-            row.name, shape, row.dtype, f"{row.numel:,}", f"{row.nonzero:,}", f"{row.density:.4%}"
+            Text(row.name),
+            shape,
+            row.dtype,
+            f"{row.numel:,}",
+            f"{row.nonzero:,}",
+            f"{row.density:.4%}",
         )
     return table
 

@@ -132,10 +132,8 @@ def _survey(scores: Callable[[], Iterable[Piece]]) -> tuple[torch.dtype, int]:
     if broken:
         raise NonFiniteError(
             f"the scores of {', '.join(broken)} contain NaN, so nothing can be said of the "
-            f"smallest; "
-            "the weights or gradients of these tensors diverged: lower the learning rate, or go "
-            "back "
-            "to a checkpoint"
+            "smallest; the weights or gradients of these tensors diverged: lower the learning "
+            "rate, or go back to a checkpoint"
         )
     return dtype or torch.float32, total
 

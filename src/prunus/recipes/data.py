@@ -54,8 +54,10 @@ def digits(validation: float, seed: int) -> Images:
         validation: The share of the training images that is set apart for validation.
         seed: Decides which.
     """
-    from sklearn.datasets import load_digits
-
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise UserError("the digits need the 'cli' extra: pip install 'prunus[cli]'") from error
     images, labels = load_digits(return_X_y=True)
     images = images.reshape(-1, 8, 8)
     test = np.arange(len(labels)) % 5 == 4
@@ -68,6 +70,7 @@ def hub_images(
     source: str,
     *,
     size: tuple[int, int],
+    classes: int = 10,
     columns: tuple[str, str] = ("image", "label"),
     validation: float,
     seed: int,
@@ -77,6 +80,7 @@ def hub_images(
     Args:
         source: A name on the Hub, or the path of a folder.
         size: Height and width that the images must have.
+        classes: How many labels there are, from 0.
         columns: The names of the image and the label column.
         validation: The share of the training images that is set apart for validation.
         seed: Decides which.
@@ -84,16 +88,16 @@ def hub_images(
     Raises:
         DataError: The set is absent, empty, damaged, or has other columns, splits or sizes.
     """
-    raw = {split: _decode(source, split, size, columns) for split in ("train", "test")}
+    raw = {split: _decode(source, split, size, classes, columns) for split in ("train", "test")}
     return _images(raw["train"], raw["test"], 255.0, validation, seed)
 
 
 def _decode(
-    source: str, split: str, size: tuple[int, int], columns: tuple[str, str]
+    source: str, split: str, size: tuple[int, int], classes: int, columns: tuple[str, str]
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    rows = _load(source, split, columns)
     from PIL import Image as Pillow
 
-    rows = _load(source, split, columns)
     if len(rows) == 0:
         raise DataError(f"the {split} split of {source} is empty")
     images = np.empty((len(rows), *size), dtype=np.uint8)
@@ -101,7 +105,7 @@ def _decode(
         try:
             content = cell["bytes"] or Path(cell["path"]).read_bytes()
             image = Pillow.open(io.BytesIO(content)).convert("L")
-        except (OSError, TypeError, KeyError) as error:
+        except Exception as error:  # the library raises whatever its decoders do
             raise DataError(
                 f"image {index} of the {split} split of {source} cannot be decoded: {error}"
             ) from error
@@ -112,12 +116,23 @@ def _decode(
                 f"but this recipe reads {size[0]}×{size[1]}"
             )
         images[index] = np.asarray(image)
-    return images, np.asarray(rows[columns[1]], dtype=np.int64)
+    labels = np.asarray(rows[columns[1]])
+    if (
+        not np.issubdtype(labels.dtype, np.integer)
+        or not ((labels >= 0) & (labels < classes)).all()
+    ):
+        raise DataError(
+            f"the column {columns[1]} of the {split} split of {source} must hold whole numbers "
+            f"from 0 to {classes - 1}, but holds {labels.dtype} values such as "
+            f"{labels[:3].tolist()}"
+        )
+    return images, labels
 
 
 def _load(source: str, split: str, columns: tuple[str, str]) -> Any:
     try:
         import datasets
+        import PIL  # noqa: F401
     except ImportError as error:
         raise UserError(
             "recipes on data from the Hub or a folder need the 'hub' extra: "
@@ -154,7 +169,7 @@ def _load(source: str, split: str, columns: tuple[str, str]) -> Any:
         )
     try:
         return rows.cast_column(columns[0], datasets.Image(decode=False))
-    except (TypeError, ValueError, datasets.table.CastError) as error:
+    except Exception as error:  # one of the many that a cast may raise
         raise DataError(
             f"the column {columns[0]} of {source} holds {rows.features[columns[0]]}, not images"
         ) from error
@@ -173,6 +188,8 @@ def _images(
         )
     chosen, rest = order[:held], order[held:]
     mean, deviation = pixels[rest].mean(), pixels[rest].std()
+    if not deviation > 0:
+        raise DataError("the images of the train split are all of one and the same colour")
     test_pixels, test_labels = _tensors(test, scale)
     return Images(
         train=Split((pixels[rest] - mean) / deviation, labels[rest]),

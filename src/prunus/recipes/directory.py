@@ -50,35 +50,68 @@ class RunDirectory:
             raise UserError(f"there is no run to resume in {self.path}: it has no config.json")
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"the output directory {self.path} is a file; choose another --out")
-        with writing(self.path):
-            self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-            lock = self._lock.open("a")
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise UserError(
-                    f"the output directory {self.path} is in use by another run; wait for it or "
-                    "choose another --out"
-                ) from error
+        if self.path.exists():
             self._refuse_foreign(resume=resume)
-            try:
-                yield
-            finally:
-                if not self.config.exists():
+        made = self._make()
+        try:
+            with writing(self.path):
+                lock = self._lock.open("a")
+            with lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError as error:
+                    raise UserError(
+                        f"the output directory {self.path} is in use by another run; wait for it "
+                        "or choose another --out"
+                    ) from error
+                # Again, for another run may have come and gone since the first look.
+                self._refuse_foreign(resume=resume)
+                self._remove_leftovers()
+                try:
+                    yield
+                finally:
+                    if not self.config.exists():
+                        self._lock.unlink(missing_ok=True)
+        finally:
+            if not self.config.exists():
+                for directory in reversed(made):
                     with contextlib.suppress(OSError):
-                        self._lock.unlink()
-                        self.checkpoint.parent.rmdir()
-                        self.path.rmdir()
+                        directory.rmdir()
+
+    def _make(self) -> list[Path]:
+        """Create what is missing of the directory; return what was, the outermost first."""
+        wanted = self.checkpoint.parent
+        missing = [path for path in (wanted, *wanted.parents) if not path.exists()][::-1]
+        made = []
+        try:
+            with writing(self.path):
+                for path in missing:
+                    path.mkdir(exist_ok=True)
+                    made.append(path)
+        except UserError:
+            for path in reversed(made):
+                path.rmdir()
+            raise
+        return made
+
+    def _remove_leftovers(self) -> None:
+        """Remove files that were being written aside when a process was killed."""
+        for path in (self.config, self.checkpoint, self.dense, self.model, self.summary):
+            for leftover in path.parent.glob(f".{path.name}.*"):
+                leftover.unlink()
 
     def _refuse_foreign(self, *, resume: bool) -> None:
         if self.config.exists() and not resume:
             raise UserError(
                 f"{self.path} holds a run already; go on with it by --resume, or choose another "
-                f"--out"
+                "--out"
             )
         own = {self._lock.name, self.checkpoint.parent.name}
-        foreign = sorted(entry.name for entry in self.path.iterdir() if entry.name not in own)
+        foreign = sorted(
+            entry.name
+            for entry in self.path.iterdir()
+            if entry.name not in own and not entry.name.startswith(f".{self.config.name}.")
+        )
         if foreign and not self.config.exists():
             raise UserError(
                 f"the output directory {self.path} is not empty and not a run's (it holds "
@@ -103,8 +136,8 @@ class RunDirectory:
         ]
         if differences:
             raise CheckpointError(
-                f"{self.path} holds another run: {listing(differences)}; resume it with its own "
-                "settings, or choose another --out"
+                f"{self.path} holds another run: {listing(differences, most=100)}; resume it with "
+                "its own settings, or choose another --out"
             )
 
     def append_metrics(self, record: dict[str, Any]) -> None:

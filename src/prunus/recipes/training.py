@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
@@ -111,13 +114,15 @@ def run(
                 return summary
         torch.manual_seed(seed)
         images = recipe.load(data, validation=config.validation, seed=seed)
-        training = _Training(recipe, config, directory, progress, images, seed)
+        training = _Training(recipe, config, directory, progress, images, identity)
         if not resume:
             directory.write_config(identity)
-        elif directory.checkpoint.exists():
+        if directory.checkpoint.exists():
             training.load()
         else:
-            progress.say("no epoch was complete yet, so the run begins anew")
+            if resume:
+                progress.say("no epoch was complete yet, so the run begins anew")
+            directory.cut_metrics(0)
         training.dense()
         training.prune()
         summary = training.summary()
@@ -152,14 +157,14 @@ class _Training:
         directory: RunDirectory,
         progress: Progress,
         images: Images,
-        seed: int,
+        identity: dict[str, Any],
     ) -> None:
         self.recipe, self.config, self.directory = recipe, config, directory
-        self.progress, self.images, self.seed = progress, images, seed
+        self.progress, self.images, self.identity = progress, images, identity
         self.model = recipe.model()
         # Settings that do not fit the network are found before anything is trained.
         self.selection = select(self.model, biases=config.biases)
-        self.order = torch.Generator().manual_seed(seed)
+        self.order = torch.Generator().manual_seed(identity["seed"])
         self.steps_per_epoch = math.ceil(len(images.train) / config.batch_size)
         self.clock = _Clock()
         self.lines = 0
@@ -170,19 +175,27 @@ class _Training:
     def load(self) -> None:
         """Take over the last checkpoint; the optimizers follow when their phase begins."""
         state = load_tree(self.directory.checkpoint)
+        if state.get("run") != self.identity:
+            raise CheckpointError(
+                f"{self.directory.checkpoint} is not a checkpoint of this run but of another one, "
+                "with other settings or another seed; put its own back, or start anew in another "
+                "--out"
+            )
         try:
+            if state["phase"] == "prune":  # found now rather than when it is needed, at the end
+                _load_model(self.recipe.model(), self.directory.dense)
             self.model.load_state_dict(state["model"])
             self.order.set_state(state["order"])
             torch.set_rng_state(state["rng"])
             self.clock.spent = dict(state["seconds"])
             self.lines = int(state["lines"])
+            self.resumed = {**state, "phase": str(state["phase"]), "epoch": int(state["epoch"])}
             self.dense_validation = state["dense_validation"]
         except (KeyError, RuntimeError, TypeError) as error:
             raise CheckpointError(
                 f"{self.directory.checkpoint} is not a checkpoint of this recipe: {error}"
             ) from error
         self.directory.cut_metrics(self.lines)
-        self.resumed = state
 
     def dense(self) -> None:
         """Train the dense network, unless a checkpoint is beyond that."""
@@ -193,7 +206,7 @@ class _Training:
         self.progress.begin("dense", self.config.dense_epochs, self.steps_per_epoch, done)
         for epoch in range(done + 1, self.config.dense_epochs + 1):
             loss = self._train_epoch("dense", epoch, optimizer, scheduler, None)
-            validation_loss, self.dense_validation = _evaluate(self.model, self.images.validation)
+            validation_loss, self.dense_validation = self._validate("dense", epoch)
             self._close_epoch(
                 Epoch(
                     "dense", epoch, loss, validation_loss, self.dense_validation, None, 0.0, 0, 0.0
@@ -203,9 +216,7 @@ class _Training:
                 None,
             )
         # Overwritten with the same bytes if a run was stopped just after this.
-        write_atomically(
-            self.directory.dense, _model_file(self.model, {"recipe": self.recipe.name})
-        )
+        write_atomically(self.directory.dense, _model_file(self.model, recipe=self.recipe.name))
 
     def prune(self) -> None:
         """Train the sparse network."""
@@ -225,7 +236,7 @@ class _Training:
             if self._may_stop(pruner):
                 break
             loss = self._train_epoch("prune", epoch, optimizer, scheduler, pruner)
-            validation_loss, validation = _evaluate(self.model, self.images.validation)
+            validation_loss, validation = self._validate("prune", epoch)
             sparsity, seen = pruner.sparsity, pruner.step(validation)
             self._close_epoch(
                 Epoch(
@@ -244,8 +255,8 @@ class _Training:
                 pruner,
             )
         pruner.finish()
-        metadata = {"recipe": self.recipe.name, "sparsity": f"{pruner.sparsity:.6f}"}
-        write_atomically(self.directory.model, _model_file(self.model, metadata))
+        content = _model_file(self.model, recipe=self.recipe.name, sparsity=pruner.sparsity)
+        write_atomically(self.directory.model, content)
         self.clock.charge("prune")
         self.sparsity = pruner.sparsity
 
@@ -330,14 +341,7 @@ class _Training:
         for number, batch in enumerate(torch.split(order, self.config.batch_size)):
             loss = F.cross_entropy(self.model(train.inputs[batch]), train.labels[batch])
             value = loss.item()
-            if not math.isfinite(value):
-                step = (epoch - 1) * self.steps_per_epoch + number + 1
-                raise NonFiniteError(
-                    f"the loss is {value} at step {step} (epoch {epoch}) of the {phase} training: "
-                    f"lower {'lr or strength' if phase == 'prune' else 'dense_lr'}. The "
-                    f"checkpoint of "
-                    f"the last whole epoch is kept in {self.directory.path}"
-                )
+            self._check_finite(value, phase, (epoch - 1) * self.steps_per_epoch + number + 1)
             total += value * len(batch)
             optimizer.zero_grad()
             if in_loss and pruner is not None:
@@ -347,6 +351,23 @@ class _Training:
             scheduler.step()
             self.progress.step()
         return total / len(train)
+
+    def _validate(self, phase: str, epoch: int) -> tuple[float, float]:
+        """Return loss and accuracy on the validation split."""
+        loss, accuracy = _evaluate(self.model, self.images.validation)
+        # The last step of an epoch may have broken what no training loss has seen yet.
+        self._check_finite(loss, phase, epoch * self.steps_per_epoch)
+        return loss, accuracy
+
+    def _check_finite(self, loss: float, phase: str, step: int) -> None:
+        if math.isfinite(loss):
+            return
+        cause = "lr or strength" if phase == "prune" else "dense_lr"
+        raise NonFiniteError(
+            f"the loss is {loss} at step {step} (epoch {-(-step // self.steps_per_epoch)}) of the "
+            f"{phase} training: lower {cause}. The checkpoint of the last whole epoch, if any, is "
+            f"kept in {self.directory.path}"
+        )
 
     def _close_epoch(
         self,
@@ -363,6 +384,7 @@ class _Training:
         save_tree(
             self.directory.checkpoint,
             {
+                "run": self.identity,
                 "phase": epoch.phase,
                 "epoch": epoch.epoch,
                 "model": dict(self.model.state_dict()),
@@ -382,15 +404,14 @@ class _Training:
         """Measure both networks on the test split, for the first and only time."""
         _, validation = _evaluate(self.model, self.images.validation)
         _, test = _evaluate(self.model, self.images.test)
-        dense = self.recipe.model()
-        dense.load_state_dict(load_file(self.directory.dense))
+        dense = _load_model(self.recipe.model(), self.directory.dense)
         _, dense_validation = _evaluate(dense, self.images.validation)
         _, dense_test = _evaluate(dense, self.images.test)
         parameters, nonzero = total_parameters(self.model), nonzero_parameters(self.model)
         return {
             "recipe": self.recipe.name,
             "method": self.config.method,
-            "seed": self.seed,
+            "seed": self.identity["seed"],
             "parameters": parameters,
             "nonzero": nonzero,
             "sparsity": self.sparsity,
@@ -410,9 +431,21 @@ class _Training:
         }
 
 
-def _model_file(model: nn.Module, metadata: dict[str, str]) -> bytes:
+def _model_file(model: nn.Module, **about: str | float) -> bytes:
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    return save(tensors, metadata)
+    # One key of metadata, for the order of several is drawn anew by each writing.
+    return save(tensors, {"prunus": json.dumps(about)})
+
+
+def _load_model(model: nn.Module, path: Path) -> nn.Module:
+    try:
+        model.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(
+            f"the network {path} is damaged or absent: {error}; restore it from a copy or start "
+            "anew"
+        ) from error
+    return model
 
 
 @torch.no_grad()
