@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 from itertools import pairwise
 from pathlib import Path
@@ -32,3 +33,9 @@ def test_the_commands_name_recipes_and_settings_that_exist() -> None:
 def test_every_recipe_is_in_the_changelog() -> None:
     changelog = (README.parent / "CHANGELOG.md").read_text()
     assert [name for name in RECIPES if f"`{name}`" not in changelog] == []
+
+
+def test_the_figures_are_those_of_the_result_files() -> None:
+    render = runpy.run_path(str(README.parent / "benchmarks" / "figures.py"))["render"]
+    shown = README.read_text().split("<!-- figures -->\n")[1].split("<!-- end of figures -->")[0]
+    assert shown == render()

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from prunus.errors import DataError, UserError
-from prunus.recipes.data import Images, digits, hub_images
+from prunus.recipes.data import Images, digits, hub_images, shifted
 
 datasets = pytest.importorskip("datasets")
 Pillow = pytest.importorskip("PIL.Image")
@@ -388,3 +388,22 @@ def test_the_seed_decides_which_digits_are_validated_on() -> None:
     one, again, other = (digits(0.2, seed) for seed in (0, 0, 1))
     assert torch.equal(one.validation.inputs, again.validation.inputs)
     assert flat(one.validation.inputs) != flat(other.validation.inputs)
+
+
+def test_shifted_images_are_the_same_elsewhere() -> None:
+    images = torch.rand(50, 2, 5, 6) + 1
+    moved = shifted(images, 2, torch.Generator().manual_seed(0))
+    room = torch.full((50, 2, 9, 10), images.min().item())
+    room[:, :, 2:7, 2:8] = images
+    seen = set()
+    for before, after in zip(room, moved, strict=True):
+        places = [
+            (y, x)
+            for y in range(5)
+            for x in range(5)
+            if torch.equal(before[:, y : y + 5, x : x + 6], after)
+        ]
+        assert len(places) == 1
+        seen.update(places)
+    assert len(seen) > 15  # of 25, in 50 draws
+    assert shifted(images, 0, torch.Generator()) is images

@@ -206,6 +206,7 @@ def test_a_stop_around_any_write_changes_no_bit(
         {"way": "loss", "penalty": "l1", "strength": 0.0001, "strength_follows": "constant"},
         {"way": "gradient", "strength_follows": "lr"},
         {"min_density": 0.02, "biases": "false"},
+        {"start": "fresh"},
     ],
     ids=lambda choice: "-".join(map(str, choice.values())),
 )

@@ -24,11 +24,16 @@ class Config:
     """How a recipe trains and prunes.
 
     Args:
-        dense_epochs: Epochs of ordinary training first; the network that pruning starts from and is
+        dense_epochs: Epochs of ordinary training first, of the network that the sparse one is
             compared with.
+        start: What pruning starts from: "dense", the trained network, or "fresh", new random
+        weights
+            that are pruned while they learn.
         epochs: Epochs of pruning, recovery included.
         batch_size: Images per step.
         validation: The share of the training split set apart for validation.
+        shift: Training images are shifted at random by up to so many pixels each way, anew at every
+            step, for both networks; 0 for not at all.
         dense_lr: Peak learning rate of the dense training (SGD, Nesterov momentum).
         lr: Peak learning rate of the pruning.
         momentum: Of both.
@@ -67,8 +72,10 @@ class Config:
     strength: float
     ratio: float
     validation: float = 1 / 12
+    shift: int = 0
     momentum: float = 0.9
     warmup: float = 0.1
+    start: Literal["dense", "fresh"] = "dense"
     penalty: Literal["relevance", "lobster", "l2", "l1", "none"] = "relevance"
     strength_follows: Literal["constant", "lr", "linear"] = "lr"
     alpha: float = 0.1
@@ -100,7 +107,8 @@ class Config:
         check(0 < self.validation < 1, "validation", "above 0 and below 1")
         check(0 <= self.begin < self.end, "begin", "from 0 to below end")
         check(0 < self.end <= 1, "end", "above 0 and at most 1")
-        check(self.patience >= 0, "patience", "0 or above")
+        for name in ("patience", "shift"):
+            check(getattr(self, name) >= 0, name, "0 or above")
         check(
             self.ratio > 1 or (self.ratio == 0 and self.schedule == "iterative"),
             "ratio",

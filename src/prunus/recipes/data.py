@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from prunus.errors import DataError, UserError, listing
 
-__all__ = ["Images", "Split", "digits", "hub_images"]
+__all__ = ["Images", "Split", "digits", "hub_images", "shifted"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +91,30 @@ def hub_images(
     """
     raw = {split: _decode(source, split, size, classes, columns) for split in ("train", "test")}
     return _images(raw["train"], raw["test"], 255.0, validation, seed)
+
+
+def shifted(images: torch.Tensor, most: int, generator: torch.Generator) -> torch.Tensor:
+    """Shift each image by a random number of pixels, down and across, filling with its darkest
+    value.
+
+    Args:
+        images: Of shape (n, channels, height, width).
+        most: The most pixels to shift by, either way; with 0 the images are returned as they are.
+        generator: Draws the shifts.
+
+    Example:
+        >>> shifted(torch.ones(2, 1, 3, 3), 1, torch.Generator().manual_seed(0)).shape
+        torch.Size([2, 1, 3, 3])
+    """
+    if most == 0:
+        return images
+    count, _, height, width = images.shape
+    room = functional.pad(images, (most,) * 4, value=images.min().item())
+    down, across = torch.randint(2 * most + 1, (2, count, 1), generator=generator)
+    rows = (down + torch.arange(height))[:, :, None]
+    columns = (across + torch.arange(width))[:, None, :]
+    # Indices on both sides of the colour channels move those to the end.
+    return room[torch.arange(count)[:, None, None], :, rows, columns].movedim(-1, 1)
 
 
 def _decode(

@@ -70,6 +70,8 @@ _LENET5 = Config(
     strength=0.05,
     alpha=0.05,
     ratio=200.1,
+    start="fresh",
+    shift=1,
 )
 
 _BOOK = (
@@ -109,6 +111,7 @@ _BOOK = (
             alpha=0.2,
             end=0.75,
             ratio=67.0,
+            start="fresh",
         ),
     ),
     Recipe(

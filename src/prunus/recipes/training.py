@@ -21,7 +21,7 @@ from prunus.files import load_tree, save_tree, write_atomically
 from prunus.floor import Floor
 from prunus.pruner import Pruner
 from prunus.recipes.config import Config
-from prunus.recipes.data import Images, Split
+from prunus.recipes.data import Images, Split, shifted
 from prunus.recipes.directory import RunDirectory
 from prunus.recipes.recipe import Recipe
 from prunus.selection import nonzero_parameters, select, total_parameters
@@ -199,7 +199,7 @@ class _Training:
 
     def dense(self) -> None:
         """Train the dense network, unless a checkpoint is beyond that."""
-        if self.resumed is not None and self.resumed["phase"] == "prune":
+        if self._resumes("prune"):
             return
         optimizer, scheduler = self._optimizer(self.config.dense_lr, self.config.dense_epochs)
         done = self._take_over("dense", optimizer, scheduler, None)
@@ -228,6 +228,8 @@ class _Training:
                 f"below the floor {floor.value(self.dense_validation):.4f}, so nothing may be "
                 "removed: lower the floor or raise dense_epochs"
             )
+        if self.config.start == "fresh" and not self._resumes("prune"):
+            self.model.load_state_dict(self.recipe.model().state_dict())
         optimizer, scheduler = self._optimizer(self.config.lr, self.config.epochs)
         pruner = self._pruner(optimizer)
         done = self._take_over("prune", optimizer, scheduler, pruner)
@@ -259,6 +261,9 @@ class _Training:
         write_atomically(self.directory.model, content)
         self.clock.charge("prune")
         self.sparsity = pruner.sparsity
+
+    def _resumes(self, phase: str) -> bool:
+        return self.resumed is not None and self.resumed["phase"] == phase
 
     def _may_stop(self, pruner: Pruner) -> bool:
         # The gradual schedule is done long before the network has recovered from it.
@@ -312,9 +317,10 @@ class _Training:
         pruner: Pruner | None,
     ) -> int:
         """Restore the phase from the checkpoint; return how many of its epochs are done."""
-        state, self.resumed = self.resumed, None
-        if state is None or state["phase"] != phase:
+        if not self._resumes(phase):
             return 0
+        state, self.resumed = self.resumed, None
+        assert state is not None
         try:
             optimizer.load_state_dict(state["optimizer"])
             scheduler.load_state_dict(state["scheduler"])
@@ -339,7 +345,8 @@ class _Training:
         train, total = self.images.train, 0.0
         order = torch.randperm(len(train), generator=self.order)
         for number, batch in enumerate(torch.split(order, self.config.batch_size)):
-            loss = F.cross_entropy(self.model(train.inputs[batch]), train.labels[batch])
+            inputs = shifted(train.inputs[batch], self.config.shift, self.order)
+            loss = F.cross_entropy(self.model(inputs), train.labels[batch])
             value = loss.item()
             self._check_finite(value, phase, (epoch - 1) * self.steps_per_epoch + number + 1)
             total += value * len(batch)
