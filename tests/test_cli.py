@@ -38,7 +38,7 @@ def test_the_subcommands_and_their_flags_are_these() -> None:
         for name, command in commands.items()
     }
     assert flags == {
-        "recipes": set(),
+        "recipes": {"name"},
         "run": {"recipe", "--data", "--seed", "--out", "--resume", "--set"},
         "inspect": {"path"},
     }

@@ -64,6 +64,18 @@ def test_padding_is_neither_counted_nor_removed() -> None:
     assert (masks.kept, masks.sparsity, masks.selection.prunable) == (9, 0.0, 9)
 
 
+def test_no_mask_reaches_the_padding_row() -> None:
+    embedding = nn.Embedding(4, 3, padding_idx=0)
+    embedding.weight.data.fill_(1.0)
+    masks = Masks(select(embedding))
+    masks.intersect_({"weight": torch.zeros(4, 3, dtype=torch.bool)})
+    masks.apply_()
+    assert (masks.kept, masks.sparsity) == (0, 1.0)
+    assert embedding.weight.sum().item() == 3.0
+    masks.load_packed({"weight": torch.zeros(2, dtype=torch.uint8)})
+    assert masks["weight"].sum() == 3
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_clearing_gives_positive_zero_whatever_stood_there(dtype: torch.dtype) -> None:
     values = torch.tensor([1.5, -2.0, math.nan, math.inf, -math.inf, -0.0, 7.0], dtype=dtype)
@@ -92,12 +104,12 @@ def test_clearing_any_strides() -> None:
 def test_counts_follow_whoever_writes() -> None:
     layer = nn.Linear(4, 2, bias=False)
     one, two = Masks.attached(select(layer)), Masks.attached(select(layer))
-    assert (one.kept, two.kept, two.lowered("weight")) == (8, 8, None)
+    assert (one.kept, two.kept, two.active("weight")) == (8, 8, None)
     one["weight"][0] = False
     assert (one.kept, two.kept) == (4, 4)
-    assert two.lowered("weight") is one["weight"]
+    assert two.active("weight") is one["weight"]
     two.load_packed({"weight": torch.tensor([255], dtype=torch.uint8)})
-    assert (one.kept, one.lowered("weight")) == (8, None)
+    assert (one.kept, one.active("weight")) == (8, None)
 
 
 def test_masks_do_not_keep_a_model_alive() -> None:

@@ -335,6 +335,115 @@ def test_bad_amounts(arguments: dict[str, float], message: str) -> None:
         Pruner(model, sgd(model)).prune(**arguments)  # type: ignore[arg-type]
 
 
+def test_the_guard_is_heard_by_hand_and_by_schedule() -> None:
+    model = network()
+    pruner = Pruner(model, sgd(model), min_density=0.5)
+    with pytest.raises(UserError, match="cannot keep only 74 weights: min_density=0.5 keeps at"):
+        pruner.prune(sparsity=0.9)
+    assert pruner.sparsity == 0.0
+    for schedule in (
+        IterativePruning(floor=0.5, fraction=0.4, target=0.9),
+        IterativePruning(floor=0.5, fraction=0.4),
+    ):
+        model = network()
+        pruner = Pruner(model, sgd(model), schedule=schedule, min_density=0.5)
+        for _ in range(10):
+            pruner.step(0.9)
+        assert pruner.done
+        assert pruner.sparsity == 0.5
+
+
+def test_iterative_pruning_never_removes_the_last_weight() -> None:
+    model = network()
+    pruner = Pruner(model, sgd(model), schedule=IterativePruning(floor=0.5), min_density=0.0)
+    for _ in range(200):
+        pruner.step(0.9)
+    assert pruner.done
+    assert pruner.masks.kept == 1
+
+
+def test_a_schedule_may_serve_several_pruners() -> None:
+    schedule = OneShot(sparsity=0.5)
+    for _ in range(2):
+        model = network()
+        assert Pruner(model, sgd(model), schedule=schedule).step(0.5).removed == 368
+
+
+@pytest.mark.parametrize("way", ["gradient", "decoupled"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_model_may_change_its_type_between_steps(way: Way, dtype: torch.dtype) -> None:
+    model = nn.Linear(20, 5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)  # without state of its own to convert
+    penalty = RelevancePenalty(0.01, way=way)
+    Pruner(model, optimizer, penalty, OneShot(sparsity=0.5, at=3), score=Taylor())
+    for step in range(5):
+        if step == 1:
+            model.to(dtype)
+        optimizer.zero_grad()
+        model(torch.ones(3, 20, dtype=model.weight.dtype)).square().sum().backward()
+        optimizer.step()
+    assert int(model.weight.count_nonzero()) == 50
+
+
+def test_a_second_penalty_on_the_same_optimizer_is_refused() -> None:
+    model = network()
+    optimizer = sgd(model)
+    first = Pruner(model, optimizer, RelevancePenalty(0.1))
+    with pytest.raises(UserError, match=r"penalty on these tensors already.*call detach\(\)"):
+        Pruner(model, optimizer, RelevancePenalty(0.1))
+    first.detach()
+    Pruner(model, optimizer, RelevancePenalty(0.1))
+
+
+def test_a_pruner_cannot_be_copied() -> None:
+    model = network()
+    pruner = Pruner(model, sgd(model))
+    with pytest.raises(UserError, match=r"cannot be copied or pickled: save pruner.state_dict\(\)"):
+        copy.deepcopy(pruner)
+
+
+def test_a_metric_of_revived_weights_is_refused() -> None:
+    model = network()
+    dense = copy.deepcopy(model.state_dict())
+    pruner = Pruner(model, sgd(model), schedule=IterativePruning(floor=0.5))
+    pruner.prune(sparsity=0.5)
+    model.load_state_dict(dense)
+    with pytest.raises(UserError, match=r"removed weights are not zero in 0.weight \(\d+\)"):
+        pruner.step(0.9)
+    pruner.masks.apply_()
+    assert pruner.step(0.9).met
+
+
+def test_a_state_that_is_refused_changes_nothing() -> None:
+    model, other = network(), network()
+    iterative = Pruner(model, sgd(model), schedule=IterativePruning(floor=0.5))
+    once = Pruner(other, sgd(other), schedule=OneShot(sparsity=0.5))
+    once.step(0.9)
+    with pytest.raises(UserError, match="not the state of a IterativePruning"):
+        iterative.load_state_dict(once.state_dict())
+    assert iterative.sparsity == 0.0
+    assert model[0].weight.all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"penalty": 0.1}, "penalty must be a RelevancePenalty or None, but is 0.1"),
+        ({"schedule": IterativePruning}, "schedule must be a Schedule or None, but is <class"),
+    ],
+)
+def test_arguments_of_another_kind(arguments: dict[str, Any], message: str) -> None:
+    model = network()
+    with pytest.raises(UserError, match=message):
+        Pruner(model, sgd(model), **arguments)
+
+
+def test_taylor_needs_the_gradient_of_the_loss_alone() -> None:
+    model = network()
+    with pytest.raises(UserError, match='Taylor needs the gradient of the loss alone.*way="loss"'):
+        Pruner(model, sgd(model), RelevancePenalty(0.1, way="loss"), score=Taylor())
+
+
 def test_bad_minimum_density() -> None:
     model = network()
     with pytest.raises(UserError, match=r"min_density must be from 0 to below 1, but is 1\.0"):

@@ -102,6 +102,25 @@ def test_a_tied_tensor_is_one_target() -> None:
         select(model, exclude="head")
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch, of the older functions
+def test_older_parametrizations_are_left_out_too() -> None:
+    model = nn.Sequential(
+        nn.Linear(3, 3),
+        torch.nn.utils.weight_norm(nn.Linear(3, 3)),
+        torch.nn.utils.spectral_norm(nn.Linear(3, 3)),
+    )
+    assert list(select(model)) == ["0.weight"]
+    assert list(select(model, "1.weight_v")) == ["1.weight_v"]
+
+
+def test_a_module_used_twice_in_one_parent_has_both_names() -> None:
+    layer = nn.Linear(3, 3)
+    selection = select(nn.Sequential(layer, nn.ReLU(), layer))
+    assert selection["0.weight"].aliases == ("2.weight",)
+    with pytest.raises(UserError, match="no tensors left"):
+        select(nn.Sequential(layer, nn.ReLU(), layer), exclude="2")
+
+
 def test_a_module_used_twice_is_taken_once() -> None:
     layer = nn.Linear(3, 3)
     assert list(select(nn.ModuleDict({"a": layer, "b": nn.Sequential(layer)}))) == ["a.weight"]

@@ -6,11 +6,13 @@ after a failure of its own, and 130 when interrupted.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from prunus.errors import UserError
+from prunus.version import VERSION
 
 try:
     import typer
@@ -31,13 +33,28 @@ app = typer.Typer(
 )
 
 
-@app.command()
-def recipes() -> None:
-    """List the recipes."""
-    from prunus.recipes.recipe import RECIPES
-    from prunus.terminal import recipes_table
+@app.callback(invoke_without_command=True)
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    """Train PyTorch networks into sparse ones."""
+    if version:
+        print(VERSION)
+        raise typer.Exit
 
-    Console().print(recipes_table(RECIPES.values()))
+
+@app.command()
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(help="Show the settings of this one.", show_default=False)
+    ] = None,
+) -> None:
+    """List the recipes, or the settings of one."""
+    from prunus.recipes.recipe import RECIPES, find
+    from prunus.terminal import recipes_table, settings_table
+
+    table = recipes_table(RECIPES.values()) if name is None else settings_table(find(name).config)
+    Console().print(table)
 
 
 @app.command()
@@ -47,13 +64,17 @@ def run(
         str | None,
         typer.Option(help="A folder or Hub name to take the data from, in place of the recipe's."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of weights, data order and validation split.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Of weights, data order and validation split. Default: 0."),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Where everything is written. Default: a new directory in runs/."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run that --out holds.")
+        bool,
+        typer.Option("--resume", help="Go on with the run that --out holds, by its own settings."),
     ] = False,
     set_: Annotated[
         list[str] | None,
@@ -61,29 +82,36 @@ def run(
     ] = None,
 ) -> None:
     """Train a recipe: first dense, then sparse."""
+    from prunus.recipes.config import Config
     from prunus.recipes.directory import RunDirectory
     from prunus.recipes.recipe import find
     from prunus.recipes.training import run as run_recipe
     from prunus.terminal import Watcher, summary_table
 
     chosen = find(recipe)
-    config = chosen.config.changed(set_ or [])
-    if not 0 <= seed < 2**63:
+    if seed is not None and not 0 <= seed < 2**63:
         raise UserError(f"--seed must be 0 or above and below 2**63, but is {seed}")
     if resume and out is None:
         raise UserError("--resume needs --out: which run shall go on?")
-    directory = RunDirectory(out if out is not None else _fresh(Path("runs"), recipe, seed))
+    directory = RunDirectory(out if out is not None else _fresh(Path("runs"), recipe, seed or 0))
+    config = chosen.config
+    if resume:
+        held = directory.read_config()
+        config = Config.restored(held["config"])
+        seed = held["seed"] if seed is None else seed
+        data = held["data"] if data is None else data
+    config = config.changed(set_ or [])
     console = Console()
     watcher = Watcher(console)
     try:
         summary = run_recipe(
-            chosen, config, directory, watcher, data=data, seed=seed, resume=resume
+            chosen, config, directory, watcher, data=data, seed=seed or 0, resume=resume
         )
     except KeyboardInterrupt:
         watcher.close()
         if directory.config.exists():
-            where = f"--out {directory.path} --resume"
-            watcher.say(f"interrupted; the same command with {where} goes on")
+            where = shlex.quote(str(directory.path))
+            watcher.say(f"interrupted; prunus run {recipe} --out {where} --resume goes on")
         raise typer.Exit(130) from None
     finally:
         watcher.close()

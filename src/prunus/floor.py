@@ -54,7 +54,7 @@ class Floor:
         sign, text = (match[1] or "+", match[2] or "0") if match else ("=", self.bound)
         try:
             number = float(text)
-        except ValueError:
+        except (ValueError, TypeError):
             number = math.nan
         if not math.isfinite(number):
             raise UserError(

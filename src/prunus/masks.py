@@ -8,6 +8,7 @@ see an ordinary model, and two pruners on one model respect each other's removal
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping
+from dataclasses import dataclass, field
 from typing import Self
 from weakref import WeakSet
 
@@ -21,10 +22,18 @@ from prunus.selection import Selection, Target
 
 __all__ = ["Masks"]
 
-# The mask of each parameter that is being pruned, for as long as the parameter lives, and who has
-# it in use. A pruner that is merely forgotten leaves its masks in force; only detaching ends them.
-_attached: MutableMapping[torch.Tensor, torch.Tensor] = WeakTensorKeyDictionary()
-_users: MutableMapping[torch.Tensor, WeakSet[Masks]] = WeakTensorKeyDictionary()
+
+@dataclass(eq=False)
+class _Holder:
+    """A parameter's one mask, and who has it in use."""
+
+    mask: torch.Tensor
+    users: WeakSet[Masks] = field(default_factory=WeakSet)
+
+
+# For as long as the parameter lives. A pruner that is merely forgotten leaves its masks in force;
+# only detaching ends them.
+_attached: MutableMapping[torch.Tensor, _Holder] = WeakTensorKeyDictionary()
 
 
 class Masks(Mapping[str, torch.Tensor]):
@@ -46,13 +55,15 @@ class Masks(Mapping[str, torch.Tensor]):
 
     def __init__(self, selection: Selection) -> None:
         self.selection = selection
-        self._counts: dict[str, tuple[int, int]] = {}
-        self._masks = {
-            name: torch.ones_like(
-                target.parameter,
-                dtype=torch.bool,
-                requires_grad=False,
-                memory_format=torch.preserve_format,
+        self._counts: dict[str, tuple[tuple[int, int] | None, int]] = {}
+        self._holders = {
+            name: _Holder(
+                torch.ones_like(
+                    target.parameter,
+                    dtype=torch.bool,
+                    requires_grad=False,
+                    memory_format=torch.preserve_format,
+                )
             )
             for name, target in selection.items()
         }
@@ -62,8 +73,9 @@ class Masks(Mapping[str, torch.Tensor]):
         """Return the masks in force on these tensors, starting full ones where there is none."""
         masks = cls(selection)
         for name, target in selection.items():
-            masks._masks[name] = _attached.setdefault(target.parameter, masks._masks[name])
-            _users.setdefault(target.parameter, WeakSet()).add(masks)
+            holder = _attached.setdefault(target.parameter, masks._holders[name])
+            holder.users.add(masks)
+            masks._holders[name] = holder
         return masks
 
     @classmethod
@@ -82,36 +94,30 @@ class Masks(Mapping[str, torch.Tensor]):
         """
         masks = cls(selection)
         for name, target in selection.items():
-            torch.ne(target.parameter.detach(), 0, out=masks._masks[name])
-            if target.padding_row is not None:
-                masks._masks[name][target.padding_row] = True
+            torch.ne(target.parameter.detach(), 0, out=masks[name])
+        masks._keep_padding()
         return masks
 
     def detach(self) -> None:
         """Let go of the masks in force here; those that no one else uses are forgotten."""
-        for target in self.selection.values():
-            users = _users.get(target.parameter, WeakSet())
-            users.discard(self)
-            if not users:
-                _attached.pop(target.parameter, None)
+        for name, target in self.selection.items():
+            holder = self._holders[name]
+            holder.users.discard(self)
+            if not holder.users and _attached.get(target.parameter) is holder:
+                del _attached[target.parameter]
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """Return the mask of a tensor, on the device where the tensor is now."""
-        mask = self._masks[name]
-        parameter = self.selection[name].parameter
-        if mask.device != parameter.device:
-            mask = mask.to(parameter.device)
-            self._masks[name] = mask
-            self._counts.pop(name, None)
-            if parameter in _attached:
-                _attached[parameter] = mask
-        return mask
+        holder, parameter = self._holders[name], self.selection[name].parameter
+        if holder.mask.device != parameter.device:
+            holder.mask = holder.mask.to(parameter.device)
+        return holder.mask
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._masks)
+        return iter(self._holders)
 
     def __len__(self) -> int:
-        return len(self._masks)
+        return len(self._holders)
 
     def __repr__(self) -> str:
         return f"Masks({len(self)} tensors, sparsity {self.sparsity:.4f})"
@@ -123,14 +129,15 @@ class Masks(Mapping[str, torch.Tensor]):
     def kept_in(self, name: str) -> int:
         """How many prunable weights of one tensor are kept."""
         mask, target = self[name], self.selection[name]
-        # Counted anew only when someone, perhaps another pruner, wrote to the mask.
-        version, kept = self._counts.get(name, (-1, 0))
-        if version != mask._version:
-            kept = int(torch.count_nonzero(mask)) - (target.parameter.numel() - target.prunable)
-            self._counts[name] = mask._version, kept
+        # Counted anew only when someone, perhaps another pruner, wrote to the mask or moved it.
+        state = id(mask), mask._version
+        seen, kept = self._counts.get(name, (None, 0))
+        if seen != state:
+            kept = int(torch.count_nonzero(candidates(target, mask)))
+            self._counts[name] = state, kept
         return kept
 
-    def lowered(self, name: str) -> torch.Tensor | None:
+    def active(self, name: str) -> torch.Tensor | None:
         """Return the mask of a tensor that has lost weights, or None if nothing needs masking."""
         return None if self.kept_in(name) == self.selection[name].prunable else self[name]
 
@@ -153,21 +160,20 @@ class Masks(Mapping[str, torch.Tensor]):
     def apply_(self) -> None:
         """Set every removed weight to exactly +0.0, also where it is NaN or infinite now."""
         for name, target in self.selection.items():
-            mask = self.lowered(name)
+            mask = self.active(name)
             if mask is not None:
                 clear_(target.parameter, mask)
 
-    def copy_(self, other: Mapping[str, torch.Tensor]) -> None:
-        """Take over the masks of ``other``, which must have the same names and shapes."""
-        self._check(other)
-        for name in self:
-            self[name].copy_(other[name])
-
     def intersect_(self, other: Mapping[str, torch.Tensor]) -> None:
-        """Keep only what ``other`` keeps too."""
+        """Keep only what ``other`` keeps too; rows that stand for padding stay in any case.
+
+        Raises:
+            UserError: Names, shapes or types are not those of these masks.
+        """
         self._check(other)
         for name in self:
             self[name].logical_and_(other[name].to(self[name].device))
+        self._keep_padding()
 
     def differences(self, other: Mapping[str, torch.Tensor]) -> dict[str, int]:
         """Count, per tensor, the weights that one of the two keeps and the other does not."""
@@ -211,6 +217,12 @@ class Masks(Mapping[str, torch.Tensor]):
             shape = self.selection[name].parameter.shape
             flat = np.unpackbits(packed[name].cpu().numpy(), count=shape.numel())
             self[name].copy_(torch.from_numpy(flat.reshape(shape)))
+        self._keep_padding()
+
+    def _keep_padding(self) -> None:
+        for name, target in self.selection.items():
+            if target.padding_row is not None:
+                self[name][target.padding_row] = True
 
     def _check(self, other: Mapping[str, torch.Tensor]) -> None:
         self._check_names(other)

@@ -127,7 +127,9 @@ class RelevancePenalty:
         """Write c(g) of a whole tensor to ``out``."""
         unit = self.coefficient.unit(gradient)
         for g, c in pieces(gradient, out):
-            self.coefficient(g, unit=unit, out=c)
+            result = self.coefficient(g, unit=unit, out=c)
+            if result is not c:  # a coefficient of the user's own may ignore ``out``
+                c.copy_(result)
 
     @torch.no_grad()
     def shrink_(
@@ -139,12 +141,10 @@ class RelevancePenalty:
     ) -> None:
         """Apply w ← w − ∂R/∂w in place, never past zero; set w to 0 where ``mask`` is False."""
         weight = weight.detach()
-        most = 0.5 / strength if strength > 0.5 else None  # 2γ·c above 1 would overshoot zero
         operands = (weight, coefficients) if mask is None else (weight, coefficients, mask)
         for w, c, *kept in pieces(*operands):
             if self.power == 2:
-                c = c if most is None else c.clamp_max(most)
-                w.addcmul_(w, c, value=-2.0 * strength)
+                w.addcmul_(w, (c * (2.0 * strength)).clamp_max_(1.0), value=-1.0)
             else:
                 step = c * strength
                 w.sub_(torch.minimum(torch.maximum(w, -step), step))
@@ -190,13 +190,16 @@ class PenaltyTerm:
         )
         strengths = self.strengths()
         terms = [
-            strengths[target.name] * self._of(target, gradient)
+            strengths[target.name] * self._of(target, gradient).to(loss.device)
             for target, gradient in zip(targets, gradients, strict=True)
             if gradient is not None
         ]
-        return torch.stack(terms).sum() if terms else loss.new_zeros(())
+        return sum(terms, loss.new_zeros(()))
 
     def _of(self, target: Target, gradient: torch.Tensor) -> torch.Tensor:
         c = self.penalty.coefficient(gradient.detach())
+        if target.padding_row is not None:
+            c[target.padding_row] = 0.0
         magnitude = target.parameter.abs() if self.penalty.power == 1 else target.parameter.square()
-        return (c * magnitude).sum()
+        # In float32 at least, for the sum easily leaves the range of float16.
+        return (c * magnitude).sum(dtype=torch.promote_types(c.dtype, torch.float32))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import nn
@@ -31,7 +34,7 @@ class Validation:
 
     Attributes:
         metric: The validation metric it was given, or None.
-        floor: The floor as a number; an infinity that every metric meets if there is none.
+        floor: The floor as a number, or None if there is none.
         met: Whether the metric meets the floor.
         best: Whether the state was kept as the best so far.
         removed: How many weights were removed just now, after the metric was measured.
@@ -39,7 +42,7 @@ class Validation:
     """
 
     metric: float | None
-    floor: float
+    floor: float | None
     met: bool
     best: bool
     removed: int
@@ -99,11 +102,18 @@ class Pruner:
         min_density: float = 1e-4,
         keep_best: bool = True,
     ) -> None:
+        if score is not None and score.uses_gradient and penalty and penalty.way == "loss":
+            raise UserError(
+                f'{type(score).__name__} needs the gradient of the loss alone, but with way="loss" '
+                "the optimizer's gradient holds the penalty too: choose another way or score"
+            )
         if not 0 <= min_density < 1:
             raise UserError(f"min_density must be from 0 to below 1, but is {min_density!r}")
         self.model: nn.Module = getattr(model, "_orig_mod", model)
         self.optimizer = optimizer
-        self.schedule = Schedule() if schedule is None else schedule
+        _check_kinds(penalty, schedule)
+        # A copy, for a schedule keeps count, and one that is used twice would count on.
+        self.schedule = Schedule() if schedule is None else copy.deepcopy(schedule)
         self.score: Score = Magnitude() if score is None else score
         self.selection = select(self.model) if selection is None else selection
         self.min_density = min_density
@@ -116,6 +126,7 @@ class Pruner:
         self._best = Best()
         self._memory: dict[str, torch.Tensor] = {}
         self._coefficients: dict[str, torch.Tensor] = {}
+        self._term_was_taken = False
         self._steps = 0
         self._steps_since_pruning = 0
         self._prunings = 0
@@ -123,6 +134,7 @@ class Pruner:
         if masks is not None:
             self.masks.intersect_(masks)
             self.masks.apply_()
+        _check_alone(self)
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -165,7 +177,7 @@ class Pruner:
                 'pruner.penalty(loss) needs a pruner with RelevancePenalty(..., way="loss"), but '
                 f"this one has {came}"
             )
-        return PenaltyTerm(self._penalty, self.selection, self._strengths)
+        return PenaltyTerm(self._penalty, self.selection, self._strengths_of_term)
 
     def step(self, metric: float | None = None) -> Validation:
         """Tell the pruner of a validation, as one tells ``ReduceLROnPlateau``.
@@ -181,34 +193,50 @@ class Pruner:
 
         Raises:
             NonFiniteError: The metric is NaN or infinite.
-            UserError: The schedule needs a metric and got none.
+            UserError: The schedule needs a metric and got none, or something set removed weights to
+                other values, so that the metric is not that of the sparse network.
         """
-        if metric is None:
-            if self.schedule.needs_metric or self._floor.bound is not None:
-                raise UserError(
-                    f"{type(self.schedule).__name__} with floor={self.schedule.floor!r} needs the "
-                    "validation metric: call pruner.step(metric)"
-                )
-        else:
-            metric = float(metric)
-            if not math.isfinite(metric):
-                raise NonFiniteError(f"the validation metric must be finite, but is {metric}")
-            if self._dense_metric is None:
-                self._dense_metric = metric
+        if metric is None and (self.schedule.needs_metric or self._floor.bound is not None):
+            raise UserError(
+                f"{type(self.schedule).__name__} with floor={self.schedule.floor!r} needs the "
+                "validation metric: call pruner.step(metric)"
+            )
+        best = metric is not None and self.consider(metric)
         met = metric is None or self._floor.met(metric, self._dense_metric)
-        best = (
-            met
-            and metric is not None
-            and self.keep_best
+        least = self._remover().least
+        answer = self.schedule.after_validation(
+            met=met, prunable=self.selection.prunable, kept=self.masks.kept, least=least
+        )
+        removed = 0 if answer is None else self._lower(max(answer, least))
+        return Validation(metric, self.floor, met, best, removed, self.sparsity)
+
+    def consider(self, metric: float) -> bool:
+        """Keep the present state for :meth:`finish` if it is the best so far, and remove nothing.
+
+        :meth:`step` does this by itself. It is for a state that shall be delivered if pruning finds
+        no better one, such as the dense network.
+
+        Args:
+            metric: The validation metric of the present state.
+
+        Returns:
+            Whether the state was kept.
+
+        Raises:
+            NonFiniteError: The metric is NaN or infinite.
+            UserError: Something set removed weights to other values.
+        """
+        self._check_zeros()
+        metric = float(metric)
+        if not math.isfinite(metric):
+            raise NonFiniteError(f"the validation metric must be finite, but is {metric}")
+        if self._dense_metric is None:
+            self._dense_metric = metric
+        return (
+            self.keep_best
+            and self._floor.met(metric, self._dense_metric)
             and self._best.offer(self.model, self.masks, metric, self._floor)
         )
-        kept = self.masks.kept
-        answer = self.schedule.after_validation(
-            met=met, prunable=self.selection.prunable, kept=kept
-        )
-        removed = 0 if answer is None else self._lower(answer)
-        floor = self._floor.value(self._dense_metric) if metric is not None else math.nan
-        return Validation(metric, floor, met, best, removed, self.sparsity)
 
     def prune(self, *, sparsity: float | None = None, kept: int | None = None) -> int:
         """Remove weights now, down to a sparsity or a number of kept prunable weights.
@@ -245,8 +273,8 @@ class Pruner:
         elif self._floor.bound is not None and self.keep_best:
             floor = "unknown" if self.floor is None else f"{self.floor:.6g}"
             raise FloorNotReachedError(
-                f"no validation met the floor {self.schedule.floor!r} ({floor}), not even before "
-                "weights were removed: lower the floor or train longer"
+                f"no validation met the floor {self.schedule.floor!r} ({floor}): lower the floor, "
+                "train longer, or remove less"
             )
 
     def detach(self) -> None:
@@ -254,6 +282,7 @@ class Pruner:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        _attached.get(self.optimizer, WeakSet()).discard(self)
         self.masks.detach()
 
     def state_dict(self) -> dict[str, Any]:
@@ -282,18 +311,48 @@ class Pruner:
         missing = [key for key in self.state_dict() if key not in state]
         if missing:
             raise CheckpointError(f"this is not the state of a Pruner: it lacks {listing(missing)}")
+        foreign = [name for name in state["score"] if name not in self.selection]
+        if foreign:
+            raise CheckpointError(f"this is the state of another model: it has {listing(foreign)}")
+        # All that may be refused comes before the first change.
+        schedule = copy.deepcopy(self.schedule)
+        schedule.load_state_dict(state["schedule"])
         self.masks.load_packed(state["masks"])
         self.masks.apply_()
         self._steps = int(state["steps"])
         self._steps_since_pruning = int(state["steps_since_pruning"])
         self._prunings = int(state["prunings"])
         self._dense_metric = state["dense_metric"]
-        self.schedule.load_state_dict(state["schedule"])
+        self.schedule = schedule
         self._memory = {
-            name: memory.to(self.selection[name].parameter.device, copy=True)
+            name: memory.to(self.selection[name].parameter, copy=True)
             for name, memory in state["score"].items()
         }
         self._best.load_state_dict(state["best"])
+
+    def _check_zeros(self) -> None:
+        revived = {}
+        for name, target in self.selection.items():
+            mask = self.masks.active(name)
+            if mask is not None:
+                nonzero = int(torch.count_nonzero(target.parameter.detach()[~mask]))
+                if nonzero:
+                    revived[name] = nonzero
+        if revived:
+            counts = [f"{name} ({count:,})" for name, count in revived.items()]
+            raise UserError(
+                f"removed weights are not zero in {listing(counts)}: since the last step of this "
+                "pruner's optimizer something else changed them, such as load_state_dict or "
+                "another "
+                "optimizer, which needs a Pruner of its own. Call pruner.masks.apply_() before you "
+                "validate, or detach() this pruner"
+            )
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise UserError(
+            "a Pruner is tied to its optimizer and cannot be copied or pickled: save "
+            "pruner.state_dict(), and load it into a new Pruner of the copied model and optimizer"
+        )
 
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -337,15 +396,22 @@ class Pruner:
             if memory is not None:
                 self._memory[name] = memory
             way = None if self._penalty is None else self._penalty.way
-            mask, strength = self.masks.lowered(name), strengths[name]
+            mask, strength = self.masks.active(name), strengths[name]
             if self._penalty is not None and way == "gradient" and strength > 0:
+                row = target.padding_row
+                padding = None if row is None else gradient[row].clone()
                 self._penalty.add_to_gradient_(gradient, weight, strength, mask)
+                if padding is not None:
+                    gradient[row] = padding
                 continue
             if self._penalty is not None and way == "decoupled" and strength > 0:
                 # Now, because some optimizers overwrite the gradient during the step.
-                if name not in self._coefficients:
-                    self._coefficients[name] = torch.empty_like(gradient)
-                self._penalty.coefficients(gradient, out=self._coefficients[name])
+                coefficients = self._coefficients.get(name)
+                if coefficients is None or not _alike(coefficients, gradient):
+                    coefficients = self._coefficients[name] = torch.empty_like(gradient)
+                self._penalty.coefficients(gradient, out=coefficients)
+                if target.padding_row is not None:
+                    coefficients[target.padding_row] = 0.0
             if mask is not None:
                 clear_(gradient, mask)
 
@@ -356,17 +422,24 @@ class Pruner:
         decoupled = self._penalty is not None and self._penalty.way == "decoupled"
         strengths = self._strengths() if decoupled else {}
         for name, target in self.selection.items():
-            parameter, mask = target.parameter, self.masks.lowered(name)
+            parameter, mask = target.parameter, self.masks.active(name)
             strength = strengths[name] if decoupled else 0.0
             if self._penalty is not None and strength > 0 and parameter.grad is not None:
                 self._penalty.shrink_(parameter, self._coefficients[name], strength, mask)
             elif mask is not None:
                 clear_(parameter, mask)
+        if self._penalty is not None and self._penalty.way == "loss" and not self._term_was_taken:
+            warnings.warn(
+                'a step was taken without the penalty: with way="loss" the loss must be '
+                "loss + pruner.penalty(loss)",
+                stacklevel=2,
+            )
+            self._term_was_taken = True  # once is enough
         self._steps += 1
         self._steps_since_pruning += 1
         answer = self.schedule.after_step(step=self._steps, prunable=self.selection.prunable)
         if answer is not None:
-            self._lower(answer)
+            self._lower(max(answer, self._remover().least))
 
     def _with_gradient(self) -> Iterator[tuple[Target, torch.Tensor]]:
         for target in self.selection.values():
@@ -380,24 +453,28 @@ class Pruner:
                 )
             yield target, gradient
 
+    def _strengths_of_term(self) -> dict[str, float]:
+        self._term_was_taken = True
+        return self._strengths()
+
     def _strengths(self) -> dict[str, float]:
         """Return γ of each tensor at this step; it may follow its group's learning rate."""
         gamma = {
             id(parameter): self._strength.at(
-                lr=float(group["lr"]), steps_since_pruning=self._steps_since_pruning
+                lr=float(group.get("lr", 1.0)), steps_since_pruning=self._steps_since_pruning
             )
             for group in self.optimizer.param_groups
             for parameter in group["params"]
         }
         return {name: gamma[id(target.parameter)] for name, target in self.selection.items()}
 
+    def _remover(self) -> Remover:
+        return Remover(self.masks, self.score, self._memory, self.min_density, seed=self._prunings)
+
     def _lower(self, kept: int) -> int:
         """Remove weights until ``kept`` are left; return how many that took."""
         before = self.masks.kept
-        remover = Remover(
-            self.masks, self.score, self._memory, self.min_density, seed=self._prunings
-        )
-        for name in remover.keep(max(kept, remover.least)):
+        for name in self._remover().keep(kept):
             parameter = self.selection[name].parameter
             clear_(parameter, self.masks[name])
             if parameter.grad is not None:
@@ -408,6 +485,39 @@ class Pruner:
             self._prunings += 1
             self._steps_since_pruning = 0
         return removed
+
+
+_attached: MutableMapping[torch.optim.Optimizer, WeakSet[Pruner]] = WeakKeyDictionary()
+
+
+def _check_alone(pruner: Pruner) -> None:
+    """Refuse a second penalty on the same tensors and optimizer: it would count twice."""
+    others = _attached.setdefault(pruner.optimizer, WeakSet())
+    mine = {id(target.parameter) for target in pruner.selection.values()}
+    for other in others:
+        theirs = {id(target.parameter) for target in other.selection.values()}
+        if pruner._penalty is not None and other._penalty is not None and mine & theirs:
+            raise UserError(
+                "this optimizer has a Pruner with a penalty on these tensors already, and a second "
+                "penalty would come on top of it: call detach() on the other one first"
+            )
+    others.add(pruner)
+
+
+def _check_kinds(penalty: object, schedule: object) -> None:
+    if penalty is not None and not isinstance(penalty, RelevancePenalty):
+        raise UserError(f"penalty must be a RelevancePenalty or None, but is {penalty!r}")
+    if schedule is not None and not isinstance(schedule, Schedule):
+        raise UserError(f"schedule must be a Schedule or None, but is {schedule!r}")
+
+
+def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return (one.dtype, one.device, one.shape, one.stride()) == (
+        other.dtype,
+        other.device,
+        other.shape,
+        other.stride(),
+    )
 
 
 def _check_held(selection: Selection, optimizer: torch.optim.Optimizer) -> None:

@@ -39,20 +39,22 @@ class Remover:
 
     @property
     def least(self) -> int:
-        """The fewest weights that the guard lets be kept in all."""
+        """The fewest weights that the guard lets be kept in all, as things stand."""
         return sum(self._least(name) for name in self.masks)
 
     def _least(self, name: str) -> int:
         return min(
             self.masks.kept_in(name),
-            math.ceil(self.min_density * self.masks.selection[name].prunable),
+            # Less a hair: 0.07 · 100 is 7.000000000000001 in floating point.
+            math.ceil(self.min_density * self.masks.selection[name].prunable - 1e-9),
         )
 
     @torch.no_grad()
     def keep(self, count: int) -> list[str]:
         """Lower the masks until ``count`` weights are kept, smallest scores first.
 
-        Equal scores fall in order of position: tensors in the model's order, weights row by row.
+        Equal scores fall in order of position: tensors in the model's order, weights in the order
+        of memory, which is row by row unless a tensor is laid out otherwise.
 
         Args:
             count: How many prunable weights to keep in all. Nothing happens if no more are kept.

@@ -48,8 +48,17 @@ class Schedule:
         """Answer after optimizer step number ``step``, counted from 1."""
         return None
 
-    def after_validation(self, *, met: bool, prunable: int, kept: int) -> int | None:
-        """Answer after a validation whose metric did or did not meet the floor."""
+    def after_validation(
+        self, *, met: bool, prunable: int, kept: int, least: int = 1
+    ) -> int | None:
+        """Answer after a validation.
+
+        Args:
+            met: Whether its metric met the floor.
+            prunable: How many weights may be pruned.
+            kept: How many of them are kept now.
+            least: The fewest that the pruner's guard lets be kept.
+        """
         return None
 
     def state_dict(self) -> dict[str, Any]:
@@ -114,16 +123,18 @@ class IterativePruning(Schedule):
 
     @property
     def done(self) -> bool:
-        """Whether the target was reached above the floor, or patience ran out."""
+        """Whether there is nothing left to remove above the floor, or patience ran out."""
         return self._reached or (self.patience is not None and self._waited >= self.patience)
 
-    def after_validation(self, *, met: bool, prunable: int, kept: int) -> int | None:
+    def after_validation(
+        self, *, met: bool, prunable: int, kept: int, least: int = 1
+    ) -> int | None:
         """Drop a fraction if the floor is met."""
         if not met:
             self._waited += 1
             return None
         self._waited = 0
-        least = 0 if self.target is None else _kept(prunable, self.target)
+        least = max(1, least, 0 if self.target is None else _kept(prunable, self.target))
         if kept <= least:
             self._reached = True
             return None
@@ -151,7 +162,8 @@ class GradualPruning(Schedule):
         sparsity: Final share of removed weights. Give this or ``kept``.
         kept: Final number of kept prunable weights. Give this or ``sparsity``.
         end: The optimizer step, counted from the pruner's first, that reaches the final number.
-        begin: The step that removes the first weights. Default 0.
+        begin: The step from which the curve runs; the first weights fall ``every`` steps later.
+            Default 0.
         every: Steps from one removal to the next. Default 100.
         power: Default 3, the cubic schedule.
         floor: See :class:`Schedule`; it does not slow the schedule, but decides what is delivered.
@@ -258,7 +270,9 @@ class OneShot(Schedule):
         """Remove if this is the step."""
         return self._once(prunable) if self.at == step else None
 
-    def after_validation(self, *, met: bool, prunable: int, kept: int) -> int | None:
+    def after_validation(
+        self, *, met: bool, prunable: int, kept: int, least: int = 1
+    ) -> int | None:
         """Remove if no step was given and this is the first validation."""
         return self._once(prunable) if self.at is None and not self._done else None
 

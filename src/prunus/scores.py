@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 
@@ -18,10 +18,19 @@ class Score(Protocol):
     A score may keep one tensor of memory per weight tensor, which the pruner holds and saves.
     """
 
+    @property
+    def uses_gradient(self) -> bool:
+        """Whether :meth:`observe` looks at the gradient."""
+        ...
+
     def observe(
         self, weight: torch.Tensor, gradient: torch.Tensor, memory: torch.Tensor | None
     ) -> torch.Tensor | None:
-        """Look at a step's true gradient; return the memory to keep, or None if none is needed."""
+        """Look at a gradient of the loss; return the memory to keep, or None if none is needed.
+
+        Called before each step, or each time the optimizer calls its closure. The memory has the
+        weight's shape.
+        """
         ...
 
     def of(self, weight: torch.Tensor, memory: torch.Tensor | None, *, seed: int) -> torch.Tensor:
@@ -45,6 +54,8 @@ class Magnitude:
         [2.0, 1.0]
     """
 
+    uses_gradient: ClassVar[bool] = False
+
     def observe(
         self,
         weight: torch.Tensor,
@@ -63,8 +74,8 @@ class Taylor:
     """|w · ∂L/∂w|, how much the loss would change, to first order, if the weight were removed.
 
     Args:
-        smoothing: The weight of the past in the moving average over steps, from 0 (the last step
-            alone) to below 1. Default 0.9.
+        smoothing: The weight of the past in the moving average over gradients, from 0 (the last
+            one alone) to below 1. Default 0.9.
 
     Raises:
         UserError: ``smoothing`` is out of range.
@@ -81,6 +92,7 @@ class Taylor:
     """
 
     smoothing: float = 0.9
+    uses_gradient: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.smoothing < 1:
@@ -89,9 +101,9 @@ class Taylor:
     def observe(
         self, weight: torch.Tensor, gradient: torch.Tensor, memory: torch.Tensor | None
     ) -> torch.Tensor:
-        """Move the average towards this step's |w · g|."""
+        """Move the average towards the present |w · g|."""
         now = (weight.detach() * gradient).abs_()
-        return now if memory is None else memory.lerp_(now, 1 - self.smoothing)
+        return now if memory is None else memory.to(now).lerp_(now, 1 - self.smoothing)
 
     def of(self, weight: torch.Tensor, memory: torch.Tensor | None, *, seed: int) -> torch.Tensor:
         """Return the averages.
@@ -121,6 +133,7 @@ class Random:
     """
 
     seed: int = 0
+    uses_gradient: ClassVar[bool] = False
 
     def observe(
         self,

@@ -104,6 +104,8 @@ class _Place:
     @property
     def kind(self) -> Kind:
         local = self.name.rpartition(".")[2]
+        if _is_legacy_parametrization(self.owner, local):
+            return "other"
         if _NORM.search(type(self.owner).__name__):
             return "norm"
         if "bias" in local:
@@ -207,17 +209,19 @@ def _as_patterns(patterns: Pattern | Sequence[Pattern]) -> tuple[Pattern, ...]:
 
 def _places(model: nn.Module) -> list[_Place]:
     places = []
-
-    def walk(module: nn.Module, path: tuple[tuple[str, nn.Module], ...]) -> None:
-        prefix = path[-1][0]
+    paths: dict[str, tuple[tuple[str, nn.Module], ...]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        above = paths[name.rpartition(".")[0]] if name else ()
+        paths[name] = (*above, (name, module))
         for local, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            places.append(_Place(f"{prefix}.{local}" if prefix else local, parameter, path))
-        for local, child in module.named_children():
-            name = f"{prefix}.{local}" if prefix else local
-            walk(child, (*path, (name, child)))
-
-    walk(model, (("", model),))
+            places.append(_Place(f"{name}.{local}" if name else local, parameter, paths[name]))
     return places
+
+
+def _is_legacy_parametrization(owner: nn.Module, local: str) -> bool:
+    """Tell tensors that ``torch.nn.utils.weight_norm`` and its like make a weight of."""
+    base, _, suffix = local.rpartition("_")
+    return suffix in ("g", "v", "orig") and hasattr(owner, base) and base not in owner._parameters
 
 
 def _is_predicate(pattern: Pattern) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Protocol
 
 from prunus.errors import UserError
@@ -100,6 +101,11 @@ def as_strength(strength: float | Strength) -> Strength:
     """Wrap a plain number.
 
     Raises:
-        UserError: The number is negative, NaN or infinite.
+        UserError: The number is negative, NaN or infinite, or it is neither a number nor a
+        strength.
     """
-    return ConstantStrength(strength) if isinstance(strength, int | float) else strength
+    if isinstance(strength, Real):
+        return ConstantStrength(float(strength))
+    if isinstance(strength, float) or not hasattr(strength, "at"):
+        raise UserError(f"strength must be a number or a Strength, but is {strength!r}")
+    return strength

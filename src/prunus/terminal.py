@@ -13,10 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from prunus.inspection import TensorDensity
+from prunus.recipes.config import Config
 from prunus.recipes.recipe import Recipe
 from prunus.recipes.training import Epoch
 
-__all__ = ["Watcher", "densities_table", "recipes_table", "summary_table"]
+__all__ = ["Watcher", "densities_table", "recipes_table", "settings_table", "summary_table"]
 
 
 class Watcher:
@@ -142,6 +143,16 @@ def recipes_table(recipes: Iterable[Recipe]) -> Table:
         table.add_column(column, overflow="fold")
     for recipe in recipes:
         table.add_row(recipe.name, recipe.summary, recipe.data)
+    return table
+
+
+def settings_table(config: Config) -> Table:
+    """List the settings of a recipe."""
+    table = Table()
+    for column in ("setting", "value", "takes"):
+        table.add_column(column, overflow="fold")
+    for row in config.described():
+        table.add_row(*map(Text, row))
     return table
 
 

@@ -42,8 +42,10 @@ SETTINGS: dict[str, tuple[str, Any, dict[str, str]]] = {
         0.25,
         {"x": NUMBER, "0": "above 0 and below 1", "1": "above 0 and below 1", "nan": "above 0"},
     ),
+    "shift": ("2", 2, {"x": WHOLE, "-1": "0 or above"}),
     "momentum": ("0", 0.0, {"x": NUMBER, "1": "from 0 to below 1", "-0.1": "from 0 to below 1"}),
     "warmup": ("0.5", 0.5, {"x": NUMBER, "1": "from 0 to below 1", "nan": "from 0 to below 1"}),
+    "start": ("fresh", "fresh", {"warm": "dense or fresh"}),
     "penalty": ("l1", "l1", {"L1": "relevance, lobster, l2, l1 or none", "": "relevance"}),
     "strength_follows": ("linear", "linear", {"cosine": "constant, lr or linear"}),
     "alpha": ("2", 2.0, {"x": NUMBER, "0": "a finite number above 0", "inf": "a finite number"}),
@@ -166,7 +168,8 @@ def test_values_out_of_range_are_all_listed_in_one_message() -> None:
     with pytest.raises(UserError) as caught:
         BASE.changed(["epochs=0", "lr=-1", "momentum=1", "validation=1", "end=2", "ratio=0.5"])
     assert str(caught.value) == (
-        "epochs must be at least 1, but is 0; lr must be above 0, but is -1.0; momentum must be "
+        "epochs must be at least 1, but is 0; lr must be above 0 and finite, but is -1.0; "
+        "momentum must be "
         "from 0 to below 1, but is 1.0; validation must be above 0 and below 1, but is 1.0; end "
         "must be above 0 and at most 1, but is 2.0; ratio must be above 1 (or 0, with the "
         "iterative schedule alone, for no target), but is 0.5"

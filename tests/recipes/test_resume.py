@@ -203,10 +203,16 @@ def test_a_stop_around_any_write_changes_no_bit(
         {"schedule": "iterative", "fraction": 0.99, "ratio": 0, "patience": 3},
         {"schedule": "oneshot", "begin": 0.5},
         {"score": "random", "floor": "none"},
-        {"way": "loss", "penalty": "l1", "strength": 0.0001, "strength_follows": "constant"},
+        {
+            "way": "loss",
+            "penalty": "l1",
+            "strength": 1e-4,
+            "strength_follows": "constant",
+            "score": "magnitude",
+        },
         {"way": "gradient", "strength_follows": "lr"},
         {"min_density": 0.02, "biases": "false"},
-        {"start": "fresh"},
+        {"start": "fresh", "floor": "none", "shift": 1},
     ],
     ids=lambda choice: "-".join(map(str, choice.values())),
 )
@@ -242,6 +248,6 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(tmp_path: Path) -> None:
         outcome = prunus("run", "digits", *settings(**BRIEF), "--out", stopped)
     assert outcome.code == 130
     hint = f"--out {stopped} --resume"
-    assert f"interrupted; the same command with {hint} goes on\n" in outcome.out
+    assert f"interrupted; prunus run digits {hint} goes on\n" in outcome.out
     assert prunus("run", "digits", *settings(**BRIEF), *hint.split()).code == 0
     assert_same_run(stopped, whole)

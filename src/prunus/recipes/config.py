@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Union
 
 from prunus.coefficients import Coefficient, Constant, Exponential, Linear
-from prunus.errors import UserError, nearest
+from prunus.errors import CheckpointError, UserError, listing, nearest
 from prunus.penalty import RelevancePenalty, Way
 from prunus.schedules import GradualPruning, IterativePruning, OneShot, Schedule
 from prunus.scores import Magnitude, Random, Score, Taylor
@@ -101,7 +102,7 @@ class Config:
         for name in ("dense_epochs", "epochs", "batch_size"):
             check(getattr(self, name) >= 1, name, "at least 1")
         for name in ("dense_lr", "lr"):
-            check(getattr(self, name) > 0, name, "above 0")
+            check(0 < getattr(self, name) < math.inf, name, "above 0 and finite")
         for name in ("momentum", "warmup", "min_density"):
             check(0 <= getattr(self, name) < 1, name, "from 0 to below 1")
         check(0 < self.validation < 1, "validation", "above 0 and below 1")
@@ -110,10 +111,15 @@ class Config:
         for name in ("patience", "shift"):
             check(getattr(self, name) >= 0, name, "0 or above")
         check(
-            self.ratio > 1 or (self.ratio == 0 and self.schedule == "iterative"),
+            1 < self.ratio < math.inf or (self.ratio == 0 and self.schedule == "iterative"),
             "ratio",
             "above 1 (or 0, with the iterative schedule alone, for no target)",
         )
+        if self.score == "taylor" and self.way == "loss" and self.penalty != "none":
+            problems.append(
+                "score=taylor needs the gradient of the loss alone, which way=loss does not give: "
+                "choose another way or score"
+            )
         # What the parts check themselves, before anything is trained.
         parts: tuple[Callable[[], object], ...] = (
             lambda: self.make_strength(steps_per_epoch=1),
@@ -159,6 +165,32 @@ class Config:
         if problems:
             raise UserError("; ".join(problems))
         return changed
+
+    @classmethod
+    def restored(cls, settings: Mapping[str, Any]) -> Config:
+        """Return the configuration that :meth:`as_dict` gave.
+
+        Raises:
+            CheckpointError: It is not one, or one of another version.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        if set(settings) != names:
+            raise CheckpointError(
+                "the settings of this run are those of another version: missing "
+                f"{listing(sorted(names - set(settings))) or 'none'}; unknown "
+                f"{listing(sorted(set(settings) - names)) or 'none'}"
+            )
+        try:
+            return cls(**settings)
+        except TypeError as error:
+            raise CheckpointError(f"the settings of this run are damaged: {error}") from error
+
+    def described(self) -> list[tuple[str, str, str]]:
+        """Return each setting's name, its value, and what it takes."""
+        hints = typing.get_type_hints(type(self))
+        return [
+            (name, str(value), _describe(hints[name])) for name, value in self.as_dict().items()
+        ]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings by name."""

@@ -94,8 +94,7 @@ def hub_images(
 
 
 def shifted(images: torch.Tensor, most: int, generator: torch.Generator) -> torch.Tensor:
-    """Shift each image by a random number of pixels, down and across, filling with its darkest
-    value.
+    """Shift each image by random numbers of pixels, filling with the darkest value of all.
 
     Args:
         images: Of shape (n, channels, height, width).

@@ -46,8 +46,8 @@ class RunDirectory:
             UserError: It is in use, cannot be written, holds something else, or, when resuming,
                 holds no run.
         """
-        if resume and not self.config.is_file():
-            raise UserError(f"there is no run to resume in {self.path}: it has no config.json")
+        if resume:
+            self.read_config()
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"the output directory {self.path} is a file; choose another --out")
         if self.path.exists():
@@ -122,13 +122,29 @@ class RunDirectory:
         """Write what the run is."""
         self._write_json(self.config, identity)
 
+    def read_config(self) -> dict[str, Any]:
+        """Return what the run here is.
+
+        Raises:
+            UserError: There is no run here.
+            CheckpointError: Its config.json is damaged.
+        """
+        if not self.config.is_file():
+            raise UserError(f"there is no run to resume in {self.path}: it has no config.json")
+        held = _read_json(self.config)
+        if set(held) != {"recipe", "seed", "data", "config"} or not isinstance(
+            held["config"], dict
+        ):
+            raise CheckpointError(f"{self.config} is damaged: it does not say what the run is")
+        return held
+
     def check_config(self, identity: dict[str, Any]) -> None:
         """Make sure that the run here is the one that is to be resumed.
 
         Raises:
             CheckpointError: It is another one; every difference is listed.
         """
-        held = _read_json(self.config)
+        held = self.read_config()
         differences = [
             f"{key} was {_flat(held).get(key)!r} and is {_flat(identity).get(key)!r}"
             for key in sorted({*_flat(held), *_flat(identity)})

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from prunus.environment import environment
-from prunus.errors import CheckpointError, FloorNotReachedError, NonFiniteError
+from prunus.errors import CheckpointError, FloorNotReachedError, NonFiniteError, UserError
 from prunus.files import load_tree, save_tree, write_atomically
 from prunus.floor import Floor
 from prunus.pruner import Pruner
@@ -112,6 +112,7 @@ def run(
             if summary is not None:
                 progress.say(f"the run in {directory.path} is complete; nothing is left to do")
                 return summary
+        progress.say(f"data: {data or recipe.data}")
         torch.manual_seed(seed)
         images = recipe.load(data, validation=config.validation, seed=seed)
         training = _Training(recipe, config, directory, progress, images, identity)
@@ -164,6 +165,7 @@ class _Training:
         self.model = recipe.model()
         # Settings that do not fit the network are found before anything is trained.
         self.selection = select(self.model, biases=config.biases)
+        self.kept = self._kept()
         self.order = torch.Generator().manual_seed(identity["seed"])
         self.steps_per_epoch = math.ceil(len(images.train) / config.batch_size)
         self.clock = _Clock()
@@ -228,11 +230,16 @@ class _Training:
                 f"below the floor {floor.value(self.dense_validation):.4f}, so nothing may be "
                 "removed: lower the floor or raise dense_epochs"
             )
-        if self.config.start == "fresh" and not self._resumes("prune"):
+        resumed = self._resumes("prune")
+        if self.config.start == "fresh" and not resumed:
             self.model.load_state_dict(self.recipe.model().state_dict())
         optimizer, scheduler = self._optimizer(self.config.lr, self.config.epochs)
         pruner = self._pruner(optimizer)
         done = self._take_over("prune", optimizer, scheduler, pruner)
+        if self.config.start == "dense" and not resumed:
+            # The dense network is the first state that meets the floor, and what is delivered if no
+            # sparser one does.
+            pruner.consider(self.dense_validation)
         self.progress.begin("prune", self.config.epochs, self.steps_per_epoch, done)
         for epoch in range(done + 1, self.config.epochs + 1):
             if self._may_stop(pruner):
@@ -256,7 +263,15 @@ class _Training:
                 scheduler,
                 pruner,
             )
+        if self._may_stop(pruner):
+            why = "the ratio is reached" if pruner.masks.kept <= self.kept else "patience ran out"
+            self.progress.say(f"done before the last epoch: {why}")
         pruner.finish()
+        if self.config.ratio and pruner.masks.kept > self.kept:
+            self.progress.say(
+                f"the ratio {self.config.ratio:g} was not reached: nothing sparser than what is "
+                "delivered met the floor"
+            )
         content = _model_file(self.model, recipe=self.recipe.name, sparsity=pruner.sparsity)
         write_atomically(self.directory.model, content)
         self.clock.charge("prune")
@@ -271,14 +286,10 @@ class _Training:
 
     def _pruner(self, optimizer: torch.optim.Optimizer) -> Pruner:
         config = self.config
-        total, prunable = total_parameters(self.model), self.selection.prunable
-        kept = prunable
-        if config.ratio:
-            kept = max(1, math.floor(total / config.ratio) - (total - prunable))
         assert self.dense_validation is not None
         schedule = config.make_schedule(
-            kept=kept,
-            prunable=prunable,
+            kept=self.kept,
+            prunable=self.selection.prunable,
             steps=config.epochs * self.steps_per_epoch,
             dense_metric=self.dense_validation,
         )
@@ -291,6 +302,26 @@ class _Training:
             selection=self.selection,
             min_density=config.min_density,
         )
+
+    def _kept(self) -> int:
+        """Return how many prunable weights the ratio leaves."""
+        total, prunable = total_parameters(self.model), self.selection.prunable
+        if not self.config.ratio:
+            return prunable
+        kept = math.floor(total / self.config.ratio) - (total - prunable)
+        # As the pruner's guard counts: a share of each tensor, rounded up, and never none at all.
+        share = self.config.min_density
+        least = sum(math.ceil(share * t.prunable - 1e-9) for t in self.selection.values())
+        least = max(1, least)
+        if kept < least:
+            raise UserError(
+                f"ratio={self.config.ratio:g} cannot be reached: with biases={self.config.biases} "
+                f"and "
+                f"min_density={share:g} at least {total - prunable + least:,} of {total:,} "
+                f"parameters "
+                f"stay, so the most is {total / (total - prunable + least):.1f}"
+            )
+        return kept
 
     def _optimizer(
         self, lr: float, epochs: int

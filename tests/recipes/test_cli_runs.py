@@ -1,0 +1,86 @@
+"""What the command says of runs, and how they go on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prunus import __version__
+
+from .commands import prunus, settings, summary
+
+BRIEF: dict[str, Any] = {"dense_epochs": 2, "epochs": 3, "floor": "none", "batch_size": 200}
+
+
+def test_resume_needs_no_setting_again(tmp_path: Path) -> None:
+    chosen = settings(**BRIEF, schedule="gradual", ratio=7)
+    whole = prunus("run", "digits", *chosen, "--seed", "3", "--out", tmp_path / "run")
+    assert whole.code == 0
+    again = prunus("run", "digits", "--out", tmp_path / "run", "--resume")
+    assert again.code == 0
+    assert "is complete; nothing is left to do" in again.out
+    other = prunus("run", "digits", "--seed", "4", "--out", tmp_path / "run", "--resume")
+    other.refused("seed was 3 and is 4")
+    other = prunus("run", "digits", "--set", "ratio=8", "--out", tmp_path / "run", "--resume")
+    other.refused("ratio was 7.0 and is 8.0")
+
+
+def test_a_ratio_out_of_reach_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    chosen = settings(**BRIEF, biases="false", ratio=200)
+    outcome = prunus("run", "digits", *chosen, "--out", tmp_path / "run")
+    # 300 + 100 + 10 biases and at least one weight stay of 50,610.
+    outcome.refused("ratio=200 cannot be reached", "at least 411 of 50,610", "the most is 123.1")
+    assert not (tmp_path / "run").exists()
+    chosen = settings(**BRIEF, min_density=0.1, ratio=20)
+    outcome = prunus("run", "digits", *chosen, "--out", tmp_path / "run")
+    outcome.refused("ratio=20 cannot be reached", "the most is 10.0")
+
+
+def test_why_a_run_ended_early_is_said(tmp_path: Path) -> None:
+    chosen = settings(**{**BRIEF, "epochs": 9}, fraction=0.9, ratio=3)
+    outcome = prunus("run", "digits", *chosen, "--out", tmp_path / "reached")
+    assert "done before the last epoch: the ratio is reached" in outcome.out
+    chosen = settings(
+        **{**BRIEF, "dense_epochs": 9, "epochs": 9, "floor": "dense-0.01", "patience": 1},
+        fraction=0.99,
+        ratio=500,
+    )
+    outcome = prunus("run", "digits", *chosen, "--out", tmp_path / "patience")
+    assert outcome.code == 0
+    assert "done before the last epoch: patience ran out" in outcome.out
+    assert "the ratio 500 was not reached" in outcome.out
+    assert summary(tmp_path / "patience")["compression_ratio"] < 500
+
+
+def test_everything_removed_but_one_weight_is_no_failure(tmp_path: Path) -> None:
+    chosen = settings(**{**BRIEF, "epochs": 6}, fraction=0.99, ratio=0)
+    outcome = prunus("run", "digits", *chosen, "--out", tmp_path / "run")
+    assert outcome.code == 0
+    assert summary(tmp_path / "run")["nonzero"] >= 0
+
+
+def test_the_version() -> None:
+    assert prunus("--version").out == f"{__version__}\n"
+
+
+def test_a_recipes_settings_are_shown() -> None:
+    out = prunus("recipes", "mnist-lenet5").out
+    for part in ("ratio", "200.1", "relevance, lobster, l2, l1 or none", "start", "fresh"):
+        assert part in out
+    prunus("recipes", "mnist").refused("there is no recipe 'mnist'")
+
+
+def test_taylor_in_the_loss_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    chosen = settings(**BRIEF, score="taylor", way="loss")
+    prunus("run", "digits", *chosen, "--out", tmp_path / "run").refused(
+        "choose another way or score"
+    )
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"recipe": "digits"}', "{"])
+def test_a_damaged_config_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    outcome = prunus("run", "digits", "--out", tmp_path, "--resume")
+    outcome.refused("config.json is damaged")
