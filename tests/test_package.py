@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +96,21 @@ def test_every_public_method_is_documented(name: str) -> None:
     assert undocumented == []
 
 
+@pytest.mark.parametrize("name", constructible())
+def test_every_argument_has_a_line_of_its_own(name: str) -> None:
+    value = getattr(prunus, name)
+    documentation = "\n".join(
+        inspect.getdoc(kind) or ""
+        for kind in (inspect.getmro(value) if inspect.isclass(value) else [value])
+    )
+    missing = [
+        argument
+        for argument in inspect.signature(value).parameters
+        if not re.search(rf"^ +{argument}: ", documentation, flags=re.MULTILINE)
+    ]
+    assert missing == []
+
+
 def modules() -> list[str]:
     return [m.name.removeprefix("prunus.") for m in pkgutil.walk_packages([str(ROOT)], "prunus.")]
 
@@ -107,9 +123,11 @@ def test_dependencies_point_down(name: str) -> None:
     place = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
     own = place[name.partition(".")[0]]
     for line in Path(source.origin).read_text().splitlines():
-        words = line.split()
-        if len(words) > 1 and words[0] in ("from", "import") and words[1].startswith("prunus."):
-            other = words[1].split(".")[1]
+        found = re.match(
+            r"\s*(?:from prunus\.(\w+)|import prunus\.(\w+)|from prunus import (\w+))", line
+        )
+        if found:
+            other = next(filter(None, found.groups()))
             assert place[other] <= own, f"{name} imports {other}, which stands above it"
 
 

@@ -22,8 +22,7 @@ class Floor:
 
     Args:
         bound: A number; or "dense", "dense-0.005", "dense+0.1" or "dense*0.99", where "dense" is
-        the
-            metric of the dense network; or None for no bound.
+            the metric of the dense network; or None for no bound.
         mode: "max" if larger metrics are better (accuracy, BLEU), which must then stay at or above
             the bound; "min" if smaller are (loss, perplexity), which must stay at or below it.
 

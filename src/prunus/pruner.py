@@ -63,9 +63,8 @@ class Pruner:
         penalty: What shrinks irrelevant weights; None for no penalty.
         schedule: When and how much to remove; None for never (:meth:`prune` does it by hand).
         score: What to remove first. Default: the smallest magnitude.
-        selection: Which tensors may be pruned. Default: ``select(model)``, the weights of all
-        layers. masks: Masks to start from, such as ``Masks.from_zeros(selection)``. Default: those
-        in force
+        selection: Which tensors may be pruned. Default: ``select(model)``, all layers' weights.
+        masks: Masks to start from, such as ``Masks.from_zeros(selection)``. Default: those in force
             on the model's parameters from another pruner, else none removed.
         min_density: The share of each tensor's prunable weights that is never removed, rounded up.
             Default 1e-4, so that no layer is emptied.

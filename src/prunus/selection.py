@@ -60,7 +60,10 @@ class Target:
 
 
 class Selection(Mapping[str, Target]):
-    """The tensors that may be pruned, by name, in the model's order.
+    """The tensors that may be pruned, by name, in the model's order; made by :func:`select`.
+
+    Args:
+        targets: The tensors.
 
     Example:
         >>> selection = select(nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2)))
@@ -139,9 +142,8 @@ def select(
     Args:
         model: Any module, compiled or not.
         include: Only these. Globs (``*`` also crosses dots) are matched against tensor names and
-        the
-            names of the modules above them; types against those modules; predicates are called with
-            name, tensor and owning module.
+            the names of the modules above them; types against those modules; predicates are called
+            with name, tensor and owning module.
         exclude: Not these.
         biases: Take biases too, as the paper does.
         norms: Take the weights of normalization layers too, as the paper does (their biases as well
@@ -153,8 +155,7 @@ def select(
 
     Raises:
         UserError: A pattern matches nothing, nothing is left to prune, or a chosen tensor is
-        frozen,
-            empty, without memory, or not a floating-point tensor.
+            frozen, empty, without memory, or not a floating-point tensor.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))

@@ -20,8 +20,7 @@ class Strength(Protocol):
 
         Args:
             lr: The learning rate of the parameter group that holds the tensor.
-            steps_since_pruning: Optimizer steps since weights were last removed, or since the
-            start.
+            steps_since_pruning: Steps since weights were last removed, or since the start.
         """
         ...
 
@@ -34,6 +33,12 @@ def _check(value: float) -> None:
 @dataclass(frozen=True)
 class ConstantStrength:
     """The same γ at every step; what a plain number means.
+
+    Args:
+        value: γ.
+
+    Raises:
+        UserError: ``value`` is negative, NaN or infinite.
 
     Example:
         >>> ConstantStrength(1e-5).at(lr=0.1, steps_since_pruning=7)
@@ -57,6 +62,12 @@ class FollowLearningRate:
     With the decoupled way and a constant coefficient this is AdamW's weight decay of ``2 · value``,
     taken after the step.
 
+    Args:
+        value: γ / learning rate. The learning rate is that of the tensor's parameter group.
+
+    Raises:
+        UserError: ``value`` is negative, NaN or infinite.
+
     Example:
         >>> FollowLearningRate(0.5).at(lr=0.1, steps_since_pruning=0)
         0.05
@@ -77,6 +88,13 @@ class LinearDecay:
     """γ falls linearly from ``value`` to 0 over ``steps`` and starts again at each pruning.
 
     This is what the authors do over the steps of one epoch.
+
+    Args:
+        value: γ at the start and right after each pruning.
+        steps: Optimizer steps until γ is 0.
+
+    Raises:
+        UserError: ``value`` is negative, NaN or infinite, or ``steps`` is below 1.
 
     Example:
         >>> strength = LinearDecay(1.0, steps=4)

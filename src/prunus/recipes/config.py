@@ -28,8 +28,7 @@ class Config:
         dense_epochs: Epochs of ordinary training first, of the network that the sparse one is
             compared with.
         start: What pruning starts from: "dense", the trained network, or "fresh", new random
-        weights
-            that are pruned while they learn.
+            weights that are pruned while they learn.
         epochs: Epochs of pruning, recovery included.
         batch_size: Images per step.
         validation: The share of the training split set apart for validation.
@@ -43,15 +42,13 @@ class Config:
         penalty: "relevance" (the paper's exponential), "lobster" (linear), "l2", "l1" or "none".
         strength: γ.
         strength_follows: "lr" for γ times the learning rate, "linear" for a fall to 0 over an
-        epoch,
-            started again at each pruning, "constant".
+            epoch, started again at each pruning, "constant".
         alpha: The scale of the gradient in the coefficient.
         relative: Whether alpha is in multiples of each tensor's mean gradient magnitude.
         way: "gradient", "loss" or "decoupled".
         schedule: "iterative" (the paper's), "gradual" or "oneshot".
         ratio: The compression ratio to reach: all parameters / non-zero ones; 0 for no target,
-        which
-            only the iterative schedule knows.
+            which only the iterative schedule knows.
         begin: The share of the pruning epochs at which the gradual schedule begins.
         end: The share at which it reaches the ratio.
         fraction: What the iterative schedule removes each time, of what is left.
