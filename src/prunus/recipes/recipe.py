@@ -112,6 +112,7 @@ _BOOK = (
             end=0.75,
             ratio=67.0,
             start="fresh",
+            shift=1,
         ),
     ),
     Recipe(
