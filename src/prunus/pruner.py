@@ -101,6 +101,7 @@ class Pruner:
         min_density: float = 1e-4,
         keep_best: bool = True,
     ) -> None:
+        _check_kinds(penalty, schedule)
         if score is not None and score.uses_gradient and penalty and penalty.way == "loss":
             raise UserError(
                 f'{type(score).__name__} needs the gradient of the loss alone, but with way="loss" '
@@ -110,15 +111,15 @@ class Pruner:
             raise UserError(f"min_density must be from 0 to below 1, but is {min_density!r}")
         self.model: nn.Module = getattr(model, "_orig_mod", model)
         self.optimizer = optimizer
-        _check_kinds(penalty, schedule)
         # A copy, for a schedule keeps count, and one that is used twice would count on.
         self.schedule = Schedule() if schedule is None else copy.deepcopy(schedule)
         self.score: Score = Magnitude() if score is None else score
         self.selection = select(self.model) if selection is None else selection
         self.min_density = min_density
         self.keep_best = keep_best
-        _check_held(self.selection, optimizer)
         self._penalty = penalty
+        _check_held(self.selection, optimizer)
+        _check_alone(self)
         self._strength = as_strength(0.0 if penalty is None else penalty.strength)
         self._floor = Floor(self.schedule.floor, self.schedule.mode)
         self._dense_metric = self.schedule.dense_metric
@@ -133,7 +134,6 @@ class Pruner:
         if masks is not None:
             self.masks.intersect_(masks)
             self.masks.apply_()
-        _check_alone(self)
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -342,9 +342,8 @@ class Pruner:
             raise UserError(
                 f"removed weights are not zero in {listing(counts)}: since the last step of this "
                 "pruner's optimizer something else changed them, such as load_state_dict or "
-                "another "
-                "optimizer, which needs a Pruner of its own. Call pruner.masks.apply_() before you "
-                "validate, or detach() this pruner"
+                "another optimizer, which needs a Pruner of its own. Call pruner.masks.apply_() "
+                "before you validate, or detach() this pruner"
             )
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -498,7 +497,8 @@ def _check_alone(pruner: Pruner) -> None:
         if pruner._penalty is not None and other._penalty is not None and mine & theirs:
             raise UserError(
                 "this optimizer has a Pruner with a penalty on these tensors already, and a second "
-                "penalty would come on top of it: call detach() on the other one first"
+                "penalty would come on top of it: call detach() on the other one first, or build a "
+                "new optimizer if the other one is out of reach"
             )
     others.add(pruner)
 
