@@ -44,6 +44,8 @@ def main() -> None:
     parser.add_argument("--name", help="of the result file; default: the recipe")
     arguments = parser.parse_args()
     recipe = find(arguments.recipe)
+    results = Path(__file__).parent / "results"
+    results.mkdir(exist_ok=True)  # before hours of training, not after
     summaries = []
     with tempfile.TemporaryDirectory() as parent:
         for seed in arguments.seeds:
@@ -66,8 +68,7 @@ def main() -> None:
         "runs": summaries,
     }
     name = arguments.name or recipe.name
-    path = Path(__file__).parent / "results" / f"{name}.json"
-    write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
+    write_atomically(results / f"{name}.json", (json.dumps(record, indent=2) + "\n").encode())
     for figure, values in figures.items():
         print(f"{figure}: {values['mean']:.4g} ± {values['deviation']:.2g} {values['each']}")
 

@@ -104,12 +104,12 @@ def test_clearing_any_strides() -> None:
 def test_counts_follow_whoever_writes() -> None:
     layer = nn.Linear(4, 2, bias=False)
     one, two = Masks.attached(select(layer)), Masks.attached(select(layer))
-    assert (one.kept, two.kept, two.active("weight")) == (8, 8, None)
+    assert (one.kept, two.kept, two.active()) == (8, 8, {})
     one["weight"][0] = False
     assert (one.kept, two.kept) == (4, 4)
-    assert two.active("weight") is one["weight"]
+    assert two.active()["weight"] is one["weight"]
     two.load_packed({"weight": torch.tensor([255], dtype=torch.uint8)})
-    assert (one.kept, one.active("weight")) == (8, None)
+    assert (one.kept, one.active()) == (8, {})
 
 
 def test_masks_do_not_keep_a_model_alive() -> None:

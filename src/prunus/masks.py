@@ -56,6 +56,8 @@ class Masks(Mapping[str, torch.Tensor]):
     def __init__(self, selection: Selection) -> None:
         self.selection = selection
         self._counts: dict[str, tuple[tuple[int, int] | None, int]] = {}
+        self._state: list[tuple[int, int]] = []
+        self._lowered: tuple[str, ...] = ()
         self._holders = {
             name: _Holder(
                 torch.ones_like(
@@ -137,9 +139,19 @@ class Masks(Mapping[str, torch.Tensor]):
             self._counts[name] = state, kept
         return kept
 
-    def active(self, name: str) -> torch.Tensor | None:
-        """Return the mask of a tensor that has lost weights, or None if nothing needs masking."""
-        return None if self.kept_in(name) == self.selection[name].prunable else self[name]
+    def active(self) -> Mapping[str, torch.Tensor]:
+        """Return the masks of the tensors that have lost weights; the others need no masking.
+
+        Cheap enough to be asked several times a step: it looks closer only after someone, perhaps
+        another pruner, wrote to a mask.
+        """
+        state = [(id(holder.mask), holder.mask._version) for holder in self._holders.values()]
+        if state != self._state:
+            self._state = state
+            self._lowered = tuple(
+                name for name in self if self.kept_in(name) < self.selection[name].prunable
+            )
+        return {name: self[name] for name in self._lowered}
 
     @property
     def kept(self) -> int:
@@ -159,10 +171,8 @@ class Masks(Mapping[str, torch.Tensor]):
     @torch.no_grad()
     def apply_(self) -> None:
         """Set every removed weight to exactly +0.0, also where it is NaN or infinite now."""
-        for name, target in self.selection.items():
-            mask = self.active(name)
-            if mask is not None:
-                clear_(target.parameter, mask)
+        for name, mask in self.active().items():
+            clear_(self.selection[name].parameter, mask)
 
     def intersect_(self, other: Mapping[str, torch.Tensor]) -> None:
         """Keep only what ``other`` keeps too; rows that stand for padding stay in any case.

@@ -91,7 +91,6 @@ class RelevancePenalty:
         gamma = dict.fromkeys(selection, strength.value)
         return PenaltyTerm(self, selection, lambda: gamma)
 
-    @torch.no_grad()
     def add_to_gradient_(
         self,
         gradient: torch.Tensor,
@@ -101,11 +100,11 @@ class RelevancePenalty:
     ) -> None:
         """Add ∂R/∂w to ``gradient`` in place, and zero it where ``mask`` is False.
 
-        The coefficients are those of ``gradient`` as it comes in. One pass over memory and scratch
+        To be called under ``torch.no_grad()``. The coefficients are those of ``gradient`` as it
+        comes in. One pass over memory and scratch
         of one piece, whatever the size of the tensor.
         """
         unit = self.coefficient.unit(gradient)
-        weight = weight.detach()
         operands = (gradient, weight) if mask is None else (gradient, weight, mask)
         scratch: torch.Tensor | None = None
         for g, w, *kept in pieces(*operands):
@@ -132,24 +131,14 @@ class RelevancePenalty:
                 c.copy_(result)
 
     @torch.no_grad()
-    def shrink_(
-        self,
-        weight: torch.Tensor,
-        coefficients: torch.Tensor,
-        strength: float,
-        mask: torch.Tensor | None = None,
-    ) -> None:
-        """Apply w ← w − ∂R/∂w in place, never past zero; set w to 0 where ``mask`` is False."""
-        weight = weight.detach()
-        operands = (weight, coefficients) if mask is None else (weight, coefficients, mask)
-        for w, c, *kept in pieces(*operands):
+    def shrink_(self, weight: torch.Tensor, coefficients: torch.Tensor, strength: float) -> None:
+        """Apply w ← w − ∂R/∂w in place, never past zero."""
+        for w, c in pieces(weight.detach(), coefficients):
             if self.power == 2:
                 w.addcmul_(w, (c * (2.0 * strength)).clamp_max_(1.0), value=-1.0)
             else:
                 step = c * strength
                 w.sub_(torch.minimum(torch.maximum(w, -step), step))
-            for mask_piece in kept:
-                bits(w).mul_(mask_piece)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterator, MutableMapping
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -23,7 +23,7 @@ from prunus.removal import Remover
 from prunus.schedules import Schedule
 from prunus.scores import Magnitude, Score
 from prunus.selection import Selection, Target, select
-from prunus.strengths import as_strength
+from prunus.strengths import ConstantStrength, as_strength
 
 __all__ = ["Pruner", "Validation"]
 
@@ -121,6 +121,13 @@ class Pruner:
         _check_held(self.selection, optimizer)
         _check_alone(self)
         self._strength = as_strength(0.0 if penalty is None else penalty.strength)
+        self._targets = tuple(self.selection.values())
+        self._prunable = self.selection.prunable
+        self._constant_strengths = (
+            dict.fromkeys(self.selection, self._strength.value)
+            if isinstance(self._strength, ConstantStrength)
+            else {}
+        )
         self._floor = Floor(self.schedule.floor, self.schedule.mode)
         self._dense_metric = self.schedule.dense_metric
         self._best = Best()
@@ -204,7 +211,7 @@ class Pruner:
         met = metric is None or self._floor.met(metric, self._dense_metric)
         least = self._remover().least
         answer = self.schedule.after_validation(
-            met=met, prunable=self.selection.prunable, kept=self.masks.kept, least=least
+            met=met, prunable=self._prunable, kept=self.masks.kept, least=least
         )
         removed = 0 if answer is None else self._lower(max(answer, least))
         return Validation(metric, self.floor, met, best, removed, self.sparsity)
@@ -331,12 +338,11 @@ class Pruner:
 
     def _check_zeros(self) -> None:
         revived = {}
-        for name, target in self.selection.items():
-            mask = self.masks.active(name)
-            if mask is not None:
-                nonzero = int(torch.count_nonzero(target.parameter.detach()[~mask]))
-                if nonzero:
-                    revived[name] = nonzero
+        for name, mask in self.masks.active().items():
+            weight = self.selection[name].parameter.detach()
+            nonzero = int(torch.count_nonzero(weight[~mask]))
+            if nonzero:
+                revived[name] = nonzero
         if revived:
             counts = [f"{name} ({count:,})" for name, count in revived.items()]
             raise UserError(
@@ -387,46 +393,62 @@ class Pruner:
             )
         if self._overflowed():
             return
-        strengths = self._strengths()
-        for target, gradient in self._with_gradient():
-            name, weight = target.name, target.parameter.detach()
-            memory = self.score.observe(weight, gradient, self._memory.get(name))
-            if memory is not None:
-                self._memory[name] = memory
-            way = None if self._penalty is None else self._penalty.way
-            mask, strength = self.masks.active(name), strengths[name]
-            if self._penalty is not None and way == "gradient" and strength > 0:
+        penalty, strengths, active = self._penalty, self._strengths(), self.masks.active()
+        for target in self._targets:
+            gradient = target.parameter.grad
+            if gradient is None:  # took no part in this step
+                continue
+            if gradient.layout != torch.strided:
+                raise UserError(
+                    f"{target.name} has a sparse gradient, which the penalty and the score cannot "
+                    "read: build the embedding with sparse=False, or exclude it from the selection"
+                )
+            if self.score.uses_gradient:
+                self._observe(target, gradient)
+            mask, strength = active.get(target.name), strengths[target.name]
+            if penalty is not None and penalty.way == "gradient" and strength > 0:
                 row = target.padding_row
                 padding = None if row is None else gradient[row].clone()
-                self._penalty.add_to_gradient_(gradient, weight, strength, mask)
+                penalty.add_to_gradient_(gradient, target.parameter, strength, mask)
                 if padding is not None:
                     gradient[row] = padding
                 continue
-            if self._penalty is not None and way == "decoupled" and strength > 0:
+            if penalty is not None and penalty.way == "decoupled" and strength > 0:
                 # Now, because some optimizers overwrite the gradient during the step.
-                coefficients = self._coefficients.get(name)
-                if coefficients is None or not _alike(coefficients, gradient):
-                    coefficients = self._coefficients[name] = torch.empty_like(gradient)
-                self._penalty.coefficients(gradient, out=coefficients)
-                if target.padding_row is not None:
-                    coefficients[target.padding_row] = 0.0
+                self._remember_coefficients(penalty, target, gradient)
             if mask is not None:
                 clear_(gradient, mask)
 
-    @torch.no_grad()
+    def _observe(self, target: Target, gradient: torch.Tensor) -> None:
+        memory = self.score.observe(
+            target.parameter.detach(), gradient, self._memory.get(target.name)
+        )
+        if memory is not None:
+            self._memory[target.name] = memory
+
+    def _remember_coefficients(
+        self, penalty: RelevancePenalty, target: Target, gradient: torch.Tensor
+    ) -> None:
+        held = self._coefficients.get(target.name)
+        if held is None or not _alike(held, gradient):
+            held = self._coefficients[target.name] = torch.empty_like(gradient)
+        penalty.coefficients(gradient, out=held)
+        if target.padding_row is not None:
+            held[target.padding_row] = 0.0
+
     def _after_step(self, *_: Any) -> None:
         if self._overflowed():
             return
-        decoupled = self._penalty is not None and self._penalty.way == "decoupled"
-        strengths = self._strengths() if decoupled else {}
-        for name, target in self.selection.items():
-            parameter, mask = target.parameter, self.masks.active(name)
-            strength = strengths[name] if decoupled else 0.0
-            if self._penalty is not None and strength > 0 and parameter.grad is not None:
-                self._penalty.shrink_(parameter, self._coefficients[name], strength, mask)
-            elif mask is not None:
-                clear_(parameter, mask)
-        if self._penalty is not None and self._penalty.way == "loss" and not self._term_was_taken:
+        penalty, active = self._penalty, self.masks.active()
+        if penalty is not None and penalty.way == "decoupled":
+            strengths = self._strengths()
+            for target in self._targets:
+                strength = strengths[target.name]
+                if strength > 0 and target.parameter.grad is not None:
+                    penalty.shrink_(target.parameter, self._coefficients[target.name], strength)
+        for name, mask in active.items():
+            clear_(self.selection[name].parameter, mask)
+        if penalty is not None and penalty.way == "loss" and not self._term_was_taken:
             warnings.warn(
                 'a step was taken without the penalty: with way="loss" the loss must be '
                 "loss + pruner.penalty(loss)",
@@ -435,21 +457,9 @@ class Pruner:
             self._term_was_taken = True  # once is enough
         self._steps += 1
         self._steps_since_pruning += 1
-        answer = self.schedule.after_step(step=self._steps, prunable=self.selection.prunable)
+        answer = self.schedule.after_step(step=self._steps, prunable=self._prunable)
         if answer is not None:
             self._lower(max(answer, self._remover().least))
-
-    def _with_gradient(self) -> Iterator[tuple[Target, torch.Tensor]]:
-        for target in self.selection.values():
-            gradient = target.parameter.grad
-            if gradient is None:
-                continue
-            if gradient.layout != torch.strided:
-                raise UserError(
-                    f"{target.name} has a sparse gradient, which the penalty and the score cannot "
-                    "read: build the embedding with sparse=False, or exclude it from the selection"
-                )
-            yield target, gradient
 
     def _strengths_of_term(self) -> dict[str, float]:
         self._term_was_taken = True
@@ -457,6 +467,8 @@ class Pruner:
 
     def _strengths(self) -> dict[str, float]:
         """Return γ of each tensor at this step; it may follow its group's learning rate."""
+        if isinstance(self._strength, ConstantStrength):
+            return self._constant_strengths
         gamma = {
             id(parameter): self._strength.at(
                 lr=float(group.get("lr", 1.0)), steps_since_pruning=self._steps_since_pruning

@@ -143,7 +143,9 @@ def _keys(piece: Piece, dtype: torch.dtype) -> torch.Tensor:
     # Adding 0 makes -0.0 equal to +0.0 in bits too. It also copies, so what follows is in place.
     keys = bits(piece.scores.detach().to(dtype) + 0.0)
     width = torch.iinfo(keys.dtype)
-    keys ^= (keys >> (width.bits - 1)) & width.max
+    flip = keys >> (width.bits - 1)
+    flip &= width.max
+    keys ^= flip
     if piece.candidates is not None:
         # By arithmetic, for on the CPU it is many times faster than masked_fill_.
         keys.mul_(piece.candidates)
@@ -160,7 +162,8 @@ def _histogram(
     for piece in scores():
         keys = _keys(piece, dtype)
         if high == width:
-            digits = (keys >> low) + (1 << (width - low - 1))
+            keys >>= low
+            digits = keys.add_(1 << (width - low - 1))
         else:
             inside = (keys >> high) == prefix - (1 << (width - high - 1))
             digits = (keys[inside] >> low) & ((1 << (high - low)) - 1)

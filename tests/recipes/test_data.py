@@ -15,6 +15,9 @@ import torch
 
 from prunus.errors import DataError, UserError
 from prunus.recipes.data import Images, digits, hub_images, shifted
+from prunus.recipes.recipe import RECIPES
+
+from .commands import prunus, settings, summary
 
 datasets = pytest.importorskip("datasets")
 Pillow = pytest.importorskip("PIL.Image")
@@ -407,3 +410,23 @@ def test_shifted_images_are_the_same_elsewhere() -> None:
         seen.update(places)
     assert len(seen) > 15  # of 25, in 50 draws
     assert shifted(images, 0, torch.Generator()) is images
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "digits"])
+def test_the_recipes_on_hub_data_run_from_a_folder(tmp_path: Path, name: str) -> None:
+    """Images that are bright on the side which their class names can be told apart at once."""
+    for split, count in (("train", 200), ("test", 60)):
+        images = noise(count, seed=count) // 4
+        for index, image in enumerate(images):
+            image[3 * (index % 10 // 2) :][:3, 14 * (index % 2) :][:, :14] = 255
+        write(tmp_path / "set", split, images)
+    chosen = settings(
+        dense_epochs=4, epochs=8, batch_size=20, warmup=0.1, shift=0, validation=0.2, ratio=20
+    )
+    out = tmp_path / "run"
+    outcome = prunus("run", name, *chosen, "--data", tmp_path / "set", "--out", out)
+    assert outcome.code == 0, outcome.err
+    done = summary(out)
+    assert done["compression_ratio"] >= 20
+    assert done["dense"]["test"] > 0.9
+    assert done["sparse"]["test"] > 0.9

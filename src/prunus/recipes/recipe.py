@@ -83,7 +83,7 @@ _BOOK = (
         _embedded,
         Config(
             dense_epochs=40,
-            epochs=200,
+            epochs=100,
             batch_size=32,
             validation=0.2,
             dense_lr=0.05,
@@ -92,7 +92,7 @@ _BOOK = (
             schedule="iterative",
             fraction=0.1,
             floor="dense-0.01",
-            ratio=40.0,
+            ratio=25.0,
         ),
     ),
     Recipe(

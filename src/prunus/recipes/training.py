@@ -242,7 +242,8 @@ class _Training:
             pruner.consider(self.dense_validation)
         self.progress.begin("prune", self.config.epochs, self.steps_per_epoch, done)
         for epoch in range(done + 1, self.config.epochs + 1):
-            if self._may_stop(pruner):
+            if self._gave_up(pruner):
+                self.progress.say("done before the last epoch: nothing more can be removed")
                 break
             loss = self._train_epoch("prune", epoch, optimizer, scheduler, pruner)
             validation_loss, validation = self._validate("prune", epoch)
@@ -263,9 +264,6 @@ class _Training:
                 scheduler,
                 pruner,
             )
-        if self._may_stop(pruner):
-            why = "the ratio is reached" if pruner.masks.kept <= self.kept else "patience ran out"
-            self.progress.say(f"done before the last epoch: {why}")
         pruner.finish()
         if self.config.ratio and pruner.masks.kept > self.kept:
             self.progress.say(
@@ -280,9 +278,10 @@ class _Training:
     def _resumes(self, phase: str) -> bool:
         return self.resumed is not None and self.resumed["phase"] == phase
 
-    def _may_stop(self, pruner: Pruner) -> bool:
-        # The gradual schedule is done long before the network has recovered from it.
-        return self.config.schedule == "iterative" and pruner.done
+    def _gave_up(self, pruner: Pruner) -> bool:
+        # With the ratio reached the schedule is done too, but the network has yet to recover.
+        reached = bool(self.config.ratio) and pruner.masks.kept <= self.kept
+        return pruner.done and not reached
 
     def _pruner(self, optimizer: torch.optim.Optimizer) -> Pruner:
         config = self.config
