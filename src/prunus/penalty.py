@@ -104,17 +104,19 @@ class RelevancePenalty:
         comes in. One pass over memory and scratch
         of one piece, whatever the size of the tensor.
         """
-        unit = self.coefficient.unit(gradient)
-        operands = (gradient, weight) if mask is None else (gradient, weight, mask)
-        scratch: torch.Tensor | None = None
-        for g, w, *kept in pieces(*operands):
-            if scratch is None or scratch.shape != g.shape:
-                scratch = torch.empty_like(g)
-            if isinstance(self.coefficient, Constant) and self.power == 2:
+        coefficient, squared = self.coefficient, self.power == 2
+        plain = squared and isinstance(coefficient, Constant)
+        unit = coefficient.unit(gradient)
+        c: torch.Tensor | None = None
+        for g, w, *kept in (
+            pieces(gradient, weight) if mask is None else pieces(gradient, weight, mask)
+        ):
+            if plain:
                 g.add_(w, alpha=2.0 * strength)
             else:
-                c = self.coefficient(g, unit=unit, out=scratch)
-                if self.power == 2:
+                # The coefficients of one piece are the scratch for those of the next.
+                c = coefficient(g, unit=unit, out=None if c is None or c.shape != g.shape else c)
+                if squared:
                     g.addcmul_(c, w, value=2.0 * strength)
                 else:
                     g.addcmul_(c, torch.sign(w), value=strength)

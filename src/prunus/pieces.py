@@ -8,7 +8,7 @@ memory for one piece only, whatever the size of the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 
@@ -38,14 +38,14 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(_INTEGERS[tensor.element_size()])
 
 
-def pieces(*tensors: torch.Tensor, size: int | None = None) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Yield matching views of equally shaped tensors, covering each once, in order of memory.
+def pieces(*tensors: torch.Tensor, size: int | None = None) -> Iterable[tuple[torch.Tensor, ...]]:
+    """Return matching views of equally shaped tensors, covering each once, in order of memory.
 
     Args:
         *tensors: Tensors of one shape, on one device; any strides.
         size: Most elements in a piece; by default what suits the device.
 
-    Yields:
+    Returns:
         One view per tensor. Tensors that fill their memory in the same order of dimensions
         (contiguous, or all channels-last) are cut as flat vectors in that order; others along their
         first dimension.
@@ -59,8 +59,12 @@ def pieces(*tensors: torch.Tensor, size: int | None = None) -> Iterator[tuple[to
     if size is None:
         size = CPU_PIECE if first.device.type == "cpu" else ACCELERATOR_PIECE
     if first.numel() <= size:
-        yield tensors
-        return
+        return (tensors,)  # without the cost of a generator, which small tensors would feel
+    return _cut(tensors, size)
+
+
+def _cut(tensors: tuple[torch.Tensor, ...], size: int) -> Iterator[tuple[torch.Tensor, ...]]:
+    first = tensors[0]
     order = sorted(range(first.dim()), key=first.stride, reverse=True)
     sorted_ = [tensor.permute(order) for tensor in tensors]
     if all(tensor.is_contiguous() for tensor in sorted_):
