@@ -101,8 +101,7 @@ class RelevancePenalty:
         """Add ∂R/∂w to ``gradient`` in place, and zero it where ``mask`` is False.
 
         To be called under ``torch.no_grad()``. The coefficients are those of ``gradient`` as it
-        comes in. One pass over memory and scratch
-        of one piece, whatever the size of the tensor.
+        comes in. One pass over memory, and scratch of one piece, whatever the size of the tensor.
         """
         coefficient, squared = self.coefficient, self.power == 2
         plain = squared and isinstance(coefficient, Constant)

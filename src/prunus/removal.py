@@ -15,7 +15,7 @@ from prunus.pieces import pieces
 from prunus.scores import Score
 from prunus.threshold import SCORE_PIECE, Cut, Piece, smallest
 
-__all__ = ["Remover"]
+__all__ = ["Remover", "least_kept"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,11 +43,8 @@ class Remover:
         return sum(self._least(name) for name in self.masks)
 
     def _least(self, name: str) -> int:
-        return min(
-            self.masks.kept_in(name),
-            # Less a hair: 0.07 · 100 is 7.000000000000001 in floating point.
-            math.ceil(self.min_density * self.masks.selection[name].prunable - 1e-9),
-        )
+        guarded = least_kept(self.masks.selection[name].prunable, self.min_density)
+        return min(self.masks.kept_in(name), guarded)
 
     @torch.no_grad()
     def keep(self, count: int) -> list[str]:
@@ -125,6 +122,17 @@ class Remover:
                 seed = hash((self.seed, _number(name), index))
                 scores = self.score.of(w, memory[0] if memory else None, seed=seed)
                 yield kept, Piece(name, scores.reshape(-1), candidate.reshape(-1))
+
+
+def least_kept(prunable: int, min_density: float) -> int:
+    """Return how many of a tensor's ``prunable`` weights the guard keeps.
+
+    Example:
+        >>> least_kept(100, 0.07), least_kept(100, 1e-4)
+        (7, 1)
+    """
+    # Less a hair: 0.07 · 100 is 7.000000000000001 in floating point.
+    return math.ceil(min_density * prunable - 1e-9)
 
 
 def _number(name: str) -> int:

@@ -89,7 +89,11 @@ def hub_images(
     Raises:
         DataError: The set is absent, empty, damaged, or has other columns, splits or sizes.
     """
-    raw = {split: _decode(source, split, size, classes, columns) for split in ("train", "test")}
+    loaded = _load(source)
+    rows = {split: _rows(loaded, source, split, columns) for split in ("train", "test")}
+    raw = {
+        name: _decode(found, source, name, size, classes, columns) for name, found in rows.items()
+    }
     return _images(raw["train"], raw["test"], 255.0, validation, seed)
 
 
@@ -117,9 +121,13 @@ def shifted(images: torch.Tensor, most: int, generator: torch.Generator) -> torc
 
 
 def _decode(
-    source: str, split: str, size: tuple[int, int], classes: int, columns: tuple[str, str]
+    rows: Any,
+    source: str,
+    split: str,
+    size: tuple[int, int],
+    classes: int,
+    columns: tuple[str, str],
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    rows = _load(source, split, columns)
     from PIL import Image as Pillow
 
     if len(rows) == 0:
@@ -136,8 +144,7 @@ def _decode(
         if image.size != (size[1], size[0]):
             raise DataError(
                 f"image {index} of the {split} split of {source} is "
-                f"{image.size[1]}×{image.size[0]}, "
-                f"but this recipe reads {size[0]}×{size[1]}"
+                f"{image.size[1]}×{image.size[0]}, but this recipe reads {size[0]}×{size[1]}"
             )
         images[index] = np.asarray(image)
     labels = np.asarray(rows[columns[1]])
@@ -153,7 +160,8 @@ def _decode(
     return images, labels
 
 
-def _load(source: str, split: str, columns: tuple[str, str]) -> Any:
+def _load(source: str) -> Any:
+    """Load all splits, once."""
     try:
         import datasets
         import PIL  # noqa: F401
@@ -171,7 +179,7 @@ def _load(source: str, split: str, columns: tuple[str, str]) -> Any:
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
     try:
-        loaded = datasets.load_dataset(str(folder) if looks_local else source)
+        return datasets.load_dataset(str(folder) if looks_local else source)
     except Exception as error:  # the library raises whatever its readers do
         hint = (
             "a file may be cut short or not be what its name says"
@@ -180,6 +188,12 @@ def _load(source: str, split: str, columns: tuple[str, str]) -> Any:
         )
         cause = f"{type(error).__name__}: {error}".splitlines()[0]
         raise DataError(f"cannot load {source}: {hint} ({cause})") from error
+
+
+def _rows(loaded: Any, source: str, split: str, columns: tuple[str, str]) -> Any:
+    """Return a split whose images are not decoded yet."""
+    import datasets
+
     if split not in loaded:
         raise DataError(
             f"{source} has no {split} split; expected train and test, found {listing(list(loaded))}"

@@ -144,11 +144,11 @@ class RunDirectory:
         Raises:
             CheckpointError: It is another one; every difference is listed.
         """
-        held = self.read_config()
+        held, wanted = _flat(self.read_config()), _flat(identity)
         differences = [
-            f"{key} was {_flat(held).get(key)!r} and is {_flat(identity).get(key)!r}"
-            for key in sorted({*_flat(held), *_flat(identity)})
-            if _flat(held).get(key) != _flat(identity).get(key)
+            f"{key} was {held.get(key)!r} and is {wanted.get(key)!r}"
+            for key in sorted({*held, *wanted})
+            if held.get(key) != wanted.get(key)
         ]
         if differences:
             raise CheckpointError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ from prunus.recipes.config import Config
 from prunus.recipes.data import Images, Split, shifted
 from prunus.recipes.directory import RunDirectory
 from prunus.recipes.recipe import Recipe
+from prunus.removal import least_kept
 from prunus.selection import nonzero_parameters, select, total_parameters
 
 __all__ = ["Epoch", "Progress", "run"]
@@ -308,17 +309,15 @@ class _Training:
         if not self.config.ratio:
             return prunable
         kept = math.floor(total / self.config.ratio) - (total - prunable)
-        # As the pruner's guard counts: a share of each tensor, rounded up, and never none at all.
         share = self.config.min_density
-        least = sum(math.ceil(share * t.prunable - 1e-9) for t in self.selection.values())
-        least = max(1, least)
+        guarded = sum(least_kept(target.prunable, share) for target in self.selection.values())
+        least = max(1, guarded)
         if kept < least:
+            staying = total - prunable + least
             raise UserError(
                 f"ratio={self.config.ratio:g} cannot be reached: with biases={self.config.biases} "
-                f"and "
-                f"min_density={share:g} at least {total - prunable + least:,} of {total:,} "
-                f"parameters "
-                f"stay, so the most is {total / (total - prunable + least):.1f}"
+                f"and min_density={share:g} at least {staying:,} of {total:,} parameters stay, so "
+                f"the most is {total / staying:.1f}"
             )
         return kept
 
@@ -415,7 +414,7 @@ class _Training:
     ) -> None:
         """Write the epoch down: its line first, then the checkpoint that counts the lines."""
         self.clock.charge(epoch.phase)
-        epoch = Epoch(**{**asdict(epoch), "seconds": round(self.clock.total, 3)})
+        epoch = replace(epoch, seconds=round(self.clock.total, 3))
         self.directory.append_metrics(asdict(epoch))
         self.lines += 1
         save_tree(
