@@ -23,7 +23,7 @@ LAYERS = (
     {"selection"},
     {"masks", "threshold", "coefficients", "strengths", "floor"},
     {"scores", "penalty", "optimizer_state", "best"},
-    {"removal", "schedules"},
+    {"removal", "schedules", "hooks"},
     {"pruner"},
     {"recipes"},
     {"terminal"},

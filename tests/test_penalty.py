@@ -316,7 +316,7 @@ def test_piece_by_piece_is_the_whole_formula(
     # The mean of 131,075 numbers summed in another order differs by 1e-14, and all that follows.
     torch.testing.assert_close(mine, (gradient + gamma * shrink) * mask, rtol=0, atol=1e-12)
     out = torch.empty_like(gradient)
-    penalty.coefficients(gradient, out)
+    penalty.coefficients(gradient, out=out)
     torch.testing.assert_close(out, c, rtol=0, atol=1e-12)
 
 

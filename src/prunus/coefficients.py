@@ -7,7 +7,6 @@ gradient flows through it.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -46,7 +45,7 @@ class Coefficient(Protocol):
 
 
 @dataclass(frozen=True)
-class _OfMagnitude(ABC):
+class _InUnits:
     alpha: float = 1.0
     relative: bool = False
 
@@ -65,23 +64,9 @@ class _OfMagnitude(ABC):
         # and the unit's reciprocal must be finite too.
         return (total * (self.alpha / gradient.numel())).clamp_min_(4 * torch.finfo(wide).tiny)
 
-    def __call__(
-        self,
-        gradient: torch.Tensor,
-        *,
-        unit: torch.Tensor | float | None = None,
-        out: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        unit = self.unit(gradient) if unit is None else unit
-        return self._shaped(torch.abs(gradient, out=out), unit)
-
-    @abstractmethod
-    def _shaped(self, magnitude: torch.Tensor, unit: torch.Tensor | float) -> torch.Tensor:
-        """Turn |g| into the coefficient, in place."""
-
 
 @dataclass(frozen=True)
-class Exponential(_OfMagnitude):
+class Exponential(_InUnits):
     """The paper's coefficient, exp(−|g|/α).
 
     Args:
@@ -102,13 +87,22 @@ class Exponential(_OfMagnitude):
         tensor([1.0000, 0.3679])
     """
 
-    def _shaped(self, magnitude: torch.Tensor, unit: torch.Tensor | float) -> torch.Tensor:
+    def __call__(
+        self,
+        gradient: torch.Tensor,
+        *,
+        unit: torch.Tensor | float | None = None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return exp(−|g|/unit)."""
+        if unit is None:
+            unit = self.unit(gradient)
         # As a power of two, which is several times faster on the CPU and as exact here.
-        return magnitude.mul_(-_LOG2_E / unit).exp2_()
+        return torch.abs(gradient, out=out).mul_(-_LOG2_E / unit).exp2_()
 
 
 @dataclass(frozen=True)
-class Linear(_OfMagnitude):
+class Linear(_InUnits):
     """LOBSTER's coefficient, relu(1 − |g|/α), with α = 1 in that work.
 
     Args:
@@ -125,8 +119,17 @@ class Linear(_OfMagnitude):
         tensor([1.0000, 0.7500, 0.0000])
     """
 
-    def _shaped(self, magnitude: torch.Tensor, unit: torch.Tensor | float) -> torch.Tensor:
-        return magnitude.mul_(-1.0 / unit).add_(1.0).relu_()
+    def __call__(
+        self,
+        gradient: torch.Tensor,
+        *,
+        unit: torch.Tensor | float | None = None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return relu(1 − |g|/unit)."""
+        if unit is None:
+            unit = self.unit(gradient)
+        return torch.abs(gradient, out=out).mul_(-1.0 / unit).add_(1.0).relu_()
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from prunus.selection import Selection, Target
 __all__ = ["Masks"]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Holder:
     """A parameter's one mask, and who has it in use."""
 
@@ -56,8 +56,8 @@ class Masks(Mapping[str, torch.Tensor]):
     def __init__(self, selection: Selection) -> None:
         self.selection = selection
         self._counts: dict[str, tuple[tuple[int, int] | None, int]] = {}
-        self._state: list[tuple[int, int]] = []
-        self._lowered: tuple[str, ...] = ()
+        self._seen: list[tuple[_Holder, torch.Tensor, int]] = []
+        self._lowered: list[str] = []
         self._holders = {
             name: _Holder(
                 torch.ones_like(
@@ -145,12 +145,14 @@ class Masks(Mapping[str, torch.Tensor]):
         Cheap enough to be asked several times a step: it looks closer only after someone, perhaps
         another pruner, wrote to a mask.
         """
-        state = [(id(holder.mask), holder.mask._version) for holder in self._holders.values()]
-        if state != self._state:
-            self._state = state
-            self._lowered = tuple(
-                name for name in self if self.kept_in(name) < self.selection[name].prunable
-            )
+        for holder, mask, version in self._seen:
+            if holder.mask is not mask or mask._version != version:
+                break
+        else:
+            if self._seen:
+                return {name: self[name] for name in self._lowered}
+        self._seen = [(h, h.mask, h.mask._version) for h in self._holders.values()]
+        self._lowered = [n for n in self if self.kept_in(n) < self.selection[n].prunable]
         return {name: self[name] for name in self._lowered}
 
     @property

@@ -22,9 +22,9 @@ from typing import Literal
 import torch
 from torch import nn
 
-from prunus.coefficients import Coefficient, Constant, Exponential
+from prunus.coefficients import Coefficient, Exponential
 from prunus.errors import UserError
-from prunus.pieces import bits, pieces
+from prunus.pieces import CPU_PIECE, bits, pieces
 from prunus.selection import Selection, Target, select
 from prunus.strengths import ConstantStrength, Strength, as_strength
 
@@ -97,39 +97,53 @@ class RelevancePenalty:
         weight: torch.Tensor,
         strength: float,
         mask: torch.Tensor | None = None,
+        padding_row: int | None = None,
     ) -> None:
         """Add ∂R/∂w to ``gradient`` in place, and zero it where ``mask`` is False.
 
         To be called under ``torch.no_grad()``. The coefficients are those of ``gradient`` as it
         comes in. One pass over memory, and scratch of one piece, whatever the size of the tensor.
+        The row that stands for padding is left alone.
         """
-        coefficient, squared = self.coefficient, self.power == 2
-        plain = squared and isinstance(coefficient, Constant)
+        # The same as below for a tensor of one piece, with less to do besides: in a small network
+        # this is called every millisecond.
+        if mask is None and padding_row is None and gradient.numel() <= CPU_PIECE:
+            factors = weight if self.power == 2 else torch.sign(weight)
+            gradient.addcmul_(self.coefficient(gradient), factors, value=strength * self.power)
+            return
+        padding = None if padding_row is None else gradient[padding_row].clone()
+        coefficient, power, factor = self.coefficient, self.power, strength * self.power
         unit = coefficient.unit(gradient)
         c: torch.Tensor | None = None
         for g, w, *kept in (
             pieces(gradient, weight) if mask is None else pieces(gradient, weight, mask)
         ):
-            if plain:
-                g.add_(w, alpha=2.0 * strength)
-            else:
-                # The coefficients of one piece are the scratch for those of the next.
-                c = coefficient(g, unit=unit, out=None if c is None or c.shape != g.shape else c)
-                if squared:
-                    g.addcmul_(c, w, value=2.0 * strength)
-                else:
-                    g.addcmul_(c, torch.sign(w), value=strength)
+            # The coefficients of one piece are the scratch for those of the next.
+            c = coefficient(g, unit=unit, out=None if c is None or c.shape != g.shape else c)
+            g.addcmul_(c, w if power == 2 else torch.sign(w), value=factor)
             for mask_piece in kept:
                 bits(g).mul_(mask_piece)
+        if padding is not None:
+            gradient[padding_row] = padding
 
     @torch.no_grad()
-    def coefficients(self, gradient: torch.Tensor, out: torch.Tensor) -> None:
-        """Write c(g) of a whole tensor to ``out``."""
+    def coefficients(
+        self,
+        gradient: torch.Tensor,
+        padding_row: int | None = None,
+        *,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return c(g) of a whole tensor, written to ``out`` if given; 0 for the padding row."""
+        out = torch.empty_like(gradient) if out is None else out
         unit = self.coefficient.unit(gradient)
         for g, c in pieces(gradient, out):
             result = self.coefficient(g, unit=unit, out=c)
             if result is not c:  # a coefficient of the user's own may ignore ``out``
                 c.copy_(result)
+        if padding_row is not None:
+            out[padding_row] = 0.0
+        return out
 
     @torch.no_grad()
     def shrink_(self, weight: torch.Tensor, coefficients: torch.Tensor, strength: float) -> None:
@@ -187,9 +201,7 @@ class PenaltyTerm:
         return sum(terms, loss.new_zeros(()))
 
     def _of(self, target: Target, gradient: torch.Tensor) -> torch.Tensor:
-        c = self.penalty.coefficient(gradient.detach())
-        if target.padding_row is not None:
-            c[target.padding_row] = 0.0
+        c = self.penalty.coefficients(gradient.detach(), target.padding_row)
         magnitude = target.parameter.abs() if self.penalty.power == 1 else target.parameter.square()
         # In float32 at least, for the sum easily leaves the range of float16.
         return (c * magnitude).sum(dtype=torch.promote_types(c.dtype, torch.float32))

@@ -56,10 +56,10 @@ def pieces(*tensors: torch.Tensor, size: int | None = None) -> Iterable[tuple[to
         [[0.0, 1.0], [2.0, 3.0], [4.0]]
     """
     first = tensors[0]
+    if first.numel() <= (CPU_PIECE if size is None else size):
+        return (tensors,)  # without the cost of a generator, which small tensors would feel
     if size is None:
         size = CPU_PIECE if first.device.type == "cpu" else ACCELERATOR_PIECE
-    if first.numel() <= size:
-        return (tensors,)  # without the cost of a generator, which small tensors would feel
     return _cut(tensors, size)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +15,14 @@ from torch import nn
 from prunus.best import Best
 from prunus.errors import CheckpointError, FloorNotReachedError, NonFiniteError, UserError, listing
 from prunus.floor import Floor
+from prunus.hooks import StepHooks
 from prunus.masks import Masks, clear_
 from prunus.optimizer_state import clear_state
 from prunus.penalty import PenaltyTerm, RelevancePenalty
 from prunus.removal import Remover
 from prunus.schedules import Schedule
 from prunus.scores import Magnitude, Score
-from prunus.selection import Selection, Target, select
+from prunus.selection import Selection, select
 from prunus.strengths import ConstantStrength, as_strength
 
 __all__ = ["Pruner", "Validation"]
@@ -121,7 +121,6 @@ class Pruner:
         _check_held(self.selection, optimizer)
         _check_alone(self)
         self._strength = as_strength(0.0 if penalty is None else penalty.strength)
-        self._targets = tuple(self.selection.values())
         self._prunable = self.selection.prunable
         self._constant_strengths = (
             dict.fromkeys(self.selection, self._strength.value)
@@ -131,9 +130,6 @@ class Pruner:
         self._floor = Floor(self.schedule.floor, self.schedule.mode)
         self._dense_metric = self.schedule.dense_metric
         self._best = Best()
-        self._memory: dict[str, torch.Tensor] = {}
-        self._coefficients: dict[str, torch.Tensor] = {}
-        self._term_was_taken = False
         self._steps = 0
         self._steps_since_pruning = 0
         self._prunings = 0
@@ -141,10 +137,14 @@ class Pruner:
         if masks is not None:
             self.masks.intersect_(masks)
             self.masks.apply_()
-        self._handles = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-        ]
+        self._hooks = StepHooks(
+            optimizer,
+            self.masks,
+            penalty,
+            self.score,
+            strengths=self._strengths,
+            stepped=self._count_step,
+        )
 
     def __repr__(self) -> str:
         return (
@@ -183,7 +183,7 @@ class Pruner:
                 'pruner.penalty(loss) needs a pruner with RelevancePenalty(..., way="loss"), but '
                 f"this one has {came}"
             )
-        return PenaltyTerm(self._penalty, self.selection, self._strengths_of_term)
+        return self._hooks.term(self._penalty)
 
     def step(self, metric: float | None = None) -> Validation:
         """Tell the pruner of a validation, as one tells ``ReduceLROnPlateau``.
@@ -285,9 +285,7 @@ class Pruner:
 
     def detach(self) -> None:
         """Stop: leave the optimizer alone and forget the masks. The zeros stay in the weights."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._hooks.remove()
         _attached.get(self.optimizer, WeakSet()).discard(self)
         self.masks.detach()
 
@@ -304,7 +302,7 @@ class Pruner:
             "prunings": self._prunings,
             "dense_metric": self._dense_metric,
             "schedule": self.schedule.state_dict(),
-            "score": dict(self._memory),
+            "score": dict(self._hooks.memory),
             "best": self._best.state_dict(),
         }
 
@@ -330,7 +328,7 @@ class Pruner:
         self._prunings = int(state["prunings"])
         self._dense_metric = state["dense_metric"]
         self.schedule = schedule
-        self._memory = {
+        self._hooks.memory = {
             name: memory.to(self.selection[name].parameter, copy=True)
             for name, memory in state["score"].items()
         }
@@ -358,112 +356,12 @@ class Pruner:
             "pruner.state_dict(), and load it into a new Pruner of the copied model and optimizer"
         )
 
-    def _before_step(
-        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        del optimizer
-        # args[0] is the optimizer itself. An optimizer that is given a closure makes its gradients
-        # there, within the step and perhaps several times over.
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if closure is None:
-            self._edit_gradients()
-            return None
-
-        def edited() -> Any:
-            loss = closure()
-            self._edit_gradients()
-            return loss
-
-        if len(args) > 1:
-            return (args[0], edited, *args[2:]), kwargs
-        return args, {**kwargs, "closure": edited}
-
-    def _overflowed(self) -> bool:
-        """Say whether a gradient scaler lets a fused optimizer skip this step, hooks and all."""
-        found = getattr(self.optimizer, "found_inf", None)
-        return found is not None and bool(found)
-
-    @torch.no_grad()
-    def _edit_gradients(self) -> None:
-        if getattr(self.optimizer, "grad_scale", None) is not None:
-            raise UserError(
-                "the gradients are still multiplied by the GradScaler's factor, which a fused "
-                "optimizer divides out only within its step: call scaler.unscale_(optimizer) "
-                "before scaler.step(optimizer)"
-            )
-        if self._overflowed():
-            return
-        penalty, strengths, active = self._penalty, self._strengths(), self.masks.active()
-        for target in self._targets:
-            gradient = target.parameter.grad
-            if gradient is None:  # took no part in this step
-                continue
-            if gradient.layout != torch.strided:
-                raise UserError(
-                    f"{target.name} has a sparse gradient, which the penalty and the score cannot "
-                    "read: build the embedding with sparse=False, or exclude it from the selection"
-                )
-            if self.score.uses_gradient:
-                self._observe(target, gradient)
-            mask, strength = active.get(target.name), strengths[target.name]
-            if penalty is not None and penalty.way == "gradient" and strength > 0:
-                row = target.padding_row
-                padding = None if row is None else gradient[row].clone()
-                penalty.add_to_gradient_(gradient, target.parameter, strength, mask)
-                if padding is not None:
-                    gradient[row] = padding
-                continue
-            if penalty is not None and penalty.way == "decoupled" and strength > 0:
-                # Now, because some optimizers overwrite the gradient during the step.
-                self._remember_coefficients(penalty, target, gradient)
-            if mask is not None:
-                clear_(gradient, mask)
-
-    def _observe(self, target: Target, gradient: torch.Tensor) -> None:
-        memory = self.score.observe(
-            target.parameter.detach(), gradient, self._memory.get(target.name)
-        )
-        if memory is not None:
-            self._memory[target.name] = memory
-
-    def _remember_coefficients(
-        self, penalty: RelevancePenalty, target: Target, gradient: torch.Tensor
-    ) -> None:
-        held = self._coefficients.get(target.name)
-        if held is None or not _alike(held, gradient):
-            held = self._coefficients[target.name] = torch.empty_like(gradient)
-        penalty.coefficients(gradient, out=held)
-        if target.padding_row is not None:
-            held[target.padding_row] = 0.0
-
-    def _after_step(self, *_: Any) -> None:
-        if self._overflowed():
-            return
-        penalty, active = self._penalty, self.masks.active()
-        if penalty is not None and penalty.way == "decoupled":
-            strengths = self._strengths()
-            for target in self._targets:
-                strength = strengths[target.name]
-                if strength > 0 and target.parameter.grad is not None:
-                    penalty.shrink_(target.parameter, self._coefficients[target.name], strength)
-        for name, mask in active.items():
-            clear_(self.selection[name].parameter, mask)
-        if penalty is not None and penalty.way == "loss" and not self._term_was_taken:
-            warnings.warn(
-                'a step was taken without the penalty: with way="loss" the loss must be '
-                "loss + pruner.penalty(loss)",
-                stacklevel=2,
-            )
-            self._term_was_taken = True  # once is enough
+    def _count_step(self) -> None:
         self._steps += 1
         self._steps_since_pruning += 1
         answer = self.schedule.after_step(step=self._steps, prunable=self._prunable)
         if answer is not None:
             self._lower(max(answer, self._remover().least))
-
-    def _strengths_of_term(self) -> dict[str, float]:
-        self._term_was_taken = True
-        return self._strengths()
 
     def _strengths(self) -> dict[str, float]:
         """Return γ of each tensor at this step; it may follow its group's learning rate."""
@@ -479,7 +377,9 @@ class Pruner:
         return {name: gamma[id(target.parameter)] for name, target in self.selection.items()}
 
     def _remover(self) -> Remover:
-        return Remover(self.masks, self.score, self._memory, self.min_density, seed=self._prunings)
+        return Remover(
+            self.masks, self.score, self._hooks.memory, self.min_density, seed=self._prunings
+        )
 
     def _lower(self, kept: int) -> int:
         """Remove weights until ``kept`` are left; return how many that took."""
@@ -520,15 +420,6 @@ def _check_kinds(penalty: object, schedule: object) -> None:
         raise UserError(f"penalty must be a RelevancePenalty or None, but is {penalty!r}")
     if schedule is not None and not isinstance(schedule, Schedule):
         raise UserError(f"schedule must be a Schedule or None, but is {schedule!r}")
-
-
-def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return (one.dtype, one.device, one.shape, one.stride()) == (
-        other.dtype,
-        other.device,
-        other.shape,
-        other.stride(),
-    )
 
 
 def _check_held(selection: Selection, optimizer: torch.optim.Optimizer) -> None:

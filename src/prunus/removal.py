@@ -120,8 +120,15 @@ class Remover:
                 pieces(*operands, size=SCORE_PIECE)
             ):
                 seed = hash((self.seed, _number(name), index))
-                scores = self.score.of(w, memory[0] if memory else None, seed=seed)
-                yield kept, Piece(name, scores.reshape(-1), candidate.reshape(-1))
+                # Without a name for the scores here, which would keep them past their turn.
+                yield (
+                    kept,
+                    Piece(
+                        name,
+                        self.score.of(w, memory[0] if memory else None, seed=seed).reshape(-1),
+                        candidate.reshape(-1),
+                    ),
+                )
 
 
 def least_kept(prunable: int, min_density: float) -> int:

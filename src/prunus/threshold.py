@@ -114,21 +114,17 @@ def smallest(scores: Callable[[], Iterable[Piece]], k: int) -> Cut:
 
 
 def _survey(scores: Callable[[], Iterable[Piece]]) -> tuple[torch.dtype, int]:
+    """Return the widest type of the scores and the number of candidates; refuse NaN."""
     dtype: torch.dtype | None = None
     total = 0
     broken: dict[str, None] = {}
-    for piece in scores():
-        dtype = (
-            piece.scores.dtype if dtype is None else torch.promote_types(dtype, piece.scores.dtype)
-        )
-        counted = piece.candidates
-        total += piece.scores.numel() if counted is None else int(torch.count_nonzero(counted))
-        # A sum is many times faster than a look at each score, and NaN if any of them is. It may be
-        # NaN without that (infinities of both signs), so the look decides.
-        if bool(torch.isnan(piece.scores.sum())):
-            bad = torch.isnan(piece.scores)
-            if bool((bad if counted is None else bad & counted).any()):
-                broken[piece.name] = None
+    # Here and below by map, so that no piece outlives its turn: two at a time would be the larger
+    # part of the extra memory.
+    for name, of, count, bad in map(_surveyed, scores()):
+        dtype = of if dtype is None else torch.promote_types(dtype, of)
+        total += count
+        if bad:
+            broken[name] = None
     if broken:
         raise NonFiniteError(
             f"the scores of {', '.join(broken)} contain NaN, so nothing can be said of the "
@@ -136,6 +132,18 @@ def _survey(scores: Callable[[], Iterable[Piece]]) -> tuple[torch.dtype, int]:
             "rate, or go back to a checkpoint"
         )
     return dtype or torch.float32, total
+
+
+def _surveyed(piece: Piece) -> tuple[str, torch.dtype, int, bool]:
+    scores, counted = piece.scores, piece.candidates
+    count = scores.numel() if counted is None else int(torch.count_nonzero(counted))
+    # A sum is many times faster than a look at each score, and NaN if any of them is. It may be
+    # NaN without that (infinities of both signs), so the look decides.
+    bad = bool(torch.isnan(scores.sum()))
+    if bad:
+        broken = torch.isnan(scores)
+        bad = bool((broken if counted is None else broken & counted).any())
+    return piece.name, scores.dtype, count, bad
 
 
 def _keys(piece: Piece, dtype: torch.dtype) -> torch.Tensor:
@@ -149,7 +157,7 @@ def _keys(piece: Piece, dtype: torch.dtype) -> torch.Tensor:
     if piece.candidates is not None:
         # By arithmetic, for on the CPU it is many times faster than masked_fill_.
         keys.mul_(piece.candidates)
-        keys |= piece.candidates.logical_not().to(keys.dtype).mul_(width.max)
+        keys.add_(piece.candidates.logical_not(), alpha=width.max)
     return keys
 
 
@@ -158,8 +166,8 @@ def _histogram(
 ) -> torch.Tensor:
     """Count bits ``low`` to ``high`` of the keys whose higher bits are ``prefix``."""
     width = torch.finfo(dtype).bits
-    counts: torch.Tensor | None = None
-    for piece in scores():
+
+    def counted(piece: Piece) -> torch.Tensor:
         keys = _keys(piece, dtype)
         if high == width:
             keys >>= low
@@ -167,7 +175,10 @@ def _histogram(
         else:
             inside = (keys >> high) == prefix - (1 << (width - high - 1))
             digits = (keys[inside] >> low) & ((1 << (high - low)) - 1)
-        found = torch.bincount(digits, minlength=1 << (high - low))
+        return torch.bincount(digits, minlength=1 << (high - low))
+
+    counts: torch.Tensor | None = None
+    for found in map(counted, scores()):
         counts = found if counts is None else counts.add_(found.to(counts.device))
     assert counts is not None
     return counts

@@ -1,0 +1,190 @@
+"""What happens around each step of the optimizer: the penalty's part in it, and the zeros after it.
+
+This code runs at every step, so it is written to cost little beside the tensor operations.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from prunus.errors import UserError
+from prunus.masks import Masks, clear_
+from prunus.penalty import PenaltyTerm, RelevancePenalty
+from prunus.scores import Score
+from prunus.selection import Target
+
+__all__ = ["StepHooks"]
+
+
+class StepHooks:
+    """Listens to an optimizer's steps and keeps penalty, masks and score up with them.
+
+    Before a step the score sees the gradients of the loss, the penalty's gradient is added, and the
+    gradients of removed weights are blanked. After it the decoupled penalty is applied, and removed
+    weights are set to exactly 0.0 again, whatever the optimizer did.
+
+    Args:
+        optimizer: Whose steps to listen to.
+        masks: The masks in force, and with them the tensors.
+        penalty: What shrinks irrelevant weights, or None.
+        score: What wants to see the gradients.
+        strengths: Says γ of each tensor at the moment of the call.
+        stepped: Is called after each step that was really taken.
+
+    Attributes:
+        memory: What the score remembers of each tensor.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        masks: Masks,
+        penalty: RelevancePenalty | None,
+        score: Score,
+        *,
+        strengths: Callable[[], Mapping[str, float]],
+        stepped: Callable[[], None],
+    ) -> None:
+        self.memory: dict[str, torch.Tensor] = {}
+        self._optimizer = optimizer
+        self._masks = masks
+        self._penalty = penalty
+        self._score = score
+        self._strengths = strengths
+        self._stepped = stepped
+        self._targets = tuple((t, t.name, t.parameter) for t in masks.selection.values())
+        self._coefficients: dict[str, torch.Tensor] = {}
+        self._active: Mapping[str, torch.Tensor] = {}
+        self._term_was_taken = False
+        self._no_grad = torch.no_grad()
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+
+    def remove(self) -> None:
+        """Listen no longer."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def term(self, penalty: RelevancePenalty) -> PenaltyTerm:
+        """Return the penalty as a term for the loss."""
+        return PenaltyTerm(penalty, self._masks.selection, self._strengths_of_term)
+
+    def _strengths_of_term(self) -> Mapping[str, float]:
+        self._term_was_taken = True
+        return self._strengths()
+
+    def _before_step(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        del optimizer
+        # args[0] is the optimizer itself. An optimizer that is given a closure makes its gradients
+        # there, within the step and perhaps several times over.
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            with self._no_grad:
+                self._edit_gradients()
+            return None
+
+        def edited() -> Any:
+            loss = closure()
+            with self._no_grad:
+                self._edit_gradients()
+            return loss
+
+        if len(args) > 1:
+            return (args[0], edited, *args[2:]), kwargs
+        return args, {**kwargs, "closure": edited}
+
+    def _skipped(self) -> bool:
+        """Say whether a gradient scaler lets a fused optimizer skip this step, hooks and all."""
+        found = getattr(self._optimizer, "found_inf", None)
+        return found is not None and bool(found)
+
+    def _edit_gradients(self) -> None:
+        if getattr(self._optimizer, "grad_scale", None) is not None:
+            raise UserError(
+                "the gradients are still multiplied by the GradScaler's factor, which a fused "
+                "optimizer divides out only within its step: call scaler.unscale_(optimizer) "
+                "before scaler.step(optimizer)"
+            )
+        if self._skipped():
+            return
+        penalty, strengths = self._penalty, self._strengths()
+        active = self._active = self._masks.active()
+        way = None if penalty is None else penalty.way
+        observes = self._score.uses_gradient
+        for target, name, parameter in self._targets:
+            gradient = parameter.grad
+            if gradient is None:  # took no part in this step
+                continue
+            if gradient.layout is not torch.strided:
+                raise UserError(
+                    f"{name} has a sparse gradient, which the penalty and the score cannot read: "
+                    "build the embedding with sparse=False, or exclude it from the selection"
+                )
+            if observes:
+                self._observe(target, gradient)
+            mask, strength = active.get(name), strengths[name]
+            if penalty is not None and strength > 0:
+                if way == "gradient":
+                    penalty.add_to_gradient_(
+                        gradient, parameter, strength, mask, target.padding_row
+                    )
+                    continue
+                if way == "decoupled":
+                    # Now, because some optimizers overwrite the gradient during the step.
+                    self._remember_coefficients(penalty, target, gradient)
+            if mask is not None:
+                clear_(gradient, mask)
+
+    def _observe(self, target: Target, gradient: torch.Tensor) -> None:
+        memory = self._score.observe(
+            target.parameter.detach(), gradient, self.memory.get(target.name)
+        )
+        if memory is not None:
+            self.memory[target.name] = memory
+
+    def _remember_coefficients(
+        self, penalty: RelevancePenalty, target: Target, gradient: torch.Tensor
+    ) -> None:
+        held = self._coefficients.get(target.name)
+        if held is None or not _alike(held, gradient):
+            held = self._coefficients[target.name] = torch.empty_like(gradient)
+        penalty.coefficients(gradient, target.padding_row, out=held)
+
+    def _after_step(self, *_: Any) -> None:
+        if self._skipped():
+            return
+        penalty = self._penalty
+        if penalty is not None and penalty.way == "decoupled":
+            strengths = self._strengths()
+            for _target, name, parameter in self._targets:
+                strength = strengths[name]
+                if strength > 0 and parameter.grad is not None:
+                    penalty.shrink_(parameter, self._coefficients[name], strength)
+        for name, mask in self._active.items():
+            clear_(self._masks.selection[name].parameter, mask)
+        if penalty is not None and penalty.way == "loss" and not self._term_was_taken:
+            warnings.warn(
+                'a step was taken without the penalty: with way="loss" the loss must be '
+                "loss + pruner.penalty(loss)",
+                stacklevel=2,
+            )
+            self._term_was_taken = True  # once is enough
+        self._stepped()
+
+
+def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return (one.dtype, one.device, one.shape, one.stride()) == (
+        other.dtype,
+        other.device,
+        other.shape,
+        other.stride(),
+    )
