@@ -205,7 +205,7 @@ def test_the_padding_row_is_not_moved(way: Way) -> None:
 
 def test_a_coefficient_of_ones_own_may_ignore_out() -> None:
     class Half:
-        def unit(self, gradient: torch.Tensor) -> float:
+        def unit(self, gradient: torch.Tensor, scale: torch.Tensor | float = 1.0) -> float:
             return 1.0
 
         def __call__(

@@ -23,8 +23,16 @@ _LOG2_E = math.log2(math.e)
 class Coefficient(Protocol):
     """Anything that turns a gradient into irrelevance coefficients."""
 
-    def unit(self, gradient: torch.Tensor) -> torch.Tensor | float:
-        """Return what the gradients of this tensor are measured in: a number above 0."""
+    def unit(
+        self, gradient: torch.Tensor, scale: torch.Tensor | float = 1.0
+    ) -> torch.Tensor | float:
+        """Return what the gradients of this tensor are measured in: a number above 0.
+
+        Args:
+            gradient: ∂L/∂w times ``scale``, the whole tensor.
+            scale: What the gradient has been multiplied by, such as the factor of clipping by norm.
+                The unit has to grow with it, so that the coefficients do not change.
+        """
         ...
 
     def __call__(
@@ -53,10 +61,12 @@ class _InUnits:
         if not (math.isfinite(self.alpha) and self.alpha > 0):
             raise UserError(f"alpha must be a finite number above 0, but is {self.alpha!r}")
 
-    def unit(self, gradient: torch.Tensor) -> torch.Tensor | float:
-        """Return α, or α times the mean |g| of the tensor."""
+    def unit(
+        self, gradient: torch.Tensor, scale: torch.Tensor | float = 1.0
+    ) -> torch.Tensor | float:
+        """Return α times ``scale``, or α times the mean |g| of the tensor, which has it in it."""
         if not self.relative:
-            return self.alpha
+            return self.alpha * scale
         # In float32 at least: the sum of a float16 tensor's magnitudes easily leaves its range.
         wide = torch.promote_types(gradient.dtype, torch.float32)
         total: torch.Tensor = torch.linalg.vector_norm(gradient, ord=1, dtype=wide)
@@ -141,7 +151,7 @@ class Constant:
         tensor([1., 1.])
     """
 
-    def unit(self, gradient: torch.Tensor) -> float:
+    def unit(self, gradient: torch.Tensor, scale: torch.Tensor | float = 1.0) -> float:
         """Return 1; the gradient does not matter."""
         return 1.0
 

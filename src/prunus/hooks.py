@@ -23,15 +23,17 @@ __all__ = ["StepHooks"]
 class StepHooks:
     """Listens to an optimizer's steps and keeps penalty, masks and score up with them.
 
-    Before a step the score sees the gradients of the loss, the penalty's gradient is added, and the
-    gradients of removed weights are blanked. After it the decoupled penalty is applied, and removed
-    weights are set to exactly 0.0 again, whatever the optimizer did.
+    Before a step the score sees the gradients of the loss, they are clipped if that is asked for,
+    the penalty's gradient is added, and the gradients of removed weights are blanked. After it the
+    decoupled penalty is applied, and removed weights are set to exactly 0.0 again, whatever the
+    optimizer did.
 
     Args:
         optimizer: Whose steps to listen to.
         masks: The masks in force, and with them the tensors.
         penalty: What shrinks irrelevant weights, or None.
         score: What wants to see the gradients.
+        max_grad_norm: What to clip the norm of all gradients of the optimizer to, or None.
         strengths: Says γ of each tensor at the moment of the call.
         stepped: Is called after each step that was really taken.
 
@@ -46,6 +48,7 @@ class StepHooks:
         penalty: RelevancePenalty | None,
         score: Score,
         *,
+        max_grad_norm: float | None,
         strengths: Callable[[], Mapping[str, float]],
         stepped: Callable[[], None],
     ) -> None:
@@ -54,6 +57,7 @@ class StepHooks:
         self._masks = masks
         self._penalty = penalty
         self._score = score
+        self._max_grad_norm = max_grad_norm
         self._strengths = strengths
         self._stepped = stepped
         self._targets = tuple((t, t.name, t.parameter) for t in masks.selection.values())
@@ -119,7 +123,9 @@ class StepHooks:
         penalty, strengths = self._penalty, self._strengths()
         active = self._active = self._masks.active()
         way = None if penalty is None else penalty.way
-        observes = self._score.uses_gradient
+        if self._score.uses_gradient:
+            self._observe()
+        scale = None if self._max_grad_norm is None else self._clip(self._max_grad_norm)
         for target, name, parameter in self._targets:
             gradient = parameter.grad
             if gradient is None:  # took no part in this step
@@ -129,35 +135,45 @@ class StepHooks:
                     f"{name} has a sparse gradient, which the penalty and the score cannot read: "
                     "build the embedding with sparse=False, or exclude it from the selection"
                 )
-            if observes:
-                self._observe(target, gradient)
             mask, strength = active.get(name), strengths[name]
             if penalty is not None and strength > 0:
                 if way == "gradient":
                     penalty.add_to_gradient_(
-                        gradient, parameter, strength, mask, target.padding_row
+                        gradient, parameter, strength, mask, target.padding_row, scale
                     )
                     continue
                 if way == "decoupled":
                     # Now, because some optimizers overwrite the gradient during the step.
-                    self._remember_coefficients(penalty, target, gradient)
+                    self._remember_coefficients(penalty, target, gradient, scale)
             if mask is not None:
                 clear_(gradient, mask)
 
-    def _observe(self, target: Target, gradient: torch.Tensor) -> None:
-        memory = self._score.observe(
-            target.parameter.detach(), gradient, self.memory.get(target.name)
-        )
-        if memory is not None:
-            self.memory[target.name] = memory
+    def _observe(self) -> None:
+        for _, name, parameter in self._targets:
+            if parameter.grad is not None and parameter.grad.layout is torch.strided:
+                memory = self._score.observe(
+                    parameter.detach(), parameter.grad, self.memory.get(name)
+                )
+                if memory is not None:
+                    self.memory[name] = memory
+
+    def _clip(self, max_norm: float) -> torch.Tensor:
+        """Clip as ``clip_grad_norm_`` does; return the factor that the gradients were given."""
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+        return torch.clamp(max_norm / (norm + 1e-6), max=1.0)
 
     def _remember_coefficients(
-        self, penalty: RelevancePenalty, target: Target, gradient: torch.Tensor
+        self,
+        penalty: RelevancePenalty,
+        target: Target,
+        gradient: torch.Tensor,
+        scale: torch.Tensor | None,
     ) -> None:
         held = self._coefficients.get(target.name)
         if held is None or not _alike(held, gradient):
             held = self._coefficients[target.name] = torch.empty_like(gradient)
-        penalty.coefficients(gradient, target.padding_row, out=held)
+        penalty.coefficients(gradient, target.padding_row, scale, out=held)
 
     def _after_step(self, *_: Any) -> None:
         if self._skipped():

@@ -98,22 +98,25 @@ class RelevancePenalty:
         strength: float,
         mask: torch.Tensor | None = None,
         padding_row: int | None = None,
+        scale: torch.Tensor | None = None,
     ) -> None:
         """Add ∂R/∂w to ``gradient`` in place, and zero it where ``mask`` is False.
 
         To be called under ``torch.no_grad()``. The coefficients are those of ``gradient`` as it
-        comes in. One pass over memory, and scratch of one piece, whatever the size of the tensor.
-        The row that stands for padding is left alone.
+        comes in, divided by ``scale`` if it has been multiplied by that. One pass over memory, and
+        scratch of one piece, whatever the size of the tensor. The row that stands for padding is
+        left alone.
         """
         # The same as below for a tensor of one piece, with less to do besides: in a small network
         # this is called every millisecond.
-        if mask is None and padding_row is None and gradient.numel() <= CPU_PIECE:
+        plain = mask is None and padding_row is None and scale is None
+        if plain and gradient.numel() <= CPU_PIECE:
             factors = weight if self.power == 2 else torch.sign(weight)
             gradient.addcmul_(self.coefficient(gradient), factors, value=strength * self.power)
             return
         padding = None if padding_row is None else gradient[padding_row].clone()
         coefficient, power, factor = self.coefficient, self.power, strength * self.power
-        unit = coefficient.unit(gradient)
+        unit = coefficient.unit(gradient, 1.0 if scale is None else scale)
         c: torch.Tensor | None = None
         for g, w, *kept in (
             pieces(gradient, weight) if mask is None else pieces(gradient, weight, mask)
@@ -131,12 +134,20 @@ class RelevancePenalty:
         self,
         gradient: torch.Tensor,
         padding_row: int | None = None,
+        scale: torch.Tensor | None = None,
         *,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return c(g) of a whole tensor, written to ``out`` if given; 0 for the padding row."""
+        """Return c(g / scale) of a whole tensor; 0 for the padding row.
+
+        Args:
+            gradient: ∂L/∂w, or ``scale`` times that.
+            padding_row: The row that stands for padding.
+            scale: What the gradient has been multiplied by.
+            out: Where to write the result.
+        """
         out = torch.empty_like(gradient) if out is None else out
-        unit = self.coefficient.unit(gradient)
+        unit = self.coefficient.unit(gradient, 1.0 if scale is None else scale)
         for g, c in pieces(gradient, out):
             result = self.coefficient(g, unit=unit, out=c)
             if result is not c:  # a coefficient of the user's own may ignore ``out``

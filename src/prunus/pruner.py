@@ -69,6 +69,11 @@ class Pruner:
         min_density: The share of each tensor's prunable weights that is never removed, rounded up.
             Default 1e-4, so that no layer is emptied.
         keep_best: Whether to keep a copy of the best state for :meth:`finish`. Default True.
+        max_grad_norm: Clip the norm of all gradients in the optimizer to this, within the step, by
+            the same rule as ``torch.nn.utils.clip_grad_norm_``. Default None: no clipping. Clipping
+            before the step makes gradients smaller, so that weights look less relevant than they
+            are, unless the coefficient is ``relative``; here relevance is that of the gradients
+            before they are clipped.
 
     Raises:
         UserError: A chosen tensor cannot be pruned, or the optimizer does not hold it.
@@ -100,6 +105,7 @@ class Pruner:
         masks: Masks | None = None,
         min_density: float = 1e-4,
         keep_best: bool = True,
+        max_grad_norm: float | None = None,
     ) -> None:
         _check_kinds(penalty, schedule)
         if score is not None and score.uses_gradient and penalty and penalty.way == "loss":
@@ -109,6 +115,8 @@ class Pruner:
             )
         if not 0 <= min_density < 1:
             raise UserError(f"min_density must be from 0 to below 1, but is {min_density!r}")
+        if max_grad_norm is not None and not max_grad_norm > 0:
+            raise UserError(f"max_grad_norm must be above 0 or None, but is {max_grad_norm!r}")
         self.model: nn.Module = getattr(model, "_orig_mod", model)
         self.optimizer = optimizer
         # A copy, for a schedule keeps count, and one that is used twice would count on.
@@ -142,6 +150,7 @@ class Pruner:
             self.masks,
             penalty,
             self.score,
+            max_grad_norm=max_grad_norm,
             strengths=self._strengths,
             stepped=self._count_step,
         )

@@ -1,0 +1,86 @@
+"""Clipping within the step: what is called irrelevant must not depend on it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from prunus import Exponential, Pruner, RelevancePenalty, Taylor, UserError
+from prunus.penalty import Way
+
+LR, GAMMA, ALPHA = 0.5, 0.05, 0.3
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+
+
+def backward(model: nn.Module) -> None:
+    torch.manual_seed(1)
+    (model(torch.randn(8, 6).double()) * 5).square().mean().backward()
+
+
+def stepped(max_grad_norm: float | None, **arguments: Any) -> nn.Sequential:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    Pruner(model, optimizer, max_grad_norm=max_grad_norm, **arguments)
+    backward(model)
+    optimizer.step()
+    return model
+
+
+@pytest.mark.parametrize("relative", [False, True])
+@pytest.mark.parametrize("way", ["gradient", "decoupled"])
+def test_relevance_is_that_of_the_gradient_before_clipping(way: Way, relative: bool) -> None:
+    model = network()
+    backward(model)
+    norm = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm()
+    limit = norm.item() / 7
+    got = stepped(limit, penalty=RelevancePenalty(GAMMA, Exponential(ALPHA, relative), way=way))
+    for (name, weight), after in zip(model.named_parameters(), got.parameters(), strict=True):
+        assert weight.grad is not None
+        g, w = weight.grad, weight.detach()
+        unit = ALPHA * g.abs().mean() if relative else ALPHA
+        shrink = 2 * GAMMA * torch.exp(-g.abs() / unit)
+        clipped = g / 7
+        if "bias" in name:
+            expected = w - LR * clipped
+        elif way == "gradient":
+            expected = w - LR * (clipped + shrink * w)
+        else:
+            expected = (w - LR * clipped) * (1 - shrink)
+        torch.testing.assert_close(after.detach(), expected, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("limit", [0.1, 1e6], ids=["clipping", "idle"])
+def test_it_clips_as_torch_does_to_the_bit(limit: float) -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    backward(model)
+    nn.utils.clip_grad_norm_(model.parameters(), limit)
+    optimizer.step()
+    for expected, got in zip(model.parameters(), stepped(limit).parameters(), strict=True):
+        assert torch.equal(expected, got)
+
+
+def test_the_score_sees_the_gradient_before_clipping() -> None:
+    scores = []
+    for limit in (None, 1e-3):
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+        pruner = Pruner(model, optimizer, score=Taylor(), max_grad_norm=limit)
+        backward(model)
+        optimizer.step()
+        scores.append(copy.deepcopy(pruner.state_dict()["score"]))
+    assert all(torch.equal(scores[0][name], scores[1][name]) for name in scores[0])
+
+
+@pytest.mark.parametrize("limit", [0.0, -1.0, float("nan")])
+def test_a_bad_limit(limit: float) -> None:
+    with pytest.raises(UserError, match="max_grad_norm must be above 0"):
+        stepped(limit)
