@@ -54,10 +54,8 @@ def _networks() -> str:
         "| network | parameters | non-zero | ratio | dense test error | sparse test error | time |",
         "|---|---|---|---|---|---|---|",
     ]
-    notes = ""
     for name, title in RECIPES.items():
         record = _load(name)
-        notes += f" {title}: {record['note']}" if "note" in record else ""
         figures, run = record["figures"], record["runs"][0]
 
         def percent(figure: str, of: dict[str, Any] = figures) -> str:
@@ -79,7 +77,7 @@ def _networks() -> str:
         "for the "
         "dense network as for the sparse one. Each run looks at the test split once, after all was "
         "decided on a validation split. By "
-        f"`python benchmarks/reproduce.py {name}`.{notes}\n"
+        f"`python benchmarks/reproduce.py {name}`.\n"
     )
     return "\n".join(lines)
 

@@ -25,6 +25,7 @@ LAYERS = (
     {"scores", "penalty", "optimizer_state", "best"},
     {"removal", "schedules", "hooks"},
     {"pruner"},
+    {"integrations"},
     {"recipes"},
     {"terminal"},
     {"cli"},
@@ -134,7 +135,8 @@ def test_dependencies_point_down(name: str) -> None:
 def test_importing_prunus_brings_no_extra_along() -> None:
     code = (
         "import sys, prunus; "
-        "print(*sorted({'typer', 'rich', 'datasets', 'sklearn', 'PIL', 'pyarrow'} & "
+        "print(*sorted({'typer', 'rich', 'datasets', 'sklearn', 'PIL', 'pyarrow', 'transformers', "
+        "'accelerate'} & "
         "set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

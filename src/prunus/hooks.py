@@ -29,6 +29,7 @@ class StepHooks:
     optimizer did.
 
     Args:
+        model: Whose parameters the optimizer holds.
         optimizer: Whose steps to listen to.
         masks: The masks in force, and with them the tensors.
         penalty: What shrinks irrelevant weights, or None.
@@ -43,6 +44,7 @@ class StepHooks:
 
     def __init__(
         self,
+        model: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
         masks: Masks,
         penalty: RelevancePenalty | None,
@@ -53,6 +55,7 @@ class StepHooks:
         stepped: Callable[[], None],
     ) -> None:
         self.memory: dict[str, torch.Tensor] = {}
+        self._model = model
         self._optimizer = optimizer
         self._masks = masks
         self._penalty = penalty
@@ -159,7 +162,10 @@ class StepHooks:
 
     def _clip(self, max_norm: float) -> torch.Tensor:
         """Clip as ``clip_grad_norm_`` does; return the factor that the gradients were given."""
-        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        held = {id(p): p for group in self._optimizer.param_groups for p in group["params"]}
+        # In the model's order, in which one would clip by hand: the sum's last bit depends on it.
+        parameters = [held.pop(id(p)) for p in self._model.parameters() if id(p) in held]
+        parameters += held.values()
         norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
         return torch.clamp(max_norm / (norm + 1e-6), max=1.0)
 

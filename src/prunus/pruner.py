@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -102,7 +102,7 @@ class Pruner:
         *,
         score: Score | None = None,
         selection: Selection | None = None,
-        masks: Masks | None = None,
+        masks: Mapping[str, torch.Tensor] | None = None,
         min_density: float = 1e-4,
         keep_best: bool = True,
         max_grad_norm: float | None = None,
@@ -146,6 +146,7 @@ class Pruner:
             self.masks.intersect_(masks)
             self.masks.apply_()
         self._hooks = StepHooks(
+            self.model,
             optimizer,
             self.masks,
             penalty,

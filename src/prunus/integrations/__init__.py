@@ -1,0 +1,1 @@
+"""Thin adapters to the trainers people use. Each imports its framework; prunus imports none."""

@@ -1,0 +1,332 @@
+"""Pruning inside Hugging Face's ``Trainer`` and ``Seq2SeqTrainer``, by one added callback."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunus.errors import CheckpointError, UserError, listing
+from prunus.files import load_tree, save_tree
+from prunus.masks import Masks
+from prunus.penalty import RelevancePenalty
+from prunus.pruner import Pruner
+from prunus.schedules import Schedule
+from prunus.scores import Score
+from prunus.selection import Selection, select
+
+try:
+    from transformers import TrainerCallback
+except ImportError as error:
+    raise ImportError(
+        "prunus.integrations.transformers needs the 'transformers' extra: "
+        "pip install 'prunus[transformers]'"
+    ) from error
+
+__all__ = ["STATE_FILE", "PruningCallback"]
+
+STATE_FILE = "prunus.safetensors"
+"""What the callback adds to each of the Trainer's checkpoints."""
+
+_LOG = logging.getLogger(__name__)
+
+
+class PruningCallback(TrainerCallback):
+    """Makes the model of a ``Trainer`` sparse while it trains: ``Trainer(..., callbacks=[this])``.
+
+    At each evaluation the schedule sees the metric and may remove weights; at the end of training
+    the sparsest state that met the floor is what the model holds, so that ``save_model`` and
+    ``save_pretrained`` write that. With ``load_best_model_at_end`` it takes the place of the
+    checkpoint that the Trainer loads, and says so.
+
+    Its state is saved in the Trainer's own checkpoints, and a run resumed from one equals, to the
+    last bit, the run that was never stopped.
+
+    Clipping is taken over from the Trainer: by the same norm and rule, ``max_grad_norm``, but after
+    the relevance of the weights has been read, which clipping would change. What the Trainer logs
+    as ``grad_norm`` stays the same.
+
+    Args:
+        penalty: As for :class:`~prunus.Pruner`.
+        schedule: As for :class:`~prunus.Pruner`. Default: remove nothing.
+        metric: The name of the validation metric, as ``compute_metrics`` returns it or with the
+            Trainer's prefix: "bleu" or "eval_bleu", "loss" for the evaluation's loss. Not needed by
+            schedules that look at none and have no floor.
+        selection: Chooses what may be pruned, given the model; default :func:`~prunus.select`. For
+            biases and norms too, as in the paper, ``functools.partial(select, biases=True,
+            norms=True)``.
+        score: As for :class:`~prunus.Pruner`.
+        keep_zeros: Hold the weights that are zero already at zero: for fine-tuning a sparse model.
+        min_density: As for :class:`~prunus.Pruner`.
+        resume_from: The checkpoint that training is resumed from. Only needed if it lies elsewhere
+            than in the Trainer's ``output_dir``.
+
+    Attributes:
+        pruner: The :class:`~prunus.Pruner` at work; None before training.
+
+    Raises:
+        UserError: The schedule needs a metric and none is named, or the metric is a loss and the
+            schedule maximises it.
+
+    Example:
+        >>> from prunus import GradualPruning, RelevancePenalty
+        >>> schedule = GradualPruning(sparsity=0.9, end=1000, mode="min")
+        >>> callback = PruningCallback(RelevancePenalty(1e-5), schedule, metric="loss")
+    """
+
+    def __init__(
+        self,
+        penalty: RelevancePenalty | None = None,
+        schedule: Schedule | None = None,
+        *,
+        metric: str | None = None,
+        selection: Callable[[nn.Module], Selection] = select,
+        score: Score | None = None,
+        keep_zeros: bool = False,
+        min_density: float = 1e-4,
+        resume_from: str | Path | None = None,
+    ) -> None:
+        self.pruner: Pruner | None = None
+        self._penalty = penalty
+        self._schedule = Schedule() if schedule is None else schedule
+        self._metric = None if metric is None else metric.removeprefix("eval_")
+        self._selection = selection
+        self._score = score
+        self._keep_zeros = keep_zeros
+        self._min_density = min_density
+        self._resume_from = None if resume_from is None else Path(resume_from)
+        self._training = False
+        self._max_grad_norm: float | None = None
+        self._unmet: list[str] | None = None
+        self._saved: int | None = None
+        goal = self._schedule
+        if self._metric is None and (goal.needs_metric or goal.floor is not None):
+            raise UserError(
+                f"{type(goal).__name__} with floor={goal.floor!r} needs the validation metric: "
+                'name one that compute_metrics returns, metric="...", or metric="loss"'
+            )
+        if self._metric is not None and self._metric.endswith("loss") and goal.mode == "max":
+            raise UserError(
+                f"the metric {metric!r} is a loss, of which less is better: give the schedule "
+                'mode="min"'
+            )
+
+    # What the Trainer calls, in the order in which it does.
+
+    def on_train_begin(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        *,
+        model: nn.Module,
+        optimizer: Any,
+        **_: Any,
+    ) -> None:
+        """Attach to the model and the optimizer, and go on where a checkpoint left off."""
+        self._check_arguments(args)
+        _check_tied(model)
+        if self._max_grad_norm is not None:  # an earlier training was broken off within a step
+            args.max_grad_norm = self._max_grad_norm
+            self._max_grad_norm = None
+        held = self._let_go(model)
+        selection = self._selection(model)
+        if held is None and self._keep_zeros and state.global_step == 0:
+            held = Masks.from_zeros(selection)
+        self.pruner = Pruner(
+            model,
+            getattr(optimizer, "optimizer", optimizer),  # the one that Accelerate wraps
+            self._penalty,
+            self._schedule,
+            score=self._score,
+            selection=selection,
+            masks=held,
+            min_density=self._min_density,
+            max_grad_norm=args.max_grad_norm or None,
+        )
+        if state.global_step > 0:
+            self._resume(self.pruner, args, state.global_step)
+        self._training = True
+        self._unmet = self._saved = None
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Take over the clipping of the step that begins."""
+        self._refuse_unmet()
+        self._max_grad_norm, args.max_grad_norm = args.max_grad_norm, 0.0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Hand the clipping back, so that the arguments are saved as they were given."""
+        args.max_grad_norm, self._max_grad_norm = self._max_grad_norm, None
+        self._save_if_due(args, state, control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Save, if the Trainer is about to."""
+        self._save_if_due(args, state, control)
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, *, metrics: Mapping[str, float], **_: Any
+    ) -> None:
+        """Show the metric to the schedule, which may remove weights."""
+        if not self._training or self.pruner is None or self._metric is None:
+            return
+        found = [metrics[k] for k in (f"eval_{self._metric}", self._metric) if k in metrics]
+        if not found:
+            # Of several evaluation sets another may have it.
+            self._unmet = [*(self._unmet or []), *metrics]
+            return
+        self._unmet = self._saved = None
+        sparsity, seen = self.pruner.sparsity, self.pruner.step(found[0])
+        state.log_history.append(
+            {"sparsity": sparsity, "removed": seen.removed, "step": state.global_step}
+        )
+        _LOG.info(
+            "%s %.6g at sparsity %.4f; %d weights removed",
+            self._metric,
+            found[0],
+            sparsity,
+            seen.removed,
+        )
+        self._save_if_due(args, state, control)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Put the pruner's state into the checkpoint."""
+        aside = _aside(args, state.global_step)
+        inside = Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE_FILE
+        if self._saved != state.global_step:
+            self._write(inside, args, state)
+        elif state.is_world_process_zero:
+            aside.replace(inside)
+        for leftover in aside.parent.glob(_aside(args, "*").name):
+            leftover.unlink(missing_ok=True)
+
+    def on_train_end(
+        self, args: Any, state: Any, control: Any, *, model: nn.Module, **_: Any
+    ) -> None:
+        """Bring back the sparsest state that met the floor."""
+        self._training = False
+        self._refuse_unmet()
+        assert self.pruner is not None
+        loaded = args.load_best_model_at_end and state.best_model_checkpoint
+        before = _zeros(self.pruner.selection) if loaded else 0
+        self.pruner.finish()
+        after = _zeros(self.pruner.selection)
+        if loaded and after != before:
+            prunable = self.pruner.selection.prunable
+            _LOG.warning(
+                "load_best_model_at_end brought back %s, of sparsity %.4f; the sparsest state that "
+                "met the floor, of sparsity %.4f, is delivered instead",
+                state.best_model_checkpoint,
+                before / prunable,
+                after / prunable,
+            )
+
+    # What that takes.
+
+    def _check_arguments(self, args: Any) -> None:
+        problems = []
+        if self._metric is not None and str(getattr(args.eval_strategy, "value", "")) == "no":
+            problems.append(
+                f"evaluation is disabled (eval_strategy is 'no'), so the metric {self._metric!r} "
+                "is never measured: set eval_strategy to 'epoch' or 'steps'"
+            )
+        if self._metric is None and args.load_best_model_at_end:
+            problems.append(
+                "with load_best_model_at_end the callback needs metric=..., or a checkpoint from "
+                "before the last removal would be delivered"
+            )
+        sharded = [name for name in ("deepspeed", "fsdp") if getattr(args, name, None)]
+        if sharded:
+            problems.append(f"{listing(sharded)} splits the weights, which this callback cannot do")
+        if problems:
+            raise UserError("; ".join(problems))
+
+    def _let_go(self, model: nn.Module) -> Mapping[str, torch.Tensor] | None:
+        """Detach from an earlier training; return its masks if it was of the same model."""
+        if self.pruner is None:
+            return None
+        masks = dict(self.pruner.masks) if self.pruner.model is model else None
+        self.pruner.detach()
+        return masks
+
+    def _resume(self, pruner: Pruner, args: Any, step: int) -> None:
+        near = Path(args.output_dir) / f"checkpoint-{step}"
+        given = (
+            args.resume_from_checkpoint if isinstance(args.resume_from_checkpoint, str) else near
+        )
+        folder = Path(self._resume_from or given)
+        file = folder / STATE_FILE
+        if not file.is_file() and folder == near:
+            file = _aside(args, step)
+        if not file.is_file():
+            raise CheckpointError(
+                f"training is resumed at step {step}, but there is no {folder / STATE_FILE}: if "
+                f"the "
+                "checkpoint lies elsewhere, say so by PruningCallback(resume_from=...); if it has "
+                "no "
+                f"{STATE_FILE}, it was made without this callback"
+            )
+        content = load_tree(file)
+        if content.get("step") != step:
+            raise CheckpointError(
+                f"training is resumed at step {step}, but {file} is of step {content.get('step')}"
+            )
+        pruner.load_state_dict(content["pruner"])
+
+    def _save_if_due(self, args: Any, state: Any, control: Any) -> None:
+        # Before the Trainer writes its own part, for when that is done it may delete the checkpoint
+        # before: a kill in between must not leave one without masks as the only one. But beside the
+        # checkpoint's folder, which the Trainer would take for a whole checkpoint.
+        if control.should_save and self._saved != state.global_step:
+            self._write(_aside(args, state.global_step), args, state)
+            self._saved = state.global_step
+
+    def _write(self, file: Path, args: Any, state: Any) -> None:
+        if self.pruner is not None and state.is_world_process_zero:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_tree(file, {"step": state.global_step, "pruner": self.pruner.state_dict()})
+
+    def _refuse_unmet(self) -> None:
+        if self._unmet is not None:
+            raise UserError(
+                f"the evaluation returned no metric {self._metric!r}; it returned "
+                f"{listing(sorted(set(self._unmet)))}: give one of these as metric=..., or return "
+                f"{self._metric!r} from compute_metrics"
+            )
+
+
+def _aside(args: Any, step: int | str) -> Path:
+    """Return where the state waits for the Trainer to have written its part of a checkpoint."""
+    return Path(args.output_dir) / f".checkpoint-{step}.{STATE_FILE}"
+
+
+def _zeros(selection: Selection) -> int:
+    return sum(
+        target.parameter.numel() - int(torch.count_nonzero(target.parameter.detach()))
+        for target in selection.values()
+    )
+
+
+def _check_tied(model: nn.Module) -> None:
+    """Refuse a model whose embeddings should be one tensor, as its configuration says, and are two.
+
+    Raises:
+        UserError: They are two.
+    """
+    config = getattr(model, "config", None)
+    if not getattr(config, "tie_word_embeddings", False):
+        return
+    tied = [
+        layer.weight
+        for get in ("get_input_embeddings", "get_output_embeddings")
+        if (layer := getattr(model, get, lambda: None)()) is not None
+    ]
+    if len({id(weight) for weight in tied}) > 1:
+        raise UserError(
+            "the configuration of this model says tie_word_embeddings, but its input and output "
+            "embeddings are two tensors, which would get two masks: call model.tie_weights(), or "
+            "set model.config.tie_word_embeddings = False"
+        )

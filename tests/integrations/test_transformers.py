@@ -1,0 +1,431 @@
+"""Pruning inside the Trainer: zeros, resumption, ties, delivery, and what is refused."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("transformers")
+
+from transformers import (
+    AutoModelForCausalLM,
+    BartForConditionalGeneration,
+    GPT2LMHeadModel,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    TrainerCallback,
+)
+
+from prunus import (
+    CheckpointError,
+    Exponential,
+    FloorNotReachedError,
+    GradualPruning,
+    IterativePruning,
+    OneShot,
+    RelevancePenalty,
+    UserError,
+    select,
+)
+from prunus.files import load_tree
+from prunus.integrations.transformers import STATE_FILE, PruningCallback
+
+from .trainers import WORDS, Sentences, bart, gpt2, stateful, trainer
+
+
+def everything(model: nn.Module) -> Any:
+    return select(model, biases=True, norms=True)
+
+
+def zeros(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.detach() == 0 for name, p in model.named_parameters()}
+
+
+def states_equal(one: nn.Module, other: nn.Module) -> bool:
+    a, b = one.state_dict(), other.state_dict()
+    return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+class Watch(TrainerCallback):
+    """Looks after every step whether a removed weight has come back."""
+
+    def __init__(self, pruning: PruningCallback) -> None:
+        self.pruning, self.seen = pruning, 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        assert self.pruning.pruner is not None
+        for name, mask in self.pruning.pruner.masks.active().items():
+            weight = self.pruning.pruner.selection[name].parameter.detach()
+            assert int(torch.count_nonzero(weight[~mask])) == 0
+            self.seen += 1
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_torch", "adamw_torch_fused"])
+def test_zeros_hold_through_decay_accumulation_and_clipping(tmp_path: Path, optimizer: str) -> None:
+    callback = PruningCallback(
+        RelevancePenalty(1e-3), GradualPruning(sparsity=0.9, begin=2, end=10), selection=everything
+    )
+    watch = Watch(callback)
+    made = trainer(tmp_path, callback, watch, gradient_accumulation_steps=4, optim=optimizer)
+    made.train()
+    assert callback.pruner is not None
+    assert callback.pruner.sparsity == pytest.approx(0.9, abs=1e-3)
+    assert watch.seen > 20
+
+
+def test_bfloat16_autocast(tmp_path: Path) -> None:
+    callback = PruningCallback(RelevancePenalty(1e-3), OneShot(sparsity=0.8, at=3))
+    watch = Watch(callback)
+    trainer(tmp_path, callback, watch, bf16=True, max_steps=6).train()
+    assert watch.seen > 0
+
+
+def test_relevance_does_not_depend_on_the_trainers_clipping(tmp_path: Path) -> None:
+    def shrunk(max_grad_norm: float) -> torch.Tensor:
+        model = gpt2().eval()  # without dropout, which would make gradients differ
+        before = model.transformer.wte.weight.detach().clone()
+        callback = PruningCallback(RelevancePenalty(0.5, Exponential(1e-3), way="decoupled"))
+        made = trainer(
+            tmp_path,
+            callback,
+            model=model,
+            max_steps=1,
+            learning_rate=1e-30,  # so that the penalty alone moves the weights
+            max_grad_norm=max_grad_norm,
+            eval_strategy="no",
+            save_strategy="no",
+        )
+        made.model.train = lambda mode=True: made.model
+        made.train()
+        after: torch.Tensor = model.transformer.wte.weight.detach()
+        quotient: torch.Tensor = after / before
+        return quotient
+
+    torch.testing.assert_close(shrunk(1e-4), shrunk(0.0), rtol=1e-4, atol=1e-5)
+
+
+def test_the_clipping_is_the_trainers_own_to_the_bit(tmp_path: Path) -> None:
+    plain = trainer(tmp_path / "a", max_grad_norm=0.1, max_steps=4)
+    plain.train()
+    callback = PruningCallback()
+    ours = trainer(tmp_path / "b", callback, max_grad_norm=0.1, max_steps=4)
+    ours.train()
+    assert states_equal(plain.model, ours.model)
+    norms = [
+        [entry["grad_norm"] for entry in made.state.log_history if "grad_norm" in entry]
+        for made in (plain, ours)
+    ]
+    assert norms[0] == norms[1]
+    assert norms[0]
+    assert ours.args.max_grad_norm == 0.1
+    saved = torch.load(tmp_path / "b/checkpoint-4/training_args.bin", weights_only=False)
+    assert saved.max_grad_norm == 0.1
+
+
+class Stop(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_training_stop = state.global_step >= self.step
+
+
+@pytest.fixture(scope="module")
+def unstopped(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    made = trainer(tmp_path_factory.mktemp("unstopped"), stateful())
+    made.train()
+    return made
+
+
+# Drawn once; "save" is between the Trainer's part of the checkpoint and the event for ours.
+_DRAW = random.Random(20261122)
+KILLS = [(_DRAW.randint(5, 23), event) for event in ("step", "evaluate", "save")]
+
+
+@pytest.mark.parametrize(("step", "event"), KILLS)
+def test_a_killed_and_resumed_run_equals_the_unstopped_one(
+    tmp_path: Path, unstopped: Any, step: int, event: str
+) -> None:
+    program = Path(__file__).with_name("trainers.py")
+    done = subprocess.run(
+        [sys.executable, str(program), str(tmp_path), str(step), event],
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
+    made = trainer(tmp_path, stateful())
+    made.train(resume_from_checkpoint=True)
+    assert states_equal(made.model, unstopped.model)
+    last = f"checkpoint-{made.state.global_step}/{STATE_FILE}"
+    ours, theirs = load_tree(tmp_path / last), load_tree(Path(unstopped.args.output_dir) / last)
+    assert _same(ours, theirs)
+    assert ours["pruner"]["prunings"] == 6
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return bool(one == other)
+
+
+def test_resuming_from_elsewhere(tmp_path: Path, unstopped: Any) -> None:
+    checkpoint = Path(unstopped.args.output_dir) / "checkpoint-20"
+    with pytest.raises(CheckpointError, match="resume_from="):
+        trainer(tmp_path, stateful()).train(resume_from_checkpoint=str(checkpoint))
+    callback = PruningCallback(
+        stateful()._penalty,
+        stateful()._schedule,
+        metric="loss",
+        score=stateful()._score,
+        resume_from=checkpoint,
+    )
+    made = trainer(tmp_path, callback)
+    made.train(resume_from_checkpoint=str(checkpoint))
+    assert states_equal(made.model, unstopped.model)
+
+
+def test_a_checkpoint_of_another_step_is_refused(tmp_path: Path, unstopped: Any) -> None:
+    source = Path(unstopped.args.output_dir)
+    callback = stateful()
+    callback._resume_from = source / "checkpoint-24"
+    with pytest.raises(CheckpointError, match="resumed at step 20.* is of step 24"):
+        trainer(tmp_path, callback).train(resume_from_checkpoint=str(source / "checkpoint-20"))
+
+
+def test_the_metric_by_name_from_compute_metrics(tmp_path: Path) -> None:
+    given = iter([0.9, 0.9, 0.1, 0.9, 0.9, 0.9])
+    callback = PruningCallback(
+        schedule=IterativePruning(floor=0.5, fraction=0.5), metric="agreement"
+    )
+    made = trainer(tmp_path, callback)
+    made.compute_metrics = lambda _: {"agreement": next(given)}
+    made.train()
+    seen = [entry for entry in made.state.log_history if "sparsity" in entry]
+    prunable = select(gpt2()).prunable
+    kept = [round((1 - entry["sparsity"]) * prunable) for entry in seen]
+    half = [prunable]
+    for met in (True, True, False, True, True):
+        half.append(half[-1] - round(0.5 * half[-1]) if met else half[-1])
+    assert kept == pytest.approx(half, abs=2)
+    assert seen[2]["removed"] == 0
+
+
+def test_tied_tensors_are_one_and_stay_tied_through_save_and_load(tmp_path: Path) -> None:
+    callback = PruningCallback(
+        RelevancePenalty(1e-3), OneShot(sparsity=0.75, at=2), selection=everything
+    )
+    model = bart()
+    made = trainer(tmp_path / "run", callback, model=model, max_steps=6)
+    made.train()
+    assert callback.pruner is not None
+    shared = callback.pruner.selection["model.shared.weight"]
+    assert "lm_head.weight" in shared.aliases
+    assert shared.prunable == (WORDS - 1) * 16  # the padding word's row does not count
+    total = sum(p.numel() for p in model.parameters())
+    assert callback.pruner.selection.prunable == total - 16
+    model.save_pretrained(tmp_path / "saved")
+    loaded = BartForConditionalGeneration.from_pretrained(tmp_path / "saved")
+    assert loaded.lm_head.weight is loaded.model.shared.weight
+    assert states_equal(model, loaded)
+
+
+def test_fine_tuning_a_loaded_sparse_model_keeps_its_zeros(tmp_path: Path) -> None:
+    first = PruningCallback(schedule=OneShot(sparsity=0.75, at=2), selection=everything)
+    made = trainer(tmp_path / "run", first, max_steps=4)
+    made.train()
+    made.save_model(str(tmp_path / "saved"))
+
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    before = zeros(loaded)
+    assert (
+        sum(int(z.sum()) for z in before.values()) / sum(z.numel() for z in before.values()) > 0.7
+    )
+    second = PruningCallback(keep_zeros=True, selection=everything)
+    trainer(tmp_path / "tuned", second, model=loaded, max_steps=6).train()
+    after = zeros(loaded)
+    assert all(torch.equal(before[name] & after[name], before[name]) for name in before)
+
+    # Without asking for it they come back, as one would expect of a model loaded as dense.
+    revived = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    trainer(tmp_path / "dense", model=revived, max_steps=2).train()
+    assert any(int((before[n] & ~z).sum()) for n, z in zeros(revived).items())
+
+
+def test_a_second_training_keeps_the_zeros_of_the_first(tmp_path: Path) -> None:
+    callback = PruningCallback(schedule=OneShot(sparsity=0.75, at=2))
+    made = trainer(tmp_path, callback, max_steps=4)
+    made.train()
+    before = zeros(made.model)
+    callback._schedule = OneShot(sparsity=0.9, at=2)
+    made.train()
+    after = zeros(made.model)
+    assert all(torch.equal(before[name] & after[name], before[name]) for name in before)
+    assert callback.pruner is not None
+    assert callback.pruner.sparsity == pytest.approx(0.9, abs=1e-3)
+
+
+def test_a_pretrained_model_is_pruned_by_the_same_callback(tmp_path: Path) -> None:
+    gpt2().save_pretrained(tmp_path / "pretrained")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "pretrained")
+    callback = PruningCallback(RelevancePenalty(1e-3), GradualPruning(sparsity=0.8, end=8))
+    trainer(tmp_path / "run", callback, model=model).train()
+    assert isinstance(model, GPT2LMHeadModel)
+    assert callback.pruner is not None
+    assert callback.pruner.sparsity == pytest.approx(0.8, abs=1e-3)
+
+
+def test_seq2seq_trainer_with_label_smoothing_and_generation(tmp_path: Path) -> None:
+    callback = PruningCallback(
+        RelevancePenalty(1e-3), IterativePruning(floor=0.0, fraction=0.5), metric="length"
+    )
+    arguments = Seq2SeqTrainingArguments(
+        str(tmp_path),
+        max_steps=6,
+        per_device_train_batch_size=4,
+        eval_strategy="steps",
+        eval_steps=3,
+        save_strategy="no",
+        label_smoothing_factor=0.1,
+        predict_with_generate=True,
+        generation_max_length=6,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    made = Seq2SeqTrainer(
+        model=bart(),
+        args=arguments,
+        train_dataset=Sentences(32, seed=1),
+        eval_dataset=Sentences(8, seed=2),
+        compute_metrics=lambda made: {"length": float(made.predictions.shape[1])},
+        callbacks=[callback],
+    )
+    made.train()
+    assert callback.pruner is not None
+    # Two evaluations, the second of which is delivered as the sparsest that met the floor.
+    assert callback.pruner.sparsity == pytest.approx(0.5, abs=1e-2)
+
+
+def test_the_best_model_is_not_a_denser_one_without_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # The first evaluation is the best, and of the dense network; the floor is met by all.
+    given = iter([0.9, 0.8, 0.7, 0.6, 0.4, 0.4])
+    callback = PruningCallback(schedule=IterativePruning(floor=0.5, fraction=0.5), metric="metric")
+    made = trainer(
+        tmp_path,
+        callback,
+        load_best_model_at_end=True,
+        metric_for_best_model="metric",
+        greater_is_better=True,
+        save_total_limit=None,
+    )
+    made.compute_metrics = lambda _: {"metric": next(given)}
+    with caplog.at_level(logging.WARNING, logger="prunus"):
+        made.train()
+    assert "load_best_model_at_end brought back" in caplog.text
+    assert "of sparsity 0.8750, is delivered instead" in caplog.text
+    weights = select(made.model)
+    kept = sum(int(torch.count_nonzero(t.parameter)) for t in weights.values())
+    assert 1 - kept / weights.prunable == pytest.approx(0.875, abs=1e-3)
+
+
+def test_evaluating_after_training_removes_nothing(tmp_path: Path) -> None:
+    callback = stateful()
+    made = trainer(tmp_path, callback, max_steps=8)
+    made.train()
+    before = zeros(made.model)
+    made.evaluate()
+    after = zeros(made.model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_an_unmet_floor(tmp_path: Path) -> None:
+    callback = PruningCallback(
+        schedule=IterativePruning(floor=1e-9, mode="min", fraction=0.5), metric="loss"
+    )
+    with pytest.raises(FloorNotReachedError, match="no validation met the floor"):
+        trainer(tmp_path, callback, max_steps=4).train()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"schedule": IterativePruning(floor=1.0)}, "needs the validation metric"),
+        ({"schedule": OneShot(sparsity=0.5, floor=1.0)}, "needs the validation metric"),
+        ({"metric": "eval_loss"}, 'mode="min"'),
+    ],
+)
+def test_arguments_that_do_not_fit(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        PruningCallback(**arguments)
+
+
+def floored() -> PruningCallback:
+    return PruningCallback(schedule=IterativePruning(floor=0.5), metric="bleu")
+
+
+def test_a_metric_that_the_evaluation_does_not_return(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no metric 'bleu'; it returned .*eval_loss"):
+        trainer(tmp_path, floored()).train()
+
+
+def test_evaluation_that_is_disabled(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="evaluation is disabled"):
+        trainer(tmp_path, floored(), eval_strategy="no").train()
+
+
+def test_loading_the_best_model_without_a_metric(tmp_path: Path) -> None:
+    callback = PruningCallback(schedule=OneShot(sparsity=0.5))
+    with pytest.raises(UserError, match="load_best_model_at_end the callback needs metric="):
+        trainer(tmp_path, callback, load_best_model_at_end=True).train()
+
+
+def test_a_model_whose_tied_tensors_were_untied(tmp_path: Path) -> None:
+    model = gpt2()
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    with pytest.raises(UserError, match=r"are two tensors.*tie_weights"):
+        trainer(tmp_path, PruningCallback(), model=model).train()
+
+
+def test_a_checkpoint_made_without_the_callback(tmp_path: Path) -> None:
+    trainer(tmp_path, Stop(4)).train()
+    with pytest.raises(CheckpointError, match="it was made without this callback"):
+        trainer(tmp_path, PruningCallback()).train(resume_from_checkpoint=True)
+
+
+def test_the_metric_of_one_of_several_evaluation_sets(tmp_path: Path) -> None:
+    callback = PruningCallback(
+        schedule=IterativePruning(floor=100.0, mode="min", fraction=0.5),
+        metric="eval_other_loss",
+    )
+    made = trainer(tmp_path, callback, max_steps=8)
+    made.eval_dataset = {"one": Sentences(8, seed=3), "other": Sentences(8, seed=4)}
+    made.train()
+    removed = [entry["removed"] for entry in made.state.log_history if "removed" in entry]
+    assert len(removed) == 2
+    assert all(removed)
+
+
+def test_the_default_selection_may_be_narrowed(tmp_path: Path) -> None:
+    callback = PruningCallback(
+        schedule=OneShot(sparsity=0.9, at=1),
+        selection=functools.partial(select, exclude="transformer.wte"),
+    )
+    made = trainer(tmp_path, callback, max_steps=2, eval_strategy="no")
+    made.train()
+    assert int((made.model.transformer.wte.weight == 0).sum()) == 0

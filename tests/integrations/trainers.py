@@ -1,0 +1,147 @@
+"""Small models and Trainers; as a program, a training that kills itself at a step."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from prunus import Exponential, IterativePruning, LinearDecay, RelevancePenalty, Taylor
+from prunus.integrations.transformers import PruningCallback
+
+WORDS, LENGTH = 19, 8
+
+
+class Sentences(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+    """Sequences in which each word is the one before it plus a step of one's own."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        start = torch.randint(WORDS, (count, 1), generator=generator)
+        step = torch.randint(1, 4, (count, 1), generator=generator)
+        self.words = (start + step * torch.arange(LENGTH)) % WORDS
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": self.words[index], "labels": self.words[index].clone()}
+
+
+def gpt2() -> GPT2LMHeadModel:
+    """A decoder whose head is tied to its embedding, with dropout."""
+    set_seed(0)
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=WORDS,
+            n_positions=LENGTH,
+            n_embd=16,
+            n_layer=2,
+            n_head=2,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    )
+
+
+def bart() -> BartForConditionalGeneration:
+    """An encoder and a decoder that share one embedding with the head, and a padding word."""
+    set_seed(0)
+    return BartForConditionalGeneration(
+        BartConfig(
+            vocab_size=WORDS,
+            max_position_embeddings=LENGTH,
+            d_model=16,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=32,
+            decoder_ffn_dim=32,
+            pad_token_id=1,
+            bos_token_id=0,
+            eos_token_id=2,
+            decoder_start_token_id=2,
+            forced_eos_token_id=2,
+        )
+    )
+
+
+def trainer(out: Path, *callbacks: TrainerCallback, model: Any = None, **changes: Any) -> Trainer:
+    """A Trainer of 24 steps with an evaluation and a checkpoint every four."""
+    arguments: dict[str, Any] = {
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "num_train_epochs": 3,
+        "learning_rate": 1e-2,
+        "weight_decay": 0.1,
+        "max_grad_norm": 1.0,
+        "eval_strategy": "steps",
+        "eval_steps": 4,
+        "save_strategy": "steps",
+        "save_steps": 4,
+        "save_total_limit": 2,
+        "logging_steps": 4,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "seed": 0,
+    }
+    return Trainer(
+        model=gpt2() if model is None else model,
+        args=TrainingArguments(str(out), **{**arguments, **changes}),
+        train_dataset=Sentences(64, seed=1),
+        eval_dataset=Sentences(16, seed=2),
+        callbacks=list(callbacks),
+    )
+
+
+def stateful() -> PruningCallback:
+    """A callback all of whose parts have something to remember."""
+    return PruningCallback(
+        RelevancePenalty(LinearDecay(1e-2, steps=6), Exponential(0.1)),
+        IterativePruning(floor=10.0, mode="min", fraction=0.2),
+        metric="loss",
+        score=Taylor(),
+    )
+
+
+class Kill(TrainerCallback):
+    """Ends the process without a word, as a power cut does, after a step or within a save."""
+
+    def __init__(self, step: int, event: str) -> None:
+        self.step, self.event = step, event
+
+    def _kill(self, state: Any, event: str) -> None:
+        if event == self.event and state.global_step >= self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._kill(state, "step")
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._kill(state, "evaluate")
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._kill(state, "save")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # as many as the test has
+    killer = Kill(int(sys.argv[2]), sys.argv[3])
+    # The killer's turn comes first, before the pruner hears of the event.
+    trainer(Path(sys.argv[1]), killer, stateful()).train()
