@@ -39,7 +39,7 @@ def test_the_subcommands_and_their_flags_are_these() -> None:
     }
     assert flags == {
         "recipes": {"name"},
-        "run": {"recipe", "--data", "--seed", "--out", "--resume", "--set"},
+        "run": {"recipe", "--data", "--seed", "--out", "--dense", "--resume", "--set"},
         "inspect": {"path"},
     }
 

@@ -72,6 +72,12 @@ def run(
         Path | None,
         typer.Option(help="Where everything is written. Default: a new directory in runs/."),
     ] = None,
+    dense: Annotated[
+        Path | None,
+        typer.Option(
+            help="The directory of another run of this recipe and seed, to take its dense network."
+        ),
+    ] = None,
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Go on with the run that --out holds, by its own settings."),
@@ -82,7 +88,6 @@ def run(
     ] = None,
 ) -> None:
     """Train a recipe: first dense, then sparse."""
-    from prunus.recipes.config import Config
     from prunus.recipes.directory import RunDirectory
     from prunus.recipes.recipe import find
     from prunus.recipes.training import run as run_recipe
@@ -97,15 +102,23 @@ def run(
     config = chosen.config
     if resume:
         held = directory.read_config()
-        config = Config.restored(held["config"])
+        config = type(config).restored(held["config"])
         seed = held["seed"] if seed is None else seed
         data = held["data"] if data is None else data
+        dense = Path(held["dense"]) if dense is None and held["dense"] else dense
     config = config.changed(set_ or [])
     console = Console()
     watcher = Watcher(console)
     try:
         summary = run_recipe(
-            chosen, config, directory, watcher, data=data, seed=seed or 0, resume=resume
+            chosen,
+            config,
+            directory,
+            watcher,
+            data=data,
+            seed=seed or 0,
+            dense=None if dense is None else str(dense),
+            resume=resume,
         )
     except KeyboardInterrupt:
         watcher.close()

@@ -27,13 +27,15 @@ class Watcher:
         self._console = console
         self._live: Progress | None = None
         self._task: TaskID | None = None
+        self._metric = ""
         self._total = 0
         self._begun = 0.0
         self._done_before = 0
 
-    def begin(self, phase: str, epochs: int, steps_per_epoch: int, done: int) -> None:
+    def begin(self, phase: str, metric: str, epochs: int, steps_per_epoch: int, done: int) -> None:
         """Start the phase's progress bar."""
         self.close()
+        self._metric = metric
         self._total, self._done_before, self._begun = epochs, done, time.perf_counter()
         resumed = f", going on after epoch {done}" if done else ""
         self._console.print(f"[bold]{phase}[/bold]: {epochs} epochs{resumed}")
@@ -66,11 +68,12 @@ class Watcher:
         parts = [
             f"epoch {epoch.epoch:>{width}}/{self._total}",
             f"loss {epoch.loss:.4f}",
-            f"validation {epoch.validation:.4f}",
+            f"validation {self._metric} {epoch.validation:.4f}",
+            *(f"{name} {value:.4g}" for name, value in epoch.more.items()),
         ]
         if epoch.phase == "prune":
             if epoch.floor is not None:
-                sign = "≥" if epoch.validation >= epoch.floor else "<"
+                sign = "<≥"[epoch.validation >= epoch.floor]
                 parts.append(f"{sign} floor {epoch.floor:.4f}")
             parts.append(f"sparsity {epoch.sparsity:.4f}")
         parts.append(f"{left} left")

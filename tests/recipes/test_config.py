@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 
 from prunus.coefficients import Constant, Exponential, Linear
 from prunus.errors import UserError
-from prunus.recipes.config import Config
+from prunus.recipes.classification import ImageConfig
 from prunus.recipes.recipe import RECIPES
 from prunus.schedules import GradualPruning, IterativePruning, OneShot
 from prunus.scores import Magnitude, Random, Taylor
 from prunus.strengths import ConstantStrength, FollowLearningRate, LinearDecay
 
-BASE = Config(dense_epochs=1, epochs=10, batch_size=8, dense_lr=0.1, lr=0.1, strength=0.01, ratio=9)
+BASE = ImageConfig(
+    dense_epochs=1, epochs=10, batch_size=8, dense_lr=0.1, lr=0.1, strength=0.01, ratio=9
+)
 
 WHOLE, NUMBER = "a whole number", "a number"
 FLOOR = 'a floor is a number, or "dense-0.005", "dense+0.1" or "dense*0.99", but is'
@@ -37,14 +39,8 @@ SETTINGS: dict[str, tuple[str, Any, dict[str, str]]] = {
         {"x": NUMBER, "-1": "a finite number, 0 or above", "inf": "a finite number, 0 or above"},
     ),
     "ratio": ("40", 40.0, {"x": NUMBER, "1": "above 1", "0": "above 1", "nan": "above 1"}),
-    "validation": (
-        "0.25",
-        0.25,
-        {"x": NUMBER, "0": "above 0 and below 1", "1": "above 0 and below 1", "nan": "above 0"},
-    ),
-    "shift": ("2", 2, {"x": WHOLE, "-1": "0 or above"}),
-    "momentum": ("0", 0.0, {"x": NUMBER, "1": "from 0 to below 1", "-0.1": "from 0 to below 1"}),
     "warmup": ("0.5", 0.5, {"x": NUMBER, "1": "from 0 to below 1", "nan": "from 0 to below 1"}),
+    "max_grad_norm": ("1", 1.0, {"x": NUMBER, "-1": "0 or above", "inf": "0 or above and"}),
     "start": ("fresh", "fresh", {"warm": "dense or fresh"}),
     "penalty": ("l1", "l1", {"L1": "relevance, lobster, l2, l1 or none", "": "relevance"}),
     "strength_follows": ("linear", "linear", {"cosine": "constant, lr or linear"}),
@@ -59,12 +55,20 @@ SETTINGS: dict[str, tuple[str, Any, dict[str, str]]] = {
     "floor": ("dense-0.01", "dense-0.01", {"nonsense": FLOOR, "nan": FLOOR, "dense/2": FLOOR}),
     "score": ("taylor", "taylor", {"size": "magnitude, taylor or random"}),
     "biases": ("true", True, {"yes": "true or false", "": "true or false"}),
+    "norms": ("true", True, {"yes": "true or false", "": "true or false"}),
     "min_density": ("0.01", 0.01, {"x": NUMBER, "1": "from 0 to below 1", "-1": "from 0 to"}),
+    "validation": (
+        "0.25",
+        0.25,
+        {"x": NUMBER, "0": "above 0 and below 1", "1": "above 0 and below 1", "nan": "above 0"},
+    ),
+    "shift": ("2", 2, {"x": WHOLE, "-1": "0 or above"}),
+    "momentum": ("0", 0.0, {"x": NUMBER, "1": "from 0 to below 1", "-0.1": "from 0 to below 1"}),
 }
 
 
 def test_every_setting_is_tested_here() -> None:
-    assert list(SETTINGS) == [field.name for field in dataclasses.fields(Config)]
+    assert list(SETTINGS) == [field.name for field in dataclasses.fields(ImageConfig)]
 
 
 @pytest.mark.parametrize("key", SETTINGS)
@@ -169,10 +173,9 @@ def test_values_out_of_range_are_all_listed_in_one_message() -> None:
         BASE.changed(["epochs=0", "lr=-1", "momentum=1", "validation=1", "end=2", "ratio=0.5"])
     assert str(caught.value) == (
         "epochs must be at least 1, but is 0; lr must be above 0 and finite, but is -1.0; "
-        "momentum must be "
-        "from 0 to below 1, but is 1.0; validation must be above 0 and below 1, but is 1.0; end "
-        "must be above 0 and at most 1, but is 2.0; ratio must be above 1 (or 0, with the "
-        "iterative schedule alone, for no target), but is 0.5"
+        "end must be above 0 and at most 1, but is 2.0; ratio must be above 1 (or 0, with the "
+        "iterative schedule alone, for no target), but is 0.5; momentum must be "
+        "from 0 to below 1, but is 1.0; validation must be above 0 and below 1, but is 1.0"
     )
 
 

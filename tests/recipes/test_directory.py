@@ -335,7 +335,13 @@ def test_metrics_are_cut_to_what_the_checkpoint_counts(tmp_path: Path) -> None:
 
 def test_the_difference_between_whole_and_broken_numbers_is_none(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
-    identity = {"recipe": "a", "seed": 0, "data": None, "config": {"lr": 1.0, "validation": 1 / 12}}
+    identity = {
+        "recipe": "a",
+        "seed": 0,
+        "data": None,
+        "dense": None,
+        "config": {"lr": 1.0, "validation": 1 / 12},
+    }
     directory.write_config(identity)
     directory.check_config(identity)
     assert json.loads(directory.config.read_text()) == identity

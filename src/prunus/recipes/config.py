@@ -1,4 +1,4 @@
-"""The settings of a recipe, each of which ``--set key=value`` may change."""
+"""The settings that all recipes share, each of which ``--set key=value`` may change."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Union
+from typing import Any, ClassVar, Literal, Self, Union
 
 from prunus.coefficients import Coefficient, Constant, Exponential, Linear
 from prunus.errors import CheckpointError, UserError, listing, nearest
+from prunus.floor import Mode
 from prunus.penalty import RelevancePenalty, Way
 from prunus.schedules import GradualPruning, IterativePruning, OneShot, Schedule
 from prunus.scores import Magnitude, Random, Score, Taylor
@@ -27,18 +28,15 @@ class Config:
     Args:
         dense_epochs: Epochs of ordinary training first, of the network that the sparse one is
             compared with.
-        start: What pruning starts from: "dense", the trained network, or "fresh", new random
-            weights that are pruned while they learn.
         epochs: Epochs of pruning, recovery included.
-        batch_size: Images per step.
-        validation: The share of the training split set apart for validation.
-        shift: Training images are shifted at random by up to so many pixels each way, anew at every
-            step, for both networks; 0 for not at all.
-        dense_lr: Peak learning rate of the dense training (SGD, Nesterov momentum).
+        batch_size: Examples per step.
+        dense_lr: Peak learning rate of the dense training.
         lr: Peak learning rate of the pruning.
-        momentum: Of both.
         warmup: The share of the steps over which the learning rate rises; it falls along a cosine
             to 0 in the rest.
+        start: What pruning starts from: "dense", the trained network, or "fresh", new random
+            weights that are pruned while they learn.
+        max_grad_norm: What the norm of all gradients is clipped to; 0 for no clipping.
         penalty: "relevance" (the paper's exponential), "lobster" (linear), "l2", "l1" or "none".
         strength: γ.
         strength_follows: "lr" for γ times the learning rate, "linear" for a fall to 0 over an
@@ -53,9 +51,10 @@ class Config:
         end: The share at which it reaches the ratio.
         fraction: What the iterative schedule removes each time, of what is left.
         patience: Validations below the floor after which the iterative schedule stops; 0 for never.
-        floor: The validation accuracy that the delivered network must meet, such as "dense-0.005".
+        floor: The validation metric that the delivered network must meet, such as "dense-0.005".
         score: "magnitude", "taylor" or "random".
         biases: Whether biases may be removed too.
+        norms: Whether the weights of normalization layers may be removed too.
         min_density: The share of each tensor that stays.
 
     Raises:
@@ -69,10 +68,8 @@ class Config:
     lr: float
     strength: float
     ratio: float
-    validation: float = 1 / 12
-    shift: int = 0
-    momentum: float = 0.9
     warmup: float = 0.1
+    max_grad_norm: float = 0.0
     start: Literal["dense", "fresh"] = "dense"
     penalty: Literal["relevance", "lobster", "l2", "l1", "none"] = "relevance"
     strength_follows: Literal["constant", "lr", "linear"] = "lr"
@@ -87,31 +84,20 @@ class Config:
     floor: float | str | None = None
     score: Literal["magnitude", "taylor", "random"] = "magnitude"
     biases: bool = True
+    norms: bool = False
     min_density: float = 0.0
 
+    mode: ClassVar[Mode] = "max"
+    """Whether the recipe's metric is to be maximised ("max") or minimised ("min")."""
+
     def __post_init__(self) -> None:
-        problems = []
+        problems: list[str] = []
 
         def check(holds: bool, name: str, wanted: str) -> None:
             if not holds:
                 problems.append(f"{name} must be {wanted}, but is {getattr(self, name)!r}")
 
-        for name in ("dense_epochs", "epochs", "batch_size"):
-            check(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("dense_lr", "lr"):
-            check(0 < getattr(self, name) < math.inf, name, "above 0 and finite")
-        for name in ("momentum", "warmup", "min_density"):
-            check(0 <= getattr(self, name) < 1, name, "from 0 to below 1")
-        check(0 < self.validation < 1, "validation", "above 0 and below 1")
-        check(0 <= self.begin < self.end, "begin", "from 0 to below end")
-        check(0 < self.end <= 1, "end", "above 0 and at most 1")
-        for name in ("patience", "shift"):
-            check(getattr(self, name) >= 0, name, "0 or above")
-        check(
-            1 < self.ratio < math.inf or (self.ratio == 0 and self.schedule == "iterative"),
-            "ratio",
-            "above 1 (or 0, with the iterative schedule alone, for no target)",
-        )
+        self._check(check)
         if self.score == "taylor" and self.way == "loss" and self.penalty != "none":
             problems.append(
                 "score=taylor needs the gradient of the loss alone, which way=loss does not give: "
@@ -131,13 +117,31 @@ class Config:
         if problems:
             raise UserError("; ".join(dict.fromkeys(problems)))
 
-    def changed(self, settings: Iterable[str]) -> Config:
+    def _check(self, check: Callable[[bool, str, str], None]) -> None:
+        """Check the ranges of the settings; a task's own settings come on top."""
+        for name in ("dense_epochs", "epochs", "batch_size"):
+            check(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("dense_lr", "lr"):
+            check(0 < getattr(self, name) < math.inf, name, "above 0 and finite")
+        for name in ("warmup", "min_density"):
+            check(0 <= getattr(self, name) < 1, name, "from 0 to below 1")
+        check(0 <= self.begin < self.end, "begin", "from 0 to below end")
+        check(0 < self.end <= 1, "end", "above 0 and at most 1")
+        check(self.patience >= 0, "patience", "0 or above")
+        check(0 <= self.max_grad_norm < math.inf, "max_grad_norm", "0 or above and finite")
+        check(
+            1 < self.ratio < math.inf or (self.ratio == 0 and self.schedule == "iterative"),
+            "ratio",
+            "above 1 (or 0, with the iterative schedule alone, for no target)",
+        )
+
+    def changed(self, settings: Iterable[str]) -> Self:
         """Return this configuration with ``key=value`` settings applied.
 
         Raises:
             UserError: A key is unknown or a value has the wrong form; every one is listed.
         """
-        hints = typing.get_type_hints(type(self))
+        hints = self._hints()
         problems, changes = [], {}
         for setting in settings:
             key, equals, text = setting.partition("=")
@@ -164,7 +168,7 @@ class Config:
         return changed
 
     @classmethod
-    def restored(cls, settings: Mapping[str, Any]) -> Config:
+    def restored(cls, settings: Mapping[str, Any]) -> Self:
         """Return the configuration that :meth:`as_dict` gave.
 
         Raises:
@@ -184,10 +188,25 @@ class Config:
 
     def described(self) -> list[tuple[str, str, str]]:
         """Return each setting's name, its value, and what it takes."""
-        hints = typing.get_type_hints(type(self))
+        hints = self._hints()
         return [
             (name, str(value), _describe(hints[name])) for name, value in self.as_dict().items()
         ]
+
+    @classmethod
+    def _hints(cls) -> dict[str, Any]:
+        hints = typing.get_type_hints(cls)
+        return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+    def of_dense(self) -> dict[str, Any]:
+        """Return the settings that the dense network's training depends on."""
+        own = {field.name for field in dataclasses.fields(Config)}
+        shared = {"dense_epochs", "batch_size", "dense_lr", "warmup", "max_grad_norm"}
+        return {
+            name: value
+            for name, value in self.as_dict().items()
+            if name in shared or name not in own
+        }
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings by name."""
@@ -239,7 +258,11 @@ class Config:
             steps: How many optimizer steps the pruning epochs have.
             dense_metric: The dense network's validation metric.
         """
-        goal: dict[str, Any] = {"floor": self.floor, "dense_metric": dense_metric}
+        goal: dict[str, Any] = {
+            "floor": self.floor,
+            "mode": self.mode,
+            "dense_metric": dense_metric,
+        }
         if self.schedule == "iterative":
             target = 1 - kept / prunable if self.ratio else None
             patience = self.patience or None

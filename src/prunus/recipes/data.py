@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from prunus.errors import DataError, UserError, listing
+from prunus.errors import DataError, UserError
+from prunus.recipes.hub import load, rows
 
 __all__ = ["Images", "Split", "digits", "hub_images", "shifted"]
 
@@ -89,10 +90,12 @@ def hub_images(
     Raises:
         DataError: The set is absent, empty, damaged, or has other columns, splits or sizes.
     """
-    loaded = _load(source)
-    rows = {split: _rows(loaded, source, split, columns) for split in ("train", "test")}
+    loaded = load(source)
     raw = {
-        name: _decode(found, source, name, size, classes, columns) for name, found in rows.items()
+        split: _decode(
+            _undecoded(loaded, source, split, columns), source, split, size, classes, columns
+        )
+        for split in ("train", "test")
     }
     return _images(raw["train"], raw["test"], 255.0, validation, seed)
 
@@ -121,7 +124,7 @@ def shifted(images: torch.Tensor, most: int, generator: torch.Generator) -> torc
 
 
 def _decode(
-    rows: Any,
+    found: Any,
     source: str,
     split: str,
     size: tuple[int, int],
@@ -130,10 +133,8 @@ def _decode(
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     from PIL import Image as Pillow
 
-    if len(rows) == 0:
-        raise DataError(f"the {split} split of {source} is empty")
-    images = np.empty((len(rows), *size), dtype=np.uint8)
-    for index, cell in enumerate(rows[columns[0]]):
+    images = np.empty((len(found), *size), dtype=np.uint8)
+    for index, cell in enumerate(found[columns[0]]):
         try:
             content = cell["bytes"] or Path(cell["path"]).read_bytes()
             image = Pillow.open(io.BytesIO(content)).convert("L")
@@ -147,7 +148,7 @@ def _decode(
                 f"{image.size[1]}×{image.size[0]}, but this recipe reads {size[0]}×{size[1]}"
             )
         images[index] = np.asarray(image)
-    labels = np.asarray(rows[columns[1]])
+    labels = np.asarray(found[columns[1]])
     if (
         not np.issubdtype(labels.dtype, np.integer)
         or not ((labels >= 0) & (labels < classes)).all()
@@ -160,56 +161,16 @@ def _decode(
     return images, labels
 
 
-def _load(source: str) -> Any:
-    """Load all splits, once."""
-    try:
-        import datasets
-        import PIL  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            "recipes on data from the Hub or a folder need the 'hub' extra: "
-            "pip install 'prunus[hub]'"
-        ) from error
-    folder = Path(source).expanduser()
-    looks_local = folder.exists() or source.startswith((".", "/", "~"))
-    if looks_local and not folder.is_dir():
-        raise DataError(f"the data folder {source} does not exist or is not a folder")
-    if looks_local and not any(path.is_file() for path in folder.rglob("*")):
-        raise DataError(f"the data folder {source} is empty; expected parquet files as on the Hub")
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
-    try:
-        return datasets.load_dataset(str(folder) if looks_local else source)
-    except Exception as error:  # the library raises whatever its readers do
-        hint = (
-            "a file may be cut short or not be what its name says"
-            if looks_local
-            else "the Hub may be out of reach: give a local folder with --data"
-        )
-        cause = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise DataError(f"cannot load {source}: {hint} ({cause})") from error
-
-
-def _rows(loaded: Any, source: str, split: str, columns: tuple[str, str]) -> Any:
+def _undecoded(loaded: Any, source: str, split: str, columns: tuple[str, str]) -> Any:
     """Return a split whose images are not decoded yet."""
     import datasets
 
-    if split not in loaded:
-        raise DataError(
-            f"{source} has no {split} split; expected train and test, found {listing(list(loaded))}"
-        )
-    rows = loaded[split]
-    missing = [name for name in columns if name not in rows.column_names]
-    if missing:
-        raise DataError(
-            f"the {split} split of {source} lacks the columns {listing(missing)}; expected "
-            f"{listing(columns)}, found {listing(rows.column_names)}"
-        )
+    found = rows(loaded, source, split, columns)
     try:
-        return rows.cast_column(columns[0], datasets.Image(decode=False))
+        return found.cast_column(columns[0], datasets.Image(decode=False))
     except Exception as error:  # one of the many that a cast may raise
         raise DataError(
-            f"the column {columns[0]} of {source} holds {rows.features[columns[0]]}, not images"
+            f"the column {columns[0]} of {source} holds {found.features[columns[0]]}, not images"
         ) from error
 
 

@@ -132,7 +132,7 @@ class RunDirectory:
         if not self.config.is_file():
             raise UserError(f"there is no run to resume in {self.path}: it has no config.json")
         held = _read_json(self.config)
-        if set(held) != {"recipe", "seed", "data", "config"} or not isinstance(
+        if set(held) != {"recipe", "seed", "data", "dense", "config"} or not isinstance(
             held["config"], dict
         ):
             raise CheckpointError(f"{self.config} is damaged: it does not say what the run is")

@@ -5,24 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any
 
 from torch import nn
 
 from prunus.errors import UserError, listing, nearest
+from prunus.recipes.classification import Classification, ImageConfig
 from prunus.recipes.config import Config
-from prunus.recipes.data import Images, digits, hub_images
+from prunus.recipes.data import digits, hub_images
 from prunus.recipes.models import lenet5, lenet300, perceptron
+from prunus.recipes.task import Task
 
 __all__ = ["RECIPES", "Recipe", "find"]
-
-
-class Loader(Protocol):
-    """Loads the data of a recipe."""
-
-    def __call__(self, source: str | None, *, validation: float, seed: int) -> Images:
-        """Return the splits; ``source`` is what the user gave as --data, or None."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -33,35 +27,36 @@ class Recipe:
         name: What the command calls it.
         summary: One line on what it does.
         data: Where its data come from by default.
-        model: Builds the dense network.
-        load: Loads the data.
         config: Its settings.
+        prepare: Loads the data, given the settings, what the user gave as --data (or None), and the
+            seed.
     """
 
     name: str
     summary: str
     data: str
-    model: Callable[[], nn.Module]
-    load: Loader
     config: Config
+    prepare: Callable[[Any, str | None, int], Task]
 
 
-def _embedded(source: str | None, *, validation: float, seed: int) -> Images:
+def _digits(config: ImageConfig, source: str | None, seed: int) -> Task:
     if source is not None:
         raise UserError(f"the recipe digits has its data embedded: leave out --data {source}")
-    return digits(validation, seed)
+    images = digits(config.validation, seed)
+    return Classification(config, images, partial(perceptron, 64, 300, 100, 10))
 
 
-def _from_hub(
-    source: str | None, *, name: str, size: tuple[int, int], validation: float, seed: int
-) -> Images:
-    return hub_images(source or name, size=size, validation=validation, seed=seed)
+def _images(
+    config: ImageConfig, source: str | None, seed: int, *, name: str, build: Callable[[], nn.Module]
+) -> Task:
+    images = hub_images(source or name, size=(28, 28), validation=config.validation, seed=seed)
+    return Classification(config, images, build)
 
 
 _MNIST = "ylecun/mnist"
 _FASHION = "zalando-datasets/fashion_mnist"
 
-_LENET5 = Config(
+_LENET5 = ImageConfig(
     dense_epochs=10,
     epochs=50,
     batch_size=100,
@@ -79,9 +74,7 @@ _BOOK = (
         "digits",
         "a small perceptron on scikit-learn's 8×8 digits, by the paper's iterative pruning",
         "embedded",
-        partial(perceptron, 64, 300, 100, 10),
-        _embedded,
-        Config(
+        ImageConfig(
             dense_epochs=40,
             epochs=100,
             batch_size=32,
@@ -94,14 +87,13 @@ _BOOK = (
             floor="dense-0.01",
             ratio=25.0,
         ),
+        _digits,
     ),
     Recipe(
         "mnist-lenet300",
         "LeNet-300-100 on MNIST, to 1/67 of its parameters",
         _MNIST,
-        lenet300,
-        partial(_from_hub, name=_MNIST, size=(28, 28)),
-        Config(
+        ImageConfig(
             dense_epochs=15,
             epochs=60,
             batch_size=100,
@@ -114,22 +106,21 @@ _BOOK = (
             start="fresh",
             shift=1,
         ),
+        partial(_images, name=_MNIST, build=lenet300),
     ),
     Recipe(
         "mnist-lenet5",
         "LeNet-5 (Caffe widths) on MNIST, to 1/200 of its parameters",
         _MNIST,
-        lenet5,
-        partial(_from_hub, name=_MNIST, size=(28, 28)),
         _LENET5,
+        partial(_images, name=_MNIST, build=lenet5),
     ),
     Recipe(
         "fashion-lenet5",
         "LeNet-5 (Caffe widths) on Fashion-MNIST, to 1/50 of its parameters",
         _FASHION,
-        lenet5,
-        partial(_from_hub, name=_FASHION, size=(28, 28)),
         _LENET5.changed(["ratio=50"]),
+        partial(_images, name=_FASHION, build=lenet5),
     ),
 )
 

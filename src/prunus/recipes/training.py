@@ -10,22 +10,28 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
 from prunus.environment import environment
-from prunus.errors import CheckpointError, FloorNotReachedError, NonFiniteError, UserError
+from prunus.errors import (
+    CheckpointError,
+    FloorNotReachedError,
+    NonFiniteError,
+    UserError,
+    listing,
+)
 from prunus.files import load_tree, save_tree, write_atomically
 from prunus.floor import Floor
 from prunus.pruner import Pruner
 from prunus.recipes.config import Config
-from prunus.recipes.data import Images, Split, shifted
 from prunus.recipes.directory import RunDirectory
+from prunus.recipes.kinds import densities_by_kind
 from prunus.recipes.recipe import Recipe
+from prunus.recipes.task import Evaluation, Task
 from prunus.removal import least_kept
-from prunus.selection import nonzero_parameters, select, total_parameters
+from prunus.selection import Selection, nonzero_parameters, select, total_parameters
 
 __all__ = ["Epoch", "Progress", "run"]
 
@@ -39,9 +45,10 @@ class Epoch:
         epoch: Counted from 1 within the phase.
         loss: Mean training loss of the epoch.
         validation_loss: Mean loss on the validation split.
-        validation: The accuracy there, before this epoch's removal by the iterative schedule.
-        floor: What the accuracy must reach, or None.
-        sparsity: Removed / prunable weights while the accuracy was measured.
+        validation: The metric there, before this epoch's removal by the iterative schedule.
+        more: Other figures of the validation split.
+        floor: What the metric must reach, or None.
+        sparsity: Removed / prunable weights while the metric was measured.
         removed: How many weights were removed because of it.
         seconds: Since the run began, earlier parts of a resumed run included.
     """
@@ -51,17 +58,18 @@ class Epoch:
     loss: float
     validation_loss: float
     validation: float
-    floor: float | None
-    sparsity: float
-    removed: int
-    seconds: float
+    more: dict[str, float]
+    floor: float | None = None
+    sparsity: float = 0.0
+    removed: int = 0
+    seconds: float = 0.0
 
 
 class Progress(Protocol):
     """Watches a run."""
 
-    def begin(self, phase: str, epochs: int, steps_per_epoch: int, done: int) -> None:
-        """Hear that a phase begins, or goes on after ``done`` epochs."""
+    def begin(self, phase: str, metric: str, epochs: int, steps_per_epoch: int, done: int) -> None:
+        """Hear that a phase, judged by ``metric``, begins or goes on after ``done`` epochs."""
         ...
 
     def step(self) -> None:
@@ -85,6 +93,7 @@ def run(
     *,
     data: str | None = None,
     seed: int = 0,
+    dense: str | None = None,
     resume: bool = False,
 ) -> dict[str, Any]:
     """Run a recipe from start to end, or from its last checkpoint.
@@ -96,6 +105,8 @@ def run(
         progress: Who watches.
         data: A folder or Hub name in place of the recipe's own data.
         seed: Of the weights, the data order and the validation split.
+        dense: The directory of another run of this recipe, by the same seed, data and settings of
+            the dense training, whose dense network to take in place of training one.
         resume: Go on with the run that ``directory`` holds. The result is the same, bit for bit, as
             if it had never stopped.
 
@@ -105,7 +116,13 @@ def run(
     Raises:
         UserError: Something the user can mend; what was written so far is intact.
     """
-    identity = {"recipe": recipe.name, "seed": seed, "data": data, "config": config.as_dict()}
+    identity = {
+        "recipe": recipe.name,
+        "seed": seed,
+        "data": data,
+        "dense": dense,
+        "config": config.as_dict(),
+    }
     with directory.claimed(resume=resume):
         if resume:
             directory.check_config(identity)
@@ -115,8 +132,8 @@ def run(
                 return summary
         progress.say(f"data: {data or recipe.data}")
         torch.manual_seed(seed)
-        images = recipe.load(data, validation=config.validation, seed=seed)
-        training = _Training(recipe, config, directory, progress, images, identity)
+        task = recipe.prepare(config, data, seed)
+        training = _Training(recipe, config, directory, progress, task, identity)
         if not resume:
             directory.write_config(identity)
         if directory.checkpoint.exists():
@@ -149,6 +166,9 @@ class _Clock:
         return sum(self.spent.values())
 
 
+_SHARED = ("recipe", "seed", "data")
+
+
 class _Training:
     """A run in progress."""
 
@@ -158,17 +178,18 @@ class _Training:
         config: Config,
         directory: RunDirectory,
         progress: Progress,
-        images: Images,
+        task: Task,
         identity: dict[str, Any],
     ) -> None:
         self.recipe, self.config, self.directory = recipe, config, directory
-        self.progress, self.images, self.identity = progress, images, identity
-        self.model = recipe.model()
+        self.progress, self.task, self.identity = progress, task, identity
+        self.model = task.network()
         # Settings that do not fit the network are found before anything is trained.
-        self.selection = select(self.model, biases=config.biases)
+        self.selection = select(self.model, biases=config.biases, norms=config.norms)
         self.kept = self._kept()
+        self.floor = Floor(config.floor, config.mode)
         self.order = torch.Generator().manual_seed(identity["seed"])
-        self.steps_per_epoch = math.ceil(len(images.train) / config.batch_size)
+        self.steps_per_epoch = task.steps_per_epoch
         self.clock = _Clock()
         self.lines = 0
         self.sparsity = 0.0
@@ -184,9 +205,14 @@ class _Training:
                 "with other settings or another seed; put its own back, or start anew in another "
                 "--out"
             )
+        if state.get("data") != self.task.fingerprint:
+            raise CheckpointError(
+                "the data are not those that the run in "
+                f"{self.directory.path} began with: give it its own, or start anew in another --out"
+            )
         try:
             if state["phase"] == "prune":  # found now rather than when it is needed, at the end
-                _load_model(self.recipe.model(), self.directory.dense)
+                _load_model(self.task.network(), self.directory.dense)
             self.model.load_state_dict(state["model"])
             self.order.set_state(state["order"])
             torch.set_rng_state(state["rng"])
@@ -204,15 +230,25 @@ class _Training:
         """Train the dense network, unless a checkpoint is beyond that."""
         if self._resumes("prune"):
             return
+        if self.identity["dense"] is not None:
+            self._adopt(RunDirectory(Path(self.identity["dense"])))
+            return
         optimizer, scheduler = self._optimizer(self.config.dense_lr, self.config.dense_epochs)
         done = self._take_over("dense", optimizer, scheduler, None)
-        self.progress.begin("dense", self.config.dense_epochs, self.steps_per_epoch, done)
-        for epoch in range(done + 1, self.config.dense_epochs + 1):
+        epochs = self.config.dense_epochs
+        self.progress.begin("dense", self.task.metric, epochs, self.steps_per_epoch, done)
+        for epoch in range(done + 1, epochs + 1):
             loss = self._train_epoch("dense", epoch, optimizer, scheduler, None)
-            validation_loss, self.dense_validation = self._validate("dense", epoch)
+            seen = self._validate("dense", epoch)
+            self.dense_validation = seen.metric
             self._close_epoch(
                 Epoch(
-                    "dense", epoch, loss, validation_loss, self.dense_validation, None, 0.0, 0, 0.0
+                    phase="dense",
+                    epoch=epoch,
+                    loss=loss,
+                    validation_loss=seen.loss,
+                    validation=seen.metric,
+                    more=dict(seen.more),
                 ),
                 optimizer,
                 scheduler,
@@ -221,19 +257,42 @@ class _Training:
         # Overwritten with the same bytes if a run was stopped just after this.
         write_atomically(self.directory.dense, _model_file(self.model, recipe=self.recipe.name))
 
+    def _adopt(self, other: RunDirectory) -> None:
+        """Take the dense network of another run."""
+        held = other.read_config()
+        theirs = type(self.config).restored(held["config"]).of_dense()
+        wanted = {**self.config.of_dense(), **{k: self.identity[k] for k in _SHARED}}
+        held = {**theirs, **{key: held[key] for key in _SHARED}}
+        differences = [
+            f"{key} is {held[key]!r} there and {wanted[key]!r} here"
+            for key in wanted
+            if held[key] != wanted[key]
+        ]
+        if differences:
+            raise UserError(
+                f"the dense network of {other.path} is another one: {listing(differences)}"
+            )
+        if not other.dense.is_file():
+            raise UserError(f"the run in {other.path} has not finished its dense training")
+        _load_model(self.model, other.dense)
+        self.progress.say(f"the dense network is that of {other.path}")
+        write_atomically(self.directory.dense, _model_file(self.model, recipe=self.recipe.name))
+        self.dense_validation = self._validate("dense", self.config.dense_epochs).metric
+
     def prune(self) -> None:
         """Train the sparse network."""
         assert self.dense_validation is not None
-        floor = Floor(self.config.floor)
-        if not floor.met(self.dense_validation, self.dense_validation):
+        if not self.floor.met(self.dense_validation, self.dense_validation):
+            side, mend = ("below", "lower") if self.config.mode == "max" else ("above", "raise")
             raise FloorNotReachedError(
-                f"the dense network reaches a validation accuracy of {self.dense_validation:.4f}, "
-                f"below the floor {floor.value(self.dense_validation):.4f}, so nothing may be "
-                "removed: lower the floor or raise dense_epochs"
+                f"the dense network reaches a validation {self.task.metric} of "
+                f"{self.dense_validation:.4f}, {side} the floor "
+                f"{self.floor.value(self.dense_validation):.4f}, so nothing may be removed: {mend} "
+                "the floor or raise dense_epochs"
             )
         resumed = self._resumes("prune")
         if self.config.start == "fresh" and not resumed:
-            self.model.load_state_dict(self.recipe.model().state_dict())
+            self.model.load_state_dict(self.task.network().state_dict())
         optimizer, scheduler = self._optimizer(self.config.lr, self.config.epochs)
         pruner = self._pruner(optimizer)
         done = self._take_over("prune", optimizer, scheduler, pruner)
@@ -241,25 +300,26 @@ class _Training:
             # The dense network is the first state that meets the floor, and what is delivered if no
             # sparser one does.
             pruner.consider(self.dense_validation)
-        self.progress.begin("prune", self.config.epochs, self.steps_per_epoch, done)
-        for epoch in range(done + 1, self.config.epochs + 1):
+        epochs = self.config.epochs
+        self.progress.begin("prune", self.task.metric, epochs, self.steps_per_epoch, done)
+        for epoch in range(done + 1, epochs + 1):
             if self._gave_up(pruner):
                 self.progress.say("done before the last epoch: nothing more can be removed")
                 break
             loss = self._train_epoch("prune", epoch, optimizer, scheduler, pruner)
-            validation_loss, validation = self._validate("prune", epoch)
-            sparsity, seen = pruner.sparsity, pruner.step(validation)
+            seen = self._validate("prune", epoch)
+            sparsity, answer = pruner.sparsity, pruner.step(seen.metric)
             self._close_epoch(
                 Epoch(
-                    "prune",
-                    epoch,
-                    loss,
-                    validation_loss,
-                    validation,
-                    pruner.floor,
-                    sparsity,
-                    seen.removed,
-                    0.0,
+                    phase="prune",
+                    epoch=epoch,
+                    loss=loss,
+                    validation_loss=seen.loss,
+                    validation=seen.metric,
+                    more=dict(seen.more),
+                    floor=pruner.floor,
+                    sparsity=sparsity,
+                    removed=answer.removed,
                 ),
                 optimizer,
                 scheduler,
@@ -273,6 +333,7 @@ class _Training:
             )
         content = _model_file(self.model, recipe=self.recipe.name, sparsity=pruner.sparsity)
         write_atomically(self.directory.model, content)
+        self.task.publish(self.model, self.directory.path)
         self.clock.charge("prune")
         self.sparsity = pruner.sparsity
 
@@ -301,6 +362,7 @@ class _Training:
             score=config.make_score(),
             selection=self.selection,
             min_density=config.min_density,
+            max_grad_norm=config.max_grad_norm or None,
         )
 
     def _kept(self) -> int:
@@ -332,10 +394,7 @@ class _Training:
                 return (step + 1) / rising
             return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
-        momentum = self.config.momentum
-        optimizer = torch.optim.SGD(
-            self.model.parameters(), lr=lr, momentum=momentum, nesterov=momentum > 0
-        )
+        optimizer = self.task.optimizer(self.model, lr)
         return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
     def _take_over(
@@ -370,30 +429,37 @@ class _Training:
         pruner: Pruner | None,
     ) -> float:
         """Train for an epoch; return the mean loss."""
-        in_loss = pruner is not None and self.config.penalty != "none" and self.config.way == "loss"
-        train, total = self.images.train, 0.0
-        order = torch.randperm(len(train), generator=self.order)
-        for number, batch in enumerate(torch.split(order, self.config.batch_size)):
-            inputs = shifted(train.inputs[batch], self.config.shift, self.order)
-            loss = F.cross_entropy(self.model(inputs), train.labels[batch])
-            value = loss.item()
-            self._check_finite(value, phase, (epoch - 1) * self.steps_per_epoch + number + 1)
-            total += value * len(batch)
+        config, task = self.config, self.task
+        in_loss = pruner is not None and config.penalty != "none" and config.way == "loss"
+        total, count = 0.0, 0
+        for number, batches in enumerate(task.epoch(self.order)):
             optimizer.zero_grad()
-            if in_loss and pruner is not None:
-                loss = loss + pruner.penalty(loss)
-            loss.backward()  # type: ignore[no-untyped-call]
+            sizes = [task.size(batch) for batch in batches]
+            for batch, size in zip(batches, sizes, strict=True):
+                loss = task.loss(self.model, batch)
+                value = loss.item()
+                self._check_finite(value, phase, (epoch - 1) * self.steps_per_epoch + number + 1)
+                total, count = total + value * size, count + size
+                if in_loss and pruner is not None:
+                    loss = loss + pruner.penalty(loss)
+                # So that the gradients of several batches add up to that of one large batch.
+                share = loss * (size / sum(sizes))
+                share.backward()  # type: ignore[no-untyped-call]
+            if pruner is None and config.max_grad_norm:
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
             optimizer.step()
             scheduler.step()
             self.progress.step()
-        return total / len(train)
+        return total / count
 
-    def _validate(self, phase: str, epoch: int) -> tuple[float, float]:
-        """Return loss and accuracy on the validation split."""
-        loss, accuracy = _evaluate(self.model, self.images.validation)
+    def _validate(self, phase: str, epoch: int) -> Evaluation:
+        """Measure on the validation split."""
+        seen = self.task.validate(self.model)
         # The last step of an epoch may have broken what no training loss has seen yet.
-        self._check_finite(loss, phase, epoch * self.steps_per_epoch)
-        return loss, accuracy
+        self._check_finite(seen.loss, phase, epoch * self.steps_per_epoch)
+        for line in seen.samples:
+            self.progress.say(line)
+        return seen
 
     def _check_finite(self, loss: float, phase: str, step: int) -> None:
         if math.isfinite(loss):
@@ -432,17 +498,15 @@ class _Training:
                 "seconds": dict(self.clock.spent),
                 "lines": self.lines,
                 "dense_validation": self.dense_validation,
+                "data": self.task.fingerprint,
             },
         )
         self.progress.epoch(epoch)
 
     def summary(self) -> dict[str, Any]:
         """Measure both networks on the test split, for the first and only time."""
-        _, validation = _evaluate(self.model, self.images.validation)
-        _, test = _evaluate(self.model, self.images.test)
-        dense = _load_model(self.recipe.model(), self.directory.dense)
-        _, dense_validation = _evaluate(dense, self.images.validation)
-        _, dense_test = _evaluate(dense, self.images.test)
+        sparse = self._measured(self.model)
+        dense = self._measured(_load_model(self.task.network(), self.directory.dense))
         parameters, nonzero = total_parameters(self.model), nonzero_parameters(self.model)
         return {
             "recipe": self.recipe.name,
@@ -452,9 +516,10 @@ class _Training:
             "nonzero": nonzero,
             "sparsity": self.sparsity,
             "compression_ratio": parameters / nonzero,
-            "metric": {"name": "accuracy", "mode": "max"},
-            "dense": {"validation": dense_validation, "test": dense_test},
-            "sparse": {"validation": validation, "test": test},
+            "metric": {"name": self.task.metric, "mode": self.config.mode, **self.task.about},
+            "dense": dense,
+            "sparse": sparse,
+            "kinds": densities_by_kind(self.model, self.selection),
             "seconds": {
                 **{phase: round(spent, 3) for phase, spent in self.clock.spent.items()},
                 "total": round(self.clock.total, 3),
@@ -466,16 +531,32 @@ class _Training:
             "environment": environment(),
         }
 
+    def _measured(self, model: nn.Module) -> dict[str, float]:
+        figures: dict[str, float] = {}
+        for split, measure in (("validation", self.task.validate), ("test", self.task.test)):
+            seen = measure(model)
+            figures |= {split: seen.metric, f"{split}_loss": seen.loss}
+            figures |= {f"{split}_{name}": value for name, value in seen.more.items()}
+        return figures
+
 
 def _model_file(model: nn.Module, **about: str | float) -> bytes:
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    # A tied tensor once, by its first name: safetensors refuses tensors that share memory.
+    tied = {name for target in _all(model).values() for name in target.aliases}
+    tensors = {
+        name: tensor.contiguous() for name, tensor in model.state_dict().items() if name not in tied
+    }
     # One key of metadata, for the order of several is drawn anew by each writing.
     return save(tensors, {"prunus": json.dumps(about)})
 
 
 def _load_model(model: nn.Module, path: Path) -> nn.Module:
     try:
-        model.load_state_dict(load_file(path))
+        tensors = load_file(path)
+        for target in _all(model).values():
+            if target.name in tensors:
+                tensors |= dict.fromkeys(target.aliases, tensors[target.name])
+        model.load_state_dict(tensors)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(
             f"the network {path} is damaged or absent: {error}; restore it from a copy or start "
@@ -484,16 +565,5 @@ def _load_model(model: nn.Module, path: Path) -> nn.Module:
     return model
 
 
-@torch.no_grad()
-def _evaluate(model: nn.Module, split: Split) -> tuple[float, float]:
-    """Return the mean loss and the accuracy."""
-    model.eval()
-    loss, correct = 0.0, 0
-    for inputs, labels in zip(
-        torch.split(split.inputs, 1000), torch.split(split.labels, 1000), strict=True
-    ):
-        outputs = model(inputs)
-        loss += F.cross_entropy(outputs, labels, reduction="sum").item()
-        correct += int((outputs.argmax(dim=1) == labels).sum())
-    model.train()
-    return loss / len(split), correct / len(split)
+def _all(model: nn.Module) -> Selection:
+    return select(model, include="*")
