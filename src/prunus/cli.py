@@ -91,7 +91,7 @@ def run(
     from prunus.recipes.directory import RunDirectory
     from prunus.recipes.recipe import find
     from prunus.recipes.training import run as run_recipe
-    from prunus.terminal import Watcher, summary_table
+    from prunus.terminal import Watcher, kinds_table, summary_table
 
     chosen = find(recipe)
     if seed is not None and not 0 <= seed < 2**63:
@@ -129,6 +129,8 @@ def run(
     finally:
         watcher.close()
     console.print(summary_table(summary))
+    if len(summary["kinds"]) > 1:
+        console.print(kinds_table(summary))
     watcher.say(f"written to {directory.path}")
 
 

@@ -17,7 +17,14 @@ from prunus.recipes.config import Config
 from prunus.recipes.recipe import Recipe
 from prunus.recipes.training import Epoch
 
-__all__ = ["Watcher", "densities_table", "recipes_table", "settings_table", "summary_table"]
+__all__ = [
+    "Watcher",
+    "densities_table",
+    "kinds_table",
+    "recipes_table",
+    "settings_table",
+    "summary_table",
+]
 
 
 class Watcher:
@@ -110,6 +117,17 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     sizes, seconds = summary["bytes"], summary["seconds"]
     table.add_row("bytes on disk, zeros stored", f"{sizes['dense']:,}", f"{sizes['sparse']:,}")
     table.add_row("training", _duration(seconds["dense"]), f"+ {_duration(seconds['prune'])}")
+    return table
+
+
+def kinds_table(summary: Mapping[str, Any]) -> Table:
+    """List where the remaining weights are, by kind of tensor."""
+    table = Table()
+    for column in ("where", "prunable", "non-zero", "density"):
+        table.add_column(column, justify="left" if column == "where" else "right")
+    for kind, counts in summary["kinds"].items():
+        prunable, nonzero = counts["prunable"], counts["nonzero"]
+        table.add_row(kind, f"{prunable:,}", f"{nonzero:,}", f"{nonzero / prunable:.2%}")
     return table
 
 

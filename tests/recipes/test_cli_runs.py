@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from prunus import __version__
 
-from .commands import prunus, settings, summary
+from .commands import SHORT, metrics, prunus, settings, summary
 
 BRIEF: dict[str, Any] = {"dense_epochs": 2, "epochs": 3, "floor": "none", "batch_size": 200}
 
@@ -81,3 +82,33 @@ def test_a_damaged_config_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
     outcome = prunus("run", "digits", "--out", tmp_path, "--resume")
     outcome.refused("config.json is damaged")
+
+
+def test_the_dense_network_of_another_run_is_taken(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert prunus("run", "digits", *SHORT, "--out", first).code == 0
+    outcome = prunus("run", "digits", *SHORT, "--dense", first, "--out", second, *OTHER)
+    assert outcome.code == 0, outcome.err
+    assert f"the dense network is that of {first}" in outcome.out
+    name = "checkpoints/dense.safetensors"
+    assert (first / name).read_bytes() == (second / name).read_bytes()
+    one, other = summary(first), summary(second)
+    assert one["dense"] == other["dense"]
+    assert one["nonzero"] != other["nonzero"]
+    assert {line["phase"] for line in metrics(second)} == {"prune"}
+    # The first is not needed again.
+    shutil.rmtree(first)
+    assert "complete" in prunus("run", "digits", "--out", second, "--resume").out
+
+
+OTHER = settings(ratio=3, fraction=0.5, penalty="l2")
+
+
+def test_the_dense_network_of_another_seed_or_training_is_refused(tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    assert prunus("run", "digits", *SHORT, "--out", first).code == 0
+    changed = [*SHORT, "--seed", "1", *settings(momentum=0.5)]
+    outcome = prunus("run", "digits", *changed, "--dense", first, "--out", tmp_path / "second")
+    outcome.refused("momentum is 0.9 there and 0.5 here", "seed is 0 there and 1 here")
+    outcome = prunus("run", "digits", "--dense", tmp_path / "no", "--out", tmp_path / "third")
+    outcome.refused("there is no run in")

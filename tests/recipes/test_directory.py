@@ -171,7 +171,7 @@ def test_nothing_cannot_be_resumed(tmp_path: Path, there: bool) -> None:
         (tmp_path / "out").mkdir()
     before = contents(tmp_path)
     prunus("run", "digits", "--resume", "--out", tmp_path / "out").refused(
-        "there is no run to resume in", "it has no config.json"
+        "there is no run in", "it has no config.json"
     )
     assert contents(tmp_path) == before
 

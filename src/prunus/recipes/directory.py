@@ -130,7 +130,7 @@ class RunDirectory:
             CheckpointError: Its config.json is damaged.
         """
         if not self.config.is_file():
-            raise UserError(f"there is no run to resume in {self.path}: it has no config.json")
+            raise UserError(f"there is no run in {self.path}: it has no config.json")
         held = _read_json(self.config)
         if set(held) != {"recipe", "seed", "data", "dense", "config"} or not isinstance(
             held["config"], dict

@@ -12,8 +12,11 @@ from torch import nn
 from prunus.errors import UserError, listing, nearest
 from prunus.recipes.classification import Classification, ImageConfig
 from prunus.recipes.config import Config
+from prunus.recipes.corpora import TURN, dialogues, texts, translations
 from prunus.recipes.data import digits, hub_images
+from prunus.recipes.language_model import LanguageModel, LanguageModelConfig
 from prunus.recipes.models import lenet5, lenet300, perceptron
+from prunus.recipes.sequences import SequenceConfig, SequenceToSequence
 from prunus.recipes.task import Task
 
 __all__ = ["RECIPES", "Recipe", "find"]
@@ -53,8 +56,45 @@ def _images(
     return Classification(config, images, build)
 
 
+def _translation(
+    config: SequenceConfig,
+    source: str | None,
+    seed: int,
+    *,
+    name: str,
+    languages: tuple[str, str],
+    subset: str | None = None,
+) -> Task:
+    return SequenceToSequence(config, translations(source or name, languages, name=subset))
+
+
+def _dialogue(
+    config: SequenceConfig,
+    source: str | None,
+    seed: int,
+    *,
+    name: str | None = None,
+    subset: str | None = None,
+) -> Task:
+    if source is None and name is None:
+        raise UserError(
+            "Taskmaster-4 is not on the Hub: give a folder by --data FOLDER, of parquet files for "
+            "train, validation and test with the columns speaker and text, a list each, a row per "
+            "dialogue; the dialogues are at github.com/google-research-datasets/Taskmaster"
+        )
+    return SequenceToSequence(config, dialogues(source or str(name), name=subset), extra=[TURN])
+
+
+def _running_text(config: LanguageModelConfig, source: str | None, seed: int, *, name: str) -> Task:
+    return LanguageModel(config, texts(source or name))
+
+
 _MNIST = "ylecun/mnist"
 _FASHION = "zalando-datasets/fashion_mnist"
+_MULTI30K = "bentrevett/multi30k"
+_WMT14 = "wmt/wmt14"
+_TASKMASTER1 = "google-research-datasets/taskmaster1"
+_SHAKESPEARE = "karpathy/tiny_shakespeare"
 
 _LENET5 = ImageConfig(
     dense_epochs=10,
@@ -121,6 +161,160 @@ _BOOK = (
         _FASHION,
         _LENET5.changed(["ratio=50"]),
         partial(_images, name=_FASHION, build=lenet5),
+    ),
+    Recipe(
+        "multi30k-translation",
+        "a small BART from English to German on Multi30k's captions, to 1/10 of its parameters",
+        _MULTI30K,
+        SequenceConfig(
+            dense_epochs=16,
+            epochs=20,
+            batch_size=64,
+            dense_lr=2e-3,
+            lr=2e-3,
+            max_grad_norm=1.0,
+            vocabulary=6000,
+            length=100,
+            width=128,
+            layers=3,
+            heads=4,
+            feed_forward=256,
+            dropout=0.1,
+            label_smoothing=0.1,
+            strength=1.0,
+            alpha=0.2,
+            end=0.6,
+            ratio=10.0,
+            norms=True,
+        ),
+        partial(_translation, name=_MULTI30K, languages=("en", "de")),
+    ),
+    Recipe(
+        "taskmaster-dialogue",
+        "the paper's dialogue model on Taskmaster-4, to 1/10 of its parameters",
+        "a folder",
+        SequenceConfig(
+            dense_epochs=6,
+            epochs=8,
+            batch_size=32,
+            dense_lr=1e-3,
+            lr=1e-3,
+            max_grad_norm=1.0,
+            vocabulary=2000,
+            length=176,
+            width=256,
+            layers=2,
+            heads=4,
+            feed_forward=256,
+            dropout=0.2,
+            label_smoothing=0.1,
+            beams=6,
+            length_penalty=1.2,
+            strength=1.0,
+            alpha=0.2,
+            ratio=10.0,
+            norms=True,
+        ),
+        _dialogue,
+    ),
+    Recipe(
+        "shakespeare-lm",
+        "a small GPT-2 on Tiny Shakespeare, to 1/5 of its parameters",
+        _SHAKESPEARE,
+        LanguageModelConfig(
+            dense_epochs=12,
+            epochs=16,
+            batch_size=32,
+            dense_lr=2e-3,
+            lr=2e-3,
+            max_grad_norm=1.0,
+            vocabulary=1000,
+            length=128,
+            width=128,
+            layers=4,
+            heads=4,
+            feed_forward=512,
+            dropout=0.2,
+            strength=1.0,
+            alpha=0.2,
+            ratio=5.0,
+            norms=True,
+        ),
+        partial(_running_text, name=_SHAKESPEARE),
+    ),
+    Recipe(
+        "wmt14-translation",
+        "the paper's Transformer from English to German on WMT14, by its own settings",
+        _WMT14,
+        SequenceConfig(
+            dense_epochs=10,
+            epochs=20,
+            batch_size=128,
+            dense_lr=5e-4,
+            lr=5e-4,
+            accumulation=3,
+            beta1=0.85,
+            beta2=0.997,
+            vocabulary=32000,
+            length=256,
+            width=512,
+            layers=6,
+            heads=8,
+            feed_forward=2048,
+            dropout=0.1,
+            label_smoothing=0.1,
+            beams=4,
+            length_penalty=0.6,
+            validation_pairs=500,
+            penalty="relevance",
+            way="gradient",
+            strength=1e-5,
+            strength_follows="linear",
+            alpha=1.0,
+            relative=False,
+            schedule="iterative",
+            fraction=0.1,
+            floor=27.2,
+            ratio=0.0,
+            norms=True,
+        ),
+        partial(_translation, name=_WMT14, languages=("en", "de"), subset="de-en"),
+    ),
+    Recipe(
+        "taskmaster1-dialogue",
+        "the paper's dialogue model on Taskmaster-1, by its own settings",
+        _TASKMASTER1,
+        SequenceConfig(
+            dense_epochs=20,
+            epochs=40,
+            batch_size=64,
+            dense_lr=5e-4,
+            lr=5e-4,
+            accumulation=3,
+            beta1=0.85,
+            beta2=0.997,
+            vocabulary=8000,
+            length=256,
+            width=256,
+            layers=2,
+            heads=4,
+            feed_forward=256,
+            dropout=0.2,
+            beams=6,
+            length_penalty=1.2,
+            penalty="relevance",
+            way="gradient",
+            strength=1e-5,
+            strength_follows="linear",
+            alpha=1.0,
+            relative=False,
+            schedule="iterative",
+            fraction=0.2,
+            floor=6.03,
+            ratio=0.0,
+            norms=True,
+        ),
+        partial(_dialogue, name=_TASKMASTER1, subset="one_person_dialogs"),
     ),
 )
 

@@ -134,6 +134,8 @@ def run(
         torch.manual_seed(seed)
         task = recipe.prepare(config, data, seed)
         training = _Training(recipe, config, directory, progress, task, identity)
+        if dense is not None and not directory.checkpoint.exists():
+            training.check_donor()
         if not resume:
             directory.write_config(identity)
         if directory.checkpoint.exists():
@@ -164,9 +166,6 @@ class _Clock:
     @property
     def total(self) -> float:
         return sum(self.spent.values())
-
-
-_SHARED = ("recipe", "seed", "data")
 
 
 class _Training:
@@ -257,12 +256,19 @@ class _Training:
         # Overwritten with the same bytes if a run was stopped just after this.
         write_atomically(self.directory.dense, _model_file(self.model, recipe=self.recipe.name))
 
-    def _adopt(self, other: RunDirectory) -> None:
-        """Take the dense network of another run."""
-        held = other.read_config()
-        theirs = type(self.config).restored(held["config"]).of_dense()
-        wanted = {**self.config.of_dense(), **{k: self.identity[k] for k in _SHARED}}
-        held = {**theirs, **{key: held[key] for key in _SHARED}}
+    def check_donor(self) -> None:
+        """Make sure that the run whose dense network is to be taken has the same one."""
+        other = RunDirectory(Path(self.identity["dense"]))
+        identity = other.read_config()
+        if identity["recipe"] != self.recipe.name:
+            raise UserError(
+                f"the run in {other.path} is of the recipe {identity['recipe']}, not "
+                f"{self.recipe.name}: choose another --dense"
+            )
+        held = type(self.config).restored(identity["config"]).of_dense()
+        wanted = self.config.of_dense()
+        for key in ("seed", "data"):
+            held[key], wanted[key] = identity[key], self.identity[key]
         differences = [
             f"{key} is {held[key]!r} there and {wanted[key]!r} here"
             for key in wanted
@@ -270,10 +276,14 @@ class _Training:
         ]
         if differences:
             raise UserError(
-                f"the dense network of {other.path} is another one: {listing(differences)}"
+                f"the dense network of {other.path} is another one: {listing(differences)}; "
+                "choose another --dense, or leave it out to train one"
             )
         if not other.dense.is_file():
             raise UserError(f"the run in {other.path} has not finished its dense training")
+
+    def _adopt(self, other: RunDirectory) -> None:
+        """Take the dense network of another run."""
         _load_model(self.model, other.dense)
         self.progress.say(f"the dense network is that of {other.path}")
         write_atomically(self.directory.dense, _model_file(self.model, recipe=self.recipe.name))

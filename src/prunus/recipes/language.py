@@ -1,0 +1,126 @@
+"""What the recipes of translation, dialogue and language modelling share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunus.errors import UserError
+from prunus.recipes.config import Config
+
+__all__ = ["LanguageConfig", "accumulated", "adam", "bucketed", "publish"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig(Config):
+    """The settings of language recipes, on top of those of :class:`Config`.
+
+    Args:
+        vocabulary: Words of the tokenizer, 256 bytes and a few special ones included.
+        length: The most words in a sequence; the model has as many positions.
+        width: Of the model.
+        layers: Of the decoder, and of the encoder if there is one.
+        heads: Attention heads of each layer.
+        feed_forward: Width of the feed-forward layers.
+        dropout: Probability of dropout.
+        label_smoothing: Share of the target probability that goes to all words alike.
+        accumulation: Batches whose gradients make one step.
+        beta1: Adam's decay of the mean.
+        beta2: Adam's decay of the squares.
+
+    Raises:
+        UserError: A value is out of range.
+    """
+
+    vocabulary: int
+    length: int
+    width: int
+    layers: int
+    heads: int
+    feed_forward: int
+    dropout: float = 0.1
+    label_smoothing: float = 0.0
+    accumulation: int = 1
+    beta1: float = 0.9
+    beta2: float = 0.98
+
+    def _check(self, check: Callable[[bool, str, str], None]) -> None:
+        super()._check(check)
+        check(self.vocabulary > 264, "vocabulary", "above 264, for bytes and special words")
+        check(self.length > 1, "length", "at least 2")
+        for name in ("width", "layers", "heads", "feed_forward", "accumulation"):
+            check(getattr(self, name) >= 1, name, "at least 1")
+        check(self.heads < 1 or self.width % self.heads == 0, "width", "a multiple of heads")
+        for name in ("dropout", "label_smoothing", "beta1", "beta2"):
+            check(0 <= getattr(self, name) < 1, name, "from 0 to below 1")
+
+
+def adam(config: LanguageConfig, model: nn.Module, lr: float) -> torch.optim.Optimizer:
+    """Build the optimizer of the paper's language tasks."""
+    return torch.optim.Adam(
+        model.parameters(), lr=lr, betas=(config.beta1, config.beta2), eps=1e-8, fused=True
+    )
+
+
+def bucketed(
+    lengths: Sequence[int], size: int, order: torch.Generator, *, pool: int = 50
+) -> Iterator[list[int]]:
+    """Yield the indices of each batch: random order, but batches of like lengths.
+
+    Args:
+        lengths: Of all examples.
+        size: Examples in a batch.
+        order: Draws the order.
+        pool: Sort within so many batches.
+
+    Example:
+        >>> lengths = [5, 1, 4, 2]
+        >>> batches = bucketed(lengths, 2, torch.Generator().manual_seed(0))
+        >>> sorted(sorted(lengths[i] for i in batch) for batch in batches)
+        [[1, 2], [4, 5]]
+    """
+    batches = []
+    for part in torch.split(torch.randperm(len(lengths), generator=order), size * pool):
+        ranked = sorted(part.tolist(), key=lengths.__getitem__)
+        batches += [ranked[i : i + size] for i in range(0, len(ranked), size)]
+    for i in torch.randperm(len(batches), generator=order).tolist():
+        yield batches[i]
+
+
+def accumulated(batches: Iterator[Any], count: int) -> Iterator[list[Any]]:
+    """Group batches to steps.
+
+    Example:
+        >>> list(accumulated(iter("abc"), 2))
+        [['a', 'b'], ['c']]
+    """
+    step: list[Any] = []
+    for batch in batches:
+        step.append(batch)
+        if len(step) == count:
+            yield step
+            step = []
+    if step:
+        yield step
+
+
+def publish(model: Any, tokenizer: Any, directory: Path) -> None:
+    """Write ``pretrained/``, for ``from_pretrained`` of models and tokenizers.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    from transformers.utils import logging
+
+    folder = directory / "pretrained"
+    logging.disable_progress_bar()  # the command has its own
+    try:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error}; make room and resume the run") from error

@@ -1,0 +1,399 @@
+"""The language recipes: what they read, how they train and measure, and what they leave behind."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+pytest.importorskip("transformers")
+pytest.importorskip("sacrebleu")
+
+import sacrebleu
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+from prunus.errors import DataError, UserError
+from prunus.recipes.corpora import Pairs, dialogues, texts, translations
+from prunus.recipes.language import bucketed
+from prunus.recipes.language_model import LanguageModel, LanguageModelConfig
+from prunus.recipes.recipe import RECIPES
+from prunus.recipes.sequences import SequenceConfig, SequenceToSequence
+from prunus.recipes.tokenizer import trained
+
+from .commands import metrics, prunus, settings, summary
+from .test_resume import KilledError, assert_same_run, at_step
+from .texts import ENGLISH, GERMAN, SETS, SIZES, SMALL, counting, multi30k, taskmaster4, write
+
+SEARCH = {"beams": 2, "validation_beams": 1}
+
+
+def small(name: str, **changes: Any) -> list[str]:
+    search = SEARCH if isinstance(RECIPES[name].config, SequenceConfig) else {}
+    return settings(**{**SMALL, **search, **changes})
+
+
+def test_every_language_recipe_is_tested_here() -> None:
+    names = {n for n, r in RECIPES.items() if hasattr(r.config, "vocabulary")}
+    assert names == set(SETS)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_recipe_runs_from_a_folder_of_the_same_columns(tmp_path: Path, name: str) -> None:
+    data, out = SETS[name](tmp_path / "set"), tmp_path / "run"
+    outcome = prunus("run", name, *small(name), "--data", data, "--out", out)
+    assert outcome.code == 0, outcome.err
+    held = summary(out)
+    assert held["compression_ratio"] >= 3
+    assert sum(kind["prunable"] for kind in held["kinds"].values()) <= held["parameters"]
+    assert {"embedding and head", "attention", "feed-forward", "norm"} <= set(held["kinds"])
+    assert "embedding and head" in outcome.out
+    for network in ("dense", "sparse"):
+        assert held[network]["test_perplexity"] == pytest.approx(
+            math.exp(held[network]["test_loss"])
+        )
+
+    # What from_pretrained makes of the run is the network itself, still tied, zeros and all.
+    auto = (
+        AutoModelForSeq2SeqLM
+        if name.endswith(("translation", "dialogue"))
+        else (AutoModelForCausalLM)
+    )
+    loaded = auto.from_pretrained(out / "pretrained")
+    saved = load_file(out / "model.safetensors")
+    state = loaded.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in saved.items())
+    assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
+    assert held["nonzero"] == sum(int((p != 0).sum()) for p in loaded.parameters())
+    tokenizer = AutoTokenizer.from_pretrained(out / "pretrained")
+    assert tokenizer.decode(tokenizer.encode("fünf, sechs?")) == "fünf, sechs?"
+
+
+def test_bleu_is_sacrebleus_on_what_the_saved_network_writes(tmp_path: Path) -> None:
+    data, out = multi30k(tmp_path / "set"), tmp_path / "run"
+    name = "multi30k-translation"
+    # Long enough to learn the words; the networks still differ, and neither is perfect.
+    chosen = small(name, dense_epochs=40, epochs=20, width=32, dropout=0, dense_lr=0.01, lr=0.01)
+    outcome = prunus("run", name, *chosen, "--data", data, "--out", out)
+    assert outcome.code == 0, outcome.err
+    held = summary(out)
+    model = AutoModelForSeq2SeqLM.from_pretrained(out / "pretrained").eval()
+    tokenizer = AutoTokenizer.from_pretrained(out / "pretrained")
+    english, german = counting(SIZES["test"], "test")
+    written = []
+    for sentence in english:  # one by one, without padding
+        words = torch.tensor([[*tokenizer.encode(sentence), tokenizer.eos_token_id]])
+        made = model.generate(input_ids=words, num_beams=2, max_new_tokens=47, early_stopping=True)
+        written.append(tokenizer.decode(made[0], skip_special_tokens=True).strip())
+    bleu = sacrebleu.corpus_bleu(written, [german])
+    assert held["sparse"]["test"] == pytest.approx(bleu.score, abs=1e-6)
+    assert held["dense"]["test"] > 20  # untrained, it is 0
+    assert "version" in held["metric"]["signature"]
+    assert held["metric"]["search"] == "beam 2, length penalty 1"
+    lines = metrics(out)
+    assert lines[39]["more"]["perplexity"] < lines[0]["more"]["perplexity"] / 20
+    # A few of its answers are shown at every validation.
+    shown = counting(SIZES["validation"], "validation")[0][:3]
+    assert all(outcome.out.count(f"{sentence}  →  ") >= 60 for sentence in shown)
+
+
+def test_a_stopped_language_run_ends_with_the_same_bits(tmp_path: Path) -> None:
+    data = multi30k(tmp_path / "set")
+    command: list[str | Path] = [
+        "run",
+        "multi30k-translation",
+        *small("multi30k-translation"),
+        "--data",
+        data,
+    ]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert prunus(*command, "--out", whole).code == 0
+    # Six steps an epoch: in the second epoch of each phase.
+    for step, resume in ((8, []), (9, ["--resume"])):
+        with at_step(step, KilledError), pytest.raises(KilledError):
+            prunus(*command, "--out", stopped, *resume)
+    assert prunus(*command, "--out", stopped, "--resume").code == 0
+    assert_same_run(stopped, whole)
+
+
+def test_other_data_are_refused_on_resumption(tmp_path: Path) -> None:
+    data, out = multi30k(tmp_path / "set"), tmp_path / "run"
+    command: list[str | Path] = [
+        "run",
+        "multi30k-translation",
+        *small("multi30k-translation"),
+        "--data",
+        data,
+    ]
+    with at_step(8, KilledError), pytest.raises(KilledError):
+        prunus(*command, "--out", out)
+    english, german = counting(SIZES["train"], "others")
+    write(data, "train", {"en": english, "de": german})
+    prunus(*command, "--out", out, "--resume").refused("the data are not those that the run")
+
+
+def sequence_task(**changes: Any) -> SequenceToSequence:
+    chosen = {**SMALL, "dense_lr": 0.01, "lr": 0.01, "strength": 1.0, "floor": None, **changes}
+    pairs = {split: Pairs(*counting(count, split)) for split, count in SIZES.items()}
+    return SequenceToSequence(SequenceConfig(**chosen), pairs)
+
+
+def test_accumulated_gradients_are_those_of_one_large_batch() -> None:
+    task = sequence_task(dropout=0.0, label_smoothing=0.1)
+    torch.manual_seed(0)
+    model = task.network().double()
+    data = task._encoded["train"]
+    indices = list(range(12))
+    parts = [task._batch(data, indices[i : i + 4]) for i in (0, 4, 8)]
+    large = copy.deepcopy(model)
+    task.loss(large, task._batch(data, indices)).backward()  # type: ignore[no-untyped-call]
+    sizes = [task.size(part) for part in parts]
+    assert len(set(sizes)) > 1
+    for part, size in zip(parts, sizes, strict=True):
+        (task.loss(model, part) * (size / sum(sizes))).backward()  # type: ignore[no-untyped-call]
+    for one, other in zip(model.parameters(), large.parameters(), strict=True):
+        assert one.grad is not None
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_padding_does_not_change_the_loss() -> None:
+    task = sequence_task(dropout=0.0)
+    torch.manual_seed(0)
+    model = task.network().double().eval()
+    data = task._encoded["train"]
+    alone = [task._batch(data, [i]) for i in range(6)]
+    together = task._batch(data, range(6))
+    assert len({batch.source.shape[1] for batch in alone}) > 1
+    total = sum(task.loss(model, batch) * task.size(batch) for batch in alone)
+    mean = total / sum(task.size(batch) for batch in alone)
+    torch.testing.assert_close(task.loss(model, together), mean, rtol=1e-9, atol=1e-12)
+
+
+def language_model(text: dict[str, str], **changes: Any) -> LanguageModel:
+    chosen = {**SMALL, "dense_lr": 0.01, "lr": 0.01, "strength": 1.0, "floor": None, **changes}
+    return LanguageModel(LanguageModelConfig(**chosen), text)
+
+
+@pytest.mark.parametrize("length", [8, 7, 48])
+def test_bits_per_character_count_every_word_once_with_its_context(length: int) -> None:
+    text = {split: "\n".join(counting(count, split)[0]) for split, count in SIZES.items()}
+    task = language_model(text, length=length)
+    torch.manual_seed(0)
+    model = task.network().eval()
+    with torch.no_grad():  # far from uniform, so that contexts matter
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    words = [task.tokenizer.bos_token_id, *task.tokenizer(text["test"])["input_ids"]]
+    half, total, done, begin = length // 2, 0.0, 0, 0
+    while done < len(words) - 1:
+        piece = words[begin : begin + length + 1]
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([piece[:-1]])).logits[0].log_softmax(-1)
+        for i in range(done - begin, len(piece) - 1):
+            total -= logits[i, piece[i + 1]].item()
+        done, begin = begin + len(piece) - 1, begin + half
+    seen = task.test(model)
+    assert seen.metric == pytest.approx(total / math.log(2) / len(text["test"]), rel=1e-5)
+    assert seen.loss == pytest.approx(total / (len(words) - 1), rel=1e-5)
+
+
+def test_an_epoch_of_running_text_shows_no_word_twice() -> None:
+    text = {split: "\n".join(counting(count, split)[0]) for split, count in SIZES.items()}
+    task = language_model(text, length=8, accumulation=2)
+    steps = list(task.epoch(torch.Generator().manual_seed(0)))
+    assert len(steps) == task.steps_per_epoch
+    shown = Counter(
+        tuple(piece.tolist()) for step in steps for batch in step for piece in batch[:, 1:]
+    )
+    whole = task._words["train"].tolist()
+    assert sum(shown.values()) == (len(whole) - 1) // 8
+    starts = [s for s in range(1, len(whole)) if tuple(whole[s : s + 8]) in shown]
+    assert starts
+
+
+@given(
+    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=80),
+    size=st.integers(1, 9),
+    seed=st.integers(0, 5),
+)
+def test_buckets_hold_each_example_once_in_batches_of_the_size(
+    lengths: list[int], size: int, seed: int
+) -> None:
+    batches = list(bucketed(lengths, size, torch.Generator().manual_seed(seed), pool=3))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    assert all(len(batch) <= size for batch in batches)
+    assert sum(len(batch) < size for batch in batches) <= 1
+
+
+def test_buckets_save_padding() -> None:
+    lengths = torch.randint(1, 50, (2000,), generator=torch.Generator().manual_seed(0)).tolist()
+    batches = list(bucketed(lengths, 20, torch.Generator().manual_seed(1)))
+    padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
+    assert padded < 1.1 * sum(lengths)
+
+
+def test_a_dialogue_becomes_contexts_and_answers(tmp_path: Path) -> None:
+    pairs = dialogues(str(taskmaster4(tmp_path / "set")), turns=2)["validation"]
+    asked, answers = counting(SIZES["validation"], "validation")
+    assert pairs.sources[:2] == [asked[0], f"{answers[0]} <turn> and then"]
+    assert pairs.targets[:2] == [answers[0], "done"]
+    assert len(pairs) == 2 * SIZES["validation"]
+
+
+def test_running_text_is_joined_by_line_breaks(tmp_path: Path) -> None:
+    for split in SIZES:
+        write(tmp_path, split, {"text": ["one", "two"]})
+    assert texts(str(tmp_path))["train"] == "one\ntwo"
+
+
+def test_the_tokenizer_is_the_same_each_time() -> None:
+    made = [trained(counting(200, "a")[1], 280).backend_tokenizer.to_str() for _ in range(3)]
+    assert made[0] == made[1] == made[2]
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
+def test_any_text_survives_the_tokenizer(text: str) -> None:
+    tokenizer = _tokenizer()
+    words = tokenizer.encode(text)
+    if not any(special in text for special in tokenizer.all_special_tokens):
+        assert tokenizer.decode(words) == text
+
+
+def _tokenizer(held: list[Any] = []) -> Any:  # noqa: B006
+    if not held:
+        held.append(trained(ENGLISH + GERMAN, 270))
+    return held[0]
+
+
+def refused(tmp_path: Path, name: str, *parts: str, **changes: Any) -> None:
+    out = tmp_path / "run"
+    outcome = prunus("run", name, *small(name, **changes), "--data", tmp_path / "set", "--out", out)
+    outcome.refused(*parts)
+    assert not out.exists()
+
+
+def test_data_of_other_columns(tmp_path: Path) -> None:
+    taskmaster4(tmp_path / "set")
+    refused(tmp_path, "multi30k-translation", "lacks the columns en, de", "speaker, text")
+
+
+def test_a_language_that_is_not_there(tmp_path: Path) -> None:
+    for split in SIZES:
+        write(tmp_path / "set", split, {"translation": [{"de": "eins", "fr": "un"}]})
+    refused(tmp_path, "wmt14-translation", "lacks en", "found de, fr")
+
+
+def test_an_empty_reference(tmp_path: Path) -> None:
+    multi30k(tmp_path / "set")
+    write(tmp_path / "set", "test", {"en": ["one", "two"], "de": ["eins", " "]})
+    refused(
+        tmp_path,
+        "multi30k-translation",
+        "1 of 2 pairs of the test split",
+        "empty source or reference, such as number 1",
+    )
+
+
+def test_empty_training_pairs_are_left_out(tmp_path: Path) -> None:
+    multi30k(tmp_path / "set")
+    write(tmp_path / "set", "train", {"en": ["one", "", "two"], "de": ["eins", "zwei", ""]})
+    assert len(translations(str(tmp_path / "set"), ("en", "de"))["train"]) == 1
+
+
+def test_a_text_longer_than_the_models_positions(tmp_path: Path) -> None:
+    multi30k(tmp_path / "set")
+    write(tmp_path / "set", "test", {"en": ["one " * 60], "de": ["eins"]})
+    refused(tmp_path, "multi30k-translation", "1 of 1 pairs of the test split have", "set length=")
+
+
+def test_no_training_pair_that_is_short_enough(tmp_path: Path) -> None:
+    multi30k(tmp_path / "set")
+    write(tmp_path / "set", "train", {"en": ["one two " * 60] * 9, "de": ["eins"] * 9})
+    refused(tmp_path, "multi30k-translation", "every pair of the train split", vocabulary=265)
+
+
+def test_a_set_that_the_hub_does_not_have(tmp_path: Path) -> None:
+    outcome = prunus("run", "taskmaster-dialogue", "--out", tmp_path / "run")
+    outcome.refused("is not on the Hub", "--data FOLDER", "speaker and text")
+
+
+def test_a_dialogue_without_an_assistant(tmp_path: Path) -> None:
+    for split in SIZES:
+        write(tmp_path / "set", split, {"speaker": [["user", "bot"]], "text": [["hi", "hello"]]})
+    refused(tmp_path, "taskmaster-dialogue", "no turn in the train split", '"assistant"')
+
+
+def test_no_text_at_all(tmp_path: Path) -> None:
+    for split in SIZES:
+        write(tmp_path / "set", split, {"text": [" ", ""]})
+    refused(tmp_path, "shakespeare-lm", "the train split", "holds no text")
+
+
+def test_a_text_shorter_than_a_piece(tmp_path: Path) -> None:
+    for split in SIZES:
+        write(tmp_path / "set", split, {"text": ["one two three four"]})
+    refused(
+        tmp_path, "shakespeare-lm", "fewer than a piece of length=4000", length=4000, vocabulary=265
+    )
+
+
+def test_a_vocabulary_that_the_text_does_not_yield(tmp_path: Path) -> None:
+    multi30k(tmp_path / "set")
+    refused(tmp_path, "multi30k-translation", "vocabulary=5000 is more than", vocabulary=5000)
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ({"vocabulary": 100}, "above 264"),
+        ({"width": 15}, "a multiple of heads"),
+        ({"length": 1}, "at least 2"),
+        ({"layers": 0}, "at least 1"),
+        ({"accumulation": 0}, "at least 1"),
+        ({"dropout": 1}, "from 0 to below 1"),
+        ({"beta2": 1}, "from 0 to below 1"),
+        ({"beams": 0}, "at least 1"),
+        ({"length_penalty": -1}, "0 or above"),
+        ({"validation_pairs": -1}, "0 or above"),
+    ],
+)
+def test_settings_out_of_range(setting: dict[str, Any], reason: str) -> None:
+    config = RECIPES["multi30k-translation"].config
+    ((key, value),) = setting.items()
+    with pytest.raises(UserError, match=f"{key} must be {reason}"):
+        config.changed([f"{key}={value}"])
+
+
+@pytest.mark.parametrize("absent", ["transformers", "tokenizers"])
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, absent: str) -> None:
+    monkeypatch.setitem(sys.modules, absent, None)
+    with pytest.raises(UserError, match=r"pip install 'prunus\[language\]'"):
+        trained(["one"], 270)
+
+
+def test_the_papers_settings_are_the_papers() -> None:
+    wmt, dialogue = (
+        RECIPES[n].config.as_dict() for n in ("wmt14-translation", "taskmaster1-dialogue")
+    )
+    for held in (wmt, dialogue):
+        assert (held["beta1"], held["beta2"], held["accumulation"]) == (0.85, 0.997, 3)
+        assert (held["alpha"], held["relative"], held["strength"]) == (1.0, False, 1e-5)
+        assert (held["schedule"], held["biases"], held["norms"]) == ("iterative", True, True)
+    sizes = ("layers", "width", "feed_forward", "heads", "beams", "length_penalty", "floor")
+    assert [wmt[key] for key in sizes] == [6, 512, 2048, 8, 4, 0.6, 27.2]
+    assert [dialogue[key] for key in sizes] == [2, 256, 256, 4, 6, 1.2, 6.03]
+    assert json.dumps(wmt)  # as config.json holds it
+
+
+def test_a_column_that_names_no_data() -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        texts("./nowhere")
