@@ -90,6 +90,21 @@ def test_bfloat16_autocast(tmp_path: Path) -> None:
     assert watch.seen > 0
 
 
+@pytest.mark.filterwarnings("default")  # the compiler has some of its own
+def test_a_compiled_model_prunes_as_the_plain_one(tmp_path: Path) -> None:
+    def trained(folder: str, **changes: Any) -> nn.Module:
+        callback = PruningCallback(RelevancePenalty(1e-3), GradualPruning(sparsity=0.8, end=4))
+        made = trainer(tmp_path / folder, callback, max_steps=6, **changes)
+        made.train()
+        assert callback.pruner is not None
+        assert callback.pruner.sparsity == pytest.approx(0.8, abs=1e-3)
+        return made.model
+
+    # With the eager backend, for no compiler may be assumed to be installed.
+    compiled = trained("compiled", torch_compile=True, torch_compile_backend="eager")
+    assert states_equal(compiled, trained("plain"))
+
+
 def test_relevance_does_not_depend_on_the_trainers_clipping(tmp_path: Path) -> None:
     def shrunk(max_grad_norm: float) -> torch.Tensor:
         model = gpt2().eval()  # without dropout, which would make gradients differ

@@ -1,0 +1,123 @@
+"""Prune the same dense networks by several methods to several ratios, and set the results beside.
+
+Per seed one dense network is trained, and every method starts from a copy of it, with the same
+epochs, batches and schedule. Every run is a process of its own and reads the test split once, at
+its end. The result file is written after each run, and runs that it holds are not repeated, so that
+the benchmark can be stopped and started again with the same command. For example::
+
+    python benchmarks/compare.py shakespeare-lm --data FOLDER --ratios 5 10
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from prunus.files import write_atomically
+from prunus.recipes.recipe import find
+
+METHODS = {
+    "relevance": [],
+    "L2": ["penalty=l2"],
+    "no penalty": ["penalty=none"],
+}
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipe")
+    parser.add_argument("--data", help="as in `prunus run`")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--ratios", type=float, nargs="+", required=True)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--runs", type=Path, help="keep the runs here; default: nowhere")
+    arguments = parser.parse_args()
+    recipe = find(arguments.recipe)
+    settings = recipe.config.changed(arguments.settings).as_dict()
+    out = Path(__file__).parent / "results" / f"compare-{recipe.name}.json"
+    record = _begun(out, {"recipe": recipe.name, "data": recipe.data, "settings": settings})
+    with tempfile.TemporaryDirectory() as parent:
+        folder = arguments.runs or Path(parent)
+        for seed in arguments.seeds:
+            dense: Path | None = None
+            for ratio in arguments.ratios:
+                for method in arguments.methods:
+                    if _held(record, method, ratio, seed):
+                        continue
+                    path = folder / f"{recipe.name}-{seed}-{method.replace(' ', '-')}-{ratio:g}"
+                    dense = dense or _finished(folder, f"{recipe.name}-{seed}-")
+                    chosen = [*arguments.settings, f"ratio={ratio}", *METHODS[method]]
+                    command = ["run", recipe.name, "--seed", str(seed)]
+                    command += [part for setting in chosen for part in ("--set", setting)]
+                    hidden = ["--out", str(path), *(["--dense", str(dense)] if dense else [])]
+                    hidden += ["--data", arguments.data] if arguments.data else []
+                    hidden += ["--resume"] if (path / "config.json").exists() else []
+                    subprocess.run([sys.executable, "-m", "prunus", *command, *hidden], check=True)
+                    dense = dense or path
+                    record["date"] = datetime.now(UTC).isoformat(timespec="seconds")
+                    record["runs"].append(
+                        {
+                            "method": method,
+                            "ratio": ratio,
+                            "command": " ".join(["prunus", *command]),
+                            "summary": json.loads((path / "summary.json").read_text()),
+                        }
+                    )
+                    write_atomically(out, (json.dumps(record, indent=2) + "\n").encode())
+    print("\n".join(table(record)))
+
+
+def table(record: dict[str, Any]) -> list[str]:
+    """Return a row of Markdown for each ratio and method, the dense networks first."""
+    runs = record["runs"]
+    metric = runs[0]["summary"]["metric"]["name"]
+    rows = [f"| network | sparsity | test {metric} | against dense |", "|---|---|---|---|"]
+    dense = {run["summary"]["seed"]: run["summary"]["dense"]["test"] for run in runs}
+    rows.append(f"| dense | 0 | {_spread(list(dense.values()))} | |")
+    for ratio, method in dict.fromkeys((run["ratio"], run["method"]) for run in runs):
+        own = [r["summary"] for r in runs if (r["ratio"], r["method"]) == (ratio, method)]
+        sparsity = statistics.fmean(summary["sparsity"] for summary in own)
+        values = [summary["sparse"]["test"] for summary in own]
+        gaps = [summary["sparse"]["test"] - dense[summary["seed"]] for summary in own]
+        rows.append(f"| {method} | {sparsity:.1%} | {_spread(values)} | {_spread(gaps, '+')} |")
+    return rows
+
+
+def _begun(out: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    if not out.exists():
+        return {**wanted, "runs": []}
+    record: dict[str, Any] = json.loads(out.read_text())
+    differing = [key for key in wanted if record.get(key) != wanted[key]]
+    if differing:
+        sys.exit(f"{out.name} was made with other {', '.join(differing)}: move it away first")
+    return record
+
+
+def _held(record: dict[str, Any], method: str, ratio: float, seed: int) -> bool:
+    wanted = (method, ratio, seed)
+    return wanted in [(r["method"], r["ratio"], r["summary"]["seed"]) for r in record["runs"]]
+
+
+def _finished(folder: Path, prefix: str) -> Path | None:
+    """Return a run of this seed whose dense network is there already."""
+    found = sorted(folder.glob(f"{prefix}*/summary.json"))
+    return found[0].parent if found else None
+
+
+def _spread(values: Sequence[float], sign: str = "") -> str:
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):{sign}.2f}{deviation}"
+
+
+if __name__ == "__main__":
+    main()
