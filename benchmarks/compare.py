@@ -59,9 +59,12 @@ def main() -> None:
                     chosen = [*arguments.settings, f"ratio={ratio}", *METHODS[method]]
                     command = ["run", recipe.name, "--seed", str(seed)]
                     command += [part for setting in chosen for part in ("--set", setting)]
-                    hidden = ["--out", str(path), *(["--dense", str(dense)] if dense else [])]
-                    hidden += ["--data", arguments.data] if arguments.data else []
-                    hidden += ["--resume"] if (path / "config.json").exists() else []
+                    hidden = ["--out", str(path)]
+                    if (path / "config.json").exists():
+                        hidden += ["--resume"]  # with the data and the dense network it has
+                    else:
+                        hidden += ["--data", arguments.data] if arguments.data else []
+                        hidden += ["--dense", str(dense)] if dense else []
                     subprocess.run([sys.executable, "-m", "prunus", *command, *hidden], check=True)
                     dense = dense or path
                     record["date"] = datetime.now(UTC).isoformat(timespec="seconds")
@@ -82,7 +85,10 @@ def table(record: dict[str, Any]) -> list[str]:
     runs = record["runs"]
     metric = runs[0]["summary"]["metric"]["name"]
     rows = [f"| network | sparsity | test {metric} | against dense |", "|---|---|---|---|"]
-    dense = {run["summary"]["seed"]: run["summary"]["dense"]["test"] for run in runs}
+    dense: dict[int, float] = {}
+    for run in runs:
+        seed, value = run["summary"]["seed"], run["summary"]["dense"]["test"]
+        assert dense.setdefault(seed, value) == value, f"two dense networks of seed {seed}"
     rows.append(f"| dense | 0 | {_spread(list(dense.values()))} | |")
     for ratio, method in dict.fromkeys((run["ratio"], run["method"]) for run in runs):
         own = [r["summary"] for r in runs if (r["ratio"], r["method"]) == (ratio, method)]

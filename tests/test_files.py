@@ -376,3 +376,14 @@ def test_the_file_is_an_ordinary_safetensors_file(small: Path) -> None:
     assert whole[8 + length :][begin:end] == struct.pack("<2f", 1.5, -2.0)
     tree = json.loads(header["__metadata__"]["tree"])
     assert ["step", 3] in tree["items"]
+
+
+def test_a_tied_tensor_is_stored_once(tmp_path: Path) -> None:
+    tied = torch.randn(1000)
+    tree = {"a": tied, "b": {"c": tied.view(1000), "d": tied.view(10, 100)}}
+    save_tree(tmp_path / "once.safetensors", tree)
+    assert (tmp_path / "once.safetensors").stat().st_size < 2.5 * 4000  # the matrix is another
+    loaded = load_tree(tmp_path / "once.safetensors")
+    assert torch.equal(loaded["a"], loaded["b"]["c"])
+    loaded["a"].zero_()
+    assert torch.equal(loaded["b"]["c"], tied)

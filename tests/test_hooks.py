@@ -84,3 +84,33 @@ def test_the_score_sees_the_gradient_before_clipping() -> None:
 def test_a_bad_limit(limit: float) -> None:
     with pytest.raises(UserError, match="max_grad_norm must be above 0"):
         stepped(limit)
+
+
+def test_a_norm_that_overflows_leaves_the_weights_alive() -> None:
+    layer = nn.Linear(4, 4)
+    before = layer.weight.detach().clone()
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    Pruner(layer, optimizer, RelevancePenalty(1e-3), max_grad_norm=1.0)
+    layer.weight.grad = torch.full_like(layer.weight, 1e25)  # whose squares are infinite
+    layer.bias.grad = torch.zeros_like(layer.bias)
+    optimizer.step()
+    assert torch.equal(layer.weight, before)
+
+
+def test_sparse_gradients_are_named_before_they_are_clipped() -> None:
+    model = nn.Sequential(nn.Embedding(5, 2, sparse=True), nn.Linear(2, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    Pruner(model, optimizer, max_grad_norm=1.0)
+    model(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(UserError, match=r"0\.weight has a sparse gradient"):
+        optimizer.step()
+
+
+def test_an_optimizer_is_clipped_by_one_pruner_only() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    first = Pruner(model, optimizer, max_grad_norm=1.0)
+    with pytest.raises(UserError, match="may have one Pruner only"):
+        Pruner(model, optimizer, RelevancePenalty(1e-3))
+    first.detach()
+    Pruner(model, optimizer, RelevancePenalty(1e-3))

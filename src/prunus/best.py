@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from prunus.files import memory_key
 from prunus.floor import Floor
 from prunus.masks import Masks
 
@@ -34,10 +36,7 @@ class Best:
             if kept == self.kept and not floor.better(metric, self.metric):
                 return False
         self.kept, self.metric = kept, metric
-        self._model = {
-            name: value.detach().cpu().clone() if isinstance(value, torch.Tensor) else value
-            for name, value in model.state_dict().items()
-        }
+        self._model = _copied(model.state_dict())
         self._masks = masks.packed()
         return True
 
@@ -60,3 +59,18 @@ class Best:
         """Take over what :meth:`state_dict` returned."""
         self.kept, self.metric = state["kept"], state["metric"]
         self._model, self._masks = dict(state["model"]), dict(state["masks"])
+
+
+def _copied(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy to the CPU, a tensor that has several names once."""
+    copies: dict[Any, torch.Tensor] = {}
+    result: dict[str, Any] = {}
+    for name, value in state.items():
+        if isinstance(value, torch.Tensor):
+            key = memory_key(value) or name
+            if key not in copies:
+                copies[key] = value.detach().cpu().clone()
+            result[name] = copies[key]
+        else:
+            result[name] = value
+    return result

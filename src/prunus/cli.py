@@ -102,6 +102,11 @@ def run(
     config = chosen.config
     if resume:
         held = directory.read_config()
+        if held["recipe"] != recipe:
+            raise UserError(
+                f"{directory.path} holds a run of the recipe {held['recipe']}, not {recipe}: "
+                f"prunus run {held['recipe']} --out ... --resume goes on with it"
+            )
         config = type(config).restored(held["config"])
         seed = held["seed"] if seed is None else seed
         data = held["data"] if data is None else data

@@ -23,7 +23,7 @@ from safetensors.torch import save
 
 from prunus.errors import CheckpointError, UserError
 
-__all__ = ["load_tree", "save_tree", "write_atomically", "writing"]
+__all__ = ["load_tree", "memory_key", "save_tree", "write_atomically", "writing"]
 
 
 @contextlib.contextmanager
@@ -78,7 +78,7 @@ def save_tree(path: Path, tree: dict[str, Any]) -> None:
         {'step': 3, 'betas': (0.9, 0.99), 'sum': {0: tensor([1., 1.])}}
     """
     tensors: dict[str, torch.Tensor] = {}
-    text = json.dumps(_encode(tree, "", tensors))
+    text = json.dumps(_encode(tree, "", tensors, {}))
     metadata = {"tree": text, "digest": _digest(text, tensors)}
     write_atomically(path, save(tensors, metadata))
 
@@ -124,23 +124,43 @@ def _digest(text: str, tensors: dict[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
+def memory_key(tensor: torch.Tensor) -> tuple[Any, ...] | None:
+    """Return what two tensors have in common that are the same memory seen the same way.
+
+    None for a tensor without memory of its own, which is like no other.
+
+    Example:
+        >>> a = torch.zeros(2, 3)
+        >>> memory_key(a) == memory_key(a.detach()), memory_key(a) == memory_key(a.T)
+        (True, False)
+    """
+    if tensor.layout != torch.strided or tensor.numel() == 0 or tensor.is_meta:
+        return None
+    return (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+
+
+def _encode(
+    value: Any, path: str, tensors: dict[str, torch.Tensor], seen: dict[tuple[Any, ...], str]
+) -> Any:
     """Turn a tree into JSON. Anything that JSON has no form of becomes {"is": kind, ...}."""
     if isinstance(value, torch.Tensor):
-        # A copy of its own: safetensors refuses tensors that share memory.
-        tensors[path] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        return {"is": "tensor", "name": path}
+        key = memory_key(value)
+        name = path if key is None else seen.setdefault(key, path)
+        if name == path:
+            # A copy of its own: safetensors refuses tensors that share memory.
+            tensors[path] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {"is": "tensor", "name": name}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):
-        items = [_encode(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]
+        items = [_encode(item, f"{path}/{i}", tensors, seen) for i, item in enumerate(value)]
         return items if isinstance(value, list) else {"is": "tuple", "items": items}
     if isinstance(value, dict):
         pairs = []
         for key, item in value.items():
             if not isinstance(key, str | int):
                 raise TypeError(f"a checkpoint's keys are strings or integers, not {key!r}")
-            pairs.append([key, _encode(item, f"{path}/{key!r}", tensors)])
+            pairs.append([key, _encode(item, f"{path}/{key!r}", tensors, seen)])
         return {"is": "dict", "items": pairs}
     raise TypeError(f"a checkpoint cannot hold a {type(value).__name__} ({path})")
 
@@ -151,7 +171,8 @@ def _decode(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
     if not isinstance(value, dict):
         return value
     if value["is"] == "tensor":
-        return tensors[value["name"]]
+        # A copy, for several places of the tree may have held one tensor.
+        return tensors[value["name"]].clone()
     if value["is"] == "tuple":
         return tuple(_decode(item, tensors) for item in value["items"])
     return {key: _decode(item, tensors) for key, item in value["items"]}

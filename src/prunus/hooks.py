@@ -6,12 +6,12 @@ This code runs at every step, so it is written to cost little beside the tensor 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 
-from prunus.errors import UserError
+from prunus.errors import UserError, listing
 from prunus.masks import Masks, clear_
 from prunus.penalty import PenaltyTerm, RelevancePenalty
 from prunus.scores import Score
@@ -125,19 +125,18 @@ class StepHooks:
             return
         penalty, strengths = self._penalty, self._strengths()
         active = self._active = self._masks.active()
-        way = None if penalty is None else penalty.way
         if self._score.uses_gradient:
             self._observe()
         scale = None if self._max_grad_norm is None else self._clip(self._max_grad_norm)
+        if scale is not None and not bool(scale > 0):
+            penalty = None  # the norm overflowed, and nothing can be said of relevance
+        way = None if penalty is None else penalty.way
         for target, name, parameter in self._targets:
             gradient = parameter.grad
             if gradient is None:  # took no part in this step
                 continue
             if gradient.layout is not torch.strided:
-                raise UserError(
-                    f"{name} has a sparse gradient, which the penalty and the score cannot read: "
-                    "build the embedding with sparse=False, or exclude it from the selection"
-                )
+                self._refuse_sparse([parameter])
             mask, strength = active.get(name), strengths[name]
             if penalty is not None and strength > 0:
                 if way == "gradient":
@@ -166,8 +165,21 @@ class StepHooks:
         # In the model's order, in which one would clip by hand: the sum's last bit depends on it.
         parameters = [held.pop(id(p)) for p in self._model.parameters() if id(p) in held]
         parameters += held.values()
+        self._refuse_sparse(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
         return torch.clamp(max_norm / (norm + 1e-6), max=1.0)
+
+    def _refuse_sparse(self, parameters: Iterable[torch.Tensor]) -> None:
+        sparse = {
+            id(p) for p in parameters if p.grad is not None and p.grad.layout is not torch.strided
+        }
+        names = [name for name, p in self._model.named_parameters() if id(p) in sparse]
+        if sparse:
+            raise UserError(
+                f"{listing(names) or 'a tensor of the optimizer'} has a sparse gradient, which the "
+                "penalty, the score and clipping cannot read: build the embedding with "
+                "sparse=False, or exclude it from the selection"
+            )
 
     def _remember_coefficients(
         self,

@@ -125,6 +125,7 @@ class Pruner:
         self.selection = select(self.model) if selection is None else selection
         self.min_density = min_density
         self.keep_best = keep_best
+        self.max_grad_norm = max_grad_norm
         self._penalty = penalty
         _check_held(self.selection, optimizer)
         _check_alone(self)
@@ -421,6 +422,11 @@ def _check_alone(pruner: Pruner) -> None:
                 "this optimizer has a Pruner with a penalty on these tensors already, and a second "
                 "penalty would come on top of it: call detach() on the other one first, or build a "
                 "new optimizer if the other one is out of reach"
+            )
+        if (pruner.max_grad_norm or other.max_grad_norm) is not None:
+            raise UserError(
+                "with max_grad_norm an optimizer may have one Pruner only, for a second one would "
+                "see gradients that are clipped already: call detach() on the other one first"
             )
     others.add(pruner)
 

@@ -21,6 +21,8 @@ from transformers import (
     AutoModelForCausalLM,
     BartForConditionalGeneration,
     GPT2LMHeadModel,
+    MarianConfig,
+    MarianMTModel,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     TrainerCallback,
@@ -98,7 +100,8 @@ def test_a_compiled_model_prunes_as_the_plain_one(tmp_path: Path) -> None:
         made.train()
         assert callback.pruner is not None
         assert callback.pruner.sparsity == pytest.approx(0.8, abs=1e-3)
-        return made.model
+        model: nn.Module = made.model
+        return model
 
     # With the eager backend, for no compiler may be assumed to be installed.
     compiled = trained("compiled", torch_compile=True, torch_compile_backend="eager")
@@ -423,17 +426,118 @@ def test_a_checkpoint_made_without_the_callback(tmp_path: Path) -> None:
         trainer(tmp_path, PruningCallback()).train(resume_from_checkpoint=True)
 
 
-def test_the_metric_of_one_of_several_evaluation_sets(tmp_path: Path) -> None:
-    callback = PruningCallback(
-        schedule=IterativePruning(floor=100.0, mode="min", fraction=0.5),
-        metric="eval_other_loss",
-    )
-    made = trainer(tmp_path, callback, max_steps=8)
+@pytest.mark.parametrize("metric", ["eval_one_loss", "other_loss"])
+def test_the_metric_of_one_of_several_evaluation_sets(tmp_path: Path, metric: str) -> None:
+    schedule = IterativePruning(floor=100.0, mode="min", fraction=0.5)
+    made = trainer(tmp_path, PruningCallback(schedule=schedule, metric=metric), max_steps=8)
     made.eval_dataset = {"one": Sentences(8, seed=3), "other": Sentences(8, seed=4)}
     made.train()
     removed = [entry["removed"] for entry in made.state.log_history if "removed" in entry]
     assert len(removed) == 2
     assert all(removed)
+
+
+class Interrupt(TrainerCallback):
+    """Stops the process's training, but not the process, as Ctrl-C does in a notebook."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self.step:
+            self.step = -1
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("start", [False, True], ids=["", "eval_on_start"])
+def test_resuming_the_same_trainer_equals_the_unstopped_one(tmp_path: Path, start: bool) -> None:
+    def built(folder: str, *more: TrainerCallback) -> tuple[Any, PruningCallback]:
+        schedule = (
+            IterativePruning(floor=10.0, mode="min", fraction=0.2)
+            if start
+            else GradualPruning(sparsity=0.9, end=20, every=1, mode="min")
+        )
+        pruning = PruningCallback(RelevancePenalty(1e-2), schedule, metric="loss")
+        return trainer(tmp_path / folder, pruning, *more, eval_on_start=start), pruning
+
+    whole, _ = built("whole")
+    whole.train()
+    stopped, pruning = built("stopped", Interrupt(11))
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    assert pruning.pruner is not None
+    before = pruning.pruner.sparsity
+    stopped.evaluate()  # to have a look
+    assert pruning.pruner.sparsity == before
+    stopped.train(resume_from_checkpoint=True)
+    assert states_equal(whole.model, stopped.model)
+
+
+def test_clipping_survives_a_training_that_was_broken_off(tmp_path: Path) -> None:
+    made = trainer(tmp_path, PruningCallback(), Interrupt(2), max_grad_norm=0.1)
+    with pytest.raises(KeyboardInterrupt):
+        made.train()
+    torch.save(made.args, tmp_path / "args.bin")
+    assert torch.load(tmp_path / "args.bin", weights_only=False).max_grad_norm == 0.1
+    again = PruningCallback()
+    other = trainer(tmp_path, again, max_steps=2)
+    other.args.max_grad_norm = made.args.max_grad_norm  # as when the same arguments are used
+    other.train()
+    assert again.pruner is not None
+    assert again.pruner.max_grad_norm == other.args.max_grad_norm == 0.1
+
+
+def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
+    for folder, seed in (("a", 0), ("b", 7)):
+        made = trainer(tmp_path / folder, stateful(), max_steps=8, seed=seed)
+        made.train()
+    resumed = trainer(tmp_path / "b", stateful())
+    with pytest.raises(CheckpointError, match=r"is of another run .* not zero in .*resume_from="):
+        resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-8"))
+
+
+class SaveTwice(TrainerCallback):
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_save = True
+
+
+def test_saving_twice_at_one_step(tmp_path: Path) -> None:
+    made = trainer(tmp_path, stateful(), SaveTwice())
+    made.train()
+    assert load_tree(tmp_path / "checkpoint-24" / STATE_FILE)["step"] == 24
+    assert not list(tmp_path.glob(".checkpoint-*"))
+
+
+@pytest.mark.parametrize("unfit", ["deepspeed", "fsdp", "enable_jit_checkpoint"])
+def test_arguments_that_the_callback_cannot_serve(tmp_path: Path, unfit: str) -> None:
+    made = trainer(tmp_path, PruningCallback())
+    setattr(made.args, unfit, True)
+    with pytest.raises(UserError, match=f"does not work with {unfit}"):
+        made.callback_handler.on_train_begin(made.args, made.state, made.control)
+
+
+def test_a_head_tied_to_the_decoders_own_embedding_is_tied(tmp_path: Path) -> None:
+    config = MarianConfig(
+        vocab_size=WORDS,
+        decoder_vocab_size=WORDS,
+        share_encoder_decoder_embeddings=False,
+        max_position_embeddings=8,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        pad_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+        forced_eos_token_id=2,
+    )
+    callback = PruningCallback(schedule=OneShot(sparsity=0.5, at=1))
+    trainer(tmp_path, callback, model=MarianMTModel(config), max_steps=2).train()
+    assert callback.pruner is not None
+    assert callback.pruner.sparsity == pytest.approx(0.5, abs=1e-3)
 
 
 def test_the_default_selection_may_be_narrowed(tmp_path: Path) -> None:

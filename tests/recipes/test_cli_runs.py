@@ -101,6 +101,18 @@ def test_the_dense_network_of_another_run_is_taken(tmp_path: Path) -> None:
     assert "complete" in prunus("run", "digits", "--out", second, "--resume").out
 
 
+def test_pruning_anothers_dense_network_gives_the_bits_of_pruning_ones_own(tmp_path: Path) -> None:
+    whole, donor, taken = tmp_path / "whole", tmp_path / "donor", tmp_path / "taken"
+    for path, more in (
+        (whole, []),
+        (donor, OTHER),
+        (taken, ["--dense", str(donor)]),
+    ):
+        assert prunus("run", "digits", *SHORT, *settings(shift=1), *more, "--out", path).code == 0
+    assert (whole / "model.safetensors").read_bytes() == (taken / "model.safetensors").read_bytes()
+    assert (donor / "model.safetensors").read_bytes() != (taken / "model.safetensors").read_bytes()
+
+
 OTHER = settings(ratio=3, fraction=0.5, penalty="l2")
 
 

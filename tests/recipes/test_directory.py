@@ -66,6 +66,7 @@ def test_a_run_writes_its_files_where_it_was_told(finished: Path) -> None:
     assert list(contents(finished)) == [
         ".lock",
         "checkpoints",
+        "checkpoints/after-dense.safetensors",
         "checkpoints/dense.safetensors",
         "checkpoints/last.safetensors",
         "config.json",
@@ -193,7 +194,7 @@ def test_other_settings_than_the_runs_are_all_listed(unfinished: Path) -> None:
 
 def test_another_recipe_than_the_runs_is_refused(unfinished: Path) -> None:
     outcome = prunus("run", "mnist-lenet300", "--out", unfinished, "--resume")
-    outcome.refused("recipe was 'digits' and is 'mnist-lenet300'")
+    outcome.refused("holds a run of the recipe digits, not mnist-lenet300", "prunus run digits")
 
 
 def test_a_complete_run_says_so_and_shows_its_summary_again(copy: Path, finished: Path) -> None:

@@ -6,7 +6,6 @@ import copy
 import json
 import math
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -209,15 +208,19 @@ def test_bits_per_character_count_every_word_once_with_its_context(length: int) 
 def test_an_epoch_of_running_text_shows_no_word_twice() -> None:
     text = {split: "\n".join(counting(count, split)[0]) for split, count in SIZES.items()}
     task = language_model(text, length=8, accumulation=2)
-    steps = list(task.epoch(torch.Generator().manual_seed(0)))
+    count = len(task._words["train"])
+    task._words["train"] = torch.arange(count)  # so that a word tells its place
+    order = torch.Generator().manual_seed(0)
+    steps = list(task.epoch(order))
     assert len(steps) == task.steps_per_epoch
-    shown = Counter(
-        tuple(piece.tolist()) for step in steps for batch in step for piece in batch[:, 1:]
-    )
-    whole = task._words["train"].tolist()
-    assert sum(shown.values()) == (len(whole) - 1) // 8
-    starts = [s for s in range(1, len(whole)) if tuple(whole[s : s + 8]) in shown]
-    assert starts
+    assert {len(step) for step in steps[:-1]} == {2}
+    pieces = [piece.tolist() for step in steps for batch in step for piece in batch]
+    assert all(piece == list(range(piece[0], piece[0] + 9)) for piece in pieces)
+    predicted = [word for piece in pieces for word in piece[1:]]
+    assert len(set(predicted)) == len(predicted) == (count - 1) // 8 * 8
+    again = [piece.tolist() for step in task.epoch(order) for batch in step for piece in batch]
+    assert again != pieces
+    assert task.size(steps[0][0]) == steps[0][0].shape[0] * 8
 
 
 @given(
@@ -289,7 +292,7 @@ def test_data_of_other_columns(tmp_path: Path) -> None:
 def test_a_language_that_is_not_there(tmp_path: Path) -> None:
     for split in SIZES:
         write(tmp_path / "set", split, {"translation": [{"de": "eins", "fr": "un"}]})
-    refused(tmp_path, "wmt14-translation", "lacks en", "found de, fr")
+    refused(tmp_path, "wmt14-translation", "lacks en; found de, fr", "train split")
 
 
 def test_an_empty_reference(tmp_path: Path) -> None:
@@ -324,6 +327,57 @@ def test_no_training_pair_that_is_short_enough(tmp_path: Path) -> None:
 def test_a_set_that_the_hub_does_not_have(tmp_path: Path) -> None:
     outcome = prunus("run", "taskmaster-dialogue", "--out", tmp_path / "run")
     outcome.refused("is not on the Hub", "--data FOLDER", "speaker and text")
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"speaker": ["user"], "text": ["hi"]}, "must hold a list in each row"),
+        ({"speaker": [["user"]], "text": [["hi", "hello"]]}, "has 1 speakers but 2 turns"),
+        ({"speaker": [["user", None]], "text": [["hi", "yes"]]}, "must hold texts, but holds None"),
+        ({"speaker": [["user", "assistant"]], "text": [["hi", None]]}, "must hold texts"),
+        ({"speaker": [None], "text": [["hi"]]}, "must hold a list in each row"),
+        ({"utterances": [[{"text": "hi"}]]}, "lacks speaker; found text"),
+        ({"utterances": [None]}, "must hold a list in each row"),
+        ({"utterances": ["hi"]}, "must hold a list in each row"),
+        ({"utterances": [["hi"]]}, "must hold records with speaker, text"),
+    ],
+)
+def test_dialogues_of_another_shape(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
+    for split in SIZES:
+        write(tmp_path / "set", split, columns)
+    refused(tmp_path, "taskmaster-dialogue", message, "train split")
+
+
+@pytest.mark.parametrize("cells", [[None, "one"], [1, 2]])
+def test_running_text_of_something_else(tmp_path: Path, cells: list[Any]) -> None:
+    for split in SIZES:
+        write(tmp_path / "set", split, {"text": cells})
+    refused(tmp_path, "shakespeare-lm", "the column text of the train split", "must hold texts")
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [(["one"], "must hold records with en, de"), ([None], "must hold records with en, de")],
+)
+def test_translations_of_another_shape(tmp_path: Path, cells: list[Any], message: str) -> None:
+    for split in SIZES:
+        write(tmp_path / "set", split, {"translation": cells})
+    refused(tmp_path, "wmt14-translation", message)
+
+
+def test_a_dense_network_of_other_data_is_refused(tmp_path: Path) -> None:
+    data, first = multi30k(tmp_path / "set"), tmp_path / "first"
+    command: list[str | Path] = ["run", "multi30k-translation", *small("multi30k-translation")]
+    command += ["--data", data]
+    assert prunus(*command, "--out", first).code == 0
+    # Another way of measuring is no other dense network.
+    second = [*command, *settings(beams=3), "--dense", first, "--out", tmp_path / "second"]
+    assert prunus(*second).code == 0
+    english, german = counting(SIZES["train"], "others")
+    write(data, "train", {"en": english, "de": german})
+    outcome = prunus(*command, "--dense", first, "--out", tmp_path / "third")
+    outcome.refused("had other data than those given now")
 
 
 def test_a_dialogue_without_an_assistant(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -56,9 +56,9 @@ class PruningCallback(TrainerCallback):
         metric: The name of the validation metric, as ``compute_metrics`` returns it or with the
             Trainer's prefix: "bleu" or "eval_bleu", "loss" for the evaluation's loss. Not needed by
             schedules that look at none and have no floor.
-        selection: Chooses what may be pruned, given the model; default :func:`~prunus.select`. For
-            biases and norms too, as in the paper, ``functools.partial(select, biases=True,
-            norms=True)``.
+        selection: Chooses what may be pruned, given the model. Default: what
+            :func:`~prunus.select` does, frozen tensors left out. For biases and norms too, as in
+            the paper, ``functools.partial(select, biases=True, norms=True)``.
         score: As for :class:`~prunus.Pruner`.
         keep_zeros: Hold the weights that are zero already at zero: for fine-tuning a sparse model.
         min_density: As for :class:`~prunus.Pruner`.
@@ -84,7 +84,7 @@ class PruningCallback(TrainerCallback):
         schedule: Schedule | None = None,
         *,
         metric: str | None = None,
-        selection: Callable[[nn.Module], Selection] = select,
+        selection: Callable[[nn.Module], Selection] | None = None,
         score: Score | None = None,
         keep_zeros: bool = False,
         min_density: float = 1e-4,
@@ -94,13 +94,14 @@ class PruningCallback(TrainerCallback):
         self._penalty = penalty
         self._schedule = Schedule() if schedule is None else schedule
         self._metric = None if metric is None else metric.removeprefix("eval_")
-        self._selection = selection
+        self._selection = _trainable if selection is None else selection
         self._score = score
         self._keep_zeros = keep_zeros
         self._min_density = min_density
         self._resume_from = None if resume_from is None else Path(resume_from)
         self._training = False
-        self._max_grad_norm: float | None = None
+        self._due: int | None = None
+        self._found: int | None = None
         self._unmet: list[str] | None = None
         self._saved: int | None = None
         goal = self._schedule
@@ -128,14 +129,13 @@ class PruningCallback(TrainerCallback):
         **_: Any,
     ) -> None:
         """Attach to the model and the optimizer, and go on where a checkpoint left off."""
-        self._check_arguments(args)
+        _hand_back(args)  # if an earlier training was broken off within a step
+        self._check_arguments(args, state)
         _check_tied(model)
-        if self._max_grad_norm is not None:  # an earlier training was broken off within a step
-            args.max_grad_norm = self._max_grad_norm
-            self._max_grad_norm = None
         held = self._let_go(model)
         selection = self._selection(model)
-        if held is None and self._keep_zeros and state.global_step == 0:
+        resumed = state.global_step > 0
+        if held is None and self._keep_zeros:
             held = Masks.from_zeros(selection)
         self.pruner = Pruner(
             model,
@@ -144,27 +144,37 @@ class PruningCallback(TrainerCallback):
             self._schedule,
             score=self._score,
             selection=selection,
-            masks=held,
+            # On resumption they are those of the checkpoint.
+            masks=None if resumed else held,
             min_density=self._min_density,
             max_grad_norm=args.max_grad_norm or None,
         )
-        if state.global_step > 0:
+        if resumed:
             self._resume(self.pruner, args, state.global_step)
         self._training = True
-        self._unmet = self._saved = None
+        self._found = self._unmet = self._saved = None
+        # The evaluation at the start counts where training begins, but not where it is resumed:
+        # it was none of the run that is to be gone on with.
+        self._due = 0 if args.eval_on_start and not resumed else None
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Take over the clipping of the step that begins."""
         self._refuse_unmet()
-        self._max_grad_norm, args.max_grad_norm = args.max_grad_norm, 0.0
+        if not isinstance(args.max_grad_norm, _TakenOver):
+            args.max_grad_norm = _TakenOver(args.max_grad_norm)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Hand the clipping back, so that the arguments are saved as they were given."""
-        args.max_grad_norm, self._max_grad_norm = self._max_grad_norm, None
-        self._save_if_due(args, state, control)
+        self._after_training(args, state, control)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Save, if the Trainer is about to."""
+        """Do the same where an epoch ends within a step."""
+        self._after_training(args, state, control)
+
+    def _after_training(self, args: Any, state: Any, control: Any) -> None:
+        _hand_back(args)
+        if control.should_evaluate:
+            self._due = state.global_step
         self._save_if_due(args, state, control)
 
     def on_evaluate(
@@ -173,16 +183,22 @@ class PruningCallback(TrainerCallback):
         """Show the metric to the schedule, which may remove weights."""
         if not self._training or self.pruner is None or self._metric is None:
             return
+        step = state.global_step
+        if self._due != step:
+            _LOG.warning(
+                "an evaluation at step %d that the Trainer did not schedule itself is not counted",
+                step,
+            )
+            return
         found = [metrics[k] for k in (f"eval_{self._metric}", self._metric) if k in metrics]
         if not found:
             # Of several evaluation sets another may have it.
-            self._unmet = [*(self._unmet or []), *metrics]
+            if self._found != step:
+                self._unmet = [*(self._unmet or []), *metrics]
             return
-        self._unmet = self._saved = None
+        self._found, self._unmet, self._saved = step, None, None
         sparsity, seen = self.pruner.sparsity, self.pruner.step(found[0])
-        state.log_history.append(
-            {"sparsity": sparsity, "removed": seen.removed, "step": state.global_step}
-        )
+        state.log_history.append({"sparsity": sparsity, "removed": seen.removed, "step": step})
         _LOG.info(
             "%s %.6g at sparsity %.4f; %d weights removed",
             self._metric,
@@ -196,12 +212,13 @@ class PruningCallback(TrainerCallback):
         """Put the pruner's state into the checkpoint."""
         aside = _aside(args, state.global_step)
         inside = Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE_FILE
-        if self._saved != state.global_step:
-            self._write(inside, args, state)
-        elif state.is_world_process_zero:
+        if self._saved == state.global_step and aside.is_file():
             aside.replace(inside)
+        else:
+            self._write(inside, state)
         for leftover in aside.parent.glob(_aside(args, "*").name):
             leftover.unlink(missing_ok=True)
+        self._saved = None
 
     def on_train_end(
         self, args: Any, state: Any, control: Any, *, model: nn.Module, **_: Any
@@ -226,7 +243,7 @@ class PruningCallback(TrainerCallback):
 
     # What that takes.
 
-    def _check_arguments(self, args: Any) -> None:
+    def _check_arguments(self, args: Any, state: Any) -> None:
         problems = []
         if self._metric is not None and str(getattr(args.eval_strategy, "value", "")) == "no":
             problems.append(
@@ -238,9 +255,17 @@ class PruningCallback(TrainerCallback):
                 "with load_best_model_at_end the callback needs metric=..., or a checkpoint from "
                 "before the last removal would be delivered"
             )
-        sharded = [name for name in ("deepspeed", "fsdp") if getattr(args, name, None)]
-        if sharded:
-            problems.append(f"{listing(sharded)} splits the weights, which this callback cannot do")
+        names = ("deepspeed", "fsdp", "enable_jit_checkpoint")
+        unfit = [name for name in names if getattr(args, name, None)]
+        if unfit:
+            problems.append(f"this callback does not work with {listing(unfit)}: leave it out")
+        if args.world_size > 1:
+            problems.append(f"this callback works in one process, but there are {args.world_size}")
+        if state.is_hyper_param_search:
+            problems.append(
+                "this callback does not work within hyperparameter_search, which keeps its "
+                "checkpoints elsewhere: search without it"
+            )
         if problems:
             raise UserError("; ".join(problems))
 
@@ -274,6 +299,7 @@ class PruningCallback(TrainerCallback):
             raise CheckpointError(
                 f"training is resumed at step {step}, but {file} is of step {content.get('step')}"
             )
+        _check_zeros(pruner.selection, content, file)
         pruner.load_state_dict(content["pruner"])
 
     def _save_if_due(self, args: Any, state: Any, control: Any) -> None:
@@ -281,11 +307,11 @@ class PruningCallback(TrainerCallback):
         # before: a kill in between must not leave one without masks as the only one. But beside the
         # checkpoint's folder, which the Trainer would take for a whole checkpoint.
         if control.should_save and self._saved != state.global_step:
-            self._write(_aside(args, state.global_step), args, state)
+            self._write(_aside(args, state.global_step), state)
             self._saved = state.global_step
 
-    def _write(self, file: Path, args: Any, state: Any) -> None:
-        if self.pruner is not None and state.is_world_process_zero:
+    def _write(self, file: Path, state: Any) -> None:
+        if self.pruner is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
             save_tree(file, {"step": state.global_step, "pruner": self.pruner.state_dict()})
 
@@ -303,6 +329,12 @@ def _aside(args: Any, step: int | str) -> Path:
     return Path(args.output_dir) / f".checkpoint-{step}.{STATE_FILE}"
 
 
+def _trainable(model: nn.Module) -> Selection:
+    if all(parameter.requires_grad for parameter in model.parameters()):
+        return select(model)
+    return select(model, exclude=lambda _name, tensor, _module: not tensor.requires_grad)
+
+
 def _zeros(selection: Selection) -> int:
     return sum(
         target.parameter.numel() - int(torch.count_nonzero(target.parameter.detach()))
@@ -310,21 +342,57 @@ def _zeros(selection: Selection) -> int:
     )
 
 
-def _check_tied(model: nn.Module) -> None:
-    """Refuse a model whose embeddings should be one tensor, as its configuration says, and are two.
+class _TakenOver(float):
+    """What ``args.max_grad_norm`` is within a step: 0, so that the Trainer does not clip."""
+
+    def __new__(cls, original: float) -> Self:
+        return super().__new__(cls, 0.0)
+
+    def __init__(self, original: float) -> None:
+        self.original = original
+
+    def __reduce__(self) -> tuple[type[float], tuple[float]]:  # saved, it is what it was
+        return float, (self.original,)
+
+
+def _hand_back(args: Any) -> None:
+    if isinstance(args.max_grad_norm, _TakenOver):
+        args.max_grad_norm = args.max_grad_norm.original
+
+
+def _check_zeros(selection: Selection, content: Mapping[str, Any], file: Path) -> None:
+    """Refuse the state of another run, whose removed weights are not zero in this model.
 
     Raises:
-        UserError: They are two.
+        CheckpointError: It is another run's.
+    """
+    masks = Masks(selection)
+    masks.load_packed(content["pruner"]["masks"])
+    alive = [
+        name
+        for name, mask in masks.active().items()
+        if int(torch.count_nonzero(selection[name].parameter.detach()[~mask]))
+    ]
+    if alive:
+        raise CheckpointError(
+            f"{file} is of another run than the model that was loaded: weights that it removed are "
+            f"not zero in {listing(alive)}; say where the right one lies by "
+            "PruningCallback(resume_from=...)"
+        )
+
+
+def _check_tied(model: nn.Module) -> None:
+    """Refuse a model whose head should be tied to an embedding, by its configuration, and is not.
+
+    Raises:
+        UserError: It is not.
     """
     config = getattr(model, "config", None)
-    if not getattr(config, "tie_word_embeddings", False):
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    if head is None or not getattr(config, "tie_word_embeddings", False):
         return
-    tied = [
-        layer.weight
-        for get in ("get_input_embeddings", "get_output_embeddings")
-        if (layer := getattr(model, get, lambda: None)()) is not None
-    ]
-    if len({id(weight) for weight in tied}) > 1:
+    embeddings = [layer for layer in model.modules() if isinstance(layer, nn.Embedding)]
+    if embeddings and all(layer.weight is not head.weight for layer in embeddings):
         raise UserError(
             "the configuration of this model says tie_word_embeddings, but its input and output "
             "embeddings are two tensors, which would get two masks: call model.tie_weights(), or "

@@ -90,6 +90,9 @@ class Config:
     mode: ClassVar[Mode] = "max"
     """Whether the recipe's metric is to be maximised ("max") or minimised ("min")."""
 
+    measuring: ClassVar[tuple[str, ...]] = ()
+    """Settings that change how networks are measured, but not what they become."""
+
     def __post_init__(self) -> None:
         problems: list[str] = []
 
@@ -205,7 +208,7 @@ class Config:
         return {
             name: value
             for name, value in self.as_dict().items()
-            if name in shared or name not in own
+            if name in shared or name not in own.union(self.measuring)
         }
 
     def as_dict(self) -> dict[str, Any]:

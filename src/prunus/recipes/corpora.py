@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,12 +54,7 @@ def translations(
     def columns(split: str) -> tuple[Sequence[Any], Sequence[Any]]:
         if split in loaded and "translation" in loaded[split].column_names:
             both = rows(loaded, source, split, ["translation"], SPLITS)["translation"]
-            missing = [code for code in languages if len(both) and code not in both[0]]
-            if missing:
-                raise DataError(
-                    f"the column translation of the {split} split of {source} lacks "
-                    f"{listing(missing)}; found {listing(list(both[0]))}"
-                )
+            _records(both, languages, f"translation of the {split} split of {source}")
             return [pair[languages[0]] for pair in both], [pair[languages[1]] for pair in both]
         found = rows(loaded, source, split, languages, SPLITS)
         return found[languages[0]], found[languages[1]]
@@ -84,17 +79,33 @@ def dialogues(source: str, *, name: str | None = None, turns: int = 4) -> dict[s
     loaded = load(source, name)
 
     def read(split: str) -> Iterator[tuple[list[str], list[str]]]:
+        where = f"the {split} split of {source}"
         if split in loaded and "utterances" in loaded[split].column_names:
-            for turns_ in rows(loaded, source, split, ["utterances"], SPLITS)["utterances"]:
+            column = rows(loaded, source, split, ["utterances"], SPLITS)["utterances"]
+            for number, turns_ in enumerate(column):
+                _records(
+                    _list(turns_, f"utterances of {where}", number),
+                    ("speaker", "text"),
+                    f"utterances, row {number} of {where}",
+                )
                 yield [turn["speaker"] for turn in turns_], [turn["text"] for turn in turns_]
             return
         found = rows(loaded, source, split, ["speaker", "text"], SPLITS)
-        yield from zip(found["speaker"], found["text"], strict=True)
+        for number, (who, what) in enumerate(zip(found["speaker"], found["text"], strict=True)):
+            speakers = _list(who, f"speaker of {where}", number)
+            said = _list(what, f"text of {where}", number)
+            if len(speakers) != len(said):
+                raise DataError(
+                    f"dialogue {number} of {where} has {len(speakers)} speakers but {len(said)} "
+                    "turns: each turn needs one"
+                )
+            yield speakers, said
 
     result = {}
     for split in SPLITS:
         contexts, answers = [], []
-        for speakers, said in read(split):
+        for number, (speakers, said) in enumerate(read(split)):
+            _texts([*speakers, *said], f"dialogue {number} of the {split} split of {source}")
             for i in range(1, len(said)):
                 if speakers[i].lower() == "assistant":
                     contexts.append(f" {TURN} ".join(said[max(0, i - turns) : i]))
@@ -117,11 +128,42 @@ def texts(source: str, *, column: str = "text") -> Mapping[str, str]:
     loaded = load(source)
     result = {}
     for split in SPLITS:
-        joined = "\n".join(rows(loaded, source, split, [column], SPLITS)[column])
+        parts = rows(loaded, source, split, [column], SPLITS)[column]
+        _texts(parts, f"the column {column} of the {split} split of {source}")
+        joined = "\n".join(parts)
         if not joined.strip():
             raise DataError(f"the {split} split of {source} holds no text")
         result[split] = joined
     return result
+
+
+def _texts(values: Iterable[Any], where: str) -> None:
+    for value in values:
+        if not isinstance(value, str):
+            raise DataError(f"{where} must hold texts, but holds {value!r}")
+
+
+def _list(value: Any, where: str, number: int) -> list[Any]:
+    if not isinstance(value, list):
+        raise DataError(
+            f"the column {where} must hold a list in each row, one item per turn, but row {number} "
+            f"holds {value!r}"
+        )
+    return value
+
+
+def _records(values: Iterable[Any], fields: Sequence[str], where: str) -> None:
+    for number, value in enumerate(values):
+        if not isinstance(value, dict):
+            raise DataError(
+                f"the column {where} must hold records with {listing(fields)}, but number {number} "
+                f"is {value!r}"
+            )
+        missing = [name for name in fields if name not in value]
+        if missing:
+            raise DataError(
+                f"the column {where} lacks {listing(missing)}; found {listing(list(value))}"
+            )
 
 
 def _checked(sources: Sequence[Any], targets: Sequence[Any], source: str, split: str) -> Pairs:

@@ -23,6 +23,7 @@ class RunDirectory:
         path: The directory.
         checkpoint: Everything needed to go on, replaced after every epoch.
         dense: The dense network at the end of its training.
+        after_dense: What else another run needs to go on from there to the same bits.
         model: The delivered sparse network, an ordinary safetensors file.
         metrics: One JSON object per epoch.
         summary: What the run came to.
@@ -33,6 +34,7 @@ class RunDirectory:
         self.config = path / "config.json"
         self.checkpoint = path / "checkpoints" / "last.safetensors"
         self.dense = path / "checkpoints" / "dense.safetensors"
+        self.after_dense = path / "checkpoints" / "after-dense.safetensors"
         self.model = path / "model.safetensors"
         self.metrics = path / "metrics.jsonl"
         self.summary = path / "summary.json"
@@ -96,7 +98,15 @@ class RunDirectory:
 
     def _remove_leftovers(self) -> None:
         """Remove files that were being written aside when a process was killed."""
-        for path in (self.config, self.checkpoint, self.dense, self.model, self.summary):
+        files = (
+            self.config,
+            self.checkpoint,
+            self.dense,
+            self.after_dense,
+            self.model,
+            self.summary,
+        )
+        for path in files:
             for leftover in path.parent.glob(f".{path.name}.*"):
                 leftover.unlink()
 

@@ -42,11 +42,12 @@ def load(source: str, name: str | None = None) -> Any:
         named = [] if looks_local or name is None else [name]
         return datasets.load_dataset(str(folder) if looks_local else source, *named)
     except Exception as error:  # the library raises whatever its readers do
-        hint = (
-            "a file may be cut short or not be what its name says"
-            if looks_local
-            else "the Hub may be out of reach: give a local folder with --data"
+        local = "a file may be cut short or not be what its name says"
+        remote = (
+            "the Hub may be out of reach, or the set may come with a program of its own, which is "
+            "not run: give a local folder with --data"
         )
+        hint = local if looks_local else remote
         cause = f"{type(error).__name__}: {error}".splitlines()[0]
         raise DataError(f"cannot load {source}: {hint} ({cause})") from error
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,13 @@ class SequenceConfig(LanguageConfig):
     validation_beams: int = 1
     length_penalty: float = 1.0
     validation_pairs: int = 0
+
+    measuring: ClassVar[tuple[str, ...]] = (
+        "beams",
+        "validation_beams",
+        "length_penalty",
+        "validation_pairs",
+    )
 
     def _check(self, check: Callable[[bool, str, str], None]) -> None:
         super()._check(check)

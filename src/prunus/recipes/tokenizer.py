@@ -28,7 +28,7 @@ def trained(texts: Iterable[str], size: int, extra: Sequence[str] = ()) -> Any:
         UserError: The libraries for it are not installed.
 
     Example:
-        >>> tokenizer = trained(["to be or not to be, that is the question"] * 9, 300)
+        >>> tokenizer = trained(["to be or not to be, that is the question"] * 9, 280)
         >>> tokenizer.decode(tokenizer.encode("or not, Ümläute?"))
         'or not, Ümläute?'
     """

@@ -31,7 +31,7 @@ from prunus.recipes.kinds import densities_by_kind
 from prunus.recipes.recipe import Recipe
 from prunus.recipes.task import Evaluation, Task
 from prunus.removal import least_kept
-from prunus.selection import Selection, nonzero_parameters, select, total_parameters
+from prunus.selection import nonzero_parameters, select, total_parameters
 
 __all__ = ["Epoch", "Progress", "run"]
 
@@ -253,7 +253,17 @@ class _Training:
                 scheduler,
                 None,
             )
+        self._keep_dense()
+
+    def _keep_dense(self) -> None:
+        """Write the dense network, and what a run that takes it over needs besides."""
         # Overwritten with the same bytes if a run was stopped just after this.
+        after = {
+            "data": self.task.fingerprint,
+            "order": self.order.get_state(),
+            "rng": torch.get_rng_state(),
+        }
+        save_tree(self.directory.after_dense, after)
         write_atomically(self.directory.dense, _model_file(self.model, recipe=self.recipe.name))
 
     def check_donor(self) -> None:
@@ -281,13 +291,22 @@ class _Training:
             )
         if not other.dense.is_file():
             raise UserError(f"the run in {other.path} has not finished its dense training")
+        if load_tree(other.after_dense).get("data") != self.task.fingerprint:
+            raise UserError(
+                f"the run in {other.path} had other data than those given now: give it the same, "
+                "or choose another --dense"
+            )
 
     def _adopt(self, other: RunDirectory) -> None:
         """Take the dense network of another run."""
         _load_model(self.model, other.dense)
         self.progress.say(f"the dense network is that of {other.path}")
-        write_atomically(self.directory.dense, _model_file(self.model, recipe=self.recipe.name))
         self.dense_validation = self._validate("dense", self.config.dense_epochs).metric
+        # From here on the same bits as if it had been trained here.
+        after = load_tree(other.after_dense)
+        self.order.set_state(after["order"])
+        torch.set_rng_state(after["rng"])
+        self._keep_dense()
 
     def prune(self) -> None:
         """Train the sparse network."""
@@ -552,9 +571,11 @@ class _Training:
 
 def _model_file(model: nn.Module, **about: str | float) -> bytes:
     # A tied tensor once, by its first name: safetensors refuses tensors that share memory.
-    tied = {name for target in _all(model).values() for name in target.aliases}
+    aliases = _aliases(model)
     tensors = {
-        name: tensor.contiguous() for name, tensor in model.state_dict().items() if name not in tied
+        name: tensor.contiguous()
+        for name, tensor in model.state_dict().items()
+        if name not in aliases
     }
     # One key of metadata, for the order of several is drawn anew by each writing.
     return save(tensors, {"prunus": json.dumps(about)})
@@ -563,10 +584,8 @@ def _model_file(model: nn.Module, **about: str | float) -> bytes:
 def _load_model(model: nn.Module, path: Path) -> nn.Module:
     try:
         tensors = load_file(path)
-        for target in _all(model).values():
-            if target.name in tensors:
-                tensors |= dict.fromkeys(target.aliases, tensors[target.name])
-        model.load_state_dict(tensors)
+        first = {alias: tensors[name] for alias, name in _aliases(model).items() if name in tensors}
+        model.load_state_dict({**tensors, **first})
     except (OSError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(
             f"the network {path} is damaged or absent: {error}; restore it from a copy or start "
@@ -575,5 +594,12 @@ def _load_model(model: nn.Module, path: Path) -> nn.Module:
     return model
 
 
-def _all(model: nn.Module) -> Selection:
-    return select(model, include="*")
+def _aliases(model: nn.Module) -> dict[str, str]:
+    """Return the first name of each tied parameter by its other names."""
+    first: dict[int, str] = {}
+    names = model.named_parameters(remove_duplicate=False)
+    return {
+        name: known
+        for name, tensor in names
+        if (known := first.setdefault(id(tensor), name)) != name
+    }
