@@ -14,8 +14,8 @@ from rich.text import Text
 
 from prunus.inspection import TensorDensity
 from prunus.recipes.config import Config
+from prunus.recipes.progress import Epoch
 from prunus.recipes.recipe import Recipe
-from prunus.recipes.training import Epoch
 
 __all__ = [
     "Watcher",

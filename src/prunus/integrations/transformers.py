@@ -165,13 +165,13 @@ class PruningCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Hand the clipping back, so that the arguments are saved as they were given."""
-        self._after_training(args, state, control)
+        self._after_step(args, state, control)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Do the same where an epoch ends within a step."""
-        self._after_training(args, state, control)
+        self._after_step(args, state, control)
 
-    def _after_training(self, args: Any, state: Any, control: Any) -> None:
+    def _after_step(self, args: Any, state: Any, control: Any) -> None:
         _hand_back(args)
         if control.should_evaluate:
             self._due = state.global_step
@@ -288,11 +288,9 @@ class PruningCallback(TrainerCallback):
             file = _aside(args, step)
         if not file.is_file():
             raise CheckpointError(
-                f"training is resumed at step {step}, but there is no {folder / STATE_FILE}: if "
-                f"the "
-                "checkpoint lies elsewhere, say so by PruningCallback(resume_from=...); if it has "
-                "no "
-                f"{STATE_FILE}, it was made without this callback"
+                f"training is resumed at step {step}, but {folder} has no {STATE_FILE}: if the "
+                "checkpoint lies elsewhere, say so by PruningCallback(resume_from=...); if it does "
+                "not, it was made without this callback"
             )
         content = load_tree(file)
         if content.get("step") != step:

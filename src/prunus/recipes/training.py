@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import nn
 
 from prunus.environment import environment
@@ -28,61 +25,14 @@ from prunus.pruner import Pruner
 from prunus.recipes.config import Config
 from prunus.recipes.directory import RunDirectory
 from prunus.recipes.kinds import densities_by_kind
+from prunus.recipes.progress import Epoch, Progress
 from prunus.recipes.recipe import Recipe
 from prunus.recipes.task import Evaluation, Task
+from prunus.recipes.weights import load_into, to_bytes
 from prunus.removal import least_kept
 from prunus.selection import nonzero_parameters, select, total_parameters
 
-__all__ = ["Epoch", "Progress", "run"]
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One line of metrics.jsonl.
-
-    Attributes:
-        phase: "dense" or "prune".
-        epoch: Counted from 1 within the phase.
-        loss: Mean training loss of the epoch.
-        validation_loss: Mean loss on the validation split.
-        validation: The metric there, before this epoch's removal by the iterative schedule.
-        more: Other figures of the validation split.
-        floor: What the metric must reach, or None.
-        sparsity: Removed / prunable weights while the metric was measured.
-        removed: How many weights were removed because of it.
-        seconds: Since the run began, earlier parts of a resumed run included.
-    """
-
-    phase: str
-    epoch: int
-    loss: float
-    validation_loss: float
-    validation: float
-    more: dict[str, float]
-    floor: float | None = None
-    sparsity: float = 0.0
-    removed: int = 0
-    seconds: float = 0.0
-
-
-class Progress(Protocol):
-    """Watches a run."""
-
-    def begin(self, phase: str, metric: str, epochs: int, steps_per_epoch: int, done: int) -> None:
-        """Hear that a phase, judged by ``metric``, begins or goes on after ``done`` epochs."""
-        ...
-
-    def step(self) -> None:
-        """Hear of a step."""
-        ...
-
-    def epoch(self, epoch: Epoch) -> None:
-        """Hear of an epoch that is over and saved."""
-        ...
-
-    def say(self, message: str) -> None:
-        """Hear of anything else a user should know."""
-        ...
+__all__ = ["run"]
 
 
 def run(
@@ -211,7 +161,7 @@ class _Training:
             )
         try:
             if state["phase"] == "prune":  # found now rather than when it is needed, at the end
-                _load_model(self.task.network(), self.directory.dense)
+                load_into(self.task.network(), self.directory.dense)
             self.model.load_state_dict(state["model"])
             self.order.set_state(state["order"])
             torch.set_rng_state(state["rng"])
@@ -264,7 +214,7 @@ class _Training:
             "rng": torch.get_rng_state(),
         }
         save_tree(self.directory.after_dense, after)
-        write_atomically(self.directory.dense, _model_file(self.model, recipe=self.recipe.name))
+        write_atomically(self.directory.dense, to_bytes(self.model, recipe=self.recipe.name))
 
     def check_donor(self) -> None:
         """Make sure that the run whose dense network is to be taken has the same one."""
@@ -299,7 +249,7 @@ class _Training:
 
     def _adopt(self, other: RunDirectory) -> None:
         """Take the dense network of another run."""
-        _load_model(self.model, other.dense)
+        load_into(self.model, other.dense)
         self.progress.say(f"the dense network is that of {other.path}")
         self.dense_validation = self._validate("dense", self.config.dense_epochs).metric
         # From here on the same bits as if it had been trained here.
@@ -360,7 +310,7 @@ class _Training:
                 f"the ratio {self.config.ratio:g} was not reached: nothing sparser than what is "
                 "delivered met the floor"
             )
-        content = _model_file(self.model, recipe=self.recipe.name, sparsity=pruner.sparsity)
+        content = to_bytes(self.model, recipe=self.recipe.name, sparsity=pruner.sparsity)
         write_atomically(self.directory.model, content)
         self.task.publish(self.model, self.directory.path)
         self.clock.charge("prune")
@@ -535,7 +485,7 @@ class _Training:
     def summary(self) -> dict[str, Any]:
         """Measure both networks on the test split, for the first and only time."""
         sparse = self._measured(self.model)
-        dense = self._measured(_load_model(self.task.network(), self.directory.dense))
+        dense = self._measured(load_into(self.task.network(), self.directory.dense))
         parameters, nonzero = total_parameters(self.model), nonzero_parameters(self.model)
         return {
             "recipe": self.recipe.name,
@@ -567,39 +517,3 @@ class _Training:
             figures |= {split: seen.metric, f"{split}_loss": seen.loss}
             figures |= {f"{split}_{name}": value for name, value in seen.more.items()}
         return figures
-
-
-def _model_file(model: nn.Module, **about: str | float) -> bytes:
-    # A tied tensor once, by its first name: safetensors refuses tensors that share memory.
-    aliases = _aliases(model)
-    tensors = {
-        name: tensor.contiguous()
-        for name, tensor in model.state_dict().items()
-        if name not in aliases
-    }
-    # One key of metadata, for the order of several is drawn anew by each writing.
-    return save(tensors, {"prunus": json.dumps(about)})
-
-
-def _load_model(model: nn.Module, path: Path) -> nn.Module:
-    try:
-        tensors = load_file(path)
-        first = {alias: tensors[name] for alias, name in _aliases(model).items() if name in tensors}
-        model.load_state_dict({**tensors, **first})
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(
-            f"the network {path} is damaged or absent: {error}; restore it from a copy or start "
-            "anew"
-        ) from error
-    return model
-
-
-def _aliases(model: nn.Module) -> dict[str, str]:
-    """Return the first name of each tied parameter by its other names."""
-    first: dict[int, str] = {}
-    names = model.named_parameters(remove_duplicate=False)
-    return {
-        name: known
-        for name, tensor in names
-        if (known := first.setdefault(id(tensor), name)) != name
-    }
