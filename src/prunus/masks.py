@@ -176,6 +176,14 @@ class Masks(Mapping[str, torch.Tensor]):
         for name, mask in self.active().items():
             clear_(self.selection[name].parameter, mask)
 
+    def revived(self) -> dict[str, int]:
+        """Count, per tensor that has any, the removed weights that are not zero."""
+        counts = {
+            name: int(torch.count_nonzero(self.selection[name].parameter.detach()[~mask]))
+            for name, mask in self.active().items()
+        }
+        return {name: count for name, count in counts.items() if count}
+
     def intersect_(self, other: Mapping[str, torch.Tensor]) -> None:
         """Keep only what ``other`` keeps too; rows that stand for padding stay in any case.
 

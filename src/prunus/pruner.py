@@ -346,12 +346,7 @@ class Pruner:
         self._best.load_state_dict(state["best"])
 
     def _check_zeros(self) -> None:
-        revived = {}
-        for name, mask in self.masks.active().items():
-            weight = self.selection[name].parameter.detach()
-            nonzero = int(torch.count_nonzero(weight[~mask]))
-            if nonzero:
-                revived[name] = nonzero
+        revived = self.masks.revived()
         if revived:
             counts = [f"{name} ({count:,})" for name, count in revived.items()]
             raise UserError(

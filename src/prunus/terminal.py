@@ -80,7 +80,7 @@ class Watcher:
         ]
         if epoch.phase == "prune":
             if epoch.floor is not None:
-                sign = "<≥"[epoch.validation >= epoch.floor]
+                sign = "≥" if epoch.validation >= epoch.floor else "<"
                 parts.append(f"{sign} floor {epoch.floor:.4f}")
             parts.append(f"sparsity {epoch.sparsity:.4f}")
         parts.append(f"{left} left")

@@ -366,15 +366,11 @@ def _check_zeros(selection: Selection, content: Mapping[str, Any], file: Path) -
     """
     masks = Masks(selection)
     masks.load_packed(content["pruner"]["masks"])
-    alive = [
-        name
-        for name, mask in masks.active().items()
-        if int(torch.count_nonzero(selection[name].parameter.detach()[~mask]))
-    ]
+    alive = masks.revived()
     if alive:
         raise CheckpointError(
             f"{file} is of another run than the model that was loaded: weights that it removed are "
-            f"not zero in {listing(alive)}; say where the right one lies by "
+            f"not zero in {listing(list(alive))}; say where the right one lies by "
             "PruningCallback(resume_from=...)"
         )
 

@@ -76,13 +76,14 @@ def _dialogue(
     name: str | None = None,
     subset: str | None = None,
 ) -> Task:
-    if source is None and name is None:
+    source = source or name
+    if source is None:
         raise UserError(
             "Taskmaster-4 is not on the Hub: give a folder by --data FOLDER, of parquet files for "
             "train, validation and test with the columns speaker and text, a list each, a row per "
             "dialogue; the dialogues are at github.com/google-research-datasets/Taskmaster"
         )
-    return SequenceToSequence(config, dialogues(source or str(name), name=subset), extra=[TURN])
+    return SequenceToSequence(config, dialogues(source, name=subset), extra=[TURN])
 
 
 def _running_text(config: LanguageModelConfig, source: str | None, seed: int, *, name: str) -> Task:

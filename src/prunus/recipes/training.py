@@ -187,22 +187,9 @@ class _Training:
         epochs = self.config.dense_epochs
         self.progress.begin("dense", self.task.metric, epochs, self.steps_per_epoch, done)
         for epoch in range(done + 1, epochs + 1):
-            loss = self._train_epoch("dense", epoch, optimizer, scheduler, None)
-            seen = self._validate("dense", epoch)
-            self.dense_validation = seen.metric
-            self._close_epoch(
-                Epoch(
-                    phase="dense",
-                    epoch=epoch,
-                    loss=loss,
-                    validation_loss=seen.loss,
-                    validation=seen.metric,
-                    more=dict(seen.more),
-                ),
-                optimizer,
-                scheduler,
-                None,
-            )
+            over = self._run_epoch("dense", epoch, optimizer, scheduler, None)
+            self.dense_validation = over.validation
+            self._close_epoch(over, optimizer, scheduler, None)
         self._keep_dense()
 
     def _keep_dense(self) -> None:
@@ -285,25 +272,10 @@ class _Training:
             if self._gave_up(pruner):
                 self.progress.say("done before the last epoch: nothing more can be removed")
                 break
-            loss = self._train_epoch("prune", epoch, optimizer, scheduler, pruner)
-            seen = self._validate("prune", epoch)
-            sparsity, answer = pruner.sparsity, pruner.step(seen.metric)
-            self._close_epoch(
-                Epoch(
-                    phase="prune",
-                    epoch=epoch,
-                    loss=loss,
-                    validation_loss=seen.loss,
-                    validation=seen.metric,
-                    more=dict(seen.more),
-                    floor=pruner.floor,
-                    sparsity=sparsity,
-                    removed=answer.removed,
-                ),
-                optimizer,
-                scheduler,
-                pruner,
-            )
+            over = self._run_epoch("prune", epoch, optimizer, scheduler, pruner)
+            sparsity, answer = pruner.sparsity, pruner.step(over.validation)
+            over = replace(over, floor=pruner.floor, sparsity=sparsity, removed=answer.removed)
+            self._close_epoch(over, optimizer, scheduler, pruner)
         pruner.finish()
         if self.config.ratio and pruner.masks.kept > self.kept:
             self.progress.say(
@@ -398,6 +370,26 @@ class _Training:
                 f"{self.directory.checkpoint} is not a checkpoint of this recipe: {error}"
             ) from error
         return int(state["epoch"])
+
+    def _run_epoch(
+        self,
+        phase: str,
+        epoch: int,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LambdaLR,
+        pruner: Pruner | None,
+    ) -> Epoch:
+        """Train for an epoch and measure; what pruning makes of it comes on top."""
+        loss = self._train_epoch(phase, epoch, optimizer, scheduler, pruner)
+        seen = self._validate(phase, epoch)
+        return Epoch(
+            phase=phase,
+            epoch=epoch,
+            loss=loss,
+            validation_loss=seen.loss,
+            validation=seen.metric,
+            more=dict(seen.more),
+        )
 
     def _train_epoch(
         self,
