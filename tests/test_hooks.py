@@ -36,12 +36,17 @@ def stepped(max_grad_norm: float | None, **arguments: Any) -> nn.Sequential:
 
 @pytest.mark.parametrize("relative", [False, True])
 @pytest.mark.parametrize("way", ["gradient", "decoupled"])
-def test_relevance_is_that_of_the_gradient_before_clipping(way: Way, relative: bool) -> None:
+@pytest.mark.parametrize("smoothing", [0.0, 0.9])  # the first average is the first gradient
+def test_relevance_is_that_of_the_gradient_before_clipping(
+    way: Way, relative: bool, smoothing: float
+) -> None:
     model = network()
     backward(model)
     norm = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm()
     limit = norm.item() / 7
-    got = stepped(limit, penalty=RelevancePenalty(GAMMA, Exponential(ALPHA, relative), way=way))
+    coefficient = Exponential(ALPHA, relative)
+    penalty = RelevancePenalty(GAMMA, coefficient, way=way, smoothing=smoothing)
+    got = stepped(limit, penalty=penalty)
     for (name, weight), after in zip(model.named_parameters(), got.parameters(), strict=True):
         assert weight.grad is not None
         g, w = weight.grad, weight.detach()

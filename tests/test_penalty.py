@@ -144,6 +144,63 @@ def test_the_decoupled_way_shrinks_after_the_step(
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", FORMULAS)
+@pytest.mark.parametrize("way", ["gradient", "decoupled"])
+def test_smoothing_sees_the_moving_average_of_gradient_magnitudes(name: str, way: Way) -> None:
+    coefficient, formula = FORMULAS[name]
+    mine, theirs = network(), network()
+    optimizer = torch.optim.Adam(mine.parameters(), lr=0.01)
+    Pruner(mine, optimizer, RelevancePenalty(0.01, coefficient, way=way, smoothing=0.8))
+    other = torch.optim.Adam(theirs.parameters(), lr=0.01)
+    weights = [theirs[0].weight, theirs[2].weight]
+    averages: list[torch.Tensor] = []
+    for step in range(50):
+        optimizer.zero_grad()
+        (task_loss(mine) * (1 + step % 3)).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        loss = task_loss(theirs) * (1 + step % 3)
+        gradients = [g.abs() for g in torch.autograd.grad(loss, weights)]
+        if averages:
+            gradients = [
+                0.8 * past + 0.2 * now for past, now in zip(averages, gradients, strict=True)
+            ]
+        averages = gradients
+        loss = task_loss(theirs) * (1 + step % 3)
+        if way == "gradient":
+            terms = [(formula(a) * w**2).sum() for a, w in zip(averages, weights, strict=True)]
+            loss = loss + 0.01 * sum(terms)
+        other.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        other.step()
+        if way == "decoupled":
+            with torch.no_grad():
+                for w, a in zip(weights, averages, strict=True):
+                    w -= 2 * 0.01 * formula(a) * w
+    for a, b in zip(mine.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def test_smoothing_spares_a_weight_that_few_batches_use() -> None:
+    def left(smoothing: float) -> float:
+        model = nn.Embedding(2, 1)
+        nn.init.ones_(model.weight)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        penalty = RelevancePenalty(
+            0.05, Exponential(0.2, relative=True), way="decoupled", smoothing=smoothing
+        )
+        Pruner(model, optimizer, penalty)
+        for step in range(200):
+            optimizer.zero_grad()
+            model(torch.tensor([int(step % 10 == 0)])).sum().backward()
+            optimizer.step()
+        return model.weight[1].item()
+
+    # Nine steps of ten shrink by a tenth what the last batch did not use: 0.9^180.
+    assert left(0.0) == pytest.approx(0.9**180, rel=0.2)
+    # On average its gradient is a fifth of the mean one, so that it shrinks by e times less.
+    assert left(0.99) > 0.9**90
+
+
 def one_weight(value: float, penalty: RelevancePenalty, gradient: float, lr: float = 0.5) -> float:
     """Train a single weight for a step of SGD with a given gradient."""
     layer = nn.Linear(1, 1, bias=False, dtype=torch.float64)
@@ -357,6 +414,15 @@ def test_coefficients_lie_between_0_and_1_and_fall_with_the_gradient(
             lambda: RelevancePenalty(way="both"),  # type: ignore[arg-type]
             "way must be one of gradient, loss, decoupled",
         ),
+        (
+            lambda: RelevancePenalty(smoothing=1.0),
+            "smoothing must be from 0 to below 1, but is 1.0",
+        ),
+        (lambda: RelevancePenalty(smoothing=math.nan), "smoothing must be from 0 to below 1"),
+        (
+            lambda: RelevancePenalty(way="loss", smoothing=0.9),
+            'smoothing needs way="gradient" or "decoupled"',
+        ),
     ],
 )
 def test_bad_arguments(make: Callable[[], Strength | Coefficient], message: str) -> None:
@@ -373,6 +439,11 @@ def test_the_term_needs_a_scalar_with_a_graph() -> None:
 def test_a_strength_that_follows_a_run_needs_one() -> None:
     with pytest.raises(UserError, match=r"needs a constant strength, but has FollowLearningRate"):
         RelevancePenalty(FollowLearningRate(0.1)).on(network())
+
+
+def test_smoothing_needs_a_run() -> None:
+    with pytest.raises(UserError, match=r"has no memory, but smoothing is 0.9: use Pruner"):
+        RelevancePenalty(smoothing=0.9).on(network())
 
 
 def test_a_stored_term_follows_the_run() -> None:

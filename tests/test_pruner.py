@@ -21,6 +21,7 @@ from prunus import (
     GradualPruning,
     IterativePruning,
     LinearDecay,
+    Magnitude,
     Masks,
     NonFiniteError,
     OneShot,
@@ -216,6 +217,11 @@ RESUMABLE: dict[str, Callable[[], tuple[RelevancePenalty, Schedule, Score]]] = {
         GradualPruning(sparsity=0.9, begin=3, end=70, every=4),
         Random(seed=4),
     ),
+    "gradual, smoothed": lambda: (
+        RelevancePenalty(0.01, Exponential(0.2, True), smoothing=0.9),
+        GradualPruning(sparsity=0.9, begin=3, end=70, every=4),
+        Magnitude(),
+    ),
 }
 
 
@@ -371,10 +377,13 @@ def test_a_schedule_may_serve_several_pruners() -> None:
 
 @pytest.mark.parametrize("way", ["gradient", "decoupled"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_a_model_may_change_its_type_between_steps(way: Way, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("smoothing", [0.0, 0.9])
+def test_a_model_may_change_its_type_between_steps(
+    way: Way, dtype: torch.dtype, smoothing: float
+) -> None:
     model = nn.Linear(20, 5)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)  # without state of its own to convert
-    penalty = RelevancePenalty(0.01, way=way)
+    penalty = RelevancePenalty(0.01, way=way, smoothing=smoothing)
     Pruner(model, optimizer, penalty, OneShot(sparsity=0.5, at=3), score=Taylor())
     for step in range(5):
         if step == 1:

@@ -40,6 +40,7 @@ class StepHooks:
 
     Attributes:
         memory: What the score remembers of each tensor.
+        averages: The moving average of each tensor's gradient magnitudes, if the penalty asks.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class StepHooks:
         stepped: Callable[[], None],
     ) -> None:
         self.memory: dict[str, torch.Tensor] = {}
+        self.averages: dict[str, torch.Tensor] = {}
         self._model = model
         self._optimizer = optimizer
         self._masks = masks
@@ -138,15 +140,19 @@ class StepHooks:
             if gradient.layout is not torch.strided:
                 self._refuse_sparse([parameter])
             mask, strength = active.get(name), strengths[name]
+            average = None
+            if penalty is not None and penalty.smoothing:
+                average = penalty.average(gradient, self.averages.get(name), scale)
+                self.averages[name] = average
             if penalty is not None and strength > 0:
                 if way == "gradient":
                     penalty.add_to_gradient_(
-                        gradient, parameter, strength, mask, target.padding_row, scale
+                        gradient, parameter, strength, mask, target.padding_row, scale, average
                     )
                     continue
                 if way == "decoupled":
                     # Now, because some optimizers overwrite the gradient during the step.
-                    self._remember_coefficients(penalty, target, gradient, scale)
+                    self._remember_coefficients(penalty, target, gradient, scale, average)
             if mask is not None:
                 clear_(gradient, mask)
 
@@ -187,11 +193,14 @@ class StepHooks:
         target: Target,
         gradient: torch.Tensor,
         scale: torch.Tensor | None,
+        average: torch.Tensor | None,
     ) -> None:
+        # The average is in the loss's own units, whatever the gradient was multiplied by.
+        seen, scale = (gradient, scale) if average is None else (average, None)
         held = self._coefficients.get(target.name)
-        if held is None or not _alike(held, gradient):
-            held = self._coefficients[target.name] = torch.empty_like(gradient)
-        penalty.coefficients(gradient, target.padding_row, scale, out=held)
+        if held is None or not _alike(held, seen):
+            held = self._coefficients[target.name] = torch.empty_like(seen)
+        penalty.coefficients(seen, target.padding_row, scale, out=held)
 
     def _after_step(self, *_: Any) -> None:
         if self._skipped():

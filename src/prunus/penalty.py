@@ -11,6 +11,10 @@ It is applied in one of three ways, chosen by ``way``:
   to rounding; two backward passes, as in the authors' code;
 * ``"decoupled"``: w ← w − ∂R/∂w after the step, past momentum and adaptive scaling, as LOBSTER does
   (its λ is 2γ here).
+
+One batch says little of a weight that only some examples use, such as the embedding of a rare word:
+in most batches its gradient is small. With ``smoothing`` the coefficient is c(ḡ) instead, where ḡ
+is the moving average of |g| over the steps, and such a weight counts as relevant throughout.
 """
 
 from __future__ import annotations
@@ -44,9 +48,12 @@ class RelevancePenalty:
         coefficient: The irrelevance coefficient c; default the paper's exp(−|g|).
         power: 2 for Σ c·w², the paper's; 1 for Σ c·|w|.
         way: ``"gradient"`` (default), ``"loss"`` or ``"decoupled"``; see the module.
+        smoothing: The weight of the past in ḡ, from 0 (default, the paper's: the gradient of the
+            step alone) to below 1. It takes the memory of one tensor more for each prunable one,
+            and a pruner, which holds and saves it.
 
     Raises:
-        UserError: An argument is out of range.
+        UserError: An argument is out of range, or smoothing is asked for with ``way="loss"``.
 
     Source: Bonetta, Ribero, Cancelliere, arXiv 2204.04977.
 
@@ -64,6 +71,7 @@ class RelevancePenalty:
     coefficient: Coefficient = field(default_factory=Exponential)
     power: Literal[1, 2] = 2
     way: Way = "gradient"
+    smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         as_strength(self.strength)
@@ -71,6 +79,13 @@ class RelevancePenalty:
             raise UserError(f"power must be 1 (Σ c·|w|) or 2 (Σ c·w²), but is {self.power!r}")
         if self.way not in _WAYS:
             raise UserError(f"way must be one of {', '.join(_WAYS)}, but is {self.way!r}")
+        if not 0 <= self.smoothing < 1:
+            raise UserError(f"smoothing must be from 0 to below 1, but is {self.smoothing!r}")
+        if self.smoothing and self.way == "loss":
+            raise UserError(
+                'smoothing needs way="gradient" or "decoupled", for the term in the loss knows one '
+                "loss only; or leave it out"
+            )
 
     def on(self, model: nn.Module | Selection) -> PenaltyTerm:
         """Bind to a model's prunable tensors: ``term = penalty.on(model)``, ``loss + term(loss)``.
@@ -79,8 +94,14 @@ class RelevancePenalty:
         with a strength that follows the run.
 
         Raises:
-            UserError: The strength follows a run, which a term by itself knows nothing of.
+            UserError: The strength or smoothing follows a run, which a term by itself knows nothing
+                of.
         """
+        if self.smoothing:
+            raise UserError(
+                f"a penalty by itself has no memory, but smoothing is {self.smoothing}: use "
+                "Pruner(model, optimizer, penalty), or leave smoothing out"
+            )
         selection = model if isinstance(model, Selection) else select(model)
         strength = as_strength(self.strength)
         if not isinstance(strength, ConstantStrength):
@@ -91,6 +112,39 @@ class RelevancePenalty:
         gamma = dict.fromkeys(selection, strength.value)
         return PenaltyTerm(self, selection, lambda: gamma)
 
+    def average(
+        self,
+        gradient: torch.Tensor,
+        memory: torch.Tensor | None,
+        scale: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Move ḡ towards |gradient / scale|; return it, in float32 at least.
+
+        To be called under ``torch.no_grad()``, once a step.
+
+        Args:
+            gradient: ∂L/∂w, or ``scale`` times that.
+            memory: What this returned at the step before, which is changed; None at the first.
+            scale: What the gradient has been multiplied by.
+        """
+        # A change of a hundredth would be lost to rounding in 16 bits.
+        wide = torch.promote_types(gradient.dtype, torch.float32)
+        first = memory is None
+        memory = (
+            torch.empty_like(gradient, dtype=wide)
+            if memory is None
+            else memory.to(gradient.device, wide)
+        )
+        for g, m in pieces(gradient, memory):
+            magnitude = g.abs().to(wide)
+            if scale is not None:
+                magnitude.div_(scale)
+            if first:
+                m.copy_(magnitude)
+            else:
+                m.lerp_(magnitude, 1.0 - self.smoothing)
+        return memory
+
     def add_to_gradient_(
         self,
         gradient: torch.Tensor,
@@ -99,30 +153,34 @@ class RelevancePenalty:
         mask: torch.Tensor | None = None,
         padding_row: int | None = None,
         scale: torch.Tensor | None = None,
+        average: torch.Tensor | None = None,
     ) -> None:
         """Add ∂R/∂w to ``gradient`` in place, and zero it where ``mask`` is False.
 
-        To be called under ``torch.no_grad()``. The coefficients are those of ``gradient`` as it
-        comes in, divided by ``scale`` if it has been multiplied by that. One pass over memory, and
-        scratch of one piece, whatever the size of the tensor. The row that stands for padding is
-        left alone.
+        To be called under ``torch.no_grad()``. The coefficients are those of ``average`` if there
+        is one, and else of ``gradient`` as it comes in, divided by ``scale`` if it has been
+        multiplied by that. One pass over memory, and scratch of one piece, whatever the size of the
+        tensor. The row that stands for padding is left alone.
         """
         # The same as below for a tensor of one piece, with less to do besides: in a small network
         # this is called every millisecond.
-        plain = mask is None and padding_row is None and scale is None
+        plain = mask is None and padding_row is None and scale is None and average is None
         if plain and gradient.numel() <= CPU_PIECE:
             factors = weight if self.power == 2 else torch.sign(weight)
             gradient.addcmul_(self.coefficient(gradient), factors, value=strength * self.power)
             return
         padding = None if padding_row is None else gradient[padding_row].clone()
         coefficient, power, factor = self.coefficient, self.power, strength * self.power
-        unit = coefficient.unit(gradient, 1.0 if scale is None else scale)
+        if average is None:
+            seen, unit = gradient, coefficient.unit(gradient, 1.0 if scale is None else scale)
+        else:
+            seen, unit = average, coefficient.unit(average)
         c: torch.Tensor | None = None
-        for g, w, *kept in (
-            pieces(gradient, weight) if mask is None else pieces(gradient, weight, mask)
+        for g, w, s, *kept in (
+            pieces(gradient, weight, seen) if mask is None else pieces(gradient, weight, seen, mask)
         ):
             # The coefficients of one piece are the scratch for those of the next.
-            c = coefficient(g, unit=unit, out=None if c is None or c.shape != g.shape else c)
+            c = coefficient(s, unit=unit, out=None if c is None or c.shape != s.shape else c)
             g.addcmul_(c, w if power == 2 else torch.sign(w), value=factor)
             for mask_piece in kept:
                 bits(g).mul_(mask_piece)

@@ -314,6 +314,7 @@ class Pruner:
             "dense_metric": self._dense_metric,
             "schedule": self.schedule.state_dict(),
             "score": dict(self._hooks.memory),
+            "averages": dict(self._hooks.averages),
             "best": self._best.state_dict(),
         }
 
@@ -326,7 +327,8 @@ class Pruner:
         missing = [key for key in self.state_dict() if key not in state]
         if missing:
             raise CheckpointError(f"this is not the state of a Pruner: it lacks {listing(missing)}")
-        foreign = [name for name in state["score"] if name not in self.selection]
+        remembered = (*state["score"], *state["averages"])
+        foreign = [name for name in dict.fromkeys(remembered) if name not in self.selection]
         if foreign:
             raise CheckpointError(f"this is the state of another model: it has {listing(foreign)}")
         # All that may be refused comes before the first change.
@@ -342,6 +344,10 @@ class Pruner:
         self._hooks.memory = {
             name: memory.to(self.selection[name].parameter, copy=True)
             for name, memory in state["score"].items()
+        }
+        self._hooks.averages = {
+            name: average.to(self.selection[name].parameter.device, copy=True)
+            for name, average in state["averages"].items()
         }
         self._best.load_state_dict(state["best"])
 

@@ -46,6 +46,7 @@ SETTINGS: dict[str, tuple[str, Any, dict[str, str]]] = {
     "strength_follows": ("linear", "linear", {"cosine": "constant, lr or linear"}),
     "alpha": ("2", 2.0, {"x": NUMBER, "0": "a finite number above 0", "inf": "a finite number"}),
     "relative": ("FALSE", False, {"no": "true or false", "1": "true or false"}),
+    "smoothing": ("0.9", 0.9, {"x": NUMBER, "1": "from 0 to below 1", "nan": "from 0 to below 1"}),
     "way": ("loss", "loss", {"hook": "gradient, loss or decoupled"}),
     "schedule": ("oneshot", "oneshot", {"cubic": "iterative, gradual or oneshot"}),
     "begin": ("0.1", 0.1, {"x": NUMBER, "-0.1": "from 0 to below end", "0.6": "below end"}),
@@ -243,18 +244,26 @@ def test_a_value_of_every_recipe_survives_its_own_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("penalty", "coefficient", "power"),
+    ("penalty", "coefficient", "power", "smoothing"),
     [
-        ("relevance", Exponential(0.1, True), 2),
-        ("lobster", Linear(0.1, True), 2),
-        ("l2", Constant(), 2),
-        ("l1", Constant(), 1),
+        ("relevance", Exponential(0.1, True), 2, 0.7),
+        ("lobster", Linear(0.1, True), 2, 0.7),
+        ("l2", Constant(), 2, 0.0),
+        ("l1", Constant(), 1, 0.0),
     ],
 )
-def test_the_penalty_is_the_named_one(penalty: str, coefficient: object, power: int) -> None:
-    made = BASE.changed([f"penalty={penalty}", "way=gradient"]).make_penalty(5)
+def test_the_penalty_is_the_named_one(
+    penalty: str, coefficient: object, power: int, smoothing: float
+) -> None:
+    made = BASE.changed([f"penalty={penalty}", "way=gradient", "smoothing=0.7"]).make_penalty(5)
     assert made is not None
     assert (made.coefficient, made.power, made.way) == (coefficient, power, "gradient")
+    assert made.smoothing == smoothing
+
+
+def test_smoothing_is_not_for_the_penalty_in_the_loss() -> None:
+    with pytest.raises(UserError, match='smoothing needs way="gradient" or "decoupled"'):
+        BASE.changed(["way=loss", "smoothing=0.7"])
 
 
 def test_no_penalty_is_none() -> None:

@@ -43,6 +43,8 @@ class Config:
             epoch, started again at each pruning, "constant".
         alpha: The scale of the gradient in the coefficient.
         relative: Whether alpha is in multiples of each tensor's mean gradient magnitude.
+        smoothing: The weight of the past in the average of gradient magnitudes that the coefficient
+            of "relevance" and "lobster" sees; 0 for the gradient of each step alone.
         way: "gradient", "loss" or "decoupled".
         schedule: "iterative" (the paper's), "gradual" or "oneshot".
         ratio: The compression ratio to reach: all parameters / non-zero ones; 0 for no target,
@@ -75,6 +77,7 @@ class Config:
     strength_follows: Literal["constant", "lr", "linear"] = "lr"
     alpha: float = 0.1
     relative: bool = True
+    smoothing: float = 0.0
     way: Way = "decoupled"
     schedule: Literal["iterative", "gradual", "oneshot"] = "gradual"
     begin: float = 0.0
@@ -110,6 +113,7 @@ class Config:
         parts: tuple[Callable[[], object], ...] = (
             lambda: self.make_strength(steps_per_epoch=1),
             self.make_coefficient,
+            lambda: self.make_penalty(steps_per_epoch=1),
             lambda: self.make_schedule(kept=1, prunable=2, steps=1000, dense_metric=0.0),
         )
         for part in parts:
@@ -126,7 +130,7 @@ class Config:
             check(getattr(self, name) >= 1, name, "at least 1")
         for name in ("dense_lr", "lr"):
             check(0 < getattr(self, name) < math.inf, name, "above 0 and finite")
-        for name in ("warmup", "min_density"):
+        for name in ("warmup", "min_density", "smoothing"):
             check(0 <= getattr(self, name) < 1, name, "from 0 to below 1")
         check(0 <= self.begin < self.end, "begin", "from 0 to below end")
         check(0 < self.end <= 1, "end", "above 0 and at most 1")
@@ -225,11 +229,14 @@ class Config:
         """Build the penalty, or None if there shall be none."""
         if self.penalty == "none":
             return None
+        coefficient = self.make_coefficient()
         return RelevancePenalty(
             self.make_strength(steps_per_epoch),
-            self.make_coefficient(),
+            coefficient,
             power=1 if self.penalty == "l1" else 2,
             way=self.way,
+            # A constant coefficient needs no average to be the same at each step.
+            smoothing=0.0 if isinstance(coefficient, Constant) else self.smoothing,
         )
 
     def make_strength(self, steps_per_epoch: int) -> Strength:

@@ -69,21 +69,22 @@ def adam(config: LanguageConfig, model: nn.Module, lr: float) -> torch.optim.Opt
 
 
 def bucketed(
-    lengths: Sequence[int], size: int, order: torch.Generator, *, pool: int = 50
+    lengths: Sequence[tuple[int, ...]], size: int, order: torch.Generator, *, pool: int = 200
 ) -> Iterator[list[int]]:
     """Yield the indices of each batch: random order, but batches of like lengths.
 
     Args:
-        lengths: Of all examples.
+        lengths: Of all examples; of the texts of an example, the one where padding costs most
+            comes first.
         size: Examples in a batch.
         order: Draws the order.
         pool: Sort within so many batches.
 
     Example:
-        >>> lengths = [5, 1, 4, 2]
+        >>> lengths = [(5,), (1,), (4,), (2,)]
         >>> batches = bucketed(lengths, 2, torch.Generator().manual_seed(0))
         >>> sorted(sorted(lengths[i] for i in batch) for batch in batches)
-        [[1, 2], [4, 5]]
+        [[(1,), (2,)], [(4,), (5,)]]
     """
     batches = []
     for part in torch.split(torch.randperm(len(lengths), generator=order), size * pool):

@@ -166,7 +166,8 @@ class SequenceToSequence:
     def epoch(self, order: torch.Generator) -> Iterator[list[_Batch]]:
         """Yield each pair once, in batches of like lengths, in random order."""
         data = self._encoded["train"]
-        lengths = [len(a) + len(b) for a, b in zip(data.sources, data.targets, strict=True)]
+        # Targets first: a word to write costs the decoder and the head, one to read the encoder.
+        lengths = [(len(b), len(a)) for a, b in zip(data.sources, data.targets, strict=True)]
         batches = (
             self._batch(data, indices)
             for indices in bucketed(lengths, self._config.batch_size, order)
