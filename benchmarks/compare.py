@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,25 @@ from typing import Any
 from prunus.files import write_atomically
 from prunus.recipes.recipe import find
 
-METHODS = {
-    "relevance": [],
-    "L2": ["penalty=l2"],
-    "no penalty": ["penalty=none"],
+METHODS = ("relevance", "L2", "no penalty")
+
+L2_STRENGTHS = {
+    "multi30k-translation": 0.03,
+    "taskmaster-dialogue": 0.03,
+    "shakespeare-lm": 0.03,
 }
+"""γ of plain L2, which spares no weight and so wants less of it than relevance does.
+
+As the recipes' own strengths, the best of several on the validation split, with a seed that is not
+among the default ones."""
+
+
+def changes(recipe: str, method: str) -> list[str]:
+    """Return what a method changes in the recipe's settings."""
+    strength = [f"strength={L2_STRENGTHS[recipe]}"] if recipe in L2_STRENGTHS else []
+    return {"relevance": [], "L2": ["penalty=l2", *strength], "no penalty": ["penalty=none"]}[
+        method
+    ]
 
 
 def main() -> None:
@@ -38,14 +53,20 @@ def main() -> None:
     parser.add_argument("--data", help="as in `prunus run`")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ratios", type=float, nargs="+", required=True)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--runs", type=Path, help="keep the runs here; default: nowhere")
     arguments = parser.parse_args()
     recipe = find(arguments.recipe)
     settings = recipe.config.changed(arguments.settings).as_dict()
     out = Path(__file__).parent / "results" / f"compare-{recipe.name}.json"
-    record = _begun(out, {"recipe": recipe.name, "data": recipe.data, "settings": settings})
+    wanted = {
+        "recipe": recipe.name,
+        "data": recipe.data,
+        "settings": settings,
+        "methods": {method: changes(recipe.name, method) for method in METHODS},
+    }
+    record = _begun(out, wanted)
     with tempfile.TemporaryDirectory() as parent:
         folder = arguments.runs or Path(parent)
         for seed in arguments.seeds:
@@ -56,7 +77,7 @@ def main() -> None:
                         continue
                     path = folder / f"{recipe.name}-{seed}-{method.replace(' ', '-')}-{ratio:g}"
                     dense = dense or _finished(folder, f"{recipe.name}-{seed}-")
-                    chosen = [*arguments.settings, f"ratio={ratio}", *METHODS[method]]
+                    chosen = [*arguments.settings, f"ratio={ratio}", *changes(recipe.name, method)]
                     command = ["run", recipe.name, "--seed", str(seed)]
                     command += [part for setting in chosen for part in ("--set", setting)]
                     hidden = ["--out", str(path)]
@@ -80,22 +101,55 @@ def main() -> None:
     print("\n".join(table(record)))
 
 
-def table(record: dict[str, Any]) -> list[str]:
-    """Return a row of Markdown for each ratio and method, the dense networks first."""
-    runs = record["runs"]
-    metric = runs[0]["summary"]["metric"]["name"]
-    rows = [f"| network | sparsity | test {metric} | against dense |", "|---|---|---|---|"]
+def spread(values: Sequence[float], sign: str = "") -> str:
+    """Write a mean and, of several values, their standard deviation."""
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):{sign}.2f}{deviation}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one method reached at one ratio, over the seeds."""
+
+    sparsity: float
+    values: list[float]
+    gaps: list[float]
+    """Each seed's value less that of its dense network."""
+
+
+def dense_values(record: dict[str, Any]) -> list[float]:
+    """Return the test metric of each seed's dense network."""
     dense: dict[int, float] = {}
-    for run in runs:
+    for run in record["runs"]:
         seed, value = run["summary"]["seed"], run["summary"]["dense"]["test"]
         assert dense.setdefault(seed, value) == value, f"two dense networks of seed {seed}"
-    rows.append(f"| dense | 0 | {_spread(list(dense.values()))} | |")
-    for ratio, method in dict.fromkeys((run["ratio"], run["method"]) for run in runs):
-        own = [r["summary"] for r in runs if (r["ratio"], r["method"]) == (ratio, method)]
-        sparsity = statistics.fmean(summary["sparsity"] for summary in own)
-        values = [summary["sparse"]["test"] for summary in own]
-        gaps = [summary["sparse"]["test"] - dense[summary["seed"]] for summary in own]
-        rows.append(f"| {method} | {sparsity:.1%} | {_spread(values)} | {_spread(gaps, '+')} |")
+    return list(dense.values())
+
+
+def outcomes(record: dict[str, Any]) -> dict[tuple[float, str], Outcome]:
+    """Return the outcome of each ratio and method."""
+    gathered: dict[tuple[float, str], list[dict[str, Any]]] = {}
+    for run in record["runs"]:
+        gathered.setdefault((run["ratio"], run["method"]), []).append(run["summary"])
+    return {
+        key: Outcome(
+            statistics.fmean(summary["sparsity"] for summary in own),
+            [summary["sparse"]["test"] for summary in own],
+            [summary["sparse"]["test"] - summary["dense"]["test"] for summary in own],
+        )
+        for key, own in gathered.items()
+    }
+
+
+def table(record: dict[str, Any]) -> list[str]:
+    """Return a row of Markdown for each ratio and method, the dense networks first."""
+    metric = record["runs"][0]["summary"]["metric"]["name"]
+    rows = [f"| network | sparsity | test {metric} | against dense |", "|---|---|---|---|"]
+    rows.append(f"| dense | 0 | {spread(dense_values(record))} | |")
+    for (_, method), got in outcomes(record).items():
+        rows.append(
+            f"| {method} | {got.sparsity:.1%} | {spread(got.values)} | {spread(got.gaps, '+')} |"
+        )
     return rows
 
 
@@ -118,11 +172,6 @@ def _finished(folder: Path, prefix: str) -> Path | None:
     """Return a run of this seed whose dense network is there already."""
     found = sorted(folder.glob(f"{prefix}*/summary.json"))
     return found[0].parent if found else None
-
-
-def _spread(values: Sequence[float], sign: str = "") -> str:
-    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):{sign}.2f}{deviation}"
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from compare import METHODS, dense_values, outcomes, spread
+
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
 
@@ -20,6 +22,14 @@ RECIPES = {
     "mnist-lenet300": "LeNet-300-100, MNIST",
     "mnist-lenet5": "LeNet-5 (Caffe widths), MNIST",
 }
+
+LANGUAGE = {
+    "multi30k-translation": "translator, Multi30k",
+    "taskmaster-dialogue": "dialogue, Taskmaster-4",
+    "shakespeare-lm": "GPT-2, Tiny Shakespeare",
+}
+
+METRICS = {"BLEU": "BLEU ↑", "bits per character": "bits per character ↓"}
 
 VARIANTS = {
     "prunus": "prunus",
@@ -34,7 +44,7 @@ MARKED = re.compile(r"(?<=<!-- figures -->\n).*?(?=<!-- end of figures -->)", re
 
 def render() -> str:
     """Return the README's figures as Markdown."""
-    return "\n".join([_networks(), _overhead(), _threshold()])
+    return "\n".join([_networks(), *_comparisons(), _overhead(), _threshold()])
 
 
 def _load(name: str) -> Any:
@@ -80,6 +90,51 @@ def _networks() -> str:
         f"`python benchmarks/reproduce.py {name}`.\n"
     )
     return "\n".join(lines)
+
+
+def _comparisons() -> list[str]:
+    """Render what each method reaches on the language recipes, as far as it has been measured."""
+    records = {
+        name: json.loads(path.read_text())
+        for name in LANGUAGE
+        if (path := RESULTS / f"compare-{name}.json").exists()
+    }
+    if not records:
+        return []
+    lines = [
+        "Language models pruned by relevance, by plain L2 and by magnitude alone, each from the "
+        "same "
+        "dense network and with the same epochs, batches and schedule (test split):\n",
+        "| network | metric | dense | sparsity | " + " | ".join(METHODS) + " |",
+        "|---|---|---|---|" + "---|" * len(METHODS),
+    ]
+    for name, record in records.items():
+        got = outcomes(record)
+        first = record["runs"][0]["summary"]
+        dense = spread(dense_values(record))
+        title = f"{LANGUAGE[name]}, {first['parameters'] / 1e6:.1f} M parameters"
+        for ratio in dict.fromkeys(ratio for ratio, _ in got):
+            cells = [
+                spread(got[ratio, method].values) if (ratio, method) in got else "–"
+                for method in METHODS
+            ]
+            sparsity = next(outcome.sparsity for (r, _), outcome in got.items() if r == ratio)
+            lines.append(
+                f"| {title} | {METRICS.get(first['metric']['name'], first['metric']['name'])} "
+                f"| {dense} | {sparsity:.0%} | {' | '.join(cells)} |"
+            )
+            title = dense = ""
+    last = record["runs"][-1]["summary"]
+    seeds = sorted({run["summary"]["seed"] for r in records.values() for run in r["runs"]})
+    lines.append(
+        f"\nMean ± standard deviation over seeds {', '.join(map(str, seeds))}; "
+        f"{_machine(last['environment'])}, {record['date'][:10]}. Sparsity is that of all prunable "
+        "weights: embeddings, attention, feed-forward, norms, biases. The strengths of relevance "
+        "and "
+        "of L2 were each chosen on the validation split of another seed. By "
+        f"`python benchmarks/compare.py {name}`.\n"
+    )
+    return ["\n".join(lines)]
 
 
 def _overhead() -> str:

@@ -8,6 +8,8 @@ import shlex
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
+
 from prunus.recipes.recipe import RECIPES, find
 
 README = Path(__file__).parent.parent / "README.md"
@@ -35,7 +37,9 @@ def test_every_recipe_is_in_the_changelog() -> None:
     assert [name for name in RECIPES if f"`{name}`" not in changelog] == []
 
 
-def test_the_figures_are_those_of_the_result_files() -> None:
-    render = runpy.run_path(str(README.parent / "benchmarks" / "figures.py"))["render"]
+def test_the_figures_are_those_of_the_result_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    benchmarks = README.parent / "benchmarks"
+    monkeypatch.syspath_prepend(benchmarks)  # as when it is run as a script
+    render = runpy.run_path(str(benchmarks / "figures.py"))["render"]
     shown = README.read_text().split("<!-- figures -->\n")[1].split("<!-- end of figures -->")[0]
     assert shown == render()

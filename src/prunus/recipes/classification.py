@@ -14,6 +14,7 @@ from torch import nn
 
 from prunus.recipes.config import Config
 from prunus.recipes.data import Images, Split, shifted
+from prunus.recipes.objective import Teacher, cross_entropy
 from prunus.recipes.task import Evaluation, fingerprint
 
 __all__ = ["Classification", "ImageConfig"]
@@ -82,9 +83,13 @@ class Classification:
         """Return the number of images."""
         return len(batch[1])
 
-    def loss(self, model: nn.Module, batch: _Batch) -> torch.Tensor:
+    def loss(self, model: nn.Module, batch: _Batch, teacher: Teacher | None = None) -> torch.Tensor:
         """Return the cross-entropy."""
-        return F.cross_entropy(model(batch[0]), batch[1])
+        inputs, labels = batch
+        return cross_entropy(lambda network: (network(inputs), labels), model, teacher)
+
+    def ready_to_prune(self, model: nn.Module) -> None:
+        """Change nothing."""
 
     def validate(self, model: nn.Module) -> Evaluation:
         """Measure on the images set apart from training."""

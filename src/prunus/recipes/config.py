@@ -34,6 +34,8 @@ class Config:
         lr: Peak learning rate of the pruning.
         warmup: The share of the steps over which the learning rate rises; it falls along a cosine
             to 0 in the rest.
+        distillation: The share of the pruning's loss that asks for the dense network's predictions
+            instead of the right ones; 0 for none. It costs a forward pass of the dense network.
         start: What pruning starts from: "dense", the trained network, or "fresh", new random
             weights that are pruned while they learn.
         max_grad_norm: What the norm of all gradients is clipped to; 0 for no clipping.
@@ -72,6 +74,7 @@ class Config:
     ratio: float
     warmup: float = 0.1
     max_grad_norm: float = 0.0
+    distillation: float = 0.0
     start: Literal["dense", "fresh"] = "dense"
     penalty: Literal["relevance", "lobster", "l2", "l1", "none"] = "relevance"
     strength_follows: Literal["constant", "lr", "linear"] = "lr"
@@ -93,8 +96,8 @@ class Config:
     mode: ClassVar[Mode] = "max"
     """Whether the recipe's metric is to be maximised ("max") or minimised ("min")."""
 
-    measuring: ClassVar[tuple[str, ...]] = ()
-    """Settings that change how networks are measured, but not what they become."""
+    after_dense: ClassVar[tuple[str, ...]] = ()
+    """A task's own settings that its dense network does not depend on: of measuring and pruning."""
 
     def __post_init__(self) -> None:
         problems: list[str] = []
@@ -132,6 +135,7 @@ class Config:
             check(0 < getattr(self, name) < math.inf, name, "above 0 and finite")
         for name in ("warmup", "min_density", "smoothing"):
             check(0 <= getattr(self, name) < 1, name, "from 0 to below 1")
+        check(0 <= self.distillation <= 1, "distillation", "from 0 to 1")
         check(0 <= self.begin < self.end, "begin", "from 0 to below end")
         check(0 < self.end <= 1, "end", "above 0 and at most 1")
         check(self.patience >= 0, "patience", "0 or above")
@@ -212,7 +216,7 @@ class Config:
         return {
             name: value
             for name, value in self.as_dict().items()
-            if name in shared or name not in own.union(self.measuring)
+            if name in shared or name not in own.union(self.after_dense)
         }
 
     def as_dict(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
@@ -14,7 +14,7 @@ from torch import nn
 from prunus.errors import UserError
 from prunus.recipes.config import Config
 
-__all__ = ["LanguageConfig", "accumulated", "adam", "bucketed", "publish"]
+__all__ = ["LanguageConfig", "accumulated", "adam", "bucketed", "publish", "set_dropout"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,8 @@ class LanguageConfig(Config):
         heads: Attention heads of each layer.
         feed_forward: Width of the feed-forward layers.
         dropout: Probability of dropout.
+        pruning_dropout: The same in the pruning epochs, where the network has fewer weights and so
+            less need of it; none for the same.
         label_smoothing: Share of the target probability that goes to all words alike.
         accumulation: Batches whose gradients make one step.
         beta1: Adam's decay of the mean.
@@ -45,10 +47,13 @@ class LanguageConfig(Config):
     heads: int
     feed_forward: int
     dropout: float = 0.1
+    pruning_dropout: float | None = None
     label_smoothing: float = 0.0
     accumulation: int = 1
     beta1: float = 0.9
     beta2: float = 0.98
+
+    after_dense: ClassVar[tuple[str, ...]] = ("pruning_dropout",)
 
     def _check(self, check: Callable[[bool, str, str], None]) -> None:
         super()._check(check)
@@ -59,6 +64,8 @@ class LanguageConfig(Config):
         check(self.heads < 1 or self.width % self.heads == 0, "width", "a multiple of heads")
         for name in ("dropout", "label_smoothing", "beta1", "beta2"):
             check(0 <= getattr(self, name) < 1, name, "from 0 to below 1")
+        if self.pruning_dropout is not None:
+            check(0 <= self.pruning_dropout < 1, "pruning_dropout", "from 0 to below 1, or none")
 
 
 def adam(config: LanguageConfig, model: nn.Module, lr: float) -> torch.optim.Optimizer:
@@ -92,6 +99,24 @@ def bucketed(
         batches += [ranked[i : i + size] for i in range(0, len(ranked), size)]
     for i in torch.randperm(len(batches), generator=order).tolist():
         yield batches[i]
+
+
+def set_dropout(model: nn.Module, probability: float | None) -> None:
+    """Change the dropout of a model of `transformers` wherever it has any; None for no change.
+
+    Example:
+        >>> model = nn.Sequential(nn.Dropout(0.1), nn.Dropout(0.0))
+        >>> set_dropout(model, 0.05)
+        >>> [layer.p for layer in model]
+        [0.05, 0.0]
+    """
+    if probability is None:
+        return
+    for module in model.modules():
+        # Some of its models have modules for it, and others numbers that their layers look up.
+        name = "p" if isinstance(module, nn.Dropout) else "dropout"
+        if isinstance(getattr(module, name, None), float) and getattr(module, name) > 0:
+            setattr(module, name, probability)
 
 
 def accumulated(batches: Iterator[Any], count: int) -> Iterator[list[Any]]:

@@ -14,7 +14,8 @@ from torch import nn
 
 from prunus.errors import DataError
 from prunus.floor import Mode
-from prunus.recipes.language import LanguageConfig, accumulated, adam, publish
+from prunus.recipes.language import LanguageConfig, accumulated, adam, publish, set_dropout
+from prunus.recipes.objective import Teacher, cross_entropy
 from prunus.recipes.task import Evaluation, fingerprint
 from prunus.recipes.tokenizer import trained
 
@@ -112,14 +113,21 @@ class LanguageModel:
         """Return the number of words to predict."""
         return batch[:, 1:].numel()
 
-    def loss(self, model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    def loss(
+        self, model: nn.Module, batch: torch.Tensor, teacher: Teacher | None = None
+    ) -> torch.Tensor:
         """Return the cross-entropy of each next word."""
-        logits = model(input_ids=batch[:, :-1], use_cache=False).logits
-        return F.cross_entropy(
-            logits.flatten(0, 1),
-            batch[:, 1:].flatten(),
-            label_smoothing=self._config.label_smoothing,
-        )
+
+        def predict(network: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+            logits = network(input_ids=batch[:, :-1], use_cache=False).logits
+            return logits.flatten(0, 1), batch[:, 1:].flatten()
+
+        smoothing = self._config.label_smoothing
+        return cross_entropy(predict, model, teacher, label_smoothing=smoothing)
+
+    def ready_to_prune(self, model: nn.Module) -> None:
+        """Set the dropout."""
+        set_dropout(model, self._config.pruning_dropout)
 
     def validate(self, model: nn.Module) -> Evaluation:
         """Measure on the validation split."""

@@ -14,7 +14,15 @@ from torch import nn
 
 from prunus.errors import DataError, UserError
 from prunus.recipes.corpora import Pairs
-from prunus.recipes.language import LanguageConfig, accumulated, adam, bucketed, publish
+from prunus.recipes.language import (
+    LanguageConfig,
+    accumulated,
+    adam,
+    bucketed,
+    publish,
+    set_dropout,
+)
+from prunus.recipes.objective import Teacher, cross_entropy
 from prunus.recipes.task import Evaluation, fingerprint
 from prunus.recipes.tokenizer import trained
 
@@ -42,7 +50,8 @@ class SequenceConfig(LanguageConfig):
     length_penalty: float = 1.0
     validation_pairs: int = 0
 
-    measuring: ClassVar[tuple[str, ...]] = (
+    after_dense: ClassVar[tuple[str, ...]] = (
+        *LanguageConfig.after_dense,
         "beams",
         "validation_beams",
         "length_penalty",
@@ -189,12 +198,19 @@ class SequenceToSequence:
         """Return the number of words to write."""
         return int((batch.target != self.tokenizer.pad_token_id).sum())
 
-    def loss(self, model: nn.Module, batch: _Batch) -> torch.Tensor:
+    def loss(self, model: nn.Module, batch: _Batch, teacher: Teacher | None = None) -> torch.Tensor:
         """Return the cross-entropy of each next word, given those before it."""
         smoothing = self._config.label_smoothing
-        return self._cross_entropy(model, batch, label_smoothing=smoothing)
+        return cross_entropy(
+            lambda network: self._predict(network, batch), model, teacher, label_smoothing=smoothing
+        )
 
-    def _cross_entropy(self, model: nn.Module, batch: _Batch, **options: Any) -> torch.Tensor:
+    def ready_to_prune(self, model: nn.Module) -> None:
+        """Set the dropout."""
+        set_dropout(model, self._config.pruning_dropout)
+
+    def _predict(self, model: nn.Module, batch: _Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the logits of all words to write, without padding, and the words."""
         start = torch.full_like(batch.target[:, :1], self.tokenizer.bos_token_id)
         logits = model(
             input_ids=batch.source,
@@ -202,10 +218,8 @@ class SequenceToSequence:
             decoder_input_ids=torch.cat([start, batch.target[:, :-1]], dim=1),
             use_cache=False,
         ).logits
-        pad = self.tokenizer.pad_token_id
-        return F.cross_entropy(
-            logits.flatten(0, 1), batch.target.flatten(), ignore_index=pad, **options
-        )
+        written = batch.target != self.tokenizer.pad_token_id
+        return logits[written], batch.target[written]
 
     def validate(self, model: nn.Module) -> Evaluation:
         """Measure on the validation split, by a fast search."""
@@ -227,7 +241,8 @@ class SequenceToSequence:
         total, count = 0.0, 0
         for indices in _chunks(ranked, 128):
             batch = self._batch(data, indices)
-            total += self._cross_entropy(model, batch, reduction="sum").item()
+            logits, right = self._predict(model, batch)
+            total += F.cross_entropy(logits, right, reduction="sum").item()
             count += self.size(batch)
         written: dict[int, str] = {}
         for indices in _chunks([i for i in ranked if most is None or i < most], 128):

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from prunus.recipes.objective import Teacher
+
 __all__ = ["Batch", "Evaluation", "Task", "fingerprint"]
 
 Batch = Any
@@ -73,8 +75,12 @@ class Task(Protocol):
         """Return over how many items the loss of a batch is a mean."""
         ...
 
-    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """Return the mean loss of a batch."""
+    def loss(self, model: nn.Module, batch: Batch, teacher: Teacher | None = None) -> torch.Tensor:
+        """Return the mean loss of a batch, against what is right and what a teacher predicts."""
+        ...
+
+    def ready_to_prune(self, model: nn.Module) -> None:
+        """Change a network that was built for the dense training to what the pruning wants."""
         ...
 
     def validate(self, model: nn.Module) -> Evaluation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from dataclasses import asdict, dataclass, field, replace
@@ -25,6 +26,7 @@ from prunus.pruner import Pruner
 from prunus.recipes.config import Config
 from prunus.recipes.directory import RunDirectory
 from prunus.recipes.kinds import densities_by_kind
+from prunus.recipes.objective import Teacher
 from prunus.recipes.progress import Epoch, Progress
 from prunus.recipes.recipe import Recipe
 from prunus.recipes.task import Evaluation, Task
@@ -143,6 +145,7 @@ class _Training:
         self.lines = 0
         self.sparsity = 0.0
         self.dense_validation: float | None = None
+        self.teacher: Teacher | None = None
         self.resumed: dict[str, Any] | None = None
 
     def load(self) -> None:
@@ -256,6 +259,8 @@ class _Training:
                 f"{self.floor.value(self.dense_validation):.4f}, so nothing may be removed: {mend} "
                 "the floor or raise dense_epochs"
             )
+        self.task.ready_to_prune(self.model)
+        self.teacher = self._teacher()
         resumed = self._resumes("prune")
         if self.config.start == "fresh" and not resumed:
             self.model.load_state_dict(self.task.network().state_dict())
@@ -287,6 +292,14 @@ class _Training:
         self.task.publish(self.model, self.directory.path)
         self.clock.charge("prune")
         self.sparsity = pruner.sparsity
+
+    def _teacher(self) -> Teacher | None:
+        """Return the dense network, if the sparse one shall learn from it."""
+        if not self.config.distillation:
+            return None
+        network = copy.deepcopy(self.model)  # a new one would draw from the random numbers
+        load_into(network, self.directory.dense)
+        return Teacher(network.eval().requires_grad_(False), self.config.distillation)
 
     def _resumes(self, phase: str) -> bool:
         return self.resumed is not None and self.resumed["phase"] == phase
@@ -407,7 +420,7 @@ class _Training:
             optimizer.zero_grad()
             sizes = [task.size(batch) for batch in batches]
             for batch, size in zip(batches, sizes, strict=True):
-                loss = task.loss(self.model, batch)
+                loss = task.loss(self.model, batch, self.teacher)
                 value = loss.item()
                 self._check_finite(value, phase, (epoch - 1) * self.steps_per_epoch + number + 1)
                 total, count = total + value * size, count + size
