@@ -329,52 +329,89 @@ def test_compiled_models() -> None:
 
 
 def scaled_step(
-    scaler: torch.amp.GradScaler, model: nn.Module, optimizer: Any, gain: float
+    scaler: torch.amp.GradScaler, model: nn.Module, optimizer: Any, gain: float, unscale: bool
 ) -> None:
     optimizer.zero_grad()
-    scaler.scale(model(INPUTS).square().mean() * gain).backward()
-    scaler.unscale_(optimizer)
+    scaler.scale((model(INPUTS) - TARGETS).square().mean() * gain).backward()
+    if unscale:
+        scaler.unscale_(optimizer)
     scaler.step(optimizer)
     scaler.update()
 
 
-@pytest.mark.parametrize("fused", [False, True])
-def test_under_a_gradient_scaler_relevance_is_that_of_the_true_gradient(fused: bool) -> None:
-    def trained(scale: float) -> Any:
+def fused(params: Any) -> torch.optim.Optimizer:
+    return torch.optim.Adam(params, lr=0.01, fused=True)
+
+
+def foreach(params: Any) -> torch.optim.Optimizer:
+    return torch.optim.Adam(params, lr=0.01, foreach=True)
+
+
+def fused_sgd(params: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(params, lr=0.05, momentum=0.9, fused=True)
+
+
+SCALED: dict[str, dict[str, Any]] = {
+    "gradient": {"penalty": RelevancePenalty(0.1, Exponential(0.01))},
+    "decoupled": {"penalty": RelevancePenalty(0.1, Exponential(0.01), way="decoupled")},
+    "relative": {"penalty": RelevancePenalty(0.1, Exponential(0.3, relative=True))},
+    "smoothed": {"penalty": RelevancePenalty(0.1, Exponential(0.01), smoothing=0.5)},
+    "clipped": {"penalty": RelevancePenalty(0.1, Exponential(0.01)), "max_grad_norm": 0.02},
+    "taylor": {"score": Taylor(), "schedule": OneShot(sparsity=0.5, at=4)},
+}
+
+
+@pytest.mark.parametrize("unscale", [False, True])
+@pytest.mark.parametrize("build", [fused, foreach, fused_sgd])
+@pytest.mark.parametrize("name", SCALED)
+def test_under_a_gradient_scaler_relevance_is_that_of_the_true_gradient(
+    build: Build, unscale: bool, name: str
+) -> None:
+    def trained(scale: float | None) -> list[torch.Tensor]:
         torch.manual_seed(4)
         model = network()
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=fused)
-        Pruner(model, optimizer, RelevancePenalty(0.1, Exponential(0.01)))
-        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-        for _ in range(5):
-            scaled_step(scaler, model, optimizer, 1.0)
-        return model
+        optimizer = build(list(model.parameters()))
+        pruner = Pruner(model, optimizer, **SCALED[name])
+        scaler = torch.amp.GradScaler(
+            "cpu", init_scale=scale or 1.0, enabled=scale is not None, growth_interval=3
+        )
+        for _ in range(9):  # at the third and the sixth step the scale doubles
+            scaled_step(scaler, model, optimizer, 1.0, unscale)
+        return [*model.parameters(), *pruner.state_dict()["score"].values()]
 
-    for one, other in zip(trained(1.0).parameters(), trained(4096.0).parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+    for one, other in zip(trained(None), trained(4096.0), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+        assert torch.equal(one == 0, other == 0)
 
 
-@pytest.mark.parametrize("fused", [False, True])
-def test_a_step_that_the_scaler_skips_is_skipped(fused: bool) -> None:
+@pytest.mark.parametrize("unscale", [False, True])
+@pytest.mark.parametrize("build", [fused, foreach, fused_sgd])
+@pytest.mark.parametrize("name", SCALED)
+def test_a_step_that_the_scaler_skips_is_skipped(build: Build, unscale: bool, name: str) -> None:
     model = network()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=fused)
-    pruner = Pruner(model, optimizer, RelevancePenalty(0.1, way="decoupled"))
+    optimizer = build(list(model.parameters()))
+    pruner = Pruner(model, optimizer, **SCALED[name])
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
-    scaled_step(scaler, model, optimizer, 1.0)
-    before = copy.deepcopy(model.state_dict())
-    scaled_step(scaler, model, optimizer, float("inf"))
+    scaled_step(scaler, model, optimizer, 1.0, unscale)
+    before, state = copy.deepcopy(model.state_dict()), copy.deepcopy(pruner.state_dict())
+    scaled_step(scaler, model, optimizer, float("inf"), unscale)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert pruner.state_dict()["steps"] == 1
+    after = pruner.state_dict()
+    assert after["steps"] == 1
+    for memory in ("score", "averages"):
+        assert after[memory].keys() == state[memory].keys()
+        assert all(torch.equal(after[memory][key], state[memory][key]) for key in state[memory])
 
 
-def test_scaled_gradients_of_a_fused_optimizer_are_refused_with_a_mend() -> None:
+def test_removed_weights_stay_zero_under_a_scaler_that_leaves_unscaling_to_the_optimizer() -> None:
     model = network()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
-    Pruner(model, optimizer, RelevancePenalty(0.1))
+    optimizer = fused(model.parameters())
+    pruner = Pruner(model, optimizer, RelevancePenalty(0.1), OneShot(sparsity=0.5, at=2))
     scaler = torch.amp.GradScaler("cpu")
-    scaler.scale(model(INPUTS).sum()).backward()
-    with pytest.raises(ValueError, match=r"call scaler.unscale_\(optimizer\) before"):
-        scaler.step(optimizer)
+    for gain in (1.0, 1.0, 1.0, float("inf"), 1.0, 1.0):
+        scaled_step(scaler, model, optimizer, gain, unscale=False)
+    assert pruner.sparsity == 0.5
+    assert_positive_zero(removed_values(model, dict(pruner.masks)))
 
 
 def test_sparse_gradients_are_refused_with_a_mend() -> None:

@@ -116,22 +116,24 @@ class StepHooks:
         found = getattr(self._optimizer, "found_inf", None)
         return found is not None and bool(found)
 
+    def _loss_scale(self) -> float | None:
+        """Return what a gradient scaler leaves a fused optimizer to divide out within its step."""
+        scale = getattr(self._optimizer, "grad_scale", None)
+        return None if scale is None else float(scale)
+
     def _edit_gradients(self) -> None:
-        if getattr(self._optimizer, "grad_scale", None) is not None:
-            raise UserError(
-                "the gradients are still multiplied by the GradScaler's factor, which a fused "
-                "optimizer divides out only within its step: call scaler.unscale_(optimizer) "
-                "before scaler.step(optimizer)"
-            )
         if self._skipped():
             return
+        loss_scale = self._loss_scale()
         penalty, strengths = self._penalty, self._strengths()
         active = self._active = self._masks.active()
         if self._score.uses_gradient:
-            self._observe()
-        scale = None if self._max_grad_norm is None else self._clip(self._max_grad_norm)
-        if scale is not None and not bool(scale > 0):
-            penalty = None  # the norm overflowed, and nothing can be said of relevance
+            self._observe(loss_scale)
+        scale: torch.Tensor | float | None = loss_scale
+        if self._max_grad_norm is not None:
+            scale = self._clip(self._max_grad_norm, loss_scale)
+            if not bool(scale > 0):
+                penalty = None  # the norm overflowed, and nothing can be said of relevance
         way = None if penalty is None else penalty.way
         for target, name, parameter in self._targets:
             gradient = parameter.grad
@@ -140,6 +142,8 @@ class StepHooks:
             if gradient.layout is not torch.strided:
                 self._refuse_sparse([parameter])
             mask, strength = active.get(name), strengths[name]
+            if loss_scale is not None and way == "gradient":
+                strength *= loss_scale  # for it is divided by that with the rest of the gradient
             average = None
             if penalty is not None and penalty.smoothing:
                 average = penalty.average(gradient, self.averages.get(name), scale)
@@ -156,24 +160,27 @@ class StepHooks:
             if mask is not None:
                 clear_(gradient, mask)
 
-    def _observe(self) -> None:
+    def _observe(self, loss_scale: float | None) -> None:
         for _, name, parameter in self._targets:
-            if parameter.grad is not None and parameter.grad.layout is torch.strided:
-                memory = self._score.observe(
-                    parameter.detach(), parameter.grad, self.memory.get(name)
-                )
+            gradient = parameter.grad
+            if gradient is not None and gradient.layout is torch.strided:
+                if loss_scale is not None:
+                    gradient = gradient / loss_scale
+                memory = self._score.observe(parameter.detach(), gradient, self.memory.get(name))
                 if memory is not None:
                     self.memory[name] = memory
 
-    def _clip(self, max_norm: float) -> torch.Tensor:
-        """Clip as ``clip_grad_norm_`` does; return the factor that the gradients were given."""
+    def _clip(self, max_norm: float, loss_scale: float | None) -> torch.Tensor:
+        """Clip as ``clip_grad_norm_`` does; return what the gradients are multiplied by now."""
         held = {id(p): p for group in self._optimizer.param_groups for p in group["params"]}
         # In the model's order, in which one would clip by hand: the sum's last bit depends on it.
         parameters = [held.pop(id(p)) for p in self._model.parameters() if id(p) in held]
         parameters += held.values()
         self._refuse_sparse(parameters)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
-        return torch.clamp(max_norm / (norm + 1e-6), max=1.0)
+        limit = max_norm if loss_scale is None else max_norm * loss_scale
+        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        factor = torch.clamp(limit / (norm + 1e-6), max=1.0)
+        return factor if loss_scale is None else factor * loss_scale
 
     def _refuse_sparse(self, parameters: Iterable[torch.Tensor]) -> None:
         sparse = {
@@ -192,7 +199,7 @@ class StepHooks:
         penalty: RelevancePenalty,
         target: Target,
         gradient: torch.Tensor,
-        scale: torch.Tensor | None,
+        scale: torch.Tensor | float | None,
         average: torch.Tensor | None,
     ) -> None:
         # The average is in the loss's own units, whatever the gradient was multiplied by.

@@ -116,7 +116,7 @@ class RelevancePenalty:
         self,
         gradient: torch.Tensor,
         memory: torch.Tensor | None,
-        scale: torch.Tensor | None = None,
+        scale: torch.Tensor | float | None = None,
     ) -> torch.Tensor:
         """Move ḡ towards |gradient / scale|; return it, in float32 at least.
 
@@ -152,7 +152,7 @@ class RelevancePenalty:
         strength: float,
         mask: torch.Tensor | None = None,
         padding_row: int | None = None,
-        scale: torch.Tensor | None = None,
+        scale: torch.Tensor | float | None = None,
         average: torch.Tensor | None = None,
     ) -> None:
         """Add ∂R/∂w to ``gradient`` in place, and zero it where ``mask`` is False.
@@ -192,7 +192,7 @@ class RelevancePenalty:
         self,
         gradient: torch.Tensor,
         padding_row: int | None = None,
-        scale: torch.Tensor | None = None,
+        scale: torch.Tensor | float | None = None,
         *,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
