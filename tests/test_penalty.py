@@ -201,6 +201,45 @@ def test_smoothing_spares_a_weight_that_few_batches_use() -> None:
     assert left(0.99) > 0.9**90
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("gamma", "steps"), [(5e-5, 10_000), (5e-7, 10_000), (0.05, 20)])
+def test_short_types_lose_no_shrink_to_rounding(
+    dtype: torch.dtype, gamma: float, steps: int
+) -> None:
+    model = nn.Linear(40, 1, bias=False)
+    nn.init.uniform_(model.weight, -1.0, 1.0)
+    model.to(dtype)
+    begin = model.weight.detach().double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pruner = Pruner(model, optimizer, RelevancePenalty(gamma, way="decoupled"))
+    model.weight.grad = torch.zeros_like(model.weight)
+    for _ in range(steps):
+        optimizer.step()
+    expected = begin * (1 - 2 * gamma) ** steps
+    lost = model.weight.double() - expected
+    assert (lost.abs() <= 0.05 * expected.abs()).all()
+    # What the weight itself cannot hold is in the remainder.
+    exact = model.weight.double() + pruner.state_dict()["remainders"]["weight"]
+    torch.testing.assert_close(exact, expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("way", ["gradient", "loss"])
+def test_a_way_whose_shrink_rounding_may_swallow_warns(way: Way) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1).bfloat16())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.warns(UserWarning, match="16 bits of 1.weight, .* way='decoupled'"):
+        Pruner(model, optimizer, RelevancePenalty(0.1, way=way))
+
+
+def test_no_remainder_is_kept_of_types_that_need_none() -> None:
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pruner = Pruner(model, optimizer, RelevancePenalty(0.1, way="decoupled"))
+    model(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    assert pruner.state_dict()["remainders"] == {}
+
+
 def one_weight(value: float, penalty: RelevancePenalty, gradient: float, lr: float = 0.5) -> float:
     """Train a single weight for a step of SGD with a given gradient."""
     layer = nn.Linear(1, 1, bias=False, dtype=torch.float64)

@@ -57,14 +57,16 @@ def epoch(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     model.train()
     for batch in torch.split(torch.randperm(500), 50):
         optimizer.zero_grad()
-        F.cross_entropy(model(INPUTS[batch]), LABELS[batch]).backward()  # type: ignore[no-untyped-call]
+        inputs = INPUTS[batch].to(next(model.parameters()).dtype)
+        F.cross_entropy(model(inputs), LABELS[batch]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
 
 @torch.no_grad()
 def accuracy(model: nn.Module) -> float:
     model.eval()
-    return float((model(INPUTS[500:]).argmax(1) == LABELS[500:]).double().mean())
+    inputs = INPUTS[500:].to(next(model.parameters()).dtype)
+    return float((model(inputs).argmax(1) == LABELS[500:]).double().mean())
 
 
 def test_iterative_pruning_delivers_the_sparsest_state_above_the_floor() -> None:
@@ -227,11 +229,13 @@ RESUMABLE: dict[str, Callable[[], tuple[RelevancePenalty, Schedule, Score]]] = {
 
 @pytest.mark.parametrize("make", RESUMABLE.values(), ids=RESUMABLE)
 @pytest.mark.parametrize("stop", [1, 4, 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.filterwarnings("ignore:.*the optimizer rounds")
 def test_a_resumed_run_equals_an_unstopped_one_to_the_last_bit(
-    make: Callable[[], tuple[RelevancePenalty, Schedule, Score]], stop: int
+    make: Callable[[], tuple[RelevancePenalty, Schedule, Score]], stop: int, dtype: torch.dtype
 ) -> None:
     def start() -> tuple[nn.Sequential, torch.optim.Optimizer, Pruner]:
-        model = network()
+        model = network().to(dtype)
         optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
         penalty, schedule, score = make()
         return model, optimizer, Pruner(model, optimizer, penalty, schedule, score=score)

@@ -41,6 +41,7 @@ class StepHooks:
     Attributes:
         memory: What the score remembers of each tensor.
         averages: The moving average of each tensor's gradient magnitudes, if the penalty asks.
+        remainders: What rounding has taken from each 16-bit tensor as the penalty shrank it.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class StepHooks:
     ) -> None:
         self.memory: dict[str, torch.Tensor] = {}
         self.averages: dict[str, torch.Tensor] = {}
+        self.remainders: dict[str, torch.Tensor] = {}
         self._model = model
         self._optimizer = optimizer
         self._masks = masks
@@ -80,6 +82,28 @@ class StepHooks:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+    def state_dict(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Return all that is remembered from step to step, by tensor."""
+        return {
+            "score": dict(self.memory),
+            "averages": dict(self.averages),
+            "remainders": dict(self.remainders),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        """Take over copies of what :meth:`state_dict` returned; other keys are left alone."""
+
+        def copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            selection = self._masks.selection
+            return {
+                name: tensor.to(selection[name].parameter.device, copy=True)
+                for name, tensor in tensors.items()
+            }
+
+        self.memory = copies(state["score"])
+        self.averages = copies(state["averages"])
+        self.remainders = copies(state["remainders"])
 
     def term(self, penalty: RelevancePenalty) -> PenaltyTerm:
         """Return the penalty as a term for the loss."""
@@ -218,7 +242,9 @@ class StepHooks:
             for _target, name, parameter in self._targets:
                 strength = strengths[name]
                 if strength > 0 and parameter.grad is not None:
-                    penalty.shrink_(parameter, self._coefficients[name], strength)
+                    penalty.shrink_(
+                        parameter, self._coefficients[name], strength, self._remainder(name)
+                    )
         for name, mask in self._active.items():
             clear_(self._masks.selection[name].parameter, mask)
         if penalty is not None and penalty.way == "loss" and not self._term_was_taken:
@@ -229,6 +255,17 @@ class StepHooks:
             )
             self._term_was_taken = True  # once is enough
         self._stepped()
+
+    def _remainder(self, name: str) -> torch.Tensor | None:
+        """Return the remainder of a tensor whose type is too short to shrink by itself."""
+        parameter = self._masks.selection[name].parameter
+        if parameter.element_size() >= 4:
+            return None
+        held = self.remainders.get(name)
+        if held is None:
+            held = torch.zeros_like(parameter, dtype=torch.float32)
+        self.remainders[name] = held.to(parameter.device)
+        return self.remainders[name]
 
 
 def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:

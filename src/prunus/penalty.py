@@ -12,6 +12,10 @@ It is applied in one of three ways, chosen by ``way``:
 * ``"decoupled"``: w ← w − ∂R/∂w after the step, past momentum and adaptive scaling, as LOBSTER does
   (its λ is 2γ here).
 
+A step of the shrink is far smaller than what bfloat16 or float16 can tell from 1, and added to such
+a weight it would be lost. The decoupled way keeps what rounding takes in a float32 remainder beside
+each 16-bit tensor; by the other ways the optimizer rounds, and the pruner warns of it.
+
 One batch says little of a weight that only some examples use, such as the embedding of a rare word:
 in most batches its gradient is small. With ``smoothing`` the coefficient is c(ḡ) instead, where ḡ
 is the moving average of |g| over the steps, and such a weight counts as relevant throughout.
@@ -215,14 +219,39 @@ class RelevancePenalty:
         return out
 
     @torch.no_grad()
-    def shrink_(self, weight: torch.Tensor, coefficients: torch.Tensor, strength: float) -> None:
-        """Apply w ← w − ∂R/∂w in place, never past zero."""
-        for w, c in pieces(weight.detach(), coefficients):
+    def shrink_(
+        self,
+        weight: torch.Tensor,
+        coefficients: torch.Tensor,
+        strength: float,
+        remainder: torch.Tensor | None = None,
+    ) -> None:
+        """Apply w ← w − ∂R/∂w in place, never past zero.
+
+        Args:
+            weight: w.
+            coefficients: c, of the same shape.
+            strength: γ.
+            remainder: What rounding has taken from w so far, in float32. The weight is then taken
+                for the sum of both, so that many shrinks too small for its own type add up.
+        """
+        operands = (weight.detach(), coefficients)
+        for w, c, *rest in pieces(*operands, *([] if remainder is None else [remainder])):
+            exact = w + rest[0] if rest else w
+            step = c.to(exact.dtype) * (strength * self.power)
             if self.power == 2:
-                w.addcmul_(w, (c * (2.0 * strength)).clamp_max_(1.0), value=-1.0)
+                step.clamp_max_(1.0).mul_(exact)
             else:
-                step = c * strength
-                w.sub_(torch.minimum(torch.maximum(w, -step), step))
+                step = torch.minimum(torch.maximum(exact, -step), step)
+            if not rest:
+                w.sub_(step)
+                continue
+            # The step goes to the remainder, which is small enough to hold it, and from there to
+            # the weight as much as the weight can tell.
+            (r,) = rest
+            before = w.clone()
+            w.copy_(w + r.sub_(step))
+            r.sub_(w - before.to(r.dtype))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
@@ -129,6 +130,7 @@ class Pruner:
         self._penalty = penalty
         _check_held(self.selection, optimizer)
         _check_alone(self)
+        _warn_of_rounding(penalty, self.selection)
         self._strength = as_strength(0.0 if penalty is None else penalty.strength)
         self._prunable = self.selection.prunable
         self._constant_strengths = (
@@ -313,8 +315,7 @@ class Pruner:
             "prunings": self._prunings,
             "dense_metric": self._dense_metric,
             "schedule": self.schedule.state_dict(),
-            "score": dict(self._hooks.memory),
-            "averages": dict(self._hooks.averages),
+            **self._hooks.state_dict(),
             "best": self._best.state_dict(),
         }
 
@@ -327,7 +328,7 @@ class Pruner:
         missing = [key for key in self.state_dict() if key not in state]
         if missing:
             raise CheckpointError(f"this is not the state of a Pruner: it lacks {listing(missing)}")
-        remembered = (*state["score"], *state["averages"])
+        remembered = [name for key in self._hooks.state_dict() for name in state[key]]
         foreign = [name for name in dict.fromkeys(remembered) if name not in self.selection]
         if foreign:
             raise CheckpointError(f"this is the state of another model: it has {listing(foreign)}")
@@ -341,14 +342,7 @@ class Pruner:
         self._prunings = int(state["prunings"])
         self._dense_metric = state["dense_metric"]
         self.schedule = schedule
-        self._hooks.memory = {
-            name: memory.to(self.selection[name].parameter, copy=True)
-            for name, memory in state["score"].items()
-        }
-        self._hooks.averages = {
-            name: average.to(self.selection[name].parameter.device, copy=True)
-            for name, average in state["averages"].items()
-        }
+        self._hooks.load_state_dict(state)
         self._best.load_state_dict(state["best"])
 
     def _check_zeros(self) -> None:
@@ -437,6 +431,19 @@ def _check_kinds(penalty: object, schedule: object) -> None:
         raise UserError(f"penalty must be a RelevancePenalty or None, but is {penalty!r}")
     if schedule is not None and not isinstance(schedule, Schedule):
         raise UserError(f"schedule must be a Schedule or None, but is {schedule!r}")
+
+
+def _warn_of_rounding(penalty: RelevancePenalty | None, selection: Selection) -> None:
+    if penalty is None or penalty.way == "decoupled":
+        return
+    short = [name for name, t in selection.items() if t.parameter.element_size() < 4]
+    if short:
+        warnings.warn(
+            f"with way={penalty.way!r} the optimizer rounds what the penalty shrinks to the 16 "
+            f"bits of {listing(short)}, which may lose all of it: choose way='decoupled', which "
+            "keeps what rounding takes, or train float32 weights under torch.autocast",
+            stacklevel=3,
+        )
 
 
 def _check_held(selection: Selection, optimizer: torch.optim.Optimizer) -> None:
