@@ -1,13 +1,17 @@
 """The command ``prunus``: ``recipes``, ``run`` and ``inspect``.
 
 It exits with 0 when all went well, 2 after a mistake of the user's (one message, no traceback), 1
-after a failure of its own, and 130 when interrupted.
+after a failure of its own, 130 when interrupted, and 143 when it was asked to terminate, has
+finished the step at hand and saved.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shlex
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +25,7 @@ except ImportError as error:  # pragma: no cover - shown to users who installed 
     sys.exit(f"the prunus command needs the 'cli' extra: pip install 'prunus[cli]' ({error})")
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = ["app", "main"]
 
@@ -90,6 +94,7 @@ def run(
     """Train a recipe: first dense, then sparse."""
     from prunus.recipes.directory import RunDirectory
     from prunus.recipes.recipe import find
+    from prunus.recipes.training import Stopped
     from prunus.recipes.training import run as run_recipe
     from prunus.terminal import Watcher, kinds_table, summary_table
 
@@ -115,22 +120,25 @@ def run(
     console = Console()
     watcher = Watcher(console)
     try:
-        summary = run_recipe(
-            chosen,
-            config,
-            directory,
-            watcher,
-            data=data,
-            seed=seed or 0,
-            dense=None if dense is None else str(dense),
-            resume=resume,
-        )
-    except KeyboardInterrupt:
+        with _termination() as stop:
+            summary = run_recipe(
+                chosen,
+                config,
+                directory,
+                watcher,
+                data=data,
+                seed=seed or 0,
+                dense=None if dense is None else str(dense),
+                resume=resume,
+                stop=stop,
+            )
+    except (KeyboardInterrupt, Stopped) as ended:
         watcher.close()
         if directory.config.exists():
             where = shlex.quote(str(directory.path))
-            watcher.say(f"interrupted; prunus run {recipe} --out {where} --resume goes on")
-        raise typer.Exit(130) from None
+            how = str(ended) or "interrupted"
+            watcher.say(f"{how}; prunus run {recipe} --out {where} --resume goes on")
+        raise typer.Exit(143 if isinstance(ended, Stopped) else 130) from None
     finally:
         watcher.close()
     console.print(summary_table(summary))
@@ -152,6 +160,22 @@ def inspect(
     table = densities_table(tensor_densities(file))
     console.print(str(file), highlight=False, markup=False, soft_wrap=True)
     console.print(table)
+
+
+@contextlib.contextmanager
+def _termination() -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether SIGTERM has come; a second one kills as ever."""
+    came = threading.Event()
+
+    def note(*_: object) -> None:
+        came.set()
+        signal.signal(signal.SIGTERM, before)
+
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        yield came.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _fresh(parent: Path, recipe: str, seed: int) -> Path:

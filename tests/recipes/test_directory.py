@@ -69,6 +69,7 @@ def test_a_run_writes_its_files_where_it_was_told(finished: Path) -> None:
         "checkpoints/after-dense.safetensors",
         "checkpoints/dense.safetensors",
         "checkpoints/last.safetensors",
+        "checkpoints/previous.safetensors",
         "config.json",
         "metrics.jsonl",
         "model.safetensors",

@@ -35,8 +35,9 @@ CHOSEN: dict[str, Any] = {
 }
 STEPS = 36  # per epoch
 
-# Runs the command once for every number given, each time in a process of its own that kills itself
-# after so many optimizer steps (0: never), and prints how it ended and how many epochs it saved.
+# Runs the command once for every number given, each time in a process of its own that sends itself
+# a signal after so many optimizer steps (0: never), and prints how it ended and how many epochs it
+# saved.
 # They are forked off before anything but imports has been done, which saves importing it all again.
 DRIVER = """
 import os, pathlib, signal, sys
@@ -46,7 +47,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 import prunus.recipes.training
 from prunus.cli import main
 
-command, out = sys.argv[2:], pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
+deed, command = int(sys.argv[2]), sys.argv[3:]
+out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
 
 for deadly in map(int, sys.argv[1].split(",")):
     resume = ["--resume"] if (out / "config.json").exists() else []
@@ -59,7 +61,7 @@ for deadly in map(int, sys.argv[1].split(",")):
             global steps
             steps += 1
             if steps == deadly:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), deed)
 
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         register_optimizer_step_post_hook(count)
@@ -72,11 +74,13 @@ for deadly in map(int, sys.argv[1].split(",")):
 """
 
 
-def drive(deadly: list[int], path: Path, **chosen: Any) -> list[tuple[int, int]]:
+def drive(
+    deadly: list[int], path: Path, deed: signal.Signals = signal.SIGKILL, **chosen: Any
+) -> list[tuple[int, int]]:
     """Run the command until each of these steps; return exit codes and numbers of epochs saved."""
     done = subprocess.run(
         [
-            *(sys.executable, "-c", DRIVER, ",".join(map(str, deadly))),
+            *(sys.executable, "-c", DRIVER, ",".join(map(str, deadly)), str(int(deed))),
             *("run", "digits", "--out", str(path), *settings(**chosen)),
         ],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -129,6 +133,36 @@ def test_ten_kills_at_random_steps_change_no_bit(tmp_path: Path) -> None:
     ends = drive([*deadly, 0], killed, **CHOSEN)
     assert ends == [*((-signal.SIGKILL, epoch) for epoch in epochs), (0, 8)]
     assert_same_run(killed, whole)
+
+
+def test_a_run_asked_to_terminate_saves_within_the_epoch_and_loses_no_step(tmp_path: Path) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert drive([0], whole, **CHOSEN) == [(0, 8)]
+    draw = random.Random(3)
+    steps: list[int] = []
+    while sum(steps) < 7 * STEPS:
+        steps.append(draw.randint(1, STEPS))
+    steps.append(8 * STEPS - sum(steps))  # the last step of all, before it is measured
+    done = [(sum(steps[: i + 1]) - 1) // STEPS for i in range(len(steps))]
+    ends = drive([*steps, 0], stopped, signal.SIGTERM, **CHOSEN)
+    assert ends == [*((143, epochs) for epochs in done), (0, 8)]
+    assert_same_run(stopped, whole)
+
+
+def test_a_run_asked_to_terminate_says_how_to_go_on(tmp_path: Path) -> None:
+    def terminate(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    hook = register_optimizer_step_post_hook(terminate)
+    try:
+        outcome = prunus("run", "digits", *settings(**BRIEF), "--out", tmp_path / "run")
+    finally:
+        hook.remove()
+    assert outcome.code == 143
+    assert "stopped after step 1 of epoch 1 (dense); prunus run digits --out" in outcome.out
+    assert "--resume goes on" in outcome.out
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 class KilledError(BaseException):

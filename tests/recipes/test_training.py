@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -19,6 +20,7 @@ from prunus.recipes.classification import ImageConfig as Config
 from prunus.recipes.data import Split, digits
 
 from .commands import SHORT, contents, metrics, prunus, settings, summary
+from .test_resume import assert_same_run
 
 # Learns more slowly at first, removes much at once, and ends below the floor: there is a choice.
 HARD: dict[str, Any] = {
@@ -360,11 +362,49 @@ def test_a_floor_that_fresh_weights_never_meet_is_refused(tmp_path: Path) -> Non
 
 @pytest.fixture
 def unfinished(finished: Path, tmp_path: Path) -> Path:
-    """A run that was killed just before it delivered."""
+    """A run that was killed just before it delivered, with a single checkpoint."""
     path = shutil.copytree(finished, tmp_path / "unfinished")
     (path / "summary.json").unlink()
     (path / "model.safetensors").unlink()
+    (path / "checkpoints" / "previous.safetensors").unlink()
     return path
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def alter(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1000:] = bytes(1000)  # as after a power cut: the right length, but zeros
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [cut, alter, Path.unlink])
+def test_where_the_newest_checkpoint_is_damaged_the_one_before_it_is_taken(
+    finished: Path, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    path = shutil.copytree(finished, tmp_path / "copy")
+    (path / "summary.json").unlink()
+    (path / "model.safetensors").unlink()
+    last = path / "checkpoints" / "last.safetensors"
+    damage(last)
+    outcome = prunus("run", "digits", *settings(**HARD), "--out", path, "--resume")
+    assert outcome.code == 0, outcome.err
+    assert str(last) in outcome.out
+    assert "Going on from the one before it" in outcome.out
+    assert_same_run(path, finished)
+
+
+def test_where_both_checkpoints_are_damaged_both_are_named(finished: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(finished, tmp_path / "copy")
+    (path / "summary.json").unlink()
+    cut(path / "checkpoints" / "last.safetensors")
+    alter(path / "checkpoints" / "previous.safetensors")
+    before = contents(path)
+    outcome = prunus("run", "digits", *settings(**HARD), "--out", path, "--resume")
+    outcome.refused("last.safetensors is damaged", "nor can the one before it be used", "altered")
+    assert contents(path) == before
 
 
 def resumed_without_harm(path: Path, *parts: str) -> None:

@@ -6,12 +6,14 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from prunus.errors import CheckpointError, UserError, listing
-from prunus.files import write_atomically, writing
+from prunus.files import load_tree, save_tree, write_atomically, writing
 
 __all__ = ["RunDirectory"]
 
@@ -22,6 +24,7 @@ class RunDirectory:
     Attributes:
         path: The directory.
         checkpoint: Everything needed to go on, replaced after every epoch.
+        previous: The checkpoint before that, for a machine may come back with the newest damaged.
         dense: The dense network at the end of its training.
         after_dense: What else another run needs to go on from there to the same bits.
         model: The delivered sparse network, an ordinary safetensors file.
@@ -33,6 +36,7 @@ class RunDirectory:
         self.path = path
         self.config = path / "config.json"
         self.checkpoint = path / "checkpoints" / "last.safetensors"
+        self.previous = path / "checkpoints" / "previous.safetensors"
         self.dense = path / "checkpoints" / "dense.safetensors"
         self.after_dense = path / "checkpoints" / "after-dense.safetensors"
         self.model = path / "model.safetensors"
@@ -101,6 +105,7 @@ class RunDirectory:
         files = (
             self.config,
             self.checkpoint,
+            self.previous,
             self.dense,
             self.after_dense,
             self.model,
@@ -166,6 +171,46 @@ class RunDirectory:
                 "its own settings, or choose another --out"
             )
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is anything to go on from."""
+        return self.checkpoint.exists() or self.previous.exists()
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Write a checkpoint, and keep the one before it.
+
+        Raises:
+            UserError: It cannot be written; the one before it is still there.
+        """
+        if self.checkpoint.exists():
+            _copy(self.checkpoint, self.previous)
+        save_tree(self.checkpoint, state)
+
+    def load_checkpoint(self, say: Callable[[str], None]) -> dict[str, Any]:
+        """Return the newest checkpoint, or if that is damaged the one before it.
+
+        Args:
+            say: Is told if it is the one before.
+
+        Raises:
+            CheckpointError: There is no other, or both are damaged.
+        """
+        try:
+            return load_tree(self.checkpoint)
+        except CheckpointError as error:
+            if not self.previous.exists():
+                raise
+            try:
+                state = load_tree(self.previous)
+            except CheckpointError as other:
+                raise CheckpointError(
+                    f"{error}; nor can the one before it be used: {other}"
+                ) from other
+            say(f"{error}. Going on from the one before it")
+        # Or the damaged one would become the one before the next.
+        _copy(self.previous, self.checkpoint)
+        return state
+
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add a line to the metrics."""
         with writing(self.metrics), self.metrics.open("a") as file:
@@ -190,6 +235,20 @@ class RunDirectory:
     @staticmethod
     def _write_json(path: Path, content: dict[str, Any]) -> None:
         write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Give a file a second name, in place of whatever had it; nothing is copied where links are."""
+    aside = target.parent / f".{target.name}.{secrets.token_hex(4)}"
+    with writing(target):
+        try:
+            try:
+                os.link(source, aside)
+            except OSError:  # a file system without links
+                shutil.copyfile(source, aside)
+            aside.replace(target)
+        finally:
+            aside.unlink(missing_ok=True)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

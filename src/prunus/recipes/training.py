@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,11 @@ from prunus.recipes.weights import load_into, to_bytes
 from prunus.removal import least_kept
 from prunus.selection import nonzero_parameters, select, total_parameters
 
-__all__ = ["run"]
+__all__ = ["Stopped", "run"]
+
+
+class Stopped(Exception):  # noqa: N818 - no error: it was asked for
+    """The run was asked to stop, has saved, and can be resumed."""
 
 
 def run(
@@ -47,6 +52,7 @@ def run(
     seed: int = 0,
     dense: str | None = None,
     resume: bool = False,
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Run a recipe from start to end, or from its last checkpoint.
 
@@ -61,12 +67,14 @@ def run(
             the dense training, whose dense network to take in place of training one.
         resume: Go on with the run that ``directory`` holds. The result is the same, bit for bit, as
             if it had never stopped.
+        stop: Is asked after each step whether to save and stop there.
 
     Returns:
         The summary, as written to summary.json.
 
     Raises:
         UserError: Something the user can mend; what was written so far is intact.
+        Stopped: ``stop`` said so.
     """
     identity = {
         "recipe": recipe.name,
@@ -85,12 +93,12 @@ def run(
         progress.say(f"data: {data or recipe.data}")
         torch.manual_seed(seed)
         task = recipe.prepare(config, data, seed)
-        training = _Training(recipe, config, directory, progress, task, identity)
-        if dense is not None and not directory.checkpoint.exists():
+        training = _Training(recipe, config, directory, progress, task, identity, stop)
+        if dense is not None and not directory.has_checkpoint:
             training.check_donor()
         if not resume:
             directory.write_config(identity)
-        if directory.checkpoint.exists():
+        if directory.has_checkpoint:
             training.load()
         else:
             if resume:
@@ -120,6 +128,21 @@ class _Clock:
         return sum(self.spent.values())
 
 
+@dataclass(frozen=True)
+class _Within:
+    """How far an epoch had come when the run was stopped within it.
+
+    Attributes:
+        steps: Steps taken.
+        total: Sum of their losses, each times its size.
+        count: Sum of the sizes.
+    """
+
+    steps: int = 0
+    total: float = 0.0
+    count: int = 0
+
+
 class _Training:
     """A run in progress."""
 
@@ -131,7 +154,9 @@ class _Training:
         progress: Progress,
         task: Task,
         identity: dict[str, Any],
+        stop: Callable[[], bool],
     ) -> None:
+        self.stop = stop
         self.recipe, self.config, self.directory = recipe, config, directory
         self.progress, self.task, self.identity = progress, task, identity
         self.model = task.network()
@@ -147,10 +172,11 @@ class _Training:
         self.dense_validation: float | None = None
         self.teacher: Teacher | None = None
         self.resumed: dict[str, Any] | None = None
+        self.within: _Within | None = None
 
     def load(self) -> None:
         """Take over the last checkpoint; the optimizers follow when their phase begins."""
-        state = load_tree(self.directory.checkpoint)
+        state = self.directory.load_checkpoint(self.progress.say)
         if state.get("run") != self.identity:
             raise CheckpointError(
                 f"{self.directory.checkpoint} is not a checkpoint of this run but of another one, "
@@ -172,6 +198,7 @@ class _Training:
             self.lines = int(state["lines"])
             self.resumed = {**state, "phase": str(state["phase"]), "epoch": int(state["epoch"])}
             self.dense_validation = state["dense_validation"]
+            self.within = None if state["within"] is None else _Within(**state["within"])
         except (KeyError, RuntimeError, TypeError) as error:
             raise CheckpointError(
                 f"{self.directory.checkpoint} is not a checkpoint of this recipe: {error}"
@@ -415,8 +442,13 @@ class _Training:
         """Train for an epoch; return the mean loss."""
         config, task = self.config, self.task
         in_loss = pruner is not None and config.penalty != "none" and config.way == "loss"
-        total, count = 0.0, 0
+        begin = self.order.get_state()
+        done, self.within = self.within or _Within(), None
+        total, count = done.total, done.count
         for number, batches in enumerate(task.epoch(self.order)):
+            if number < done.steps:  # only the order is drawn anew
+                self.progress.step()
+                continue
             optimizer.zero_grad()
             sizes = [task.size(batch) for batch in batches]
             for batch, size in zip(batches, sizes, strict=True):
@@ -434,6 +466,11 @@ class _Training:
             optimizer.step()
             scheduler.step()
             self.progress.step()
+            if self.stop():
+                self.clock.charge(phase)
+                within = _Within(number + 1, total, count)
+                self._save(phase, epoch - 1, optimizer, scheduler, pruner, begin, within)
+                raise Stopped(f"stopped after step {number + 1} of epoch {epoch} ({phase})")
         return total / count
 
     def _validate(self, phase: str, epoch: int) -> Evaluation:
@@ -467,17 +504,32 @@ class _Training:
         epoch = replace(epoch, seconds=round(self.clock.total, 3))
         self.directory.append_metrics(asdict(epoch))
         self.lines += 1
-        save_tree(
-            self.directory.checkpoint,
+        order = self.order.get_state()
+        self._save(epoch.phase, epoch.epoch, optimizer, scheduler, pruner, order)
+        self.progress.epoch(epoch)
+
+    def _save(
+        self,
+        phase: str,
+        epoch: int,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LambdaLR,
+        pruner: Pruner | None,
+        order: torch.Tensor,
+        within: _Within | None = None,
+    ) -> None:
+        """Write a checkpoint after so many whole epochs and, if any, some steps of the next."""
+        self.directory.save_checkpoint(
             {
                 "run": self.identity,
-                "phase": epoch.phase,
-                "epoch": epoch.epoch,
+                "phase": phase,
+                "epoch": epoch,
+                "within": None if within is None else asdict(within),
                 "model": dict(self.model.state_dict()),
                 "optimizer": optimizer.state_dict(),
                 "scheduler": scheduler.state_dict(),
                 "pruner": None if pruner is None else pruner.state_dict(),
-                "order": self.order.get_state(),
+                "order": order,
                 "rng": torch.get_rng_state(),
                 "seconds": dict(self.clock.spent),
                 "lines": self.lines,
@@ -485,7 +537,6 @@ class _Training:
                 "data": self.task.fingerprint,
             },
         )
-        self.progress.epoch(epoch)
 
     def summary(self) -> dict[str, Any]:
         """Measure both networks on the test split, for the first and only time."""
