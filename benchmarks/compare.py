@@ -32,11 +32,11 @@ L2_STRENGTHS = {
     "taskmaster-dialogue": 0.02,
     "shakespeare-lm": 0.02,
 }
-"""γ of plain L2, which spares no weight and so bears less of it than relevance does.
+"""γ of plain L2, which spares no weight, so that less of it is ruinous than of relevance.
 
-Chosen as the recipes' own strengths are: on the validation split of Tiny Shakespeare, with a seed
-that is not among the default ones, and carried over to other recipes by the sum of their learning
-rates, which is what γ is multiplied by in the course of a run."""
+Chosen on the validation split of Tiny Shakespeare, with a seed that is not among the default ones,
+and carried over to the other recipes by the sum of a run's learning rates, which is what γ is
+multiplied by in the course of it."""
 
 
 def changes(recipe: str, method: str) -> list[str]:
@@ -58,6 +58,9 @@ def main() -> None:
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--runs", type=Path, help="keep the runs here; default: nowhere")
     arguments = parser.parse_args()
+    own = [s for s in arguments.settings if s.partition("=")[0] in ("ratio", "penalty", "strength")]
+    if own:
+        parser.error(f"the comparison itself sets what --set {own[0]} would change")
     recipe = find(arguments.recipe)
     settings = recipe.config.changed(arguments.settings).as_dict()
     out = Path(__file__).parent / "results" / f"compare-{recipe.name}.json"
@@ -123,7 +126,8 @@ def dense_values(record: dict[str, Any]) -> list[float]:
     dense: dict[int, float] = {}
     for run in record["runs"]:
         seed, value = run["summary"]["seed"], run["summary"]["dense"]["test"]
-        assert dense.setdefault(seed, value) == value, f"two dense networks of seed {seed}"
+        if dense.setdefault(seed, value) != value:
+            raise ValueError(f"the runs of seed {seed} are of two dense networks")
     return list(dense.values())
 
 

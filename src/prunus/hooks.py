@@ -6,12 +6,12 @@ This code runs at every step, so it is written to cost little beside the tensor 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from prunus.errors import UserError, listing
+from prunus.errors import CheckpointError, UserError, listing
 from prunus.masks import Masks, clear_
 from prunus.penalty import PenaltyTerm, RelevancePenalty
 from prunus.scores import Score
@@ -41,6 +41,7 @@ class StepHooks:
     Attributes:
         memory: What the score remembers of each tensor.
         averages: The moving average of each tensor's gradient magnitudes, if the penalty asks.
+        averaged: How many gradients each of them has seen.
         remainders: What rounding has taken from each 16-bit tensor as the penalty shrank it.
     """
 
@@ -58,6 +59,7 @@ class StepHooks:
     ) -> None:
         self.memory: dict[str, torch.Tensor] = {}
         self.averages: dict[str, torch.Tensor] = {}
+        self.averaged: dict[str, int] = {}
         self.remainders: dict[str, torch.Tensor] = {}
         self._model = model
         self._optimizer = optimizer
@@ -69,6 +71,7 @@ class StepHooks:
         self._stepped = stepped
         self._targets = tuple((t, t.name, t.parameter) for t in masks.selection.values())
         self._coefficients: dict[str, torch.Tensor] = {}
+        self._shrinking: list[str] = []
         self._active: Mapping[str, torch.Tensor] = {}
         self._term_was_taken = False
         self._no_grad = torch.no_grad()
@@ -83,26 +86,55 @@ class StepHooks:
             handle.remove()
         self._handles.clear()
 
-    def state_dict(self) -> dict[str, dict[str, torch.Tensor]]:
+    def state_dict(self) -> dict[str, dict[str, Any]]:
         """Return all that is remembered from step to step, by tensor."""
         return {
             "score": dict(self.memory),
             "averages": dict(self.averages),
+            "averaged": dict(self.averaged),
             "remainders": dict(self.remainders),
         }
 
-    def load_state_dict(self, state: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    def check(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Make sure that :meth:`load_state_dict` can take this.
+
+        Raises:
+            CheckpointError: It has other tensors, or of other shapes; every one is named.
+        """
+        selection = self._masks.selection
+        remembered = {
+            name: tensor
+            for key in ("score", "averages", "averaged", "remainders")
+            for name, tensor in state[key].items()
+        }
+        foreign = [name for name in remembered if name not in selection]
+        if foreign:
+            raise CheckpointError(f"this is the state of another model: it has {listing(foreign)}")
+        misshapen = [
+            f"{name} of {tuple(tensor.shape)} for {tuple(selection[name].parameter.shape)}"
+            for key in ("score", "averages", "remainders")
+            for name, tensor in state[key].items()
+            if tensor.shape != selection[name].parameter.shape
+        ]
+        if misshapen:
+            found = listing(list(dict.fromkeys(misshapen)))
+            raise CheckpointError(f"this is the state of another model: it has {found}")
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Take over copies of what :meth:`state_dict` returned; other keys are left alone."""
 
         def copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            selection = self._masks.selection
+            # In the weight's order of memory, for a sum's last bit depends on it.
             return {
-                name: tensor.to(selection[name].parameter.device, copy=True)
+                name: torch.empty_like(
+                    self._masks.selection[name].parameter, dtype=tensor.dtype, requires_grad=False
+                ).copy_(tensor)
                 for name, tensor in tensors.items()
             }
 
         self.memory = copies(state["score"])
         self.averages = copies(state["averages"])
+        self.averaged = {name: int(count) for name, count in state["averaged"].items()}
         self.remainders = copies(state["remainders"])
 
     def term(self, penalty: RelevancePenalty) -> PenaltyTerm:
@@ -148,6 +180,7 @@ class StepHooks:
     def _edit_gradients(self) -> None:
         if self._skipped():
             return
+        self._shrinking.clear()
         loss_scale = self._loss_scale()
         penalty, strengths = self._penalty, self._strengths()
         active = self._active = self._masks.active()
@@ -170,7 +203,8 @@ class StepHooks:
                 strength *= loss_scale  # for it is divided by that with the rest of the gradient
             average = None
             if penalty is not None and penalty.smoothing:
-                average = penalty.average(gradient, self.averages.get(name), scale)
+                count = self.averaged[name] = self.averaged.get(name, 0) + 1
+                average = penalty.average(gradient, self.averages.get(name), count, scale)
                 self.averages[name] = average
             if penalty is not None and strength > 0:
                 if way == "gradient":
@@ -189,7 +223,9 @@ class StepHooks:
             gradient = parameter.grad
             if gradient is not None and gradient.layout is torch.strided:
                 if loss_scale is not None:
-                    gradient = gradient / loss_scale
+                    # In 16 bits a small gradient would become 0.
+                    wide = torch.promote_types(gradient.dtype, torch.float32)
+                    gradient = gradient.to(wide) / loss_scale
                 memory = self._score.observe(parameter.detach(), gradient, self.memory.get(name))
                 if memory is not None:
                     self.memory[name] = memory
@@ -202,7 +238,8 @@ class StepHooks:
         parameters += held.values()
         self._refuse_sparse(parameters)
         limit = max_norm if loss_scale is None else max_norm * loss_scale
-        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        norm = _norm(parameters)
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         factor = torch.clamp(limit / (norm + 1e-6), max=1.0)
         return factor if loss_scale is None else factor * loss_scale
 
@@ -232,6 +269,7 @@ class StepHooks:
         if held is None or not _alike(held, seen):
             held = self._coefficients[target.name] = torch.empty_like(seen)
         penalty.coefficients(seen, target.padding_row, scale, out=held)
+        self._shrinking.append(target.name)
 
     def _after_step(self, *_: Any) -> None:
         if self._skipped():
@@ -239,12 +277,13 @@ class StepHooks:
         penalty = self._penalty
         if penalty is not None and penalty.way == "decoupled":
             strengths = self._strengths()
-            for _target, name, parameter in self._targets:
-                strength = strengths[name]
-                if strength > 0 and parameter.grad is not None:
-                    penalty.shrink_(
-                        parameter, self._coefficients[name], strength, self._remainder(name)
-                    )
+            for name in self._shrinking:
+                penalty.shrink_(
+                    self._masks.selection[name].parameter,
+                    self._coefficients[name],
+                    strengths[name],
+                    self._remainder(name),
+                )
         for name, mask in self._active.items():
             clear_(self._masks.selection[name].parameter, mask)
         if penalty is not None and penalty.way == "loss" and not self._term_was_taken:
@@ -266,6 +305,16 @@ class StepHooks:
             held = torch.zeros_like(parameter, dtype=torch.float32)
         self.remainders[name] = held.to(parameter.device)
         return self.remainders[name]
+
+
+def _norm(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the norm of all gradients; of float16 ones in float32, whose range it needs."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if all(gradient.dtype is not torch.float16 for gradient in gradients):
+        return torch.nn.utils.get_total_norm(gradients)
+    norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients]
+    total: torch.Tensor = torch.linalg.vector_norm(torch.stack([n.to(norms[0]) for n in norms]))
+    return total
 
 
 def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:

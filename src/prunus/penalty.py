@@ -18,13 +18,15 @@ each 16-bit tensor; by the other ways the optimizer rounds, and the pruner warns
 
 One batch says little of a weight that only some examples use, such as the embedding of a rare word:
 in most batches its gradient is small. With ``smoothing`` the coefficient is c(ḡ) instead, where ḡ
-is the moving average of |g| over the steps, and such a weight counts as relevant throughout.
+is a moving average of |g|, and such a weight counts as relevant as often as it was used within the
+last 1 / (1 − smoothing) steps or so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -83,12 +85,12 @@ class RelevancePenalty:
             raise UserError(f"power must be 1 (Σ c·|w|) or 2 (Σ c·w²), but is {self.power!r}")
         if self.way not in _WAYS:
             raise UserError(f"way must be one of {', '.join(_WAYS)}, but is {self.way!r}")
-        if not 0 <= self.smoothing < 1:
+        if not isinstance(self.smoothing, Real) or not 0 <= self.smoothing < 1:
             raise UserError(f"smoothing must be from 0 to below 1, but is {self.smoothing!r}")
         if self.smoothing and self.way == "loss":
             raise UserError(
-                'smoothing needs way="gradient" or "decoupled", for the term in the loss knows one '
-                "loss only; or leave it out"
+                f'smoothing needs way="gradient" or "decoupled", but is {self.smoothing} with '
+                'way="loss", whose term knows one loss only: choose another way, or smoothing=0'
             )
 
     def on(self, model: nn.Module | Selection) -> PenaltyTerm:
@@ -120,33 +122,35 @@ class RelevancePenalty:
         self,
         gradient: torch.Tensor,
         memory: torch.Tensor | None,
+        count: int,
         scale: torch.Tensor | float | None = None,
     ) -> torch.Tensor:
         """Move ḡ towards |gradient / scale|; return it, in float32 at least.
 
-        To be called under ``torch.no_grad()``, once a step.
+        It is the plain mean of the first 1 / (1 − smoothing) gradients, so that the very first does
+        not count for more than others, and from there on the moving average. To be called under
+        ``torch.no_grad()``, once a step.
 
         Args:
             gradient: ∂L/∂w, or ``scale`` times that.
             memory: What this returned at the step before, which is changed; None at the first.
+            count: How many gradients there have been, this one included.
             scale: What the gradient has been multiplied by.
         """
         # A change of a hundredth would be lost to rounding in 16 bits.
         wide = torch.promote_types(gradient.dtype, torch.float32)
-        first = memory is None
         memory = (
-            torch.empty_like(gradient, dtype=wide)
+            torch.zeros_like(gradient, dtype=wide)
             if memory is None
             else memory.to(gradient.device, wide)
         )
+        if isinstance(scale, torch.Tensor):
+            scale = scale.to(gradient.device)
         for g, m in pieces(gradient, memory):
             magnitude = g.abs().to(wide)
             if scale is not None:
                 magnitude.div_(scale)
-            if first:
-                m.copy_(magnitude)
-            else:
-                m.lerp_(magnitude, 1.0 - self.smoothing)
+            m.lerp_(magnitude, max(1.0 - self.smoothing, 1.0 / count))
         return memory
 
     def add_to_gradient_(
@@ -235,20 +239,32 @@ class RelevancePenalty:
             remainder: What rounding has taken from w so far, in float32. The weight is then taken
                 for the sum of both, so that many shrinks too small for its own type add up.
         """
-        operands = (weight.detach(), coefficients)
-        for w, c, *rest in pieces(*operands, *([] if remainder is None else [remainder])):
-            exact = w + rest[0] if rest else w
+        if remainder is not None:
+            self._shrink_short_(weight, coefficients, strength, remainder)
+            return
+        for w, c in pieces(weight.detach(), coefficients):
+            if self.power == 2:
+                w.addcmul_(w, (c * (2.0 * strength)).clamp_max_(1.0), value=-1.0)
+            else:
+                step = c * strength
+                w.sub_(torch.minimum(torch.maximum(w, -step), step))
+
+    def _shrink_short_(
+        self,
+        weight: torch.Tensor,
+        coefficients: torch.Tensor,
+        strength: float,
+        remainder: torch.Tensor,
+    ) -> None:
+        for w, c, r in pieces(weight.detach(), coefficients, remainder):
+            exact = w + r
             step = c.to(exact.dtype) * (strength * self.power)
             if self.power == 2:
                 step.clamp_max_(1.0).mul_(exact)
             else:
                 step = torch.minimum(torch.maximum(exact, -step), step)
-            if not rest:
-                w.sub_(step)
-                continue
             # The step goes to the remainder, which is small enough to hold it, and from there to
             # the weight as much as the weight can tell.
-            (r,) = rest
             before = w.clone()
             w.copy_(w + r.sub_(step))
             r.sub_(w - before.to(r.dtype))

@@ -289,6 +289,7 @@ class Pruner:
         """
         if self._best.kept is not None:
             self._best.restore(self.model, self.masks)
+            self._hooks.remainders.clear()  # which were those of other weights
         elif self._floor.bound is not None and self.keep_best:
             floor = "unknown" if self.floor is None else f"{self.floor:.6g}"
             raise FloorNotReachedError(
@@ -328,10 +329,7 @@ class Pruner:
         missing = [key for key in self.state_dict() if key not in state]
         if missing:
             raise CheckpointError(f"this is not the state of a Pruner: it lacks {listing(missing)}")
-        remembered = [name for key in self._hooks.state_dict() for name in state[key]]
-        foreign = [name for name in dict.fromkeys(remembered) if name not in self.selection]
-        if foreign:
-            raise CheckpointError(f"this is the state of another model: it has {listing(foreign)}")
+        self._hooks.check(state)
         # All that may be refused comes before the first change.
         schedule = copy.deepcopy(self.schedule)
         schedule.load_state_dict(state["schedule"])

@@ -82,7 +82,8 @@ def test_bleu_is_sacrebleus_on_what_the_saved_network_writes(tmp_path: Path) -> 
     data, out = multi30k(tmp_path / "set"), tmp_path / "run"
     name = "multi30k-translation"
     # Long enough to learn the words; the networks still differ, and neither is perfect.
-    chosen = small(name, dense_epochs=60, epochs=20, width=32, dropout=0, dense_lr=0.01, lr=0.01)
+    learning = {"batch_size": 4, "dense_lr": 0.005, "lr": 0.01, "dropout": 0}
+    chosen = small(name, dense_epochs=40, epochs=20, width=32, **learning)
     outcome = prunus("run", name, *chosen, "--data", data, "--out", out)
     assert outcome.code == 0, outcome.err
     held = summary(out)
@@ -100,10 +101,10 @@ def test_bleu_is_sacrebleus_on_what_the_saved_network_writes(tmp_path: Path) -> 
     assert "version" in held["metric"]["signature"]
     assert held["metric"]["search"] == "beam 2, length penalty 1"
     lines = metrics(out)
-    assert lines[59]["more"]["perplexity"] < lines[0]["more"]["perplexity"] / 20
+    assert lines[39]["more"]["perplexity"] < lines[0]["more"]["perplexity"] / 20
     # A few of its answers are shown at every validation.
     shown = counting(SIZES["validation"], "validation")[0][:3]
-    assert all(outcome.out.count(f"{sentence}  →  ") >= 80 for sentence in shown)
+    assert all(outcome.out.count(f"{sentence}  →  ") >= 60 for sentence in shown)
 
 
 def test_a_stopped_language_run_ends_with_the_same_bits(tmp_path: Path) -> None:
@@ -283,7 +284,7 @@ def test_buckets_hold_each_example_once_in_batches_of_the_size(
 def test_buckets_save_padding() -> None:
     drawn = torch.randint(1, 50, (4000, 2), generator=torch.Generator().manual_seed(0))
     lengths = [(first, second) for first, second in drawn.tolist()]
-    batches = list(bucketed(lengths, 20, torch.Generator().manual_seed(1)))
+    batches = list(bucketed(lengths, 20, torch.Generator().manual_seed(1), pool=200))
     for text, most in ((0, 1.02), (1, 1.5)):
         padded = sum(len(batch) * max(lengths[i][text] for i in batch) for batch in batches)
         assert padded < most * sum(length[text] for length in lengths)

@@ -29,8 +29,8 @@ class LanguageConfig(Config):
         heads: Attention heads of each layer.
         feed_forward: Width of the feed-forward layers.
         dropout: Probability of dropout.
-        pruning_dropout: The same in the pruning epochs, where the network has fewer weights and so
-            less need of it; none for the same.
+        pruning_dropout: Probability of dropout in the pruning epochs, where the network has fewer
+            weights and so less need of it; none for that of ``dropout``.
         label_smoothing: Share of the target probability that goes to all words alike.
         accumulation: Batches whose gradients make one step.
         beta1: Adam's decay of the mean.
@@ -66,6 +66,11 @@ class LanguageConfig(Config):
             check(0 <= getattr(self, name) < 1, name, "from 0 to below 1")
         if self.pruning_dropout is not None:
             check(0 <= self.pruning_dropout < 1, "pruning_dropout", "from 0 to below 1, or none")
+            check(
+                self.dropout > 0 or self.pruning_dropout == 0,
+                "pruning_dropout",
+                "0 or none where dropout is 0",
+            )
 
 
 def adam(config: LanguageConfig, model: nn.Module, lr: float) -> torch.optim.Optimizer:
@@ -76,23 +81,29 @@ def adam(config: LanguageConfig, model: nn.Module, lr: float) -> torch.optim.Opt
 
 
 def bucketed(
-    lengths: Sequence[tuple[int, ...]], size: int, order: torch.Generator, *, pool: int = 200
+    lengths: Sequence[tuple[int, ...]],
+    size: int,
+    order: torch.Generator,
+    *,
+    pool: int | None = None,
 ) -> Iterator[list[int]]:
     """Yield the indices of each batch: random order, but batches of like lengths.
 
     Args:
-        lengths: Of all examples; of the texts of an example, the one where padding costs most
-            comes first.
+        lengths: Of all examples: of each its texts' lengths, first that whose padding costs most.
         size: Examples in a batch.
         order: Draws the order.
-        pool: Sort within so many batches.
+        pool: Sort within groups of so many batches, drawn anew each time: the more, the less
+            padding, and the more alike the batches of one epoch and the next. Default: 200, or a
+            quarter of all where that is less.
 
     Example:
         >>> lengths = [(5,), (1,), (4,), (2,)]
-        >>> batches = bucketed(lengths, 2, torch.Generator().manual_seed(0))
+        >>> batches = bucketed(lengths, 2, torch.Generator().manual_seed(0), pool=2)
         >>> sorted(sorted(lengths[i] for i in batch) for batch in batches)
         [[(1,), (2,)], [(4,), (5,)]]
     """
+    pool = min(200, max(1, len(lengths) // (4 * size))) if pool is None else pool
     batches = []
     for part in torch.split(torch.randperm(len(lengths), generator=order), size * pool):
         ranked = sorted(part.tolist(), key=lengths.__getitem__)

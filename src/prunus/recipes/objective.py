@@ -46,15 +46,18 @@ def cross_entropy(
     Source: distillation after Hinton et al., arXiv 1503.02531, at temperature 1.
 
     Example:
+        >>> import math
         >>> def predict(network):
         ...     return network(torch.ones(1, 1)), torch.tensor([0])
         >>> model, dense = nn.Linear(1, 2), nn.Linear(1, 2)
         >>> for network in (model, dense):
         ...     for parameter in network.parameters():
         ...         _ = nn.init.zeros_(parameter)
-        >>> _ = nn.init.constant_(dense.bias[1:], 100.0)  # it is sure of the other class
-        >>> round(cross_entropy(predict, model, Teacher(dense, share=0.5)).item(), 4)
-        0.6931
+        >>> _ = nn.init.constant_(model.bias[1:], math.log(3))  # gives the right class a quarter
+        >>> _ = nn.init.constant_(dense.bias[1:], 100.0)  # is sure of the other one
+        >>> loss = cross_entropy(predict, model, Teacher(dense, share=0.25)).item()
+        >>> math.isclose(loss, -0.75 * math.log(1 / 4) - 0.25 * math.log(3 / 4), rel_tol=1e-6)
+        True
     """
     logits, right = predict(model)
     loss = F.cross_entropy(logits, right, label_smoothing=label_smoothing)
