@@ -105,10 +105,16 @@ def main() -> None:
     print("\n".join(table(record)))
 
 
-def spread(values: Sequence[float], sign: str = "") -> str:
+def digits(record: dict[str, Any]) -> int:
+    """Return how many decimals the metric is worth."""
+    metric = record["runs"][0]["summary"]["metric"]["name"]
+    return 3 if metric == "bits per character" else 2
+
+
+def spread(values: Sequence[float], decimals: int, sign: str = "") -> str:
     """Write a mean and, of several values, their standard deviation."""
-    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):{sign}.2f}{deviation}"
+    deviation = f" ± {statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):{sign}.{decimals}f}{deviation}"
 
 
 @dataclass(frozen=True)
@@ -148,13 +154,12 @@ def outcomes(record: dict[str, Any]) -> dict[tuple[float, str], Outcome]:
 
 def table(record: dict[str, Any]) -> list[str]:
     """Return a row of Markdown for each ratio and method, the dense networks first."""
-    metric = record["runs"][0]["summary"]["metric"]["name"]
+    metric, decimals = record["runs"][0]["summary"]["metric"]["name"], digits(record)
     rows = [f"| network | sparsity | test {metric} | against dense |", "|---|---|---|---|"]
-    rows.append(f"| dense | 0 | {spread(dense_values(record))} | |")
+    rows.append(f"| dense | 0 | {spread(dense_values(record), decimals)} | |")
     for (_, method), got in outcomes(record).items():
-        rows.append(
-            f"| {method} | {got.sparsity:.1%} | {spread(got.values)} | {spread(got.gaps, '+')} |"
-        )
+        values, gaps = spread(got.values, decimals), spread(got.gaps, decimals, "+")
+        rows.append(f"| {method} | {got.sparsity:.1%} | {values} | {gaps} |")
     return rows
 
 

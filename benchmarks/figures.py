@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from compare import METHODS, dense_values, outcomes, spread
+from compare import METHODS, dense_values, digits, outcomes, spread
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
@@ -111,11 +111,11 @@ def _comparisons() -> list[str]:
     for name, record in records.items():
         got = outcomes(record)
         first = record["runs"][0]["summary"]
-        dense = spread(dense_values(record))
+        dense = spread(dense_values(record), digits(record))
         title = f"{LANGUAGE[name]}, {first['parameters'] / 1e6:.1f} M parameters"
         for ratio in dict.fromkeys(ratio for ratio, _ in got):
             cells = [
-                spread(got[ratio, method].values) if (ratio, method) in got else "–"
+                spread(got[ratio, method].values, digits(record)) if (ratio, method) in got else "–"
                 for method in METHODS
             ]
             sparsity = next(outcome.sparsity for (r, _), outcome in got.items() if r == ratio)
@@ -124,17 +124,20 @@ def _comparisons() -> list[str]:
                 f"| {dense} | {sparsity:.0%} | {' | '.join(cells)} |"
             )
             title = dense = ""
-    last = record["runs"][-1]["summary"]
-    seeds = sorted({run["summary"]["seed"] for r in records.values() for run in r["runs"]})
     lines.append(
-        f"\nMean ± standard deviation over seeds {', '.join(map(str, seeds))}; "
-        f"{_machine(last['environment'])}, {record['date'][:10]}. Sparsity is that of all prunable "
-        "weights: embeddings, attention, feed-forward, norms, biases. The strengths of relevance "
-        "and "
-        "of L2 were each chosen on the validation split of another seed. By "
-        f"`python benchmarks/compare.py {name}`.\n"
+        "\nMean ± standard deviation over the seeds. Sparsity is that of all prunable weights: of "
+        "embeddings, attention, feed-forward layers, norms and biases. The strength of relevance "
+        "was chosen on the validation split with another seed; that of L2 likewise on Tiny "
+        "Shakespeare, and carried over to the others.\n"
     )
-    return ["\n".join(lines)]
+    for name, record in records.items():
+        seeds = sorted({run["summary"]["seed"] for run in record["runs"]})
+        environment = record["runs"][-1]["summary"]["environment"]
+        lines.append(
+            f"- {LANGUAGE[name]}: seeds {', '.join(map(str, seeds))}; {_machine(environment)}, "
+            f"{record['date'][:10]}, by `python benchmarks/compare.py {name}`."
+        )
+    return ["\n".join([*lines, ""])]
 
 
 def _overhead() -> str:

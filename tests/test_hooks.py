@@ -91,15 +91,37 @@ def test_a_bad_limit(limit: float) -> None:
         stepped(limit)
 
 
-def test_a_norm_that_overflows_leaves_the_weights_alive() -> None:
+@pytest.mark.parametrize("way", ["gradient", "decoupled"])
+@pytest.mark.parametrize("steps", [0, 1], ids=["first", "later"])
+def test_a_norm_that_overflows_leaves_the_weights_alive(way: Way, steps: int) -> None:
     layer = nn.Linear(4, 4)
-    before = layer.weight.detach().clone()
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
-    Pruner(layer, optimizer, RelevancePenalty(1e-3), max_grad_norm=1.0)
+    Pruner(layer, optimizer, RelevancePenalty(1e-3, way=way, smoothing=0.9), max_grad_norm=1.0)
+    for _ in range(steps):
+        layer(torch.ones(1, 4)).sum().backward()
+        optimizer.step()
+    before = layer.weight.detach().clone()
     layer.weight.grad = torch.full_like(layer.weight, 1e25)  # whose squares are infinite
     layer.bias.grad = torch.zeros_like(layer.bias)
     optimizer.step()
     assert torch.equal(layer.weight, before)
+
+
+def test_the_norm_of_float16_gradients_under_a_scaler_does_not_overflow() -> None:
+    def moved(scale: float) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = nn.Linear(64, 8).half()
+        before = model.weight.detach().clone()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.1, fused=True)
+        Pruner(model, optimizer, max_grad_norm=1.0)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        scaler.scale((model(torch.ones(4, 64).half()).float() - 3).square().mean()).backward()
+        scaler.step(optimizer)
+        return model.weight.detach() - before
+
+    plain, scaled = moved(1.0), moved(2.0**14)
+    assert plain.abs().max() > 0.01
+    torch.testing.assert_close(scaled, plain, rtol=0.02, atol=1e-3)
 
 
 def test_sparse_gradients_are_named_before_they_are_clipped() -> None:

@@ -233,6 +233,34 @@ def test_a_way_whose_shrink_rounding_may_swallow_warns(way: Way) -> None:
         Pruner(model, optimizer, RelevancePenalty(0.1, way=way))
 
 
+@pytest.mark.parametrize("power", [1, 2])
+def test_remainders_live_beside_an_optimizer_that_moves_the_weights(power: Literal[1, 2]) -> None:
+    torch.manual_seed(0)
+    model = nn.Embedding(6, 8, padding_idx=1).bfloat16()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.25)
+    penalty = RelevancePenalty(1e-4, Constant(), power=power, way="decoupled")
+    pruner = Pruner(model, optimizer, penalty)
+    pruner.prune(sparsity=0.25)
+    kept = pruner.masks["weight"]
+    moving = kept.clone()
+    moving[1] = False
+    expected = model.weight.detach().double()
+    for step in range(3000):
+        move = 2.0 if step == 1500 else 0.0
+        model.weight.grad = torch.full_like(model.weight, move) * moving
+        optimizer.step()
+        expected -= 0.25 * move * moving
+        shrink = 2e-4 * expected if power == 2 else 1e-4 * expected.sign()
+        shrink[1] = 0.0  # padding
+        expected -= torch.where(expected.abs() < shrink.abs(), expected, shrink)
+    exact = model.weight.double() + pruner.state_dict()["remainders"]["weight"]
+    assert not model.weight[~kept].any()
+    assert not model.weight[1].any()
+    torch.testing.assert_close(
+        exact[kept], expected[kept], rtol=0, atol=0.01
+    )  # the move was rounded
+
+
 def test_no_remainder_is_kept_of_types_that_need_none() -> None:
     model = nn.Linear(4, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

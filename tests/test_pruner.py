@@ -427,6 +427,59 @@ def test_a_metric_of_revived_weights_is_refused() -> None:
     assert pruner.step(0.9).met
 
 
+@pytest.mark.parametrize("key", ["score", "averages", "remainders"])
+def test_what_is_remembered_of_other_shapes_is_refused(key: str) -> None:
+    model = network()
+    pruner = Pruner(model, sgd(model), RelevancePenalty(0.1, smoothing=0.9), score=Taylor())
+    epoch(model, pruner.optimizer)
+    state = pruner.state_dict()
+    state[key] = {"0.weight": torch.ones(3, 4)}
+    with pytest.raises(CheckpointError, match=r"it has 0.weight of \(3, 4\) for \(32, 20\)"):
+        pruner.load_state_dict(state)
+
+
+def test_what_is_remembered_comes_back_in_the_weights_order_of_memory() -> None:
+    def start() -> tuple[nn.Module, torch.optim.Optimizer, Pruner]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        penalty = RelevancePenalty(0.1, Exponential(0.2, relative=True), smoothing=0.9)
+        return model, optimizer, Pruner(model, optimizer, penalty)
+
+    def steps(parts: tuple[nn.Module, torch.optim.Optimizer, Pruner], count: int) -> None:
+        for _ in range(count):
+            parts[1].zero_grad()
+            parts[0](torch.randn(4, 3, 9, 9)).square().mean().backward()
+            parts[1].step()
+
+    whole, second = start(), start()
+    steps(whole, 5)
+    state = whole[2].state_dict()
+    for averages in state["averages"], state["score"]:
+        for name, tensor in averages.items():  # as a file gives it back
+            averages[name] = tensor.clone(memory_format=torch.contiguous_format)
+    second[0].load_state_dict(whole[0].state_dict())
+    second[2].load_state_dict(state)
+    for parts in whole, second:
+        torch.manual_seed(1)
+        steps(parts, 5)
+    for one, other in zip(whole[0].parameters(), second[0].parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_average_moves_on_while_the_strength_is_zero() -> None:
+    layer = nn.Linear(2, 1, bias=False)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
+    penalty = RelevancePenalty(FollowLearningRate(1.0), way="decoupled", smoothing=0.5)
+    pruner = Pruner(layer, optimizer, penalty)
+    for gradient in (4.0, 2.0, 1.0):
+        layer.weight.grad = torch.full_like(layer.weight, gradient)
+        optimizer.step()
+    # (4 + 2) / 2, then half way to 1.
+    torch.testing.assert_close(pruner.state_dict()["averages"]["weight"], torch.full((1, 2), 2.0))
+
+
 def test_a_state_that_is_refused_changes_nothing() -> None:
     model, other = network(), network()
     iterative = Pruner(model, sgd(model), schedule=IterativePruning(floor=0.5))

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch import nn
 
 pytest.importorskip("transformers")
 pytest.importorskip("sacrebleu")
@@ -205,6 +206,45 @@ def test_the_sparse_network_learns_from_the_dense_one() -> None:
     model.load_state_dict(dense.state_dict())
     task.loss(model, batch, Teacher(dense, 1.0)).backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is not None and p.grad.abs().max() < 1e-9 for p in model.parameters())
+
+
+def test_a_run_distils_in_its_pruning_epochs_also_when_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out = multi30k(tmp_path / "set"), tmp_path / "run"
+    seen: list[tuple[nn.Module, Teacher | None]] = []
+    true_loss = SequenceToSequence.loss
+
+    def loss(
+        self: Any, model: nn.Module, batch: Any, teacher: Teacher | None = None
+    ) -> torch.Tensor:
+        seen.append((model, teacher))
+        return true_loss(self, model, batch, teacher)
+
+    monkeypatch.setattr(SequenceToSequence, "loss", loss)
+    name, chosen = "multi30k-translation", {"distillation": 0.25, "pruning_dropout": 0.05}
+    command: list[str | Path] = ["run", name, *small(name, **chosen), "--data", data, "--out", out]
+    # Six steps an epoch, two epochs of each phase.
+    with at_step(14, KilledError), pytest.raises(KilledError):
+        prunus(*command)
+    first, seen[:] = list(seen), []
+    assert prunus(*command, "--resume").code == 0
+    assert [teacher is not None for _, teacher in first] == [False] * 12 + [True] * 2
+    assert len(seen) == 12
+    dense = load_file(out / "checkpoints" / "dense.safetensors")
+    for model, teacher in (*first[12:], *seen):
+        assert teacher is not None
+        assert teacher.share == 0.25
+        assert not teacher.network.training
+        assert not any(parameter.requires_grad for parameter in teacher.network.parameters())
+        held = teacher.network.state_dict()
+        assert all(torch.equal(held[key], value) for key, value in dense.items())
+        assert model.model.decoder.layers[0].dropout == 0.05  # type: ignore[union-attr, index]
+
+
+def test_a_dropout_that_pruning_could_not_set_is_refused() -> None:
+    with pytest.raises(UserError, match="pruning_dropout must be 0 or none where dropout is 0"):
+        RECIPES["shakespeare-lm"].config.changed(["dropout=0", "pruning_dropout=0.3"])
 
 
 def test_padding_does_not_change_the_loss() -> None:

@@ -14,9 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from prunus.files import load_tree
+from prunus.recipes.classification import Classification
+from prunus.recipes.task import Evaluation
 
 from .commands import contents, metrics, prunus, settings, summary
 
@@ -163,6 +166,28 @@ def test_a_run_asked_to_terminate_says_how_to_go_on(tmp_path: Path) -> None:
     assert "stopped after step 1 of epoch 1 (dense); prunus run digits --out" in outcome.out
     assert "--resume goes on" in outcome.out
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_run_asked_to_terminate_while_it_validates_stops_after_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert prunus("run", "digits", *settings(**BRIEF), "--out", whole).code == 0
+    true_validate = Classification.validate
+
+    def validate(self: Any, model: nn.Module) -> Evaluation:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return true_validate(self, model)
+
+    monkeypatch.setattr(Classification, "validate", validate)
+    for epoch, phase in ((1, "dense"), (2, "dense"), (1, "prune"), (2, "prune"), (3, "prune")):
+        resume = ["--resume"] if (stopped / "config.json").exists() else []
+        outcome = prunus("run", "digits", *settings(**BRIEF), "--out", stopped, *resume)
+        assert outcome.code == 143, outcome.err
+        assert f"stopped after epoch {epoch} ({phase}); prunus run digits" in outcome.out
+    monkeypatch.undo()
+    assert prunus("run", "digits", *settings(**BRIEF), "--out", stopped, "--resume").code == 0
+    assert_same_run(stopped, whole)
 
 
 class KilledError(BaseException):

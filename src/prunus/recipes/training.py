@@ -67,7 +67,7 @@ def run(
             the dense training, whose dense network to take in place of training one.
         resume: Go on with the run that ``directory`` holds. The result is the same, bit for bit, as
             if it had never stopped.
-        stop: Is asked after each step whether to save and stop there.
+        stop: Is asked after each step and each epoch whether to save and stop there.
 
     Returns:
         The summary, as written to summary.json.
@@ -507,6 +507,8 @@ class _Training:
         order = self.order.get_state()
         self._save(epoch.phase, epoch.epoch, optimizer, scheduler, pruner, order)
         self.progress.epoch(epoch)
+        if self.stop():
+            raise Stopped(f"stopped after epoch {epoch.epoch} ({epoch.phase})")
 
     def _save(
         self,

@@ -1,0 +1,62 @@
+"""What the comparison of methods makes of its result file."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def compare(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("compare")
+
+
+def run(method: str, ratio: float, seed: int, dense: float, sparse: float) -> dict[str, Any]:
+    summary = {
+        "seed": seed,
+        "sparsity": 1 - 1 / ratio,
+        "metric": {"name": "BLEU"},
+        "dense": {"test": dense},
+        "sparse": {"test": sparse},
+    }
+    return {"method": method, "ratio": ratio, "summary": summary}
+
+
+RECORD = {
+    "runs": [
+        run("relevance", 10, 0, 37.0, 36.0),
+        run("no penalty", 10, 0, 37.0, 35.0),
+        run("relevance", 10, 1, 39.0, 37.0),
+        run("relevance", 5, 0, 37.0, 37.5),
+    ]
+}
+
+
+def test_means_spreads_and_gaps_by_hand(compare: Any) -> None:
+    assert compare.table(RECORD) == [
+        "| network | sparsity | test BLEU | against dense |",
+        "|---|---|---|---|",
+        "| dense | 0 | 38.00 ± 1.41 | |",  # of two values: their distance by the root of 2
+        "| relevance | 90.0% | 36.50 ± 0.71 | -1.50 ± 0.71 |",
+        "| no penalty | 90.0% | 35.00 | -2.00 |",
+        "| relevance | 80.0% | 37.50 | +0.50 |",
+    ]
+
+
+def test_runs_from_two_dense_networks_are_not_compared(compare: Any) -> None:
+    record = {"runs": [run("relevance", 10, 0, 37.0, 36.0), run("L2", 10, 0, 37.1, 36.0)]}
+    with pytest.raises(ValueError, match="the runs of seed 0 are of two dense networks"):
+        compare.table(record)
+
+
+def test_every_method_says_what_it_changes(compare: Any) -> None:
+    for method in compare.METHODS:
+        assert isinstance(compare.changes("shakespeare-lm", method), list)
+    assert compare.changes("shakespeare-lm", "L2")[0] == "penalty=l2"
+    assert compare.changes("digits", "L2") == ["penalty=l2"]
