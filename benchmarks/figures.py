@@ -95,16 +95,15 @@ def _networks() -> str:
 def _comparisons() -> list[str]:
     """Render what each method reaches on the language recipes, as far as it has been measured."""
     records = {
-        name: json.loads(path.read_text())
+        name: _load(f"compare-{name}")
         for name in LANGUAGE
-        if (path := RESULTS / f"compare-{name}.json").exists()
+        if (RESULTS / f"compare-{name}.json").exists()
     }
     if not records:
         return []
     lines = [
         "Language models pruned by relevance, by plain L2 and by magnitude alone, each from the "
-        "same "
-        "dense network and with the same epochs, batches and schedule (test split):\n",
+        "same dense network and with the same epochs, batches and schedule (test split):\n",
         "| network | metric | dense | sparsity | " + " | ".join(METHODS) + " |",
         "|---|---|---|---|" + "---|" * len(METHODS),
     ]

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from safetensors.torch import save
 
 from prunus.errors import CheckpointError, UserError
 
-__all__ = ["load_tree", "memory_key", "save_tree", "write_atomically", "writing"]
+__all__ = ["keep_as", "load_tree", "memory_key", "save_tree", "write_atomically", "writing"]
 
 
 @contextlib.contextmanager
@@ -39,24 +40,42 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def _put_in_place(path: Path) -> Iterator[Path]:
+    """Yield a name aside under which to make a file, which then gets ``path``'s place at once."""
+    aside = path.parent / f".{path.name}.{secrets.token_hex(4)}"
+    with writing(path):
+        try:
+            yield aside
+            aside.replace(path)
+        finally:
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file aside, then rename it: a reader sees the old file or the whole new one.
 
     Raises:
         UserError: The directory is not writable, or the disk is full. The old file is untouched.
     """
-    with writing(path):
-        aside = path.parent / f".{path.name}.{secrets.token_hex(4)}"
+    with _put_in_place(path) as aside, aside.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def keep_as(source: Path, target: Path) -> None:
+    """Give a file a second name, in place of whatever had it; nothing is copied where links are.
+
+    Raises:
+        UserError: As :func:`write_atomically`.
+    """
+    with _put_in_place(target) as aside:
         try:
-            with aside.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                aside.unlink()
-            raise
+            os.link(source, aside)
+        except OSError:  # a file system without links
+            shutil.copyfile(source, aside)
 
 
 def save_tree(path: Path, tree: dict[str, Any]) -> None:

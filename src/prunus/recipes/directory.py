@@ -6,14 +6,12 @@ import contextlib
 import fcntl
 import json
 import os
-import secrets
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from prunus.errors import CheckpointError, UserError, listing
-from prunus.files import load_tree, save_tree, write_atomically, writing
+from prunus.files import keep_as, load_tree, save_tree, write_atomically, writing
 
 __all__ = ["RunDirectory"]
 
@@ -183,7 +181,7 @@ class RunDirectory:
             UserError: It cannot be written; the one before it is still there.
         """
         if self.checkpoint.exists():
-            _copy(self.checkpoint, self.previous)
+            keep_as(self.checkpoint, self.previous)
         save_tree(self.checkpoint, state)
 
     def load_checkpoint(self, say: Callable[[str], None]) -> dict[str, Any]:
@@ -208,7 +206,7 @@ class RunDirectory:
                 ) from other
             say(f"{error}. Going on from the one before it")
         # Or the damaged one would become the one before the next.
-        _copy(self.previous, self.checkpoint)
+        keep_as(self.previous, self.checkpoint)
         return state
 
     def append_metrics(self, record: dict[str, Any]) -> None:
@@ -235,20 +233,6 @@ class RunDirectory:
     @staticmethod
     def _write_json(path: Path, content: dict[str, Any]) -> None:
         write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Give a file a second name, in place of whatever had it; nothing is copied where links are."""
-    aside = target.parent / f".{target.name}.{secrets.token_hex(4)}"
-    with writing(target):
-        try:
-            try:
-                os.link(source, aside)
-            except OSError:  # a file system without links
-                shutil.copyfile(source, aside)
-            aside.replace(target)
-        finally:
-            aside.unlink(missing_ok=True)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -129,6 +129,23 @@ class _Clock:
 
 
 @dataclass(frozen=True)
+class _Phase:
+    """What trains a network, for as long as one learning rate rises and falls.
+
+    Attributes:
+        name: "dense" or "prune".
+        optimizer: Moves the weights.
+        scheduler: Sets its learning rate.
+        pruner: Removes weights; None in the dense training.
+    """
+
+    name: str
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LambdaLR
+    pruner: Pruner | None
+
+
+@dataclass(frozen=True)
 class _Within:
     """How far an epoch had come when the run was stopped within it.
 
@@ -212,14 +229,16 @@ class _Training:
         if self.identity["dense"] is not None:
             self._adopt(RunDirectory(Path(self.identity["dense"])))
             return
-        optimizer, scheduler = self._optimizer(self.config.dense_lr, self.config.dense_epochs)
-        done = self._take_over("dense", optimizer, scheduler, None)
+        phase = _Phase(
+            "dense", *self._optimizer(self.config.dense_lr, self.config.dense_epochs), None
+        )
+        done = self._take_over(phase)
         epochs = self.config.dense_epochs
         self.progress.begin("dense", self.task.metric, epochs, self.steps_per_epoch, done)
         for epoch in range(done + 1, epochs + 1):
-            over = self._run_epoch("dense", epoch, optimizer, scheduler, None)
+            over = self._run_epoch(phase, epoch)
             self.dense_validation = over.validation
-            self._close_epoch(over, optimizer, scheduler, None)
+            self._close_epoch(phase, over)
         self._keep_dense()
 
     def _keep_dense(self) -> None:
@@ -293,7 +312,8 @@ class _Training:
             self.model.load_state_dict(self.task.network().state_dict())
         optimizer, scheduler = self._optimizer(self.config.lr, self.config.epochs)
         pruner = self._pruner(optimizer)
-        done = self._take_over("prune", optimizer, scheduler, pruner)
+        phase = _Phase("prune", optimizer, scheduler, pruner)
+        done = self._take_over(phase)
         if self.config.start == "dense" and not resumed:
             # The dense network is the first state that meets the floor, and what is delivered if no
             # sparser one does.
@@ -304,10 +324,10 @@ class _Training:
             if self._gave_up(pruner):
                 self.progress.say("done before the last epoch: nothing more can be removed")
                 break
-            over = self._run_epoch("prune", epoch, optimizer, scheduler, pruner)
+            over = self._run_epoch(phase, epoch)
             sparsity, answer = pruner.sparsity, pruner.step(over.validation)
             over = replace(over, floor=pruner.floor, sparsity=sparsity, removed=answer.removed)
-            self._close_epoch(over, optimizer, scheduler, pruner)
+            self._close_epoch(phase, over)
         pruner.finish()
         if self.config.ratio and pruner.masks.kept > self.kept:
             self.progress.say(
@@ -388,42 +408,29 @@ class _Training:
         optimizer = self.task.optimizer(self.model, lr)
         return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
-    def _take_over(
-        self,
-        phase: str,
-        optimizer: torch.optim.Optimizer,
-        scheduler: torch.optim.lr_scheduler.LambdaLR,
-        pruner: Pruner | None,
-    ) -> int:
+    def _take_over(self, phase: _Phase) -> int:
         """Restore the phase from the checkpoint; return how many of its epochs are done."""
-        if not self._resumes(phase):
+        if not self._resumes(phase.name):
             return 0
         state, self.resumed = self.resumed, None
         assert state is not None
         try:
-            optimizer.load_state_dict(state["optimizer"])
-            scheduler.load_state_dict(state["scheduler"])
-            if pruner is not None:
-                pruner.load_state_dict(state["pruner"])
+            phase.optimizer.load_state_dict(state["optimizer"])
+            phase.scheduler.load_state_dict(state["scheduler"])
+            if phase.pruner is not None:
+                phase.pruner.load_state_dict(state["pruner"])
         except (KeyError, ValueError, TypeError) as error:
             raise CheckpointError(
                 f"{self.directory.checkpoint} is not a checkpoint of this recipe: {error}"
             ) from error
         return int(state["epoch"])
 
-    def _run_epoch(
-        self,
-        phase: str,
-        epoch: int,
-        optimizer: torch.optim.Optimizer,
-        scheduler: torch.optim.lr_scheduler.LambdaLR,
-        pruner: Pruner | None,
-    ) -> Epoch:
+    def _run_epoch(self, phase: _Phase, epoch: int) -> Epoch:
         """Train for an epoch and measure; what pruning makes of it comes on top."""
-        loss = self._train_epoch(phase, epoch, optimizer, scheduler, pruner)
-        seen = self._validate(phase, epoch)
+        loss = self._train_epoch(phase, epoch)
+        seen = self._validate(phase.name, epoch)
         return Epoch(
-            phase=phase,
+            phase=phase.name,
             epoch=epoch,
             loss=loss,
             validation_loss=seen.loss,
@@ -431,16 +438,10 @@ class _Training:
             more=dict(seen.more),
         )
 
-    def _train_epoch(
-        self,
-        phase: str,
-        epoch: int,
-        optimizer: torch.optim.Optimizer,
-        scheduler: torch.optim.lr_scheduler.LambdaLR,
-        pruner: Pruner | None,
-    ) -> float:
+    def _train_epoch(self, phase: _Phase, epoch: int) -> float:
         """Train for an epoch; return the mean loss."""
         config, task = self.config, self.task
+        optimizer, pruner = phase.optimizer, phase.pruner
         in_loss = pruner is not None and config.penalty != "none" and config.way == "loss"
         begin = self.order.get_state()
         done, self.within = self.within or _Within(), None
@@ -454,7 +455,8 @@ class _Training:
             for batch, size in zip(batches, sizes, strict=True):
                 loss = task.loss(self.model, batch, self.teacher)
                 value = loss.item()
-                self._check_finite(value, phase, (epoch - 1) * self.steps_per_epoch + number + 1)
+                step = (epoch - 1) * self.steps_per_epoch + number + 1
+                self._check_finite(value, phase.name, step)
                 total, count = total + value * size, count + size
                 if in_loss and pruner is not None:
                     loss = loss + pruner.penalty(loss)
@@ -464,13 +466,12 @@ class _Training:
             if pruner is None and config.max_grad_norm:
                 torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
             optimizer.step()
-            scheduler.step()
+            phase.scheduler.step()
             self.progress.step()
             if self.stop():
-                self.clock.charge(phase)
-                within = _Within(number + 1, total, count)
-                self._save(phase, epoch - 1, optimizer, scheduler, pruner, begin, within)
-                raise Stopped(f"stopped after step {number + 1} of epoch {epoch} ({phase})")
+                self.clock.charge(phase.name)
+                self._save(phase, epoch - 1, begin, _Within(number + 1, total, count))
+                raise Stopped(f"stopped after step {number + 1} of epoch {epoch} ({phase.name})")
         return total / count
 
     def _validate(self, phase: str, epoch: int) -> Evaluation:
@@ -492,45 +493,31 @@ class _Training:
             f"kept in {self.directory.path}"
         )
 
-    def _close_epoch(
-        self,
-        epoch: Epoch,
-        optimizer: torch.optim.Optimizer,
-        scheduler: torch.optim.lr_scheduler.LambdaLR,
-        pruner: Pruner | None,
-    ) -> None:
+    def _close_epoch(self, phase: _Phase, epoch: Epoch) -> None:
         """Write the epoch down: its line first, then the checkpoint that counts the lines."""
         self.clock.charge(epoch.phase)
         epoch = replace(epoch, seconds=round(self.clock.total, 3))
         self.directory.append_metrics(asdict(epoch))
         self.lines += 1
-        order = self.order.get_state()
-        self._save(epoch.phase, epoch.epoch, optimizer, scheduler, pruner, order)
+        self._save(phase, epoch.epoch, self.order.get_state())
         self.progress.epoch(epoch)
         if self.stop():
             raise Stopped(f"stopped after epoch {epoch.epoch} ({epoch.phase})")
 
     def _save(
-        self,
-        phase: str,
-        epoch: int,
-        optimizer: torch.optim.Optimizer,
-        scheduler: torch.optim.lr_scheduler.LambdaLR,
-        pruner: Pruner | None,
-        order: torch.Tensor,
-        within: _Within | None = None,
+        self, phase: _Phase, epoch: int, order: torch.Tensor, within: _Within | None = None
     ) -> None:
         """Write a checkpoint after so many whole epochs and, if any, some steps of the next."""
         self.directory.save_checkpoint(
             {
                 "run": self.identity,
-                "phase": phase,
+                "phase": phase.name,
                 "epoch": epoch,
                 "within": None if within is None else asdict(within),
                 "model": dict(self.model.state_dict()),
-                "optimizer": optimizer.state_dict(),
-                "scheduler": scheduler.state_dict(),
-                "pruner": None if pruner is None else pruner.state_dict(),
+                "optimizer": phase.optimizer.state_dict(),
+                "scheduler": phase.scheduler.state_dict(),
+                "pruner": None if phase.pruner is None else phase.pruner.state_dict(),
                 "order": order,
                 "rng": torch.get_rng_state(),
                 "seconds": dict(self.clock.spent),
