@@ -28,9 +28,9 @@ from prunus.recipes.recipe import find
 METHODS = ("relevance", "L2", "no penalty")
 
 L2_STRENGTHS = {
-    "multi30k-translation": 0.003,
-    "taskmaster-dialogue": 0.02,
-    "shakespeare-lm": 0.02,
+    "multi30k-translation": 0.004,
+    "taskmaster-dialogue": 0.03,
+    "shakespeare-lm": 0.03,
 }
 """γ of plain L2, which spares no weight, so that less of it is ruinous than of relevance.
 

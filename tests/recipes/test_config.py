@@ -41,6 +41,7 @@ SETTINGS: dict[str, tuple[str, Any, dict[str, str]]] = {
     "ratio": ("40", 40.0, {"x": NUMBER, "1": "above 1", "0": "above 1", "nan": "above 1"}),
     "warmup": ("0.5", 0.5, {"x": NUMBER, "1": "from 0 to below 1", "nan": "from 0 to below 1"}),
     "max_grad_norm": ("1", 1.0, {"x": NUMBER, "-1": "0 or above", "inf": "0 or above and"}),
+    "autocast": ("true", True, {"bf16": "true or false", "1": "true or false"}),
     "distillation": ("0.5", 0.5, {"x": NUMBER, "1.1": "from 0 to 1", "-0.1": "from 0 to 1"}),
     "start": ("fresh", "fresh", {"warm": "dense or fresh"}),
     "penalty": ("l1", "l1", {"L1": "relevance, lobster, l2, l1 or none", "": "relevance"}),

@@ -15,18 +15,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 pytest.importorskip("transformers")
 pytest.importorskip("sacrebleu")
 
 import sacrebleu
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers.pytorch_utils import Conv1D
 
 from prunus.errors import DataError, UserError
 from prunus.recipes.corpora import Pairs, dialogues, texts, translations
 from prunus.recipes.language import bucketed
 from prunus.recipes.language_model import LanguageModel, LanguageModelConfig
-from prunus.recipes.objective import Teacher
+from prunus.recipes.objective import NO_CLASS, Teacher
 from prunus.recipes.recipe import RECIPES
 from prunus.recipes.sequences import SequenceConfig, SequenceToSequence
 from prunus.recipes.tokenizer import trained
@@ -193,12 +196,14 @@ def test_the_sparse_network_learns_from_the_dense_one() -> None:
     batch = task._batch(task._encoded["train"], range(5))
     alone = task.loss(model, batch)
     (logits, right), (taught, _) = task._predict(model, batch), task._predict(dense, batch)
+    written = right != NO_CLASS
+    assert int(written.sum()) == task.size(batch) < len(right)  # there is padding
+    logits, taught = logits[written], taught[written]
     probability = taught.exp() / taught.exp().sum(dim=1, keepdim=True)
     logarithm = logits - logits.exp().sum(dim=1, keepdim=True).log()
     expected = 0.7 * alone - 0.3 * (probability * logarithm).sum(dim=1).mean()
     loss = task.loss(model, batch, Teacher(dense, 0.3))
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
-    assert len(right) == task.size(batch)
     loss.backward()  # type: ignore[no-untyped-call]
     assert all(parameter.grad is None for parameter in dense.parameters())
     # Nothing is left to learn from a network that says the same.
@@ -240,6 +245,45 @@ def test_a_run_distils_in_its_pruning_epochs_also_when_resumed(
         held = teacher.network.state_dict()
         assert all(torch.equal(held[key], value) for key, value in dense.items())
         assert model.model.decoder.layers[0].dropout == 0.05  # type: ignore[union-attr, index]
+
+
+@pytest.mark.parametrize("name", ["multi30k-translation", "shakespeare-lm"])
+def test_products_in_bfloat16_train_weights_of_float32(name: str, tmp_path: Path) -> None:
+    data, out = SETS[name](tmp_path / "set"), tmp_path / "run"
+    seen: list[tuple[str, torch.dtype]] = []
+
+    def look(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for parameter in optimizer.param_groups[0]["params"]:
+            assert parameter.dtype is parameter.grad.dtype is torch.float32
+
+    def products(module: nn.Module, _: Any, output: Any) -> None:
+        if isinstance(module, nn.Linear | Conv1D):
+            seen.append(("train" if module.training else "measure", output.dtype))
+
+    hooks = [register_optimizer_step_pre_hook(look), register_module_forward_hook(products)]
+    chosen = small(name, autocast="true", dropout=0.1, distillation=0.5)
+    try:
+        assert prunus("run", name, *chosen, "--data", data, "--out", out).code == 0
+    finally:
+        for hook in hooks:
+            hook.remove()
+    # The teacher does not learn, but teaches in the same precision; all measuring is in float32.
+    assert ("train", torch.bfloat16) in seen
+    assert ("train", torch.float32) not in seen
+    assert ("measure", torch.float32) in seen
+    # Who loads the network is not bound to what suited its training.
+    model = AutoModel.from_pretrained(out / "pretrained")
+    assert model.config._attn_implementation == "sdpa"
+    assert model.dtype is torch.float32
+
+
+def test_a_dense_network_of_other_precision_is_not_taken_over(tmp_path: Path) -> None:
+    name, data = "multi30k-translation", multi30k(tmp_path / "set")
+    first = ("run", name, "--data", data)
+    assert prunus(*first, *small(name), "--out", tmp_path / "a").code == 0
+    other: list[str | Path] = [*small(name, autocast="true"), "--dense", tmp_path / "a"]
+    outcome = prunus(*first, *other, "--out", tmp_path / "b")
+    outcome.refused("autocast is False there and True here")
 
 
 def test_a_dropout_that_pruning_could_not_set_is_refused() -> None:

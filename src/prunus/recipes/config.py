@@ -39,6 +39,8 @@ class Config:
         start: What pruning starts from: "dense", the trained network, or "fresh", new random
             weights that are pruned while they learn.
         max_grad_norm: What the norm of all gradients is clipped to; 0 for no clipping.
+        autocast: Whether to train with matrix products in bfloat16. Weights, gradients and what is
+            made of them stay in float32, and so does all measuring.
         penalty: "relevance" (the paper's exponential), "lobster" (linear), "l2", "l1" or "none".
         strength: γ.
         strength_follows: "lr" for γ times the learning rate, "linear" for a fall to 0 over an
@@ -74,6 +76,7 @@ class Config:
     ratio: float
     warmup: float = 0.1
     max_grad_norm: float = 0.0
+    autocast: bool = False
     distillation: float = 0.0
     start: Literal["dense", "fresh"] = "dense"
     penalty: Literal["relevance", "lobster", "l2", "l1", "none"] = "relevance"
@@ -212,7 +215,14 @@ class Config:
     def of_dense(self) -> dict[str, Any]:
         """Return the settings that the dense network's training depends on."""
         own = {field.name for field in dataclasses.fields(Config)}
-        shared = {"dense_epochs", "batch_size", "dense_lr", "warmup", "max_grad_norm"}
+        shared = {
+            "dense_epochs",
+            "batch_size",
+            "dense_lr",
+            "warmup",
+            "max_grad_norm",
+            "autocast",
+        }
         return {
             name: value
             for name, value in self.as_dict().items()

@@ -14,7 +14,14 @@ from torch import nn
 
 from prunus.errors import DataError
 from prunus.floor import Mode
-from prunus.recipes.language import LanguageConfig, accumulated, adam, publish, set_dropout
+from prunus.recipes.language import (
+    LanguageConfig,
+    accumulated,
+    adam,
+    publish,
+    ready_for_autocast,
+    set_dropout,
+)
 from prunus.recipes.objective import Teacher, cross_entropy
 from prunus.recipes.task import Evaluation, fingerprint
 from prunus.recipes.tokenizer import trained
@@ -90,6 +97,7 @@ class LanguageModel:
                 eos_token_id=tokenizer.eos_token_id,
             )
         )
+        ready_for_autocast(model, config)
         return model
 
     def optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:

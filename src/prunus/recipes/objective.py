@@ -9,7 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-__all__ = ["Teacher", "cross_entropy"]
+__all__ = ["NO_CLASS", "Teacher", "cross_entropy"]
+
+NO_CLASS = -100
+"""Stands for the right class of an item that does not count, such as padding."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ def cross_entropy(
 
     Args:
         predict: Returns what a network makes of a batch, logits of shape (items, classes), and the
-            right class of each item, of shape (items,).
+            right class of each item, of shape (items,); an item of class :data:`NO_CLASS` does not
+            count.
         model: The network that learns.
         teacher: The network that it learns from besides, if any.
         label_smoothing: Share of the right classes' probability that goes to all classes alike.
@@ -60,9 +64,22 @@ def cross_entropy(
         True
     """
     logits, right = predict(model)
-    loss = F.cross_entropy(logits, right, label_smoothing=label_smoothing)
     if teacher is None:
-        return loss
+        return F.cross_entropy(
+            logits, right, label_smoothing=label_smoothing, ignore_index=NO_CLASS
+        )
+    wide = torch.promote_types(logits.dtype, torch.float32)
     with torch.no_grad():
-        taught = predict(teacher.network)[0].softmax(dim=-1)
-    return (1 - teacher.share) * loss + teacher.share * F.cross_entropy(logits, taught)
+        # Both losses as one, against a mixture of what is right and what is taught, for over many
+        # classes the logarithm of the softmax and its gradient are worth taking but once.
+        counts = (right != NO_CLASS).unsqueeze(1)
+        taught = predict(teacher.network)[0].softmax(dim=-1, dtype=wide)
+        own = 1 - teacher.share
+        taught.mul_(teacher.share).add_(own * label_smoothing / taught.shape[1])
+        taught.scatter_add_(
+            1,
+            right.clamp(min=0).unsqueeze(1),
+            taught.new_full(counts.shape, own * (1 - label_smoothing)),
+        )
+        taught.mul_(counts)
+    return F.cross_entropy(logits.to(wide), taught, reduction="sum") / counts.sum()

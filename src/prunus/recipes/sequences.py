@@ -20,9 +20,10 @@ from prunus.recipes.language import (
     adam,
     bucketed,
     publish,
+    ready_for_autocast,
     set_dropout,
 )
-from prunus.recipes.objective import Teacher, cross_entropy
+from prunus.recipes.objective import NO_CLASS, Teacher, cross_entropy
 from prunus.recipes.task import Evaluation, fingerprint
 from prunus.recipes.tokenizer import trained
 
@@ -166,6 +167,7 @@ class SequenceToSequence:
                 forced_eos_token_id=None,
             )
         )
+        ready_for_autocast(model, config)
         return model
 
     def optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
@@ -210,7 +212,7 @@ class SequenceToSequence:
         set_dropout(model, self._config.pruning_dropout)
 
     def _predict(self, model: nn.Module, batch: _Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the logits of all words to write, without padding, and the words."""
+        """Return the logits of all words to write, and the words; padding has no class."""
         start = torch.full_like(batch.target[:, :1], self.tokenizer.bos_token_id)
         logits = model(
             input_ids=batch.source,
@@ -218,8 +220,8 @@ class SequenceToSequence:
             decoder_input_ids=torch.cat([start, batch.target[:, :-1]], dim=1),
             use_cache=False,
         ).logits
-        written = batch.target != self.tokenizer.pad_token_id
-        return logits[written], batch.target[written]
+        padding = batch.target == self.tokenizer.pad_token_id
+        return logits.flatten(0, 1), batch.target.masked_fill(padding, NO_CLASS).flatten()
 
     def validate(self, model: nn.Module) -> Evaluation:
         """Measure on the validation split, by a fast search."""
@@ -242,7 +244,7 @@ class SequenceToSequence:
         for indices in _chunks(ranked, 128):
             batch = self._batch(data, indices)
             logits, right = self._predict(model, batch)
-            total += F.cross_entropy(logits, right, reduction="sum").item()
+            total += F.cross_entropy(logits, right, reduction="sum", ignore_index=NO_CLASS).item()
             count += self.size(batch)
         written: dict[int, str] = {}
         for indices in _chunks([i for i in ranked if most is None or i < most], 128):

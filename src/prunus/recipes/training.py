@@ -453,7 +453,8 @@ class _Training:
             optimizer.zero_grad()
             sizes = [task.size(batch) for batch in batches]
             for batch, size in zip(batches, sizes, strict=True):
-                loss = task.loss(self.model, batch, self.teacher)
+                with torch.autocast("cpu", torch.bfloat16, enabled=config.autocast):
+                    loss = task.loss(self.model, batch, self.teacher)
                 value = loss.item()
                 step = (epoch - 1) * self.steps_per_epoch + number + 1
                 self._check_finite(value, phase.name, step)
