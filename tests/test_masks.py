@@ -30,7 +30,7 @@ def masks_of(*shapes: tuple[int, ...]) -> Masks:
     ),
     seed=st.integers(0, 2**31),
 )
-def test_packing_round_trips_and_is_one_bit_a_weight(
+def test_packing_round_trips_and_is_one_bit_a_weight_of_a_row(
     shapes: list[tuple[int, ...]], seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -39,7 +39,8 @@ def test_packing_round_trips_and_is_one_bit_a_weight(
         masks[name].copy_(torch.rand(masks[name].shape, generator=generator) < 0.5)
     packed = masks.packed()
     for name, shape in zip(masks, shapes, strict=True):
-        assert packed[name].numel() == math.ceil(math.prod(shape) / 8)
+        rows = shape[0] if shape else 1
+        assert packed[name].numel() == rows * math.ceil(math.prod(shape[1:]) / 8)
     again.load_packed(packed)
     assert again.differences(masks) == dict.fromkeys(masks, 0)
     total = sum(math.prod(shape) for shape in shapes)
@@ -72,7 +73,7 @@ def test_no_mask_reaches_the_padding_row() -> None:
     masks.apply_()
     assert (masks.kept, masks.sparsity) == (0, 1.0)
     assert embedding.weight.sum().item() == 3.0
-    masks.load_packed({"weight": torch.zeros(2, dtype=torch.uint8)})
+    masks.load_packed({"weight": torch.zeros(4, 1, dtype=torch.uint8)})
     assert masks["weight"].sum() == 3
 
 
@@ -108,7 +109,7 @@ def test_counts_follow_whoever_writes() -> None:
     one["weight"][0] = False
     assert (one.kept, two.kept) == (4, 4)
     assert two.active()["weight"] is one["weight"]
-    two.load_packed({"weight": torch.tensor([255], dtype=torch.uint8)})
+    two.load_packed({"weight": torch.tensor([[0b11110000]] * 2, dtype=torch.uint8)})
     assert (one.kept, one.active()) == (8, {})
 
 
@@ -126,10 +127,12 @@ def test_foreign_masks_are_refused_and_change_nothing() -> None:
     with pytest.raises(CheckpointError, match="missing weight1; unknown other"):
         masks.load_packed({"weight0": torch.zeros(1, dtype=torch.uint8), "other": torch.zeros(1)})
     wrong = {
-        "weight0": torch.zeros(1, dtype=torch.uint8),
+        "weight0": torch.zeros(4, 1, dtype=torch.uint8),
         "weight1": torch.zeros(9, dtype=torch.uint8),
     }
-    with pytest.raises(CheckpointError, match=r"weight1: \(3, 2\) needs 1 bytes, got 9"):
+    with pytest.raises(
+        CheckpointError, match=r"weight1: \(3, 2\) needs \(3, 1\) bytes, got \(9,\)"
+    ):
         masks.load_packed(wrong)
     assert masks.kept == 10
     with pytest.raises(UserError, match=r"weight0: expected .* \(4,\), got torch.float32"):

@@ -19,7 +19,8 @@ ROOT = Path(prunus.__file__).parent
 # The layers of the design, lowest first. A module may import from its own layer and those below.
 LAYERS = (
     {"errors", "version", "environment"},
-    {"files", "pieces", "inspection"},
+    {"files", "pieces", "inspection", "shards"},
+    {"world"},
     {"selection"},
     {"masks", "threshold", "coefficients", "strengths", "floor"},
     {"scores", "penalty", "optimizer_state", "best"},
@@ -52,6 +53,7 @@ def test_public_names() -> None:
         "Masks",
         "NonFiniteError",
         "OneShot",
+        "PeerError",
         "Pruner",
         "Random",
         "RelevancePenalty",

@@ -331,7 +331,15 @@ def test_the_padding_row_is_not_moved(way: Way) -> None:
 
 def test_a_coefficient_of_ones_own_may_ignore_out() -> None:
     class Half:
-        def unit(self, gradient: torch.Tensor, scale: torch.Tensor | float = 1.0) -> float:
+        relative = False
+
+        def unit(
+            self,
+            gradient: torch.Tensor,
+            scale: torch.Tensor | float = 1.0,
+            *,
+            mean: torch.Tensor | None = None,
+        ) -> float:
             return 1.0
 
         def __call__(

@@ -153,7 +153,7 @@ def test_a_denser_state_never_replaces_a_sparser_one() -> None:
     pruner = Pruner(model, sgd(model), schedule=Schedule(floor=0.5))
     pruner.prune(sparsity=0.5)
     assert pruner.step(0.6).best
-    pruner.masks.load_packed({"weight": torch.tensor([255], dtype=torch.uint8)})
+    pruner.masks.load_packed({"weight": torch.tensor([[255]], dtype=torch.uint8)})
     assert not pruner.step(0.9).best
 
 

@@ -6,6 +6,7 @@ from prunus.errors import (
     DataError,
     FloorNotReachedError,
     NonFiniteError,
+    PeerError,
     UserError,
 )
 from prunus.masks import Masks
@@ -36,6 +37,7 @@ __all__ = [
     "Masks",
     "NonFiniteError",
     "OneShot",
+    "PeerError",
     "Pruner",
     "Random",
     "RelevancePenalty",

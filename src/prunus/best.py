@@ -11,6 +11,7 @@ from torch import nn
 from prunus.files import memory_key
 from prunus.floor import Floor
 from prunus.masks import Masks
+from prunus.shards import as_sharded, local
 
 __all__ = ["Best"]
 
@@ -36,40 +37,61 @@ class Best:
             if kept == self.kept and not floor.better(metric, self.metric):
                 return False
         self.kept, self.metric = kept, metric
+        self._take(model, masks)
+        return True
+
+    def _take(self, model: nn.Module, masks: Masks) -> None:
         self._model = _copied(model.state_dict())
         self._masks = masks.packed()
-        return True
 
     def restore(self, model: nn.Module, masks: Masks) -> None:
         """Bring the remembered state back."""
-        model.load_state_dict(self._model)
+        model.load_state_dict(_whole(self._model, model))
         masks.load_packed(self._masks)
         masks.apply_()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything remembered."""
+    def state_dict(self, model: nn.Module, masks: Masks) -> dict[str, Any]:
+        """Return everything remembered.
+
+        Of a sharded model there is a state from the start, the present one until there is a best,
+        for a distributed checkpoint is read into what is there.
+        """
+        if masks.selection.world.sharded and not self._model:
+            self._take(model, masks)
         return {
             "kept": self.kept,
             "metric": self.metric,
-            "model": self._model,
+            "model": _whole(self._model, model),
             "masks": self._masks,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`state_dict` returned."""
         self.kept, self.metric = state["kept"], state["metric"]
-        self._model, self._masks = dict(state["model"]), dict(state["masks"])
+        self._model, self._masks = _copied(state["model"]), dict(state["masks"])
+
+
+def _whole(copies: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Make the tensors that :func:`_copied` made parts of, as they are laid out in the model."""
+    like = model.state_dict()
+    return {
+        name: as_sharded(value, like[name])
+        if isinstance(value, torch.Tensor) and name in like
+        else value
+        for name, value in copies.items()
+    }
 
 
 def _copied(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy to the CPU, a tensor that has several names once."""
+    """Copy what this process holds to the CPU, a tensor that has several names once."""
     copies: dict[Any, torch.Tensor] = {}
     result: dict[str, Any] = {}
     for name, value in state.items():
         if isinstance(value, torch.Tensor):
-            key = memory_key(value) or name
+            held = local(value)
+            key = memory_key(held) or name
             if key not in copies:
-                copies[key] = value.detach().cpu().clone()
+                copies[key] = held.cpu().clone()
             result[name] = copies[key]
         else:
             result[name] = value

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 
@@ -23,8 +23,17 @@ _LOG2_E = math.log2(math.e)
 class Coefficient(Protocol):
     """Anything that turns a gradient into irrelevance coefficients."""
 
+    @property
+    def relative(self) -> bool:
+        """Whether :meth:`unit` depends on the tensor's mean gradient magnitude."""
+        ...
+
     def unit(
-        self, gradient: torch.Tensor, scale: torch.Tensor | float = 1.0
+        self,
+        gradient: torch.Tensor,
+        scale: torch.Tensor | float = 1.0,
+        *,
+        mean: torch.Tensor | None = None,
     ) -> torch.Tensor | float:
         """Return what the gradients of this tensor are measured in: a number above 0.
 
@@ -32,6 +41,8 @@ class Coefficient(Protocol):
             gradient: ∂L/∂w times ``scale``, the whole tensor.
             scale: What the gradient has been multiplied by, such as the factor of clipping by norm.
                 The unit has to grow with it, so that the coefficients do not change.
+            mean: The mean of |gradient| over the whole tensor; needed by a relative coefficient
+                where ``gradient`` is a part, the rest of which other processes hold.
         """
         ...
 
@@ -62,17 +73,25 @@ class _InUnits:
             raise UserError(f"alpha must be a finite number above 0, but is {self.alpha!r}")
 
     def unit(
-        self, gradient: torch.Tensor, scale: torch.Tensor | float = 1.0
+        self,
+        gradient: torch.Tensor,
+        scale: torch.Tensor | float = 1.0,
+        *,
+        mean: torch.Tensor | None = None,
     ) -> torch.Tensor | float:
         """Return α times ``scale``, or α times the mean |g| of the tensor, which has it in it."""
         if not self.relative:
             return self.alpha * scale
         # In float32 at least: the sum of a float16 tensor's magnitudes easily leaves its range.
         wide = torch.promote_types(gradient.dtype, torch.float32)
-        total: torch.Tensor = torch.linalg.vector_norm(gradient, ord=1, dtype=wide)
+        if mean is not None:
+            unit = mean.to(wide) * self.alpha
+        else:
+            total: torch.Tensor = torch.linalg.vector_norm(gradient, ord=1, dtype=wide)
+            unit = total * (self.alpha / gradient.numel())
         # Where the whole gradient is zero every weight is irrelevant: 0 / unit must be 0, not NaN,
         # and the unit's reciprocal must be finite too.
-        return (total * (self.alpha / gradient.numel())).clamp_min_(4 * torch.finfo(wide).tiny)
+        return unit.clamp_min_(4 * torch.finfo(wide).tiny)
 
 
 @dataclass(frozen=True)
@@ -151,7 +170,15 @@ class Constant:
         tensor([1., 1.])
     """
 
-    def unit(self, gradient: torch.Tensor, scale: torch.Tensor | float = 1.0) -> float:
+    relative: ClassVar[bool] = False
+
+    def unit(
+        self,
+        gradient: torch.Tensor,
+        scale: torch.Tensor | float = 1.0,
+        *,
+        mean: torch.Tensor | None = None,
+    ) -> float:
         """Return 1; the gradient does not matter."""
         return 1.0
 

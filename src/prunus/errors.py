@@ -10,7 +10,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
-__all__ = ["CheckpointError", "DataError", "FloorNotReachedError", "NonFiniteError", "UserError"]
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "FloorNotReachedError",
+    "NonFiniteError",
+    "PeerError",
+    "UserError",
+]
 
 
 class UserError(ValueError):
@@ -31,6 +38,10 @@ class FloorNotReachedError(UserError):
 
 class NonFiniteError(UserError):
     """A loss, metric or score is NaN or infinite."""
+
+
+class PeerError(RuntimeError):
+    """Another process of the group ended, or did not take part in what all have to do together."""
 
 
 def nearest(name: str, known: Iterable[str], most: int = 3) -> list[str]:

@@ -16,6 +16,7 @@ from prunus.masks import Masks, clear_
 from prunus.penalty import PenaltyTerm, RelevancePenalty
 from prunus.scores import Score
 from prunus.selection import Target
+from prunus.shards import as_sharded, is_sharded, local, part_of, shard_of
 
 __all__ = ["StepHooks"]
 
@@ -64,12 +65,14 @@ class StepHooks:
         self._model = model
         self._optimizer = optimizer
         self._masks = masks
+        self._world = masks.selection.world
         self._penalty = penalty
         self._score = score
         self._max_grad_norm = max_grad_norm
         self._strengths = strengths
         self._stepped = stepped
         self._targets = tuple((t, t.name, t.parameter) for t in masks.selection.values())
+        self._counted: dict[int, bool] = {}
         self._coefficients: dict[str, torch.Tensor] = {}
         self._shrinking: list[str] = []
         self._active: Mapping[str, torch.Tensor] = {}
@@ -86,13 +89,43 @@ class StepHooks:
             handle.remove()
         self._handles.clear()
 
+    KEYS = ("score", "averages", "averaged", "remainders")
+    """What :meth:`state_dict` is made of."""
+
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """Return all that is remembered from step to step, by tensor."""
+        """Return all that is remembered from step to step, by tensor.
+
+        Of sharded tensors all that may ever be remembered is there from the start, as zeros, for a
+        distributed checkpoint is read into what is there.
+        """
+        if not self._world.sharded:
+            return {
+                "score": dict(self.memory),
+                "averages": dict(self.averages),
+                "averaged": dict(self.averaged),
+                "remainders": dict(self.remainders),
+            }
+        targets = {target.name: target for target, _, _ in self._targets}
+        penalty = self._penalty
+        averaging = targets if penalty is not None and penalty.smoothing else {}
+        rounding = targets if penalty is not None and penalty.way == "decoupled" else {}
+
+        def whole(held: Mapping[str, torch.Tensor], wide: bool, names: Iterable[str]) -> Any:
+            return {
+                name: as_sharded(
+                    held[name] if name in held else _zeros(targets[name].weight, wide=wide),
+                    targets[name].parameter,
+                )
+                for name in names
+            }
+
         return {
-            "score": dict(self.memory),
-            "averages": dict(self.averages),
-            "averaged": dict(self.averaged),
-            "remainders": dict(self.remainders),
+            "score": whole(self.memory, False, targets if self._score.uses_gradient else ()),
+            "averages": whole(self.averages, True, averaging),
+            "averaged": {name: self.averaged.get(name, 0) for name in averaging},
+            "remainders": whole(
+                self.remainders, True, [n for n in rounding if _is_short(targets[n].weight)]
+            ),
         }
 
     def check(self, state: Mapping[str, Mapping[str, Any]]) -> None:
@@ -126,10 +159,11 @@ class StepHooks:
         def copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             # In the weight's order of memory, for a sum's last bit depends on it.
             return {
-                name: torch.empty_like(
-                    self._masks.selection[name].parameter, dtype=tensor.dtype, requires_grad=False
-                ).copy_(tensor)
+                name: torch.empty_like(target.weight, dtype=tensor.dtype).copy_(
+                    part_of(tensor, target.parameter)
+                )
                 for name, tensor in tensors.items()
+                for target in [self._masks.selection[name]]
             }
 
         self.memory = copies(state["score"])
@@ -184,6 +218,9 @@ class StepHooks:
         loss_scale = self._loss_scale()
         penalty, strengths = self._penalty, self._strengths()
         active = self._active = self._masks.active()
+        sharded = self._world.sharded
+        if sharded:
+            self._settle()
         if self._score.uses_gradient:
             self._observe(loss_scale)
         scale: torch.Tensor | float | None = loss_scale
@@ -192,41 +229,94 @@ class StepHooks:
             if not bool(scale > 0):
                 penalty = None  # the norm overflowed, and nothing can be said of relevance
         way = None if penalty is None else penalty.way
+        if penalty is not None and penalty.smoothing:
+            self._average(penalty, scale)
+        means = self._means(penalty) if sharded and penalty is not None else {}
         for target, name, parameter in self._targets:
             gradient = parameter.grad
             if gradient is None:  # took no part in this step
                 continue
             if gradient.layout is not torch.strided:
                 self._refuse_sparse([parameter])
+            if sharded:
+                gradient = local(gradient)
             mask, strength = active.get(name), strengths[name]
             if loss_scale is not None and way == "gradient":
                 strength *= loss_scale  # for it is divided by that with the rest of the gradient
-            average = None
-            if penalty is not None and penalty.smoothing:
-                count = self.averaged[name] = self.averaged.get(name, 0) + 1
-                average = penalty.average(gradient, self.averages.get(name), count, scale)
-                self.averages[name] = average
+            average = self.averages[name] if penalty is not None and penalty.smoothing else None
             if penalty is not None and strength > 0:
                 if way == "gradient":
                     penalty.add_to_gradient_(
-                        gradient, parameter, strength, mask, target.padding_row, scale, average
+                        gradient,
+                        self._held(target),
+                        strength,
+                        mask,
+                        target.padding,
+                        scale,
+                        average,
+                        means.get(name),
                     )
                     continue
                 if way == "decoupled":
                     # Now, because some optimizers overwrite the gradient during the step.
-                    self._remember_coefficients(penalty, target, gradient, scale, average)
+                    self._remember_coefficients(
+                        penalty, target, gradient, scale, average, means.get(name)
+                    )
             if mask is not None:
                 clear_(gradient, mask)
 
+    def _held(self, target: Target) -> torch.Tensor:
+        """Return what is in memory here of a tensor; without a call where that is all of it."""
+        return target.weight if self._world.sharded else target.parameter
+
+    def _settle(self) -> None:
+        """Lay each gradient out as its tensor is, where tensor parallelism left it otherwise."""
+        for _, _, parameter in self._targets:
+            gradient: Any = parameter.grad
+            if is_sharded(gradient) and gradient.placements != parameter.placements:  # type: ignore[attr-defined]
+                parameter.grad = gradient.redistribute(placements=parameter.placements)  # type: ignore[attr-defined]
+
+    def _average(self, penalty: RelevancePenalty, scale: torch.Tensor | float | None) -> None:
+        for target, name, parameter in self._targets:
+            gradient = target.gradient
+            if gradient is None:
+                continue
+            if gradient.layout is not torch.strided:
+                self._refuse_sparse([parameter])
+            count = self.averaged[name] = self.averaged.get(name, 0) + 1
+            self.averages[name] = penalty.average(gradient, self.averages.get(name), count, scale)
+
+    def _means(self, penalty: RelevancePenalty) -> Mapping[str, torch.Tensor]:
+        """Return the mean magnitude of what each coefficient is made of, over all processes."""
+        if penalty.way == "loss" or not penalty.coefficient.relative:
+            return {}
+        counted = self._masks.selection.counted
+        sums = []
+        for target, name, _ in self._targets:
+            seen = target.gradient
+            if seen is not None and penalty.smoothing:
+                seen = self.averages[name]
+            sums.append(
+                # In float64, so that the mean hardly depends on how the tensor is spread.
+                torch.linalg.vector_norm(seen, ord=1, dtype=torch.float64)
+                if seen is not None and counted[name]
+                else torch.zeros((), dtype=torch.float64, device=target.weight.device)
+            )
+        totals = self._world.total(torch.stack(sums))
+        return {
+            name: total / parameter.numel()
+            for (_, name, parameter), total in zip(self._targets, totals, strict=True)
+        }
+
     def _observe(self, loss_scale: float | None) -> None:
-        for _, name, parameter in self._targets:
-            gradient = parameter.grad
+        for target, name, _ in self._targets:
+            gradient = target.gradient
             if gradient is not None and gradient.layout is torch.strided:
                 if loss_scale is not None:
                     # In 16 bits a small gradient would become 0.
                     wide = torch.promote_types(gradient.dtype, torch.float32)
                     gradient = gradient.to(wide) / loss_scale
-                memory = self._score.observe(parameter.detach(), gradient, self.memory.get(name))
+                memory = self._score.observe(target.weight, gradient, self.memory.get(name))
                 if memory is not None:
                     self.memory[name] = memory
 
@@ -238,10 +328,32 @@ class StepHooks:
         parameters += held.values()
         self._refuse_sparse(parameters)
         limit = max_norm if loss_scale is None else max_norm * loss_scale
-        norm = _norm(parameters)
-        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-        factor = torch.clamp(limit / (norm + 1e-6), max=1.0)
+        if self._world.sharded:
+            norm = self._shared_norm(parameters)
+            factor = torch.clamp(limit / (norm + 1e-6), max=1.0)
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    gradient = local(parameter.grad)
+                    gradient.mul_(factor.to(gradient.device, gradient.dtype))
+        else:
+            norm = _norm(parameters)
+            torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+            factor = torch.clamp(limit / (norm + 1e-6), max=1.0)
         return factor if loss_scale is None else factor * loss_scale
+
+    def _shared_norm(self, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return the norm of all gradients over all processes that hold a part of them."""
+        if set(self._counted) != {id(p) for p in parameters}:
+            counted = self._world.counted([shard_of(p) for p in parameters])
+            self._counted = {id(p): own for p, own in zip(parameters, counted, strict=True)}
+        norms = [
+            torch.linalg.vector_norm(local(p.grad), dtype=torch.float64)
+            for p in parameters
+            if p.grad is not None and self._counted[id(p)]
+        ]
+        zero = torch.zeros((), dtype=torch.float64, device=local(parameters[0]).device)
+        total = self._world.total(sum((norm.square() for norm in norms), zero))
+        return total.sqrt().to(torch.float32)
 
     def _refuse_sparse(self, parameters: Iterable[torch.Tensor]) -> None:
         sparse = {
@@ -262,13 +374,14 @@ class StepHooks:
         gradient: torch.Tensor,
         scale: torch.Tensor | float | None,
         average: torch.Tensor | None,
+        mean: torch.Tensor | None,
     ) -> None:
         # The average is in the loss's own units, whatever the gradient was multiplied by.
         seen, scale = (gradient, scale) if average is None else (average, None)
         held = self._coefficients.get(target.name)
         if held is None or not _alike(held, seen):
             held = self._coefficients[target.name] = torch.empty_like(seen)
-        penalty.coefficients(seen, target.padding_row, scale, out=held)
+        penalty.coefficients(seen, target.padding, scale, mean=mean, out=held)
         self._shrinking.append(target.name)
 
     def _after_step(self, *_: Any) -> None:
@@ -279,13 +392,13 @@ class StepHooks:
             strengths = self._strengths()
             for name in self._shrinking:
                 penalty.shrink_(
-                    self._masks.selection[name].parameter,
+                    self._held(self._masks.selection[name]),
                     self._coefficients[name],
                     strengths[name],
                     self._remainder(name),
                 )
         for name, mask in self._active.items():
-            clear_(self._masks.selection[name].parameter, mask)
+            clear_(self._held(self._masks.selection[name]), mask)
         if penalty is not None and penalty.way == "loss" and not self._term_was_taken:
             warnings.warn(
                 'a step was taken without the penalty: with way="loss" the loss must be '
@@ -297,13 +410,13 @@ class StepHooks:
 
     def _remainder(self, name: str) -> torch.Tensor | None:
         """Return the remainder of a tensor whose type is too short to shrink by itself."""
-        parameter = self._masks.selection[name].parameter
-        if parameter.element_size() >= 4:
+        weight = self._held(self._masks.selection[name])
+        if not _is_short(weight):
             return None
         held = self.remainders.get(name)
         if held is None:
-            held = torch.zeros_like(parameter, dtype=torch.float32)
-        self.remainders[name] = held.to(parameter.device)
+            held = _zeros(weight, wide=True)
+        self.remainders[name] = held.to(weight.device)
         return self.remainders[name]
 
 
@@ -315,6 +428,15 @@ def _norm(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
     norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients]
     total: torch.Tensor = torch.linalg.vector_norm(torch.stack([n.to(norms[0]) for n in norms]))
     return total
+
+
+def _is_short(weight: torch.Tensor) -> bool:
+    return weight.element_size() < 4
+
+
+def _zeros(weight: torch.Tensor, *, wide: bool) -> torch.Tensor:
+    dtype = torch.promote_types(weight.dtype, torch.float32) if wide else weight.dtype
+    return torch.zeros_like(weight, dtype=dtype, requires_grad=False)
 
 
 def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:

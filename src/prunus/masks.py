@@ -7,6 +7,7 @@ see an ordinary model, and two pruners on one model respect each other's removal
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Self
@@ -19,16 +20,29 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from prunus.errors import CheckpointError, UserError, listing
 from prunus.pieces import bits, pieces
 from prunus.selection import Selection, Target
+from prunus.shards import as_sharded, by_rows, local, part_of
 
 __all__ = ["Masks"]
 
 
 @dataclass(eq=False, slots=True)
 class _Holder:
-    """A parameter's one mask, and who has it in use."""
+    """A parameter's one mask, who has it in use, and how much it keeps."""
 
     mask: torch.Tensor
     users: WeakSet[Masks] = field(default_factory=WeakSet)
+    kept: int = 0
+    seen: tuple[int, int] | None = None
+    """What the mask was when it was counted: which tensor, written to how often."""
+
+    @property
+    def state(self) -> tuple[int, int]:
+        return id(self.mask), self.mask._version
+
+    def move(self, device: torch.device) -> None:
+        counted = self.seen == self.state
+        self.mask = self.mask.to(device)
+        self.seen = self.state if counted else None
 
 
 # For as long as the parameter lives. A pruner that is merely forgotten leaves its masks in force;
@@ -38,6 +52,9 @@ _attached: MutableMapping[torch.Tensor, _Holder] = WeakTensorKeyDictionary()
 
 class Masks(Mapping[str, torch.Tensor]):
     """One boolean tensor per prunable tensor: True where the weight is kept.
+
+    Of a tensor that several processes hold together each has the mask of its own part. All counts
+    are of the whole.
 
     Attributes:
         selection: The tensors the masks belong to.
@@ -55,20 +72,19 @@ class Masks(Mapping[str, torch.Tensor]):
 
     def __init__(self, selection: Selection) -> None:
         self.selection = selection
-        self._counts: dict[str, tuple[tuple[int, int] | None, int]] = {}
         self._seen: list[tuple[_Holder, torch.Tensor, int]] = []
         self._lowered: list[str] = []
         self._holders = {
             name: _Holder(
                 torch.ones_like(
-                    target.parameter,
-                    dtype=torch.bool,
-                    requires_grad=False,
-                    memory_format=torch.preserve_format,
-                )
+                    target.weight, dtype=torch.bool, memory_format=torch.preserve_format
+                ),
+                kept=target.prunable,
             )
             for name, target in selection.items()
         }
+        for holder in self._holders.values():
+            holder.seen = holder.state
 
     @classmethod
     def attached(cls, selection: Selection) -> Self:
@@ -96,8 +112,9 @@ class Masks(Mapping[str, torch.Tensor]):
         """
         masks = cls(selection)
         for name, target in selection.items():
-            torch.ne(target.parameter.detach(), 0, out=masks[name])
+            torch.ne(target.weight, 0, out=masks[name])
         masks._keep_padding()
+        masks.recount()
         return masks
 
     def detach(self) -> None:
@@ -112,7 +129,7 @@ class Masks(Mapping[str, torch.Tensor]):
         """Return the mask of a tensor, on the device where the tensor is now."""
         holder, parameter = self._holders[name], self.selection[name].parameter
         if holder.mask.device != parameter.device:
-            holder.mask = holder.mask.to(parameter.device)
+            holder.move(self.selection[name].weight.device)
         return holder.mask
 
     def __iter__(self) -> Iterator[str]:
@@ -129,15 +146,40 @@ class Masks(Mapping[str, torch.Tensor]):
     __hash__ = object.__hash__
 
     def kept_in(self, name: str) -> int:
-        """How many prunable weights of one tensor are kept."""
-        mask, target = self[name], self.selection[name]
-        # Counted anew only when someone, perhaps another pruner, wrote to the mask or moved it.
-        state = id(mask), mask._version
-        seen, kept = self._counts.get(name, (None, 0))
-        if seen != state:
-            kept = int(torch.count_nonzero(candidates(target, mask)))
-            self._counts[name] = state, kept
-        return kept
+        """How many prunable weights of one tensor are kept.
+
+        Raises:
+            UserError: The tensor is sharded and someone wrote to the mask without a recount.
+        """
+        mask, holder = self[name], self._holders[name]
+        # Counted anew only when someone, perhaps another pruner, wrote to the mask.
+        if holder.seen != holder.state:
+            if self.selection.world.sharded:
+                raise UserError(
+                    f"the mask of {name}, which several processes hold together, was written to: "
+                    "call masks.recount() in all of them"
+                )
+            holder.kept = int(torch.count_nonzero(candidates(self.selection[name], mask)))
+            holder.seen = holder.state
+        return holder.kept
+
+    def recount(self) -> None:
+        """Count what is kept, over all processes that hold the tensors together.
+
+        Needed only for masks of sharded tensors that were written to by hand; all processes have to
+        call it.
+        """
+        counted = self.selection.counted
+        counts = torch.tensor(
+            [
+                int(torch.count_nonzero(candidates(target, self[name]))) if counted[name] else 0
+                for name, target in self.selection.items()
+            ]
+        )
+        for holder, kept in zip(
+            self._holders.values(), self.selection.world.total(counts).tolist(), strict=True
+        ):
+            holder.kept, holder.seen = kept, holder.state
 
     def active(self) -> Mapping[str, torch.Tensor]:
         """Return the masks of the tensors that have lost weights; the others need no masking.
@@ -174,15 +216,19 @@ class Masks(Mapping[str, torch.Tensor]):
     def apply_(self) -> None:
         """Set every removed weight to exactly +0.0, also where it is NaN or infinite now."""
         for name, mask in self.active().items():
-            clear_(self.selection[name].parameter, mask)
+            clear_(self.selection[name].weight, mask)
 
     def revived(self) -> dict[str, int]:
         """Count, per tensor that has any, the removed weights that are not zero."""
-        counts = {
-            name: int(torch.count_nonzero(self.selection[name].parameter.detach()[~mask]))
-            for name, mask in self.active().items()
-        }
-        return {name: count for name, count in counts.items() if count}
+        active = self.active()
+        found = [
+            int(torch.count_nonzero(self.selection[name].weight[~mask]))
+            if self.selection.counted[name]
+            else 0
+            for name, mask in active.items()
+        ]
+        counts = self.selection.world.total(torch.tensor(found, dtype=torch.int64)).tolist()
+        return {name: count for name, count in zip(active, counts, strict=True) if count}
 
     def intersect_(self, other: Mapping[str, torch.Tensor]) -> None:
         """Keep only what ``other`` keeps too; rows that stand for padding stay in any case.
@@ -194,6 +240,7 @@ class Masks(Mapping[str, torch.Tensor]):
         for name in self:
             self[name].logical_and_(other[name].to(self[name].device))
         self._keep_padding()
+        self.recount()
 
     def differences(self, other: Mapping[str, torch.Tensor]) -> dict[str, int]:
         """Count, per tensor, the weights that one of the two keeps and the other does not."""
@@ -204,18 +251,23 @@ class Masks(Mapping[str, torch.Tensor]):
         }
 
     def packed(self) -> dict[str, torch.Tensor]:
-        """Return the masks as bits, eight weights to a byte, row-major, on the CPU.
+        """Return the masks as bits, eight weights of a row to a byte, on the CPU.
+
+        Those of sharded tensors are sharded by their rows too, so that a distributed checkpoint of
+        them can be loaded by any number of processes, one that has the whole model included; all
+        processes have to call this together.
 
         Example:
             >>> from torch import nn
             >>> from prunus import select
             >>> Masks(select(nn.Linear(5, 2))).packed()["weight"].tolist()
-            [255, 192]
+            [[248], [248]]
         """
-        return {
-            name: torch.from_numpy(np.packbits(self[name].cpu().numpy().reshape(-1)))
-            for name in self
-        }
+        packed = {}
+        for name, target in self.selection.items():
+            rows = by_rows(as_sharded(self[name].view(torch.uint8), target.parameter))
+            packed[name] = as_sharded(_packed(local(rows)), rows)
+        return packed
 
     def load_packed(self, packed: Mapping[str, torch.Tensor]) -> None:
         """Restore what :meth:`packed` returned; nothing is changed if anything does not fit.
@@ -225,24 +277,28 @@ class Masks(Mapping[str, torch.Tensor]):
         """
         self._check_names(packed)
         wrong = [
-            f"{name}: {tuple(self.selection[name].parameter.shape)} needs "
-            f"{-(-self.selection[name].parameter.numel() // 8)} bytes, got {packed[name].numel()}"
+            f"{name}: {tuple(self.selection[name].parameter.shape)} needs {wanted} bytes, got "
+            f"{tuple(packed[name].shape)}"
             for name in self
-            if packed[name].dtype != torch.uint8
-            or packed[name].numel() != -(-self.selection[name].parameter.numel() // 8)
+            for wanted in [_packed_shape(self.selection[name].parameter.shape)]
+            if packed[name].dtype != torch.uint8 or tuple(packed[name].shape) != wanted
         ]
         if wrong:
             raise CheckpointError(f"the masks are of another model: {listing(wrong)}")
-        for name in self:
-            shape = self.selection[name].parameter.shape
-            flat = np.unpackbits(packed[name].cpu().numpy(), count=shape.numel())
-            self[name].copy_(torch.from_numpy(flat.reshape(shape)))
+        for name, target in self.selection.items():
+            # Row by row as they were packed, and from there to where each weight is.
+            whole = as_sharded(self[name].view(torch.uint8), target.parameter)
+            rows = by_rows(whole)
+            held = part_of(packed[name], as_sharded(_packed(local(rows)), rows))
+            unpacked = as_sharded(_unpacked(held, local(rows).shape), rows)
+            self[name].copy_(part_of(unpacked, whole))
         self._keep_padding()
+        self.recount()
 
     def _keep_padding(self) -> None:
         for name, target in self.selection.items():
-            if target.padding_row is not None:
-                self[name][target.padding_row] = True
+            if target.padding is not None:
+                self[name][target.padding] = True
 
     def _check(self, other: Mapping[str, torch.Tensor]) -> None:
         self._check_names(other)
@@ -274,8 +330,26 @@ def clear_(tensor: torch.Tensor, mask: torch.Tensor) -> None:
 
 def candidates(target: Target, mask: torch.Tensor) -> torch.Tensor:
     """Return ``mask`` without the padding row: the kept weights that may still be removed."""
-    if target.padding_row is None:
+    if target.padding is None:
         return mask
     mask = mask.clone()
-    mask[target.padding_row] = False
+    mask[target.padding] = False
     return mask
+
+
+def _packed_shape(shape: torch.Size) -> tuple[int, ...]:
+    """Return the shape of a packed mask: a byte for eight weights of a row, rows apart."""
+    return (shape[0], -(-math.prod(shape[1:]) // 8)) if shape else (1,)
+
+
+def _packed(mask: torch.Tensor) -> torch.Tensor:
+    rows = mask.cpu().numpy().reshape(mask.shape[0] if mask.dim() else 1, -1)
+    shape = (len(rows), -(-math.prod(mask.shape[1:]) // 8)) if mask.dim() else (1,)
+    return torch.from_numpy(np.packbits(rows, axis=1).reshape(shape))
+
+
+def _unpacked(packed: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    count = math.prod(shape[1:])
+    rows = packed.cpu().numpy().reshape(-1, packed.shape[-1])
+    flat = np.unpackbits(rows, axis=1, count=count)
+    return torch.from_numpy(flat.reshape(shape))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from prunus.masks import clear_
+from prunus.shards import local
 
 __all__ = ["clear_state"]
 
@@ -30,7 +31,7 @@ def clear_state(
     Args:
         optimizer: Any optimizer of ``torch.optim`` or that keeps its state as they do.
         parameter: A tensor that it updates.
-        mask: True where the weight is kept.
+        mask: True where the weight is kept; of a sharded tensor, for the part held here.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.ones(2))
@@ -50,7 +51,7 @@ def clear_state(
             and value.shape == parameter.shape
             and value.is_floating_point()
         ):
-            clear_(value, mask)
+            clear_(local(value), mask)
 
 
 def _is_joined(value: Any, joined: int, held: torch.Tensor) -> bool:

@@ -162,27 +162,28 @@ class RelevancePenalty:
         padding_row: int | None = None,
         scale: torch.Tensor | float | None = None,
         average: torch.Tensor | None = None,
+        mean: torch.Tensor | None = None,
     ) -> None:
         """Add ∂R/∂w to ``gradient`` in place, and zero it where ``mask`` is False.
 
         To be called under ``torch.no_grad()``. The coefficients are those of ``average`` if there
         is one, and else of ``gradient`` as it comes in, divided by ``scale`` if it has been
-        multiplied by that. One pass over memory, and scratch of one piece, whatever the size of the
-        tensor. The row that stands for padding is left alone.
+        multiplied by that; ``mean`` is that of the magnitudes they are made of, where the tensor is
+        held together with other processes. One pass over memory, and scratch of one piece, whatever
+        the size of the tensor. The row that stands for padding is left alone.
         """
         # The same as below for a tensor of one piece, with less to do besides: in a small network
         # this is called every millisecond.
         plain = mask is None and padding_row is None and scale is None and average is None
-        if plain and gradient.numel() <= CPU_PIECE:
+        if plain and mean is None and gradient.numel() <= CPU_PIECE:
             factors = weight if self.power == 2 else torch.sign(weight)
             gradient.addcmul_(self.coefficient(gradient), factors, value=strength * self.power)
             return
         padding = None if padding_row is None else gradient[padding_row].clone()
         coefficient, power, factor = self.coefficient, self.power, strength * self.power
-        if average is None:
-            seen, unit = gradient, coefficient.unit(gradient, 1.0 if scale is None else scale)
-        else:
-            seen, unit = average, coefficient.unit(average)
+        # The average is in the loss's own units, whatever the gradient was multiplied by.
+        seen, scale = (gradient, scale) if average is None else (average, None)
+        unit = coefficient.unit(seen, 1.0 if scale is None else scale, mean=mean)
         c: torch.Tensor | None = None
         for g, w, s, *kept in (
             pieces(gradient, weight, seen) if mask is None else pieces(gradient, weight, seen, mask)
@@ -202,6 +203,7 @@ class RelevancePenalty:
         padding_row: int | None = None,
         scale: torch.Tensor | float | None = None,
         *,
+        mean: torch.Tensor | None = None,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return c(g / scale) of a whole tensor; 0 for the padding row.
@@ -210,10 +212,11 @@ class RelevancePenalty:
             gradient: ∂L/∂w, or ``scale`` times that.
             padding_row: The row that stands for padding.
             scale: What the gradient has been multiplied by.
+            mean: That of |gradient| over the whole tensor, where ``gradient`` is a part.
             out: Where to write the result.
         """
         out = torch.empty_like(gradient) if out is None else out
-        unit = self.coefficient.unit(gradient, 1.0 if scale is None else scale)
+        unit = self.coefficient.unit(gradient, 1.0 if scale is None else scale, mean=mean)
         for g, c in pieces(gradient, out):
             result = self.coefficient(g, unit=unit, out=c)
             if result is not c:  # a coefficient of the user's own may ignore ``out``

@@ -25,6 +25,7 @@ from prunus.schedules import Schedule
 from prunus.scores import Magnitude, Score
 from prunus.selection import Selection, select
 from prunus.strengths import ConstantStrength, as_strength
+from prunus.world import World, replicas_of, unwrapped
 
 __all__ = ["Pruner", "Validation"]
 
@@ -59,7 +60,8 @@ class Pruner:
     ``state_dict`` keys.
 
     Args:
-        model: Any module.
+        model: Any module. Where several processes train it together give it as they train it:
+            within DistributedDataParallel, after ``fully_shard`` or ``parallelize_module``.
         optimizer: Any ``torch.optim`` optimizer that holds the model's prunable parameters.
         penalty: What shrinks irrelevant weights; None for no penalty.
         schedule: When and how much to remove; None for never (:meth:`prune` does it by hand).
@@ -78,6 +80,11 @@ class Pruner:
 
     Raises:
         UserError: A chosen tensor cannot be pruned, or the optimizer does not hold it.
+        PeerError: Another process that trains the model did not do as this one did.
+
+    With several processes each builds a pruner, and all must call :meth:`step`, :meth:`prune`,
+    :meth:`consider`, :meth:`finish` and :meth:`state_dict` alike. What is removed is then the same
+    in all, and the same as if one process held the whole model.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -118,7 +125,7 @@ class Pruner:
             raise UserError(f"min_density must be from 0 to below 1, but is {min_density!r}")
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise UserError(f"max_grad_norm must be above 0 or None, but is {max_grad_norm!r}")
-        self.model: nn.Module = getattr(model, "_orig_mod", model)
+        self.model: nn.Module = unwrapped(model)
         self.optimizer = optimizer
         # A copy, for a schedule keeps count, and one that is used twice would count on.
         self.schedule = Schedule() if schedule is None else copy.deepcopy(schedule)
@@ -129,6 +136,7 @@ class Pruner:
         self.max_grad_norm = max_grad_norm
         self._penalty = penalty
         _check_held(self.selection, optimizer)
+        self._world = self._find_world(model)
         _check_alone(self)
         _warn_of_rounding(penalty, self.selection)
         self._strength = as_strength(0.0 if penalty is None else penalty.strength)
@@ -158,6 +166,20 @@ class Pruner:
             strengths=self._strengths,
             stepped=self._count_step,
         )
+
+    def _find_world(self, model: nn.Module) -> World:
+        """Return the processes that train the model together."""
+        own = self.selection.world
+        if not own.sharded:
+            device = next(iter(self.selection.values())).parameter.device
+            return replicas_of(model, device)
+        if self._penalty is not None and self._penalty.way == "loss":
+            raise UserError(
+                'way="loss" needs the gradients of whole tensors before they are spread over '
+                'processes, but the model is sharded: choose way="gradient", which takes the same '
+                'step, or way="decoupled"'
+            )
+        return own
 
     def __repr__(self) -> str:
         return (
@@ -220,6 +242,8 @@ class Pruner:
                 f"{type(self.schedule).__name__} with floor={self.schedule.floor!r} needs the "
                 "validation metric: call pruner.step(metric)"
             )
+        if metric is None:
+            self._agree_on(None)
         best = metric is not None and self.consider(metric)
         met = metric is None or self._floor.met(metric, self._dense_metric)
         least = self._remover().least
@@ -245,6 +269,7 @@ class Pruner:
             NonFiniteError: The metric is NaN or infinite.
             UserError: Something set removed weights to other values.
         """
+        self._agree_on(metric)
         self._check_zeros()
         metric = float(metric)
         if not math.isfinite(metric):
@@ -317,7 +342,7 @@ class Pruner:
             "dense_metric": self._dense_metric,
             "schedule": self.schedule.state_dict(),
             **self._hooks.state_dict(),
-            "best": self._best.state_dict(),
+            "best": self._best.state_dict(self.model, self.masks),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -326,7 +351,8 @@ class Pruner:
         Raises:
             CheckpointError: The state is not a pruner's or of another model.
         """
-        missing = [key for key in self.state_dict() if key not in state]
+        known = ("masks", "steps", "steps_since_pruning", "prunings", "dense_metric", "schedule")
+        missing = [key for key in (*known, *self._hooks.KEYS, "best") if key not in state]
         if missing:
             raise CheckpointError(f"this is not the state of a Pruner: it lacks {listing(missing)}")
         self._hooks.check(state)
@@ -342,6 +368,13 @@ class Pruner:
         self.schedule = schedule
         self._hooks.load_state_dict(state)
         self._best.load_state_dict(state["best"])
+
+    def _agree_on(self, metric: float | None) -> None:
+        self._world.agree(
+            "validation metric",
+            [math.nan if metric is None else float(metric)],
+            "measure over all of the data, or average over the processes, before pruner.step(...)",
+        )
 
     def _check_zeros(self) -> None:
         revived = self.masks.revived()
@@ -388,12 +421,20 @@ class Pruner:
     def _lower(self, kept: int) -> int:
         """Remove weights until ``kept`` are left; return how many that took."""
         before = self.masks.kept
-        for name in self._remover().keep(kept):
-            parameter = self.selection[name].parameter
-            clear_(parameter, self.masks[name])
-            if parameter.grad is not None:
-                clear_(parameter.grad, self.masks[name])
-            clear_state(self.optimizer, parameter, self.masks[name])
+        lowered = self._remover().keep(kept)
+        if not self._world.sharded:
+            self._world.agree(
+                "number of weights that are kept in each tensor",
+                [self.masks.kept_in(name) for name in self.masks],
+                "their weights differ, so that they cannot prune alike. Let each start from the "
+                "same state and change weights through the optimizer alone",
+            )
+        for name in lowered:
+            target = self.selection[name]
+            clear_(target.weight, self.masks[name])
+            if target.gradient is not None:
+                clear_(target.gradient, self.masks[name])
+            clear_state(self.optimizer, target.parameter, self.masks[name])
         removed = before - self.masks.kept
         if removed:
             self._prunings += 1

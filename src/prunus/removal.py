@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -13,6 +13,7 @@ from prunus.errors import UserError
 from prunus.masks import Masks, candidates
 from prunus.pieces import pieces
 from prunus.scores import Score
+from prunus.shards import positions
 from prunus.threshold import SCORE_PIECE, Cut, Piece, smallest
 
 __all__ = ["Remover", "least_kept"]
@@ -50,8 +51,9 @@ class Remover:
     def keep(self, count: int) -> list[str]:
         """Lower the masks until ``count`` weights are kept, smallest scores first.
 
-        Equal scores fall in order of position: tensors in the model's order, weights in the order
-        of memory, which is row by row unless a tensor is laid out otherwise.
+        Equal scores fall in order of position: tensors in the model's order, weights row by row.
+        Where several processes hold the tensors together, all have to call this, and the weights
+        that fall are those that would fall if one process held them all.
 
         Args:
             count: How many prunable weights to keep in all. Nothing happens if no more are kept.
@@ -77,6 +79,7 @@ class Remover:
         for cut, names in self._cuts(excess):
             for kept, piece in self._walk(names):
                 kept.logical_and_(~cut.below(piece).view(kept.shape))
+        self.masks.recount()
         return [name for name in self.masks if self.masks.kept_in(name) < before[name]]
 
     def _cuts(self, excess: int) -> list[tuple[Cut, list[str]]]:
@@ -88,13 +91,17 @@ class Remover:
         free, cuts = list(self.masks), []
         while excess > 0:
             common = self._cut(free, excess)
-            trial = dataclasses.replace(common)
-            short = {}
-            for name in free:
-                spare = self.masks.kept_in(name) - self._least(name)
-                falling = sum(int(trial.below(piece).sum()) for _, piece in self._walk([name]))
-                if falling > spare:
-                    short[name] = spare
+            falling = dict.fromkeys(free, 0)
+            for _, piece in self._walk(free):
+                if piece.counted:
+                    falling[piece.name] += int(common.below(piece).sum())
+            sums = self.masks.selection.world.total(torch.tensor(list(falling.values()))).tolist()
+            spares = [self.masks.kept_in(name) - self._least(name) for name in free]
+            short = {
+                name: spare
+                for name, falls, spare in zip(free, sums, spares, strict=True)
+                if falls > spare
+            }
             if not short:
                 cuts.append((common, free))
                 break
@@ -106,27 +113,30 @@ class Remover:
         return cuts
 
     def _cut(self, names: Sequence[str], k: int) -> Cut:
-        return smallest(lambda: (piece for _, piece in self._walk(names)), k)
+        total = self.masks.selection.world.total
+        return smallest(lambda: (piece for _, piece in self._walk(names)), k, total)
 
     def _walk(self, names: Iterable[str]) -> Iterator[tuple[torch.Tensor, Piece]]:
         """Yield each part of the masks, as a view to write to, with the scores of its weights."""
         for name in names:
             target = self.masks.selection[name]
-            weight, mask = target.parameter.detach(), self.masks[name]
+            weight, mask = target.weight, self.masks[name]
             operands = [weight, mask, candidates(target, mask)]
             if name in self.memory:
                 operands.append(self.memory[name])
-            for index, (w, kept, candidate, *memory) in enumerate(
-                pieces(*operands, size=SCORE_PIECE)
-            ):
-                seed = hash((self.seed, _number(name), index))
+            counted = self.masks.selection.counted[name]
+            for w, kept, candidate, *memory in pieces(*operands, size=SCORE_PIECE):
+                places = partial(positions, w, weight, target.shard)
+                draw = partial(_uniform, places, (self.seed, _number(name)), w.shape)
                 # Without a name for the scores here, which would keep them past their turn.
                 yield (
                     kept,
                     Piece(
                         name,
-                        self.score.of(w, memory[0] if memory else None, seed=seed).reshape(-1),
+                        self.score.of(w, memory[0] if memory else None, uniform=draw).reshape(-1),
                         candidate.reshape(-1),
+                        counted,
+                        places,
                     ),
                 )
 
@@ -145,3 +155,24 @@ def least_kept(prunable: int, min_density: float) -> int:
 def _number(name: str) -> int:
     """Turn a name into the same number in every process, which ``hash(str)`` is not."""
     return int.from_bytes(name.encode(), "big")
+
+
+def _uniform(
+    places: Callable[[], torch.Tensor], key: tuple[int, ...], shape: torch.Size, seed: int
+) -> torch.Tensor:
+    """Return numbers in [0, 1) that depend on nothing but their place in the tensor and the seed.
+
+    The finalizer of SplitMix64 over the places (Steele, Lea, Flood, OOPSLA 2014), of which the
+    highest 24 bits make the number: as many as a float32 can tell apart.
+    """
+    state = places() + (hash((seed, *key)) & 0x3FFF_FFFF_FFFF_FFFF)
+    state *= _signed(0x9E37_79B9_7F4A_7C15)
+    for shift, factor in ((30, 0xBF58_476D_1CE4_E5B9), (27, 0x94D0_49BB_1331_11EB), (31, 1)):
+        # Integers here are signed, so that the bits which a shift brings in must be masked off.
+        state ^= (state >> shift) & ((1 << (64 - shift)) - 1)
+        state *= _signed(factor)
+    return (((state >> 40) & 0xFF_FFFF).to(torch.float32) / (1 << 24)).view(shape)
+
+
+def _signed(number: int) -> int:
+    return number - (1 << 64) if number >> 63 else number

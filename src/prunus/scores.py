@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -9,7 +10,11 @@ import torch
 
 from prunus.errors import UserError
 
-__all__ = ["Magnitude", "Random", "Score", "Taylor"]
+__all__ = ["Magnitude", "Random", "Score", "Taylor", "Uniform"]
+
+
+Uniform = Callable[[int], torch.Tensor]
+"""Draws random numbers, given a seed."""
 
 
 class Score(Protocol):
@@ -33,14 +38,17 @@ class Score(Protocol):
         """
         ...
 
-    def of(self, weight: torch.Tensor, memory: torch.Tensor | None, *, seed: int) -> torch.Tensor:
+    def of(
+        self, weight: torch.Tensor, memory: torch.Tensor | None, *, uniform: Uniform
+    ) -> torch.Tensor:
         """Return the scores of a piece of a tensor, of its shape.
 
         Args:
             weight: The piece.
             memory: The matching piece of what :meth:`observe` returned last.
-            seed: The same whenever this piece is asked about within one pruning, and another
-                otherwise.
+            uniform: Draws a random number from 0 to below 1 for each weight of the piece, given a
+                seed: the same whenever it is asked within one pruning, however the tensor is cut
+                into pieces and spread over processes, and others in the next pruning.
         """
         ...
 
@@ -50,7 +58,7 @@ class Magnitude:
     """|w|, the paper's score: the penalty has already made irrelevant weights small.
 
     Example:
-        >>> Magnitude().of(torch.tensor([-2.0, 1.0]), None, seed=0).tolist()
+        >>> Magnitude().of(torch.tensor([-2.0, 1.0]), None, uniform=torch.empty).tolist()
         [2.0, 1.0]
     """
 
@@ -64,7 +72,9 @@ class Magnitude:
     ) -> None:
         """Keep nothing."""
 
-    def of(self, weight: torch.Tensor, memory: torch.Tensor | None, *, seed: int) -> torch.Tensor:
+    def of(
+        self, weight: torch.Tensor, memory: torch.Tensor | None, *, uniform: Uniform
+    ) -> torch.Tensor:
         """Return the magnitudes."""
         return weight.abs()
 
@@ -87,7 +97,7 @@ class Taylor:
         >>> weight, gradient = torch.tensor([2.0, -1.0]), torch.tensor([0.5, 4.0])
         >>> memory = score.observe(weight, gradient, None)
         >>> memory = score.observe(weight, torch.zeros(2), memory)
-        >>> score.of(weight, memory, seed=0).tolist()
+        >>> score.of(weight, memory, uniform=torch.empty).tolist()
         [0.5, 2.0]
     """
 
@@ -105,7 +115,9 @@ class Taylor:
         now = (weight.detach() * gradient).abs_()
         return now if memory is None else memory.to(now).lerp_(now, 1 - self.smoothing)
 
-    def of(self, weight: torch.Tensor, memory: torch.Tensor | None, *, seed: int) -> torch.Tensor:
+    def of(
+        self, weight: torch.Tensor, memory: torch.Tensor | None, *, uniform: Uniform
+    ) -> torch.Tensor:
         """Return the averages.
 
         Raises:
@@ -127,9 +139,8 @@ class Random:
         seed: Two runs with the same seed remove the same weights.
 
     Example:
-        >>> weight = torch.ones(3)
-        >>> bool((Random().of(weight, None, seed=1) == Random().of(weight, None, seed=1)).all())
-        True
+        >>> Random(seed=7).of(torch.ones(3), None, uniform=lambda seed: torch.full((3,), seed / 8))
+        tensor([0.8750, 0.8750, 0.8750])
     """
 
     seed: int = 0
@@ -143,7 +154,8 @@ class Random:
     ) -> None:
         """Keep nothing."""
 
-    def of(self, weight: torch.Tensor, memory: torch.Tensor | None, *, seed: int) -> torch.Tensor:
-        """Return uniform numbers in [0, 1), drawn on the CPU so that every device agrees."""
-        generator = torch.Generator().manual_seed(hash((self.seed, seed)) & 0x7FFF_FFFF_FFFF_FFFF)
-        return torch.rand(weight.shape, generator=generator).to(weight.device)
+    def of(
+        self, weight: torch.Tensor, memory: torch.Tensor | None, *, uniform: Uniform
+    ) -> torch.Tensor:
+        """Return uniform numbers in [0, 1)."""
+        return uniform(self.seed)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -20,6 +21,8 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
 from prunus.errors import UserError, listing, nearest
+from prunus.shards import Shard, local, shard_of
+from prunus.world import World, unwrapped, world_of
 
 __all__ = ["Pattern", "Predicate", "Selection", "Target", "select"]
 
@@ -51,8 +54,32 @@ class Target:
     padding_row: int | None = None
 
     @property
+    def weight(self) -> torch.Tensor:
+        """The part of the tensor that this process holds, detached: all of it, unless sharded."""
+        return local(self.parameter)
+
+    @property
+    def gradient(self) -> torch.Tensor | None:
+        """The same part of its gradient."""
+        gradient = self.parameter.grad
+        return None if gradient is None else local(gradient)
+
+    @cached_property
+    def shard(self) -> Shard:
+        """Where that part lies in the whole."""
+        return shard_of(self.parameter)
+
+    @cached_property
+    def padding(self) -> int | None:
+        """The row of that part which stands for padding, if it is there."""
+        if self.padding_row is None:
+            return None
+        row = self.padding_row - self.shard.offsets[0]
+        return row if 0 <= row < self.shard.size[0] else None
+
+    @property
     def prunable(self) -> int:
-        """How many of its weights may be pruned."""
+        """How many of its weights may be pruned, those held by other processes included."""
         numel = self.parameter.numel()
         if self.padding_row is None:
             return numel
@@ -90,6 +117,20 @@ class Selection(Mapping[str, Target]):
     def prunable(self) -> int:
         """How many weights may be pruned in all."""
         return sum(target.prunable for target in self.values())
+
+    @cached_property
+    def world(self) -> World:
+        """The processes that hold the tensors together; just this one, unless they are sharded."""
+        return world_of([target.parameter for target in self.values()])
+
+    @cached_property
+    def counted(self) -> Mapping[str, bool]:
+        """Whether this process is the one to count its part of a tensor, which others may hold too.
+
+        Where tensors are sharded, all processes have to ask for the first time together.
+        """
+        shards = [target.shard for target in self.values()]
+        return dict(zip(self, self.world.counted(shards), strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +181,7 @@ def select(
     the weight.
 
     Args:
-        model: Any module, compiled or not.
+        model: Any module, also within ``torch.compile`` or DistributedDataParallel.
         include: Only these. Globs (``*`` also crosses dots) are matched against tensor names and
             the names of the modules above them; types against those modules; predicates are called
             with name, tensor and owning module.
@@ -162,7 +203,7 @@ def select(
         >>> list(select(model, exclude="2", biases=True))
         ['0.weight', '0.bias']
     """
-    model = getattr(model, "_orig_mod", model)  # torch.compile wraps; the names are the inner ones
+    model = unwrapped(model)  # the names are the inner ones
     includes, excludes = _as_patterns(include), _as_patterns(exclude)
     places = _places(model)
     _reject_idle_patterns(includes, excludes, places)
@@ -214,8 +255,8 @@ def _places(model: nn.Module) -> list[_Place]:
     for name, module in model.named_modules(remove_duplicate=False):
         above = paths[name.rpartition(".")[0]] if name else ()
         paths[name] = (*above, (name, module))
-        for local, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            places.append(_Place(f"{name}.{local}" if name else local, parameter, paths[name]))
+        for own, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            places.append(_Place(f"{name}.{own}" if name else own, parameter, paths[name]))
     return places
 
 

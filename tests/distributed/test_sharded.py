@@ -1,0 +1,216 @@
+"""Models that several processes hold or train together are pruned as one process would."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    RowwiseParallel,
+    parallelize_module,
+)
+
+from prunus import (
+    Constant,
+    Exponential,
+    GradualPruning,
+    Linear,
+    Pruner,
+    Random,
+    RelevancePenalty,
+    Taylor,
+    select,
+)
+
+from .processes import together
+
+STEPS = 8
+
+
+def transformer() -> nn.Module:
+    """Four layers; neither 37 nor 11 nor 3 can be divided by two or four processes."""
+    torch.manual_seed(0)
+    layers = [
+        nn.TransformerEncoderLayer(16, 2, 37, dropout=0.0, batch_first=True) for _ in range(4)
+    ]
+    embedding = nn.Embedding(11, 16, padding_idx=3)
+    model = nn.Sequential(embedding, *layers, nn.Linear(16, 3))
+    for parameter in model.parameters():  # biases are not zero, and ties are plenty
+        parameter.data.copy_((torch.randn(parameter.shape) * 8).round() / 16)
+    return model
+
+
+def one_process(model: nn.Module) -> nn.Module:
+    return model
+
+
+def fsdp(model: nn.Module) -> nn.Module:
+    assert isinstance(model, nn.Sequential)
+    for layer in model:
+        fully_shard(layer)
+    fully_shard(model)
+    return model
+
+
+def hybrid(model: nn.Module) -> nn.Module:
+    """Two copies of two shards each."""
+    assert isinstance(model, nn.Sequential)
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("copy", "shard"))
+    for layer in model:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def plan() -> dict[str, ParallelStyle]:
+    return {
+        f"{i}.{name}": style
+        for i in range(1, 5)
+        for name, style in (("linear1", ColwiseParallel()), ("linear2", RowwiseParallel()))
+    }
+
+
+def tensor_parallel(model: nn.Module) -> nn.Module:
+    """Rows, columns, and tensors that each process has in whole."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    return parallelize_module(model, mesh, {"0": RowwiseParallel(), **plan()})
+
+
+def both(model: nn.Module) -> nn.Module:
+    """Shards over two processes of what is tensor-parallel over two others; some is only one."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    model = parallelize_module(model, mesh["tensor"], plan())
+    assert isinstance(model, nn.Sequential)
+    for layer in model:
+        fully_shard(layer, mesh=mesh["data"])
+    return model
+
+
+Layout = Callable[[nn.Module], nn.Module]
+
+METHODS: dict[str, dict[str, Any]] = {
+    "gradient": {"penalty": RelevancePenalty(1e-2, Exponential(0.1))},
+    "decoupled, lobster": {"penalty": RelevancePenalty(1e-2, Linear(0.1), way="decoupled")},
+    "L1": {"penalty": RelevancePenalty(1e-3, Constant(), power=1, way="decoupled")},
+    "smoothed": {"penalty": RelevancePenalty(1e-2, Exponential(0.1), smoothing=0.9)},
+    "no penalty": {},
+    "taylor": {"score": Taylor()},
+    "random": {"score": Random(5)},
+}
+"""Element by element, so that the result is the same but for what torch makes of the last elements
+of a tensor, which do not fill a vector of the processor."""
+
+SUMMED: dict[str, dict[str, Any]] = {
+    "relative": {"penalty": RelevancePenalty(1e-2, Exponential(0.2, relative=True))},
+    "relative, smoothed, decoupled": {
+        "penalty": RelevancePenalty(
+            1e-2, Exponential(0.2, relative=True), way="decoupled", smoothing=0.9
+        )
+    },
+    "clipped": {"penalty": RelevancePenalty(1e-2, Exponential(0.1)), "max_grad_norm": 0.5},
+}
+"""With a sum over a tensor or all of them, whose last bit depends on who adds up what."""
+
+
+def laid_out(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    if not isinstance(like, DTensor):
+        return value
+    mesh, placements = like.device_mesh, like.placements
+    size, start = compute_local_shape_and_global_offset(value.shape, mesh, placements)
+    part = value[tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))].contiguous()
+    return DTensor.from_local(
+        part, mesh, placements, run_check=False, shape=value.shape, stride=value.stride()
+    )
+
+
+def whole(value: torch.Tensor) -> torch.Tensor:
+    value = value.detach()
+    return (value.full_tensor() if isinstance(value, DTensor) else value).clone()
+
+
+def take_steps(
+    model: nn.Module, optimizer: torch.optim.Optimizer, shapes: dict[str, torch.Size], *steps: int
+) -> None:
+    """Train on gradients that are the same however the model is laid out."""
+    for step in steps:
+        draw = torch.Generator().manual_seed(step)
+        for name, parameter in model.named_parameters():
+            gradient = (torch.randn(shapes[name], generator=draw) * 8).round() / 80
+            parameter.grad = laid_out(gradient, parameter)
+        optimizer.step()
+
+
+def prepared(
+    layout: Layout, method: dict[str, Any]
+) -> tuple[nn.Module, torch.optim.Optimizer, Pruner, dict[str, torch.Size]]:
+    model = transformer()
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    model = layout(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    pruner = Pruner(
+        model,
+        optimizer,
+        schedule=GradualPruning(sparsity=0.9, end=6, every=2),
+        selection=select(model, biases=True, norms=True),
+        min_density=0.02,
+        **method,
+    )
+    return model, optimizer, pruner, shapes
+
+
+def pruned(layout: Layout, methods: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    outcome = {}
+    for name, method in methods.items():
+        model, optimizer, pruner, shapes = prepared(layout, method)
+        take_steps(model, optimizer, shapes, *range(STEPS))
+        outcome[name] = {
+            "weights": {n: whole(p) for n, p in model.named_parameters()},
+            "momenta": {
+                n: whole(optimizer.state[p]["exp_avg"]) for n, p in model.named_parameters()
+            },
+            "kept": {n: pruner.masks.kept_in(n) for n in pruner.masks},
+            "sparsity": pruner.sparsity,
+            "revived": pruner.masks.revived(),
+        }
+        pruner.detach()
+    return outcome
+
+
+LAYOUTS: list[tuple[Layout, int]] = [
+    (fsdp, 2),
+    (fsdp, 4),
+    (hybrid, 4),
+    (tensor_parallel, 2),
+    (both, 4),
+]
+
+
+@pytest.mark.parametrize(
+    ("layout", "count"), LAYOUTS, ids=[f"{f.__name__} {n}" for f, n in LAYOUTS]
+)
+def test_shards_are_pruned_as_one_process_would(layout: Layout, count: int) -> None:
+    alone = pruned(one_process, METHODS | SUMMED)
+    prunable = sum(parameter.numel() for parameter in transformer().parameters()) - 16  # padding
+    for outcome in together(count, pruned, layout, METHODS | SUMMED):
+        for name, found in outcome.items():
+            expected = alone[name]
+            assert found["kept"] == expected["kept"], name
+            assert sum(found["kept"].values()) == prunable - round(0.9 * prunable), name
+            assert found["sparsity"] == expected["sparsity"]
+            assert found["revived"] == {}
+            for kind in ("weights", "momenta"):
+                for key, value in expected[kind].items():
+                    got = found[kind][key]
+                    assert torch.equal(got == 0, value == 0), f"{name}, {kind} of {key}"
+                    bounds = (1e-6, 1e-8) if name in METHODS else (1e-5, 1e-6)
+                    torch.testing.assert_close(got, value, rtol=bounds[0], atol=bounds[1])
