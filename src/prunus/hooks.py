@@ -353,7 +353,7 @@ class StepHooks:
         ]
         zero = torch.zeros((), dtype=torch.float64, device=local(parameters[0]).device)
         total = self._world.total(sum((norm.square() for norm in norms), zero))
-        return total.sqrt().to(torch.float32)
+        return total.sqrt().to(torch.promote_types(parameters[0].dtype, torch.float32))
 
     def _refuse_sparse(self, parameters: Iterable[torch.Tensor]) -> None:
         sparse = {

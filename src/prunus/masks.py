@@ -343,13 +343,12 @@ def _packed_shape(shape: torch.Size) -> tuple[int, ...]:
 
 
 def _packed(mask: torch.Tensor) -> torch.Tensor:
-    rows = mask.cpu().numpy().reshape(mask.shape[0] if mask.dim() else 1, -1)
-    shape = (len(rows), -(-math.prod(mask.shape[1:]) // 8)) if mask.dim() else (1,)
-    return torch.from_numpy(np.packbits(rows, axis=1).reshape(shape))
+    rows, row = mask.shape[0] if mask.dim() else 1, math.prod(mask.shape[1:])
+    packed = np.packbits(mask.cpu().numpy().reshape(rows, row), axis=1)
+    return torch.from_numpy(packed.reshape(_packed_shape(mask.shape)))
 
 
 def _unpacked(packed: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    count = math.prod(shape[1:])
-    rows = packed.cpu().numpy().reshape(-1, packed.shape[-1])
-    flat = np.unpackbits(rows, axis=1, count=count)
+    rows, row = shape[0] if shape else 1, math.prod(shape[1:])
+    flat = np.unpackbits(packed.cpu().numpy().reshape(rows, -(-row // 8)), axis=1, count=row)
     return torch.from_numpy(flat.reshape(shape))

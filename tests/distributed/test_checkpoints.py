@@ -1,0 +1,119 @@
+"""Checkpoints of torch.distributed.checkpoint, loaded by another number of processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from prunus import (
+    Exponential,
+    GradualPruning,
+    Pruner,
+    RelevancePenalty,
+    Taylor,
+    select,
+)
+
+from .processes import together
+from .test_sharded import fsdp, one_process, take_steps, tensor_parallel, transformer, whole
+
+LAYOUTS = {"fsdp": fsdp, "tensor_parallel": tensor_parallel, "one_process": one_process}
+
+
+class Run:
+    """A model in training, with all that a checkpoint must hold."""
+
+    def __init__(self, layout: str) -> None:
+        model = transformer().to(torch.float64)
+        self.shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        self.model: nn.Module = LAYOUTS[layout](model)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-2, weight_decay=0.1)
+        self.pruner = Pruner(
+            self.model,
+            self.optimizer,
+            RelevancePenalty(1e-2, Exponential(0.2, relative=True), way="decoupled", smoothing=0.9),
+            GradualPruning(sparsity=0.9, end=8, every=2, floor=0.5),
+            score=Taylor(),
+            selection=select(self.model, biases=True),
+            max_grad_norm=1.0,
+        )
+
+    def steps(self, *numbers: int) -> None:
+        for number in numbers:
+            shapes, double = self.shapes, torch.float64
+            take_steps(self.model, self.optimizer, shapes, number, dtype=double)
+            if number in (3, 7):
+                self.pruner.step(0.6 + number / 100)
+
+    def state(self) -> dict[str, Any]:
+        model, optimizer = get_state_dict(self.model, self.optimizer)
+        return {"model": model, "optimizer": optimizer, "pruner": self.pruner.state_dict()}
+
+    def save(self, folder: str) -> None:
+        save(self.state(), checkpoint_id=folder)
+
+    def load(self, folder: str) -> None:
+        state = self.state()
+        load(state, checkpoint_id=folder)
+        set_state_dict(
+            self.model,
+            self.optimizer,
+            model_state_dict=state["model"],
+            optim_state_dict=state["optimizer"],
+        )
+        self.pruner.load_state_dict(state["pruner"])
+
+    def outcome(self) -> dict[str, Any]:
+        now = {name: whole(p) for name, p in self.model.named_parameters()}
+        kept, sparsity = self.pruner.masks.kept, self.pruner.sparsity
+        self.pruner.finish()  # the state of step 7
+        best = {name: whole(p) for name, p in self.model.named_parameters()}
+        return {"now": now, "best": best, "kept": kept, "sparsity": sparsity}
+
+
+def uninterrupted(layout: str) -> dict[str, Any]:
+    run = Run(layout)
+    run.steps(*range(12))
+    return run.outcome()
+
+
+def saved(layout: str, folder: str) -> None:
+    run = Run(layout)
+    run.steps(*range(5))
+    run.save(folder)
+
+
+def resumed(layout: str, folder: str) -> dict[str, Any]:
+    run = Run(layout)
+    run.load(folder)
+    run.steps(*range(5, 12))
+    return run.outcome()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    together(4, saved, "fsdp", str(folder))
+    return folder
+
+
+@pytest.mark.parametrize(("layout", "count"), [("fsdp", 2), ("tensor_parallel", 2), ("fsdp", 1)])
+def test_saved_by_four_processes_and_resumed_by_fewer(
+    checkpoint: Path, layout: str, count: int
+) -> None:
+    expected = uninterrupted("one_process")
+    for outcome in together(count, resumed, layout, str(checkpoint)):
+        assert outcome["kept"] == expected["kept"]
+        assert outcome["sparsity"] == expected["sparsity"]
+        for state in ("now", "best"):
+            for name, value in expected[state].items():
+                got = outcome[state][name]
+                assert torch.equal(got == 0, value == 0), f"{state} {name}"
+                torch.testing.assert_close(got, value, rtol=1e-9, atol=1e-12)

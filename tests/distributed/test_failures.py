@@ -1,0 +1,154 @@
+"""What goes wrong with several processes ends in one clear message in each of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+
+from prunus import (
+    NonFiniteError,
+    OneShot,
+    PeerError,
+    Pruner,
+    RelevancePenalty,
+    UserError,
+)
+from prunus.shards import local
+
+from .processes import together
+
+
+def sharded() -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    model = fully_shard(nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4)))
+    return model, torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+def refusals() -> dict[str, str]:
+    said: dict[str, str] = {}
+    model, optimizer = sharded()
+    rank = dist.get_rank()
+    try:
+        Pruner(model, optimizer, RelevancePenalty(way="loss"))
+    except UserError as error:
+        said["loss"] = str(error)
+    pruner = Pruner(model, optimizer, schedule=OneShot(sparsity=0.5))
+    mask = pruner.masks["0.weight"]
+    mask[0] = False
+    try:
+        print(pruner.sparsity)
+    except UserError as error:
+        said["mask"] = str(error)
+    mask[0] = True
+    pruner.masks.recount()
+    said["sparsity"] = str(pruner.sparsity)
+    if rank == 1:
+        local(next(model.parameters()))[0, 0] = float("nan")
+    try:
+        pruner.prune(sparsity=0.5)
+    except NonFiniteError as error:
+        said["nan"] = str(error)
+    if rank == 1:
+        local(next(model.parameters()))[0, 0] = 1.0
+    pruner.prune(sparsity=0.5)
+    if rank == 1:
+        local(next(model.parameters())).fill_(1.0)
+    try:
+        pruner.step(0.5)
+    except UserError as error:
+        said["revived"] = str(error)
+    return said
+
+
+def test_a_fault_of_one_process_is_told_by_all() -> None:
+    first, second = together(2, refusals)
+    assert first == second
+    assert first["loss"].startswith('way="loss" needs the gradients of whole tensors')
+    assert "call masks.recount() in all of them" in first["mask"]
+    assert first["sparsity"] == "0.0"
+    assert first["nan"].startswith("the scores of 0.weight contain NaN")
+    assert first["revived"].startswith("removed weights are not zero in 0.weight (")
+
+
+WORKER = """
+import os, sys, time
+from datetime import timedelta
+import torch
+import torch.distributed as dist
+sys.path.insert(0, {tests!r})
+from distributed.test_failures import lose
+rank, folder = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group(
+    "gloo", init_method=f"file://{{folder}}/store", rank=rank, world_size=2,
+    timeout=timedelta(seconds=15),
+)
+lose(rank, folder, sys.argv[3])
+"""
+
+
+def lose(rank: int, folder: str, how: str) -> None:
+    model, optimizer = sharded()
+    pruner = Pruner(model, optimizer, schedule=OneShot(sparsity=0.5))
+    pruner.prune(sparsity=0.25)
+    if rank == 1:
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)  # alive, but it does not call the pruner
+    try:
+        pruner.prune(sparsity=0.5)
+    except PeerError as error:
+        (Path(folder) / "said").write_text(str(error))
+        os._exit(7)
+
+
+@pytest.mark.parametrize("how", ["killed", "absent"])
+def test_the_others_end_soon_when_one_is_lost(tmp_path: Path, how: str) -> None:
+    code = WORKER.format(tests=str(Path(__file__).parent.parent))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(rank), str(tmp_path), how], env=environment
+        )
+        for rank in range(2)
+    ]
+    try:
+        began = time.monotonic()
+        assert workers[0].wait(timeout=60) == 7
+        assert time.monotonic() - began < 50
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    said = (tmp_path / "said").read_text()
+    assert said.startswith(
+        "another process did not exchange counts over all parts of the model: it ended, or did not "
+        "call the pruner as this one did"
+    )
+    assert "Stop all of them and resume from the last checkpoint" in said
+
+
+class FullyShardedDataParallel(nn.Linear):
+    """Looks like torch's own by its name, which is what tells it without its process group."""
+
+
+def test_wrappers_whose_parts_cannot_be_told_apart_are_refused() -> None:
+    model: Any = nn.Sequential(FullyShardedDataParallel(4, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(UserError, match=r"0 is sharded by FullyShardedDataParallel.*fully_shard"):
+        Pruner(model, optimizer)
+    partitioned = nn.Linear(4, 4)
+    partitioned.weight.ds_id = 0  # type: ignore[attr-defined]
+    optimizer = torch.optim.SGD(partitioned.parameters(), lr=0.1)
+    with pytest.raises(UserError, match="partitioned by DeepSpeed"):
+        Pruner(partitioned, optimizer)
