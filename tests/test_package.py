@@ -136,10 +136,25 @@ def test_dependencies_point_down(name: str) -> None:
 
 def test_importing_prunus_brings_no_extra_along() -> None:
     code = (
-        "import sys, prunus; "
+        "import sys, prunus, prunus.integrations.common; "
         "print(*sorted({'typer', 'rich', 'datasets', 'sklearn', 'PIL', 'pyarrow', 'transformers', "
-        "'accelerate'} & "
-        "set(sys.modules)))"
+        "'accelerate', 'lightning', 'pytorch_lightning'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_a_missing_extra_is_named() -> None:
+    code = """
+import importlib, sys
+extras = {"accelerate": ["accelerate"], "transformers": ["transformers"]}
+sys.modules.update(dict.fromkeys(sum(extras.values(), [])))
+for extra in extras:
+    try:
+        importlib.import_module(f"prunus.integrations.{extra}")
+    except ImportError as error:
+        assert f"pip install 'prunus[{extra}]'" in str(error), error
+    else:
+        raise AssertionError(extra)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -42,6 +42,7 @@ from prunus import (
 from prunus.files import load_tree
 from prunus.integrations.transformers import STATE_FILE, PruningCallback
 
+from .states import same, states_equal
 from .trainers import WORDS, Sentences, bart, gpt2, stateful, trainer
 
 
@@ -51,11 +52,6 @@ def everything(model: nn.Module) -> Any:
 
 def zeros(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.detach() == 0 for name, p in model.named_parameters()}
-
-
-def states_equal(one: nn.Module, other: nn.Module) -> bool:
-    a, b = one.state_dict(), other.state_dict()
-    return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
 
 
 class Watch(TrainerCallback):
@@ -186,18 +182,8 @@ def test_a_killed_and_resumed_run_equals_the_unstopped_one(
     assert states_equal(made.model, unstopped.model)
     last = f"checkpoint-{made.state.global_step}/{STATE_FILE}"
     ours, theirs = load_tree(tmp_path / last), load_tree(Path(unstopped.args.output_dir) / last)
-    assert _same(ours, theirs)
+    assert same(ours, theirs)
     assert ours["pruner"]["prunings"] == 6
-
-
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return list(one) == list(other) and all(_same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(_same, one, other))
-    return bool(one == other)
 
 
 def test_resuming_from_elsewhere(tmp_path: Path, unstopped: Any) -> None:

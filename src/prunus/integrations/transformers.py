@@ -12,12 +12,19 @@ from torch import nn
 
 from prunus.errors import CheckpointError, UserError, listing
 from prunus.files import load_tree, save_tree
+from prunus.integrations.common import (
+    STATE_FILE,
+    check_metric,
+    let_go,
+    starting_masks,
+    trained,
+)
 from prunus.masks import Masks
 from prunus.penalty import RelevancePenalty
 from prunus.pruner import Pruner
 from prunus.schedules import Schedule
 from prunus.scores import Score
-from prunus.selection import Selection, select
+from prunus.selection import Selection
 
 try:
     from transformers import TrainerCallback
@@ -28,9 +35,6 @@ except ImportError as error:
     ) from error
 
 __all__ = ["STATE_FILE", "PruningCallback"]
-
-STATE_FILE = "prunus.safetensors"
-"""What the callback adds to each of the Trainer's checkpoints."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -94,7 +98,7 @@ class PruningCallback(TrainerCallback):
         self._penalty = penalty
         self._schedule = Schedule() if schedule is None else schedule
         self._metric = None if metric is None else metric.removeprefix("eval_")
-        self._selection = _trainable if selection is None else selection
+        self._selection = trained if selection is None else selection
         self._score = score
         self._keep_zeros = keep_zeros
         self._min_density = min_density
@@ -104,17 +108,11 @@ class PruningCallback(TrainerCallback):
         self._found: int | None = None
         self._unmet: list[str] | None = None
         self._saved: int | None = None
-        goal = self._schedule
-        if self._metric is None and (goal.needs_metric or goal.floor is not None):
-            raise UserError(
-                f"{type(goal).__name__} with floor={goal.floor!r} needs the validation metric: "
-                'name one that compute_metrics returns, metric="...", or metric="loss"'
-            )
-        if self._metric is not None and self._metric.endswith("loss") and goal.mode == "max":
-            raise UserError(
-                f"the metric {metric!r} is a loss, of which less is better: give the schedule "
-                'mode="min"'
-            )
+        check_metric(
+            self._schedule,
+            metric,
+            'name one that compute_metrics returns, metric="...", or metric="loss"',
+        )
 
     # What the Trainer calls, in the order in which it does.
 
@@ -132,11 +130,9 @@ class PruningCallback(TrainerCallback):
         _hand_back(args)  # if an earlier training was broken off within a step
         self._check_arguments(args, state)
         _check_tied(model)
-        held = self._let_go(model)
+        held = let_go(self.pruner, model)
         selection = self._selection(model)
         resumed = state.global_step > 0
-        if held is None and self._keep_zeros:
-            held = Masks.from_zeros(selection)
         self.pruner = Pruner(
             model,
             getattr(optimizer, "optimizer", optimizer),  # the one that Accelerate wraps
@@ -145,7 +141,7 @@ class PruningCallback(TrainerCallback):
             score=self._score,
             selection=selection,
             # On resumption they are those of the checkpoint.
-            masks=None if resumed else held,
+            masks=None if resumed else starting_masks(held, selection, self._keep_zeros),
             min_density=self._min_density,
             max_grad_norm=args.max_grad_norm or None,
         )
@@ -269,14 +265,6 @@ class PruningCallback(TrainerCallback):
         if problems:
             raise UserError("; ".join(problems))
 
-    def _let_go(self, model: nn.Module) -> Mapping[str, torch.Tensor] | None:
-        """Detach from an earlier training; return its masks if it was of the same model."""
-        if self.pruner is None:
-            return None
-        masks = dict(self.pruner.masks) if self.pruner.model is model else None
-        self.pruner.detach()
-        return masks
-
     def _resume(self, pruner: Pruner, args: Any, step: int) -> None:
         near = Path(args.output_dir) / f"checkpoint-{step}"
         given = (
@@ -325,12 +313,6 @@ class PruningCallback(TrainerCallback):
 def _aside(args: Any, step: int | str) -> Path:
     """Return where the state waits for the Trainer to have written its part of a checkpoint."""
     return Path(args.output_dir) / f".checkpoint-{step}.{STATE_FILE}"
-
-
-def _trainable(model: nn.Module) -> Selection:
-    if all(parameter.requires_grad for parameter in model.parameters()):
-        return select(model)
-    return select(model, exclude=lambda _name, tensor, _module: not tensor.requires_grad)
 
 
 def _zeros(selection: Selection) -> int:

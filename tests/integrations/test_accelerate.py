@@ -1,0 +1,362 @@
+"""Pruning in loops on accelerate: zeros, skipped steps, resumption, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("accelerate")
+
+from accelerate import Accelerator, debug_launcher
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import TorchDynamoPlugin
+from torch.utils.data import DataLoader, TensorDataset
+
+from prunus import (
+    CheckpointError,
+    Exponential,
+    GradualPruning,
+    IterativePruning,
+    LinearDecay,
+    OneShot,
+    Pruner,
+    RelevancePenalty,
+    Taylor,
+    UserError,
+)
+from prunus.files import load_tree
+from prunus.integrations.accelerate import AcceleratedPruner
+from prunus.integrations.common import STATE_FILE
+
+from .states import same, states_equal
+
+
+@pytest.fixture(autouse=True)
+def _anew() -> Iterator[None]:
+    """The accelerator's settings are the process's; leave none to the next test."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 24), nn.Tanh(), nn.Dropout(0.1), nn.Linear(24, 3))
+
+
+def adamw(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+
+
+def data() -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.randn(48, 12, generator=torch.Generator().manual_seed(1))
+    return x, x[:, :3].tanh()
+
+
+def examples(batch: int = 4) -> Any:
+    # With a generator of its own, or each epoch's beginning would draw from that of the dropout.
+    return DataLoader(TensorDataset(*data()), batch_size=batch, generator=torch.Generator())
+
+
+def loss_of(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return nn.functional.mse_loss(model(x), y)
+
+
+def first(model: nn.Module) -> torch.Tensor:
+    weight: torch.Tensor = model.get_parameter("0.weight").detach()
+    return weight
+
+
+def validated(model: nn.Module) -> float:
+    with torch.no_grad():
+        return float(loss_of(model, *data()))
+
+
+def stateful() -> dict[str, Any]:
+    """Arguments that give every part of the pruner something to remember."""
+    return {
+        "penalty": RelevancePenalty(LinearDecay(1e-2, steps=6), Exponential(0.1), smoothing=0.9),
+        "schedule": IterativePruning(floor=10.0, mode="min", fraction=0.2),
+        "score": Taylor(),
+        "max_grad_norm": 0.5,
+    }
+
+
+class Run:
+    """Four epochs with a validation and a checkpoint after each, and within each one more."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.folder = folder
+        self.accelerator = Accelerator(cpu=True, **settings)
+        self.bare = network()
+        self.model, self.optimizer, self.loader = self.accelerator.prepare(
+            self.bare, adamw(self.bare), examples()
+        )
+        self.pruner = AcceleratedPruner(self.accelerator, self.model, self.optimizer, **stateful())
+
+    def train(self, start: int = 0, stop: int | None = None) -> None:
+        """Go from batch number ``start`` to before number ``stop``, counted through all epochs."""
+        size = len(self.loader)
+        for epoch in range(start // size, 4):
+            seen = max(0, start - epoch * size)
+            batches = (
+                self.accelerator.skip_first_batches(self.loader, seen) if seen else self.loader
+            )
+            for number, (x, y) in enumerate(batches, start=epoch * size + seen):
+                if number == stop:
+                    raise KeyboardInterrupt
+                with self.accelerator.accumulate(self.model):
+                    self.accelerator.backward(loss_of(self.model, x, y))
+                    self.optimizer.step()
+                    self.optimizer.zero_grad()
+                for name, mask in self.pruner.masks.active().items():
+                    weight = self.pruner.selection[name].parameter.detach()
+                    assert not weight[~mask].any()
+                if number % size == size - 1:
+                    self.pruner.step(validated(self.bare))
+                if number % 6 == 5:
+                    self.accelerator.save_state(str(self.folder / str(number + 1)))
+
+
+@pytest.fixture(scope="module")
+def unstopped(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run(tmp_path_factory.mktemp("run"), gradient_accumulation_steps=2)
+    run.train()
+    return run
+
+
+@pytest.mark.parametrize(("stop", "last"), [(8, 6), (20, 18), (31, 30), (45, 42)])
+def test_a_resumed_run_equals_the_unstopped_one(
+    tmp_path: Path, unstopped: Run, stop: int, last: int
+) -> None:
+    first = Run(tmp_path, gradient_accumulation_steps=2)
+    with pytest.raises(KeyboardInterrupt):
+        first.train(stop=stop)
+    second = Run(tmp_path, gradient_accumulation_steps=2)
+    second.accelerator.load_state(str(tmp_path / str(last)))
+    second.train(start=last)
+    assert states_equal(unstopped.bare, second.bare)
+    kept = [load_tree(run.folder / "48" / STATE_FILE) for run in (unstopped, second)]
+    assert same(*kept)
+    assert kept[0]["steps"] == 24
+    assert kept[0]["prunings"] == 4
+    assert not list(tmp_path.glob("*/custom_checkpoint*"))  # which would be pickles
+    second.pruner.finish()
+    assert second.pruner.sparsity == pytest.approx(1 - 0.8**3, abs=0.01)
+
+
+def test_a_plain_loop_gives_the_same_bits(unstopped: Run) -> None:
+    model = network()
+    optimizer = adamw(model)
+    pruner = Pruner(model, optimizer, **stateful())
+    loader = examples()
+    for _ in range(4):
+        for number, (x, y) in enumerate(loader):
+            torch.autograd.backward(loss_of(model, x, y) / 2)
+            if number % 2:
+                optimizer.step()
+                optimizer.zero_grad()
+        pruner.step(validated(model))
+    assert states_equal(model, unstopped.bare)
+
+
+def trained(batch: int, accumulate: int) -> nn.Module:
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
+    model = network().eval()  # without dropout, which would be drawn for other batches
+    optimizer = adamw(model)
+    _, optimizer, loader = accelerator.prepare(model, optimizer, examples(batch=batch))
+    pruner = AcceleratedPruner(
+        accelerator,
+        model,
+        optimizer,
+        RelevancePenalty(1e-2, Exponential(0.1)),
+        OneShot(sparsity=0.5, at=2),
+    )
+    for x, y in loader:
+        with accelerator.accumulate(model):
+            accelerator.backward(loss_of(model, x, y))
+            optimizer.step()
+            optimizer.zero_grad()
+    assert pruner.state_dict()["steps"] == 6
+    assert pruner.sparsity == 0.5
+    return model
+
+
+def test_accumulation_equals_one_large_batch() -> None:
+    torch.testing.assert_close(
+        trained(batch=2, accumulate=4).state_dict(), trained(batch=8, accumulate=1).state_dict()
+    )
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["", "fused"])
+def test_a_step_that_the_scaler_skips_is_not_seen(fused: bool) -> None:
+    accelerator = Accelerator(cpu=True)
+    # On a CPU the accelerator itself makes no scaler.
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    model = network()
+    made = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=fused)
+    _, optimizer = accelerator.prepare(model, made)
+    pruner = AcceleratedPruner(
+        accelerator, model, optimizer, RelevancePenalty(1e-2), OneShot(sparsity=0.5, at=2)
+    )
+    steps = []
+    for value in (1.0, float("inf"), 1.0):
+        before = first(model).clone()
+        accelerator.backward(loss_of(model, torch.full((4, 12), value), torch.zeros(4, 3)))
+        optimizer.step()
+        optimizer.zero_grad()
+        steps.append(pruner.state_dict()["steps"])
+        if value == float("inf"):
+            assert torch.equal(before, first(model))
+            if not fused:  # of which the accelerator does not come to know
+                assert accelerator.optimizer_step_was_skipped
+    assert steps == [1, 1, 2]
+    assert pruner.sparsity == 0.5
+
+
+def test_relevance_under_the_scaler_is_that_of_the_true_gradient() -> None:
+    def shrunk(scale: float | None) -> torch.Tensor:
+        accelerator = Accelerator(cpu=True)
+        if scale is not None:
+            accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        model = network().eval()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-30)  # so that the penalty is alone
+        _, prepared = accelerator.prepare(model, optimizer)
+        penalty = RelevancePenalty(0.5, Exponential(1e-2), way="decoupled")
+        AcceleratedPruner(accelerator, model, prepared, penalty, max_grad_norm=1e-3)
+        before = first(model).clone()
+        accelerator.backward(loss_of(model, *data()))
+        prepared.step()
+        return first(model) / before
+
+    plain = shrunk(None)
+    assert plain.min() < 0.9 < plain.max()
+    torch.testing.assert_close(shrunk(2.0**12), plain)
+
+
+@pytest.mark.filterwarnings("default")  # the compiler has some of its own
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"mixed_precision": "bf16"},
+        # The eager backend, for no compiler may be assumed to be installed.
+        {"dynamo_plugin": TorchDynamoPlugin(backend="eager")},
+    ],
+    ids=["bf16", "compiled"],
+)
+def test_what_the_accelerator_wraps_the_model_in(settings: dict[str, Any]) -> None:
+    accelerator = Accelerator(cpu=True, **settings)
+    bare = network()
+    model, optimizer, loader = accelerator.prepare(bare, adamw(bare), examples())
+    pruner = AcceleratedPruner(
+        accelerator, model, optimizer, RelevancePenalty(1e-2), GradualPruning(sparsity=0.8, end=4)
+    )
+    assert pruner.model is bare
+    for x, y in loader:
+        accelerator.backward(loss_of(model, x, y))
+        optimizer.step()
+        optimizer.zero_grad()
+    kept = sum(int(t.parameter.count_nonzero()) for t in pruner.selection.values())
+    assert kept == 360 - round(0.8 * 360)
+
+
+def test_two_pruners_have_a_file_each(tmp_path: Path) -> None:
+    accelerator = Accelerator(cpu=True)
+    pairs = [accelerator.prepare(model, adamw(model)) for model in (network(), network())]
+    one, other = (AcceleratedPruner(accelerator, *pair) for pair in pairs)
+    one.prune(sparsity=0.25)
+    other.prune(sparsity=0.75)
+    accelerator.save_state(str(tmp_path))
+    one.prune(sparsity=0.9)
+    other.prune(sparsity=0.9)
+    accelerator.load_state(str(tmp_path))
+    assert (one.sparsity, other.sparsity) == (0.25, 0.75)
+    assert (tmp_path / "prunus_1.safetensors").is_file()
+    one.detach()
+    (tmp_path / STATE_FILE).unlink()
+    accelerator.load_state(str(tmp_path))  # which asks no more for what the detached one saved
+
+
+def test_a_checkpoint_saved_without_the_pruner(tmp_path: Path) -> None:
+    accelerator = Accelerator(cpu=True)
+    model = network()
+    _, optimizer = accelerator.prepare(model, adamw(model))
+    accelerator.save_state(str(tmp_path))
+    AcceleratedPruner(accelerator, model, optimizer)
+    with pytest.raises(CheckpointError, match=r"has no prunus\.safetensors: .* without this"):
+        accelerator.load_state(str(tmp_path))
+
+
+def test_weights_of_another_moment_are_refused(tmp_path: Path) -> None:
+    accelerator = Accelerator(cpu=True)
+    model = network()
+    _, optimizer = accelerator.prepare(model, adamw(model))
+    pruner = AcceleratedPruner(accelerator, model, optimizer)
+    accelerator.save_state(str(tmp_path / "dense"))
+    pruner.prune(sparsity=0.5)
+    accelerator.save_state(str(tmp_path / "sparse"))
+    # As if the process had been killed when it overwrote one with the other.
+    (tmp_path / "sparse" / STATE_FILE).replace(tmp_path / "dense" / STATE_FILE)
+    accelerator.load_state(str(tmp_path / "dense"))
+    torch.autograd.backward(loss_of(model, *data()))
+    with pytest.raises(CheckpointError, match=r"not of the moment .* not zero in 0\.weight"):
+        optimizer.step()
+
+
+def test_an_optimizer_that_was_not_prepared() -> None:
+    accelerator = Accelerator(cpu=True)
+    model = network()
+    with pytest.raises(UserError, match=r"is a bare AdamW: call .*accelerator\.prepare"):
+        AcceleratedPruner(accelerator, model, adamw(model))
+
+
+def test_a_sharded_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerator = Accelerator(cpu=True)
+    model = network()
+    _, optimizer = accelerator.prepare(model, adamw(model))
+    monkeypatch.setattr(accelerator.state, "distributed_type", type("", (), {"value": "DEEPSPEED"}))
+    with pytest.raises(UserError, match=r"holds the whole model, but this is DEEPSPEED"):
+        AcceleratedPruner(accelerator, model, optimizer)
+
+
+def _two_processes(folder: str) -> None:
+    torch.set_num_threads(1)
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == 2
+    bare = network().eval()
+    model, optimizer, loader = accelerator.prepare(bare, adamw(bare), examples())
+    pruner = AcceleratedPruner(
+        accelerator,
+        model,
+        optimizer,
+        RelevancePenalty(1e-2, Exponential(0.1)),
+        IterativePruning(floor=10.0, mode="min", fraction=0.5),
+        max_grad_norm=0.5,
+    )
+    for _ in range(2):
+        for x, y in loader:
+            accelerator.backward(loss_of(model, x, y))
+            optimizer.step()
+            optimizer.zero_grad()
+        mine = loss_of(bare, x, y).detach()
+        pruner.step(float(accelerator.gather(mine).mean()))
+    accelerator.save_state(folder)
+    weights = torch.cat([p.detach().flatten() for p in bare.parameters()])
+    both = accelerator.gather(weights[None])
+    assert torch.equal(both[0], both[1])
+    assert pruner.sparsity == 0.75
+    pruner.prune(sparsity=0.9)
+    accelerator.load_state(folder)
+    assert pruner.sparsity == 0.75
+    with pytest.raises(UserError, match=r"the same in all processes, but is 0\.0, 1\.0: "):
+        pruner.step(float(accelerator.process_index))
+
+
+def test_two_processes_remove_the_same_weights(tmp_path: Path) -> None:
+    debug_launcher(_two_processes, (str(tmp_path),))
+    assert load_tree(tmp_path / STATE_FILE)["prunings"] == 2
