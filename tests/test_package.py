@@ -147,7 +147,11 @@ def test_importing_prunus_brings_no_extra_along() -> None:
 def test_a_missing_extra_is_named() -> None:
     code = """
 import importlib, sys
-extras = {"accelerate": ["accelerate"], "transformers": ["transformers"]}
+extras = {
+    "accelerate": ["accelerate"],
+    "lightning": ["lightning", "pytorch_lightning"],
+    "transformers": ["transformers"],
+}
 sys.modules.update(dict.fromkeys(sum(extras.values(), [])))
 for extra in extras:
     try:

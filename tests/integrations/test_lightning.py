@@ -1,0 +1,535 @@
+"""Pruning inside Lightning's Trainer: zeros, resumption, clipping, delivery, refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("lightning.pytorch")
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.precision import MixedPrecision
+from torch.utils.data import DataLoader, TensorDataset
+
+from prunus import (
+    CheckpointError,
+    Exponential,
+    FloorNotReachedError,
+    GradualPruning,
+    IterativePruning,
+    LinearDecay,
+    OneShot,
+    Pruner,
+    RelevancePenalty,
+    Taylor,
+    UserError,
+    select,
+)
+from prunus.integrations.lightning import PruningCallback
+
+from .states import same, states_equal
+
+# Lightning's own, of the versions of others, and its advice.
+pytestmark = pytest.mark.filterwarnings("ignore:.*(treespec|many workers|not empty)")
+
+
+def data() -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.randn(48, 12, generator=torch.Generator().manual_seed(1))
+    return x, x[:, :3].tanh()
+
+
+class Batches:
+    """Twelve batches of four, which go on in the middle of an epoch where they were left."""
+
+    def __init__(self, batch: int = 4) -> None:
+        self.batch, self.done = batch, 0
+
+    def __len__(self) -> int:
+        return 48 // self.batch
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        batches = list(zip(*(torch.split(part, self.batch) for part in data()), strict=True))
+        self.done = self.done % len(self)
+        while self.done < len(self):
+            self.done += 1
+            yield batches[self.done - 1]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"done": self.done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.done = state["done"]
+
+
+class Module(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(12, 24), nn.Tanh(), nn.Linear(24, 3))
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        return nn.functional.mse_loss(self.net(batch[0]), batch[1])
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return self.loss(batch)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", self.loss(batch), batch_size=1)  # the only one, so weighed exactly
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.parameters(), lr=1e-2, weight_decay=0.1)
+
+    def train_dataloader(self) -> Any:
+        return Batches()
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(TensorDataset(*data()), batch_size=48)
+
+
+def first(module: nn.Module) -> torch.Tensor:
+    return module.get_parameter("net.0.weight").detach()
+
+
+class Watch(Callback):
+    """Looks after every batch whether a removed weight has come back."""
+
+    def __init__(self, pruning: PruningCallback) -> None:
+        self.pruning, self.seen = pruning, 0
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        assert self.pruning.pruner is not None
+        for name, mask in self.pruning.pruner.masks.active().items():
+            weight = self.pruning.pruner.selection[name].parameter.detach()
+            assert not weight[~mask].any()
+            self.seen += 1
+
+
+class KilledError(Exception):
+    pass
+
+
+class Kill(Callback):
+    """Breaks training off after a batch, or within a validation, from a number of batches on."""
+
+    def __init__(self, batch: int, event: str) -> None:
+        self.batch, self.event, self.seen = batch, event, 0
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.seen += 1
+        if self.event == "batch" and self.seen >= self.batch:
+            raise KilledError
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        if self.event == "validation" and self.seen >= self.batch:
+            raise KilledError
+
+
+def trainer(folder: Path, *callbacks: Callback, **changes: Any) -> Trainer:
+    """A Trainer of four epochs, of which each ends in a validation."""
+    arguments: dict[str, Any] = {
+        "max_epochs": 4,
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks),
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": folder,
+    }
+    return Trainer(callbacks=list(callbacks), **{**arguments, **changes})
+
+
+def stateful() -> PruningCallback:
+    """A callback all of whose parts have something to remember."""
+    return PruningCallback(
+        RelevancePenalty(LinearDecay(1e-2, steps=6), Exponential(0.1), smoothing=0.9),
+        IterativePruning(floor=10.0, mode="min", fraction=0.2),
+        metric="val_loss",
+        score=Taylor(),
+    )
+
+
+def fitted(folder: Path, pruning: PruningCallback, *more: Callback, **changes: Any) -> Module:
+    module = Module()
+    trainer(folder, pruning, *more, **changes).fit(module)
+    return module
+
+
+def pruner_of(pruning: PruningCallback) -> Pruner:
+    assert pruning.pruner is not None
+    return pruning.pruner
+
+
+CLIPPED = {"gradient_clip_val": 0.05, "accumulate_grad_batches": 2}
+
+
+@pytest.fixture(scope="module")
+def unstopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Module, PruningCallback]:
+    pruning = stateful()
+    return fitted(tmp_path_factory.mktemp("run"), pruning, **CLIPPED), pruning
+
+
+def test_a_plain_loop_gives_the_same_bits(unstopped: tuple[Module, PruningCallback]) -> None:
+    module, pruning = unstopped
+    plain = Module()
+    optimizer = plain.configure_optimizers()
+    pruner = Pruner(
+        plain,
+        optimizer,
+        pruning._penalty,
+        pruning._schedule,
+        score=pruning._score,
+        max_grad_norm=0.05,
+    )
+    for _ in range(4):
+        for number, batch in enumerate(Batches()):
+            torch.autograd.backward(plain.loss(batch) / 2)
+            if number % 2:
+                optimizer.step()
+                optimizer.zero_grad()
+        with torch.no_grad():
+            pruner.step(float(plain.loss(data())))
+    pruner.finish()
+    assert states_equal(plain, module)
+    assert same(pruner.state_dict(), pruner_of(pruning).state_dict())
+    assert pruner.sparsity == pytest.approx(1 - 0.8**3, abs=0.01)
+    assert pruner.state_dict()["steps"] == 24
+
+
+SAVES: dict[str, dict[str, Any]] = {
+    # Never after an epoch's last step, between which and the validation Lightning cannot resume.
+    "batches": {"every_n_train_steps": 5},
+    "validations": {"monitor": "val_loss", "save_on_train_epoch_end": False},
+    "epochs": {"save_on_train_epoch_end": True},
+}
+
+
+@pytest.mark.parametrize(("batch", "event"), [(15, "batch"), (24, "validation"), (41, "batch")])
+@pytest.mark.parametrize("saves", SAVES)
+def test_a_resumed_run_equals_the_unstopped_one(
+    tmp_path: Path,
+    unstopped: tuple[Module, PruningCallback],
+    saves: str,
+    batch: int,
+    event: str,
+) -> None:
+    def saver() -> ModelCheckpoint:
+        return ModelCheckpoint(dirpath=tmp_path, save_last=True, save_top_k=-1, **SAVES[saves])
+
+    with pytest.raises(KilledError):
+        fitted(tmp_path, stateful(), Kill(batch, event), saver(), **CLIPPED)
+    module, pruning = Module(), stateful()
+    made = trainer(tmp_path, pruning, saver(), **CLIPPED)
+    made.fit(module, ckpt_path=str(tmp_path / "last.ckpt"), weights_only=True)
+    assert states_equal(module, unstopped[0])
+    assert same(pruner_of(pruning).state_dict(), pruner_of(unstopped[1]).state_dict())
+
+
+def test_a_run_that_had_ended_is_delivered_again(
+    tmp_path: Path, unstopped: tuple[Module, PruningCallback]
+) -> None:
+    for ckpt_path in (None, str(tmp_path / "last.ckpt")):
+        module, pruning = Module(), stateful()
+        saver = ModelCheckpoint(dirpath=tmp_path, save_last=True)
+        trainer(tmp_path, pruning, saver, **CLIPPED).fit(module, ckpt_path=ckpt_path)
+        assert states_equal(module, unstopped[0])
+    assert pruner_of(pruning).sparsity == pruner_of(unstopped[1]).sparsity
+
+
+def test_a_checkpoint_of_a_validation_holds_what_was_measured(tmp_path: Path) -> None:
+    saver = ModelCheckpoint(
+        tmp_path, "{epoch}-{sparsity:.2f}", "val_loss", save_top_k=-1, save_on_train_epoch_end=False
+    )
+    pruning = PruningCallback(
+        schedule=IterativePruning(floor=10.0, mode="min", fraction=0.5), metric="val_loss"
+    )
+    fitted(tmp_path, pruning, saver)
+    shares = ("0.00", "0.50", "0.75", "0.88")
+    names = [f"epoch={i}-sparsity={share}.ckpt" for i, share in enumerate(shares)]
+    assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == names
+    for path, score in saver.best_k_models.items():
+        module = Module()
+        module.load_state_dict(torch.load(path, weights_only=True)["state_dict"])
+        with torch.no_grad():
+            assert module.loss(data()) == score
+        zeros = sum(int((p == 0).sum()) for p in module.parameters())
+        assert f"sparsity={zeros / 360:.2f}" in path
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1),
+        lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1, fused=True),
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1),
+    ],
+    ids=["AdamW", "fused", "SGD"],
+)
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_zeros_hold(tmp_path: Path, make: Any, precision: Any) -> None:
+    module = Module()
+    module.configure_optimizers = lambda: make(module.parameters())  # type: ignore[method-assign]
+    pruning = PruningCallback(RelevancePenalty(1e-3), GradualPruning(sparsity=0.9, end=20, every=5))
+    watch = Watch(pruning)
+    trainer(tmp_path, pruning, watch, precision=precision, gradient_clip_val=1.0).fit(module)
+    assert watch.seen > 80
+    weights = select(module)
+    kept = sum(int(t.parameter.count_nonzero()) for t in weights.values())
+    assert (kept, weights.prunable) == (36, 360)
+
+
+def test_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
+    def run(batch: int, accumulate: int) -> Module:
+        pruning = PruningCallback(
+            RelevancePenalty(1e-2, Exponential(0.1)), OneShot(sparsity=0.5, at=2)
+        )
+        module = Module()
+        module.train_dataloader = lambda: Batches(batch)  # type: ignore[method-assign]
+        trainer(tmp_path, pruning, accumulate_grad_batches=accumulate, max_epochs=2).fit(module)
+        assert pruner_of(pruning).state_dict()["steps"] == 12
+        assert pruner_of(pruning).sparsity == 0.5
+        return module
+
+    torch.testing.assert_close(run(2, 4).state_dict(), run(8, 1).state_dict())
+
+
+def test_a_step_that_the_scaler_skips_is_not_seen(tmp_path: Path) -> None:
+    class Overflowing(Module):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            return self.loss(batch) * (float("inf") if batch_idx in (3, 7) else 1.0)
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    module, pruning = Overflowing(), PruningCallback(RelevancePenalty(1e-3))
+    watch = Watch(pruning)
+    plugin = MixedPrecision("16-mixed", "cpu", scaler)
+    trainer(tmp_path, pruning, watch, plugins=[plugin], max_epochs=1, gradient_clip_val=0.1).fit(
+        module
+    )
+    assert pruner_of(pruning).state_dict()["steps"] == 10
+    assert all(bool(p.isfinite().all()) for p in module.parameters())
+
+
+def test_relevance_does_not_depend_on_lightnings_clipping(tmp_path: Path) -> None:
+    def shrunk(value: float | None) -> torch.Tensor:
+        module = Module()
+        before = first(module).clone()
+        module.configure_optimizers = lambda: torch.optim.SGD(  # type: ignore[method-assign]
+            module.parameters(),
+            lr=1e-30,  # so that the penalty alone moves the weights
+        )
+        penalty = RelevancePenalty(0.5, Exponential(1e-2), way="decoupled")
+        trainer(tmp_path, PruningCallback(penalty), max_steps=1, gradient_clip_val=value).fit(
+            module
+        )
+        return first(module) / before
+
+    plain = shrunk(None)
+    assert plain.min() < 0.9 < plain.max()
+    torch.testing.assert_close(shrunk(1e-4), plain)
+
+
+@pytest.mark.parametrize(
+    "penalty", [None, RelevancePenalty(0.0)], ids=["Lightning's", "taken over"]
+)
+def test_the_clipping_is_lightnings_own_to_the_bit(
+    tmp_path: Path, penalty: RelevancePenalty | None
+) -> None:
+    plain, ours = Module(), Module()
+    trainer(tmp_path, gradient_clip_val=0.05).fit(plain)
+    made = trainer(tmp_path, PruningCallback(penalty), gradient_clip_val=0.05)
+    made.fit(ours)
+    assert states_equal(plain, ours)
+    assert made.gradient_clip_val == 0.05
+
+
+def test_the_trainer_is_left_as_it_was_given(tmp_path: Path) -> None:
+    made = trainer(tmp_path, stateful(), Kill(2, "batch"), gradient_clip_val=0.05)
+    with pytest.raises(KilledError):
+        made.fit(Module())
+    assert made.gradient_clip_val == 0.05
+
+
+def test_clipping_by_value_cannot_be_taken_over(tmp_path: Path) -> None:
+    changes = {"gradient_clip_val": 1.0, "gradient_clip_algorithm": "value", "max_epochs": 1}
+    with pytest.raises(UserError, match=r"'value' changes gradients .*gradient_clip_algorithm="):
+        fitted(tmp_path, stateful(), **changes)
+    fitted(tmp_path, PruningCallback(schedule=OneShot(sparsity=0.5)), **changes)
+
+
+def test_clipping_of_the_modules_own(tmp_path: Path) -> None:
+    class Clipping(Module):
+        def configure_gradient_clipping(self, optimizer: Any, **settings: Any) -> None:
+            self.clip_gradients(optimizer, **settings)
+
+    ours, plain = Clipping(), Module()
+    with pytest.warns(UserWarning, match=r"Clipping\.configure_gradient_clipping runs before"):
+        trainer(tmp_path, stateful(), **CLIPPED).fit(ours)
+    trainer(tmp_path, stateful(), **CLIPPED).fit(plain)
+    assert states_equal(ours, plain)  # for it passes on what it was given
+
+
+class Manual(Module):
+    """Two networks, each with an optimizer of its own, stepped by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.other = nn.Sequential(nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 3))
+
+    def configure_optimizers(self) -> Any:
+        return [
+            torch.optim.AdamW(self.net.parameters(), lr=1e-2),
+            torch.optim.SGD(self.other.parameters(), lr=0.1, momentum=0.9),
+        ]
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        for optimizer, network in zip(self.optimizers(), (self.net, self.other), strict=True):
+            optimizer.zero_grad()
+            self.manual_backward(nn.functional.mse_loss(network(batch[0]), batch[1]))
+            optimizer.step()
+
+
+@pytest.mark.parametrize("chosen", [1, lambda optimizer: "momentum" in optimizer.defaults])
+def test_one_of_several_optimizers(tmp_path: Path, chosen: Any) -> None:
+    module = Manual()
+    pruning = PruningCallback(
+        RelevancePenalty(1e-3), OneShot(sparsity=0.75, at=5), optimizer=chosen
+    )
+    watch = Watch(pruning)
+    trainer(tmp_path, pruning, watch).fit(module)
+    zeros = [int((p == 0).sum()) for p in module.parameters()]
+    assert sum(zeros[:4]) == 0
+    assert zeros[4] + zeros[6] == 90
+    assert watch.seen > 40
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        (
+            None,
+            r"one optimizer must hold .* 0 \(AdamW\), 1 \(SGD\) these do: 0 .*, 1 .*optimizer=0",
+        ),
+        (2, r"optimizer=2 is none of .*: 0 \(AdamW\), 1 \(SGD\)"),
+        (lambda _: True, r"must be true for one of .* but is for 0 \(AdamW\), 1 \(SGD\)"),
+        (lambda _: False, r"must be true for one of .* but is for none"),
+    ],
+)
+def test_an_optimizer_that_is_not_chosen(tmp_path: Path, chosen: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        trainer(tmp_path, PruningCallback(optimizer=chosen)).fit(Manual())
+
+
+def test_the_only_optimizer_that_holds_what_is_selected(tmp_path: Path) -> None:
+    module = Manual()
+    pruning = PruningCallback(
+        schedule=OneShot(sparsity=0.5, at=1), selection=lambda m: select(m, include="net.*.weight")
+    )
+    trainer(tmp_path, pruning, max_epochs=1).fit(module)
+    assert list(pruner_of(pruning).selection) == ["net.0.weight", "net.2.weight"]
+
+
+def test_what_is_frozen_is_left_out(tmp_path: Path) -> None:
+    module = Module()
+    module.get_submodule("net.0").requires_grad_(False)
+    pruning = PruningCallback(schedule=OneShot(sparsity=0.5, at=1))
+    trainer(tmp_path, pruning, max_epochs=1).fit(module)
+    assert list(pruner_of(pruning).selection) == ["net.2.weight"]
+
+
+def test_validating_and_testing_change_nothing(tmp_path: Path) -> None:
+    pruning, module = stateful(), Module()
+    saver = ModelCheckpoint(tmp_path, monitor="val_loss", save_on_train_epoch_end=False)
+    made = trainer(tmp_path, pruning, saver)
+    made.fit(module)
+    before = pruning.state_dict()
+    made.validate(module, verbose=False)
+    made.validate(module, ckpt_path="best", verbose=False, weights_only=True)
+    assert same(before, pruning.state_dict())
+    # Nor is the state of that checkpoint taken for one to resume from.
+    made.fit_loop.max_epochs = 5
+    made.fit(module)
+    assert pruner_of(pruning).state_dict()["steps"] == 12
+
+
+def test_a_second_fit_keeps_the_zeros_of_the_first(tmp_path: Path) -> None:
+    pruning, module = PruningCallback(schedule=OneShot(sparsity=0.75, at=2)), Module()
+    trainer(tmp_path, pruning, max_epochs=1).fit(module)
+    before = {name: p == 0 for name, p in module.named_parameters()}
+    pruning._schedule = OneShot(sparsity=0.9, at=2)
+    trainer(tmp_path, pruning, max_epochs=1).fit(module)
+    after = dict(module.named_parameters())
+    assert all(not after[name][zero].any() for name, zero in before.items())
+    assert pruner_of(pruning).sparsity == pytest.approx(0.9)
+
+
+def test_fine_tuning_a_sparse_model(tmp_path: Path) -> None:
+    module = Module()
+    first(module)[:, ::2] = 0.0
+    trainer(tmp_path, PruningCallback(keep_zeros=True), max_epochs=1).fit(module)
+    assert not first(module)[:, ::2].any()
+    assert first(module)[:, 1::2].all()
+
+
+def test_a_schedule_that_needs_no_metric(tmp_path: Path) -> None:
+    pruning = PruningCallback(schedule=OneShot(sparsity=0.5))
+    module = fitted(tmp_path, pruning, max_epochs=1)
+    assert sum(int((p == 0).sum()) for p in module.parameters()) == 180
+
+
+def test_an_unmet_floor(tmp_path: Path) -> None:
+    schedule = IterativePruning(floor=1e-9, mode="min")
+    with pytest.raises(FloorNotReachedError, match="no validation met the floor"):
+        fitted(tmp_path, PruningCallback(schedule=schedule, metric="val_loss"), max_epochs=1)
+
+
+def floored(metric: str = "accuracy") -> PruningCallback:
+    return PruningCallback(schedule=IterativePruning(floor=0.5), metric=metric)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"schedule": IterativePruning(floor=1.0)},
+            r'needs the validation metric: .*metric="\.\.\."',
+        ),
+        ({"metric": "val_loss"}, 'mode="min"'),
+    ],
+)
+def test_arguments_that_do_not_fit(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        PruningCallback(**arguments)
+
+
+def test_a_metric_that_is_not_logged(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no metric 'accuracy'; what is logged is val_loss: "):
+        fitted(tmp_path, floored())
+
+
+def test_a_metric_without_validation(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no validation, so the metric 'accuracy'"):
+        fitted(tmp_path, floored(), limit_val_batches=0)
+
+
+def test_several_processes(tmp_path: Path) -> None:
+    made = trainer(tmp_path, PruningCallback())
+    made.strategy.world_size = 2
+    with pytest.raises(UserError, match=r"in one process, but there are 2: Trainer\(devices=1\)"):
+        made.fit(Module())
+
+
+def test_a_checkpoint_saved_without_the_callback(tmp_path: Path) -> None:
+    def saver() -> ModelCheckpoint:
+        return ModelCheckpoint(tmp_path, save_last=True)
+
+    trainer(tmp_path, saver(), max_epochs=1).fit(Module())
+    made = trainer(tmp_path, PruningCallback(), saver())
+    with pytest.raises(CheckpointError, match=r"last\.ckpt has no state of a PruningCallback"):
+        made.fit(Module(), ckpt_path=str(tmp_path / "last.ckpt"))
