@@ -13,7 +13,7 @@ from torch import nn
 pytest.importorskip("lightning.pytorch")
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -456,6 +456,25 @@ def test_validating_and_testing_change_nothing(tmp_path: Path) -> None:
     made.fit_loop.max_epochs = 5
     made.fit(module)
     assert pruner_of(pruning).state_dict()["steps"] == 12
+
+
+@pytest.mark.filterwarnings("ignore:.*not resumable")  # the tuner leaves an epoch in the middle
+def test_a_tuner_that_saves_and_loads_before_training(tmp_path: Path) -> None:
+    class Tuned(Module):
+        lr = 1e-2
+
+    def saver() -> ModelCheckpoint:
+        return ModelCheckpoint(tmp_path, save_last=True)
+
+    finder = LearningRateFinder(num_training_steps=3, update_attr=False)
+    with pytest.raises(KilledError):
+        trainer(tmp_path, finder, stateful(), Kill(30, "batch"), saver()).fit(Tuned())
+    pruning = stateful()
+    made = trainer(tmp_path, finder, pruning, saver())
+    made.fit(Tuned(), ckpt_path=str(tmp_path / "last.ckpt"))
+    state = pruner_of(pruning).state_dict()
+    # Of two epochs and of four more, for the tuner makes Lightning count its epochs anew.
+    assert (state["steps"], state["prunings"]) == (24 + 48, 2 + 4)
 
 
 def test_a_second_fit_keeps_the_zeros_of_the_first(tmp_path: Path) -> None:

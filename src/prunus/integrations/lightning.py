@@ -102,7 +102,7 @@ class PruningCallback(Callback):
         self._score = score
         self._keep_zeros = keep_zeros
         self._min_density = min_density
-        self._fitting = False
+        self._fitting = self._beginning = False
         self._loaded: dict[str, Any] | None = None
         # The metric of the last validation, while the schedule has not acted upon it.
         self._waiting: list[float | None] = []
@@ -117,25 +117,26 @@ class PruningCallback(Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Await the state in a checkpoint, if ``fit`` is what begins and has one."""
-        self._fitting = stage == "fit"
+        self._fitting = self._beginning = stage == "fit"
         if self._fitting:
             self._loaded, self._waiting = None, []
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the state in a checkpoint; the optimizer that it is for is not there yet."""
-        if self._fitting:  # and not testing, say, with the weights of some checkpoint
+        if self._beginning:  # and not testing, say, with the weights of some checkpoint
             self._loaded = state_dict
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Attach to the module and the optimizer, and go on where a checkpoint left off."""
         self._check_trainer(trainer)
-        resumed = self._loaded
-        if trainer.ckpt_path is not None and resumed is None:
+        loaded = self._loaded
+        if trainer.ckpt_path is not None and loaded is None:
             raise CheckpointError(
                 f"training is resumed, but {trainer.ckpt_path} has no state of a "
                 f"{type(self).__name__}: it was saved without this callback. To start from its "
                 "weights alone, load them into the module and call fit without ckpt_path"
             )
+        resumed = loaded is not None and loaded["pruner"] is not None
         held = let_go(self.pruner, pl_module)
         optimizer = self._choose(trainer.optimizers, pl_module)
         selection = (self._selection or _trained_by(optimizer))(pl_module)
@@ -151,10 +152,10 @@ class PruningCallback(Callback):
             min_density=self._min_density,
             max_grad_norm=self._take_over_clipping(trainer, pl_module),
         )
-        if resumed is not None:
-            self.pruner.load_state_dict(resumed["pruner"])
-            self._waiting = list(resumed["waiting"])
-            self._loaded = None
+        if loaded is not None and resumed:
+            self.pruner.load_state_dict(loaded["pruner"])
+            self._waiting = list(loaded["waiting"])
+        self._loaded, self._beginning = None, False
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
@@ -184,11 +185,12 @@ class PruningCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs, for Lightning's checkpoints."""
-        if self._loaded is not None:  # saved before it was taken over, as a tuner does
+        # A tuner saves and loads before training begins: give it what is to be gone on with.
+        if self._beginning and self._loaded is not None:
             return self._loaded
-        if self.pruner is None:
-            return {}
-        return {"pruner": self.pruner.state_dict(), "waiting": list(self._waiting)}
+        pruner = None if self._beginning else self.pruner
+        state = None if pruner is None else pruner.state_dict()
+        return {"pruner": state, "waiting": list(self._waiting)}
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Let the schedule act upon the last validation."""
