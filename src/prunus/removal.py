@@ -14,7 +14,7 @@ from prunus.masks import Masks, candidates
 from prunus.pieces import pieces
 from prunus.scores import Score
 from prunus.shards import positions
-from prunus.threshold import SCORE_PIECE, Cut, Piece, smallest
+from prunus.threshold import ACCELERATOR_SCORE_PIECE, SCORE_PIECE, Cut, Piece, smallest
 
 __all__ = ["Remover", "least_kept"]
 
@@ -125,7 +125,8 @@ class Remover:
             if name in self.memory:
                 operands.append(self.memory[name])
             counted = self.masks.selection.counted[name]
-            for w, kept, candidate, *memory in pieces(*operands, size=SCORE_PIECE):
+            size = SCORE_PIECE if weight.device.type == "cpu" else ACCELERATOR_SCORE_PIECE
+            for w, kept, candidate, *memory in pieces(*operands, size=size):
                 places = partial(positions, w, weight, target.shard)
                 draw = partial(_uniform, places, (self.seed, _number(name)), w.shape)
                 # Without a name for the scores here, which would keep them past their turn.
@@ -137,6 +138,7 @@ class Remover:
                         candidate.reshape(-1),
                         counted,
                         places,
+                        target.parameter.numel(),
                     ),
                 )
 

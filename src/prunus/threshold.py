@@ -20,10 +20,13 @@ import torch
 from prunus.errors import NonFiniteError
 from prunus.pieces import bits
 
-__all__ = ["SCORE_PIECE", "Cut", "Piece", "smallest"]
+__all__ = ["ACCELERATOR_SCORE_PIECE", "SCORE_PIECE", "Cut", "Piece", "smallest"]
 
 SCORE_PIECE = 1 << 15
 """Elements looked at together: small, because it and the keys made of it are the extra memory."""
+
+ACCELERATOR_SCORE_PIECE = 1 << 24
+"""The same where each look has to be launched, and waited for."""
 
 _DIGIT = 11
 """Bits per pass: 2,048 counters, which stay in the first-level cache."""
@@ -43,6 +46,7 @@ class Piece:
         candidates: True where the score takes part; None if all do.
         counted: Whether this process counts the piece; False where another one that holds it does.
         positions: Says where in the tensor each score is; None if the piece is the whole tensor.
+        length: How many weights the whole tensor has; None if the piece is that.
     """
 
     name: str
@@ -50,6 +54,7 @@ class Piece:
     candidates: torch.Tensor | None = None
     counted: bool = True
     positions: Callable[[], torch.Tensor] | None = None
+    length: int | None = None
 
     def places(self) -> torch.Tensor:
         """Return where in the tensor each score is."""
@@ -110,7 +115,7 @@ def smallest(
         The cut. Its cost is one pass to learn the type and check for NaN, then one per digit: three
         for float32, two for 16-bit types, six for float64; after the first digit only few scores
         are still in play. If of several scores that equal the k-th smallest only some lie below, it
-        is one pass more, and six over the tensor where they part.
+        is one pass more, and one over the tensor where they part for each 11 bits of its length.
 
     Raises:
         NonFiniteError: A score is NaN; every tensor with one is named.
@@ -154,7 +159,8 @@ def smallest(
     def within() -> Iterable[Piece]:
         return (piece for piece in scores() if piece.name == name)
 
-    position, _, _ = _descend(within, places, remaining, 63, 0, total)
+    lengths = [len(p.scores) if p.length is None else p.length for p in within()]
+    position, _, _ = _descend(within, places, remaining, max(lengths).bit_length(), 0, total)
     return Cut(value, key, dtype, frozenset(before), name, position)
 
 

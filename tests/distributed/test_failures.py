@@ -31,7 +31,8 @@ from .processes import together
 
 def sharded() -> tuple[nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(0)
-    model = fully_shard(nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4)))
+    model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4))
+    fully_shard(model)
     return model, torch.optim.SGD(model.parameters(), lr=0.1)
 
 

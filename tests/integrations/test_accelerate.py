@@ -353,7 +353,9 @@ def _two_processes(folder: str) -> None:
     pruner.prune(sparsity=0.9)
     accelerator.load_state(folder)
     assert pruner.sparsity == 0.75
-    with pytest.raises(UserError, match=r"the same in all processes, but is 0\.0, 1\.0: "):
+    with pytest.raises(
+        UserError, match=r"the same validation metric, but it is 0\.0 on process 0, 1\.0 "
+    ):
         pruner.step(float(accelerator.process_index))
 
 

@@ -34,8 +34,8 @@ class AcceleratedPruner(Pruner):
 
     It listens to the optimizer within the prepared one, and so to the steps that are really taken:
     to none while ``accelerator.accumulate`` gathers gradients, and to none that the gradient scaler
-    skips. In several processes each has a pruner, and all remove the same weights, since all see
-    the same averaged gradients.
+    skips. In several processes each has a pruner, and all remove the same weights; the metric must
+    be the same in all, computed from what ``accelerator.gather_for_metrics`` collects.
 
     ``accelerator.save_state`` saves its whole state beside the rest, as ``prunus.safetensors`` (of
     a second pruner ``prunus_1.safetensors``), and ``accelerator.load_state`` brings it back: a run
@@ -83,7 +83,7 @@ class AcceleratedPruner(Pruner):
     ) -> None:
         _check_prepared(accelerator, optimizer)
         super().__init__(
-            accelerator.unwrap_model(model, keep_torch_compile=False),
+            model,
             _bare(optimizer),
             penalty,
             schedule,
@@ -97,25 +97,6 @@ class AcceleratedPruner(Pruner):
             accelerator.register_load_state_pre_hook(self._load),
             self.optimizer.register_step_pre_hook(self._check_loaded),
         ]
-
-    def consider(self, metric: float) -> bool:
-        """Do as :meth:`~prunus.Pruner.consider` does, of a metric that all processes agree on.
-
-        Raises:
-            UserError: They do not, and would come to remove different weights.
-        """
-        if self._accelerator.num_processes > 1:
-            mine = torch.tensor(
-                [float(metric)], dtype=torch.float64, device=self._accelerator.device
-            )
-            metrics = [repr(value) for value in self._accelerator.gather(mine).tolist()]
-            if len(set(metrics)) > 1:
-                raise UserError(
-                    "the validation metric must be the same in all processes, but is "
-                    f"{listing(metrics)}: compute it from the outputs of all of them, which "
-                    "accelerator.gather_for_metrics collects"
-                )
-        return super().consider(metric)
 
     def detach(self) -> None:
         """Stop, and leave the accelerator's checkpoints too."""

@@ -1,0 +1,305 @@
+"""The contract: what every combination of method, optimizer, precision and processes must keep.
+
+One registry of what can be combined, a way to run any combination (a cell), and the same training
+spelled out in float64 without prunus, against which each cell is held.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from optimizers import OPTIMIZERS
+from prunus import (
+    Coefficient,
+    Constant,
+    Exponential,
+    GradualPruning,
+    IterativePruning,
+    Linear,
+    OneShot,
+    Pruner,
+    RelevancePenalty,
+    Schedule,
+)
+from prunus.penalty import Way
+
+STEPS, ROWS, STRENGTH = 6, 24, 0.02
+
+PENALTIES: dict[str, tuple[Coefficient, Any] | None] = {
+    "relevance": (Exponential(0.5, relative=True), 2),
+    "lobster": (Linear(0.05), 2),
+    "l2": (Constant(), 2),
+    "l1": (Constant(), 1),
+    "none": None,
+}
+
+WAYS: tuple[Way, ...] = ("gradient", "loss", "decoupled")
+
+SCHEDULES: dict[str, Callable[[], Schedule]] = {
+    "iterative": lambda: IterativePruning(floor=0.0, fraction=0.3),
+    "gradual": lambda: GradualPruning(sparsity=0.5, end=4, every=2),
+    "oneshot": lambda: OneShot(sparsity=0.4, at=3),
+}
+
+KEPT = {
+    # Of 160 weights; after steps 1 to 6. Iterative: 0.7 of what is left after steps 2, 4 and 6.
+    "iterative": (160, 112, 112, 78, 78, 55),
+    # 80 + 80 · (1 − step / 4)³ at steps 2 and 4.
+    "gradual": (160, 90, 90, 80, 80, 80),
+    "oneshot": (160, 160, 96, 96, 96, 96),
+}
+
+PRECISIONS = {
+    "float32": 1e-3,
+    "float32 scaled": 1e-3,
+    "bfloat16": 0.35,
+    "autocast bfloat16": 0.35,
+    "autocast float16 scaled": 0.25,
+}
+"""How far from the reference a cell may end, in multiples of the whole way of the training.
+
+In 16 bits most of it is single weights that fell on the other side of the threshold."""
+
+ROUGH = {"Muon": 0.01, "Rprop": 0.2, "LBFGS line search": 1.0}
+"""The same for optimizers that round to 16 bits themselves (Muon, within its orthogonalization), or
+let the last bit decide: by a sign, or whether to go on with a search."""
+
+ACCUMULATIONS = (1, 3)
+
+LAYOUTS = {"one process": 1, "DDP": 2, "FSDP2": 2}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination."""
+
+    penalty: str
+    way: Way
+    schedule: str
+    optimizer: str
+    precision: str
+    accumulation: int
+    layout: str
+
+    @property
+    def unfit(self) -> str:
+        """Say why torch or prunus does not offer this; empty if they do."""
+        if self.optimizer.startswith("LBFGS"):
+            if self.accumulation > 1 or self.precision.startswith("autocast"):
+                return "LBFGS makes its gradients itself, without scaler or accumulation"
+            if self.precision.endswith("scaled"):
+                return "LBFGS makes its gradients itself, without scaler or accumulation"
+            if self.layout != "one process":
+                return "LBFGS joins all gradients to one vector, which is not for several processes"
+        if self.layout == "FSDP2" and self.optimizer in ("Adafactor", "Rprop"):
+            return "torch 2.13's own step fails with sharded tensors"
+        if self.layout == "FSDP2" and self.way == "loss" and self.penalty != "none":
+            return "refused: the gradients of whole tensors are not there"
+        if self.way == "loss" and self.penalty in ("relevance", "lobster"):
+            if self.accumulation > 1:
+                return "relevance is then that of each micro-batch, as documented"
+            if self.layout == "DDP":
+                return "relevance is then that of each process's share, as documented"
+        return ""
+
+
+def cells(layout: str) -> Iterator[Cell]:
+    """Yield every method with every optimizer, and of each every precision and accumulation.
+
+    The full product would take an hour, so each pair of method and optimizer meets one of the ten
+    precisions with accumulations, all of which each method and each optimizer meet in turn.
+    """
+    methods = [
+        (penalty, way, schedule)
+        for penalty in PENALTIES
+        for way in (WAYS if PENALTIES[penalty] else WAYS[:1])
+        for schedule in SCHEDULES
+    ]
+    settings = list(itertools.product(PRECISIONS, ACCUMULATIONS))
+    for m, (penalty, way, schedule) in enumerate(methods):
+        for o, optimizer in enumerate(OPTIMIZERS):
+            # A fitting one, if there is one.
+            for turn in range(len(settings)):
+                precision, accumulation = settings[(m + o + turn) % len(settings)]
+                cell = Cell(penalty, way, schedule, optimizer, precision, accumulation, layout)
+                if not cell.unfit:
+                    yield cell
+                    break
+
+
+def data() -> tuple[torch.Tensor, torch.Tensor]:
+    draw = torch.Generator().manual_seed(5)
+    inputs = torch.randn(ROWS, 12, generator=draw, dtype=torch.float64)
+    return inputs, torch.randn(ROWS, 4, generator=draw, dtype=torch.float64)
+
+
+def network() -> nn.Sequential:
+    # Without biases, for Muon takes matrices alone.
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(12, 10, bias=False), nn.Tanh(), nn.Linear(10, 4, bias=False)
+    ).double()
+    for parameter in model.parameters():  # which bfloat16 can hold, for all start alike
+        parameter.data.copy_(parameter.data.bfloat16().double())
+    return model
+
+
+@cache
+def reference(penalty: str, way: Way, schedule: str, optimizer: str) -> list[torch.Tensor]:
+    """Train in float64, one process, one batch, by the formulas; return all weights at the end."""
+    model, (inputs, targets) = network(), data()
+    weights = list(model.parameters())
+    moved = OPTIMIZERS[optimizer](weights)
+    masks = [torch.ones_like(weight) for weight in weights]
+    coefficients: list[torch.Tensor] = []
+
+    def coefficient(gradient: torch.Tensor) -> torch.Tensor:
+        if penalty == "relevance":
+            return torch.exp(-gradient.abs() / (0.5 * gradient.abs().mean()))
+        return (1 - gradient.abs() / 0.05).clamp(min=0) if penalty == "lobster" else torch.ones(())
+
+    def closure() -> torch.Tensor:
+        moved.zero_grad()
+        loss: torch.Tensor = (model(inputs) - targets).square().mean()
+        gradients = torch.autograd.grad(loss, weights)
+        coefficients[:] = [coefficient(gradient) for gradient in gradients]
+        added = torch.zeros((), dtype=torch.float64)
+        for weight, gradient, c, mask in zip(weights, gradients, coefficients, masks, strict=True):
+            weight.grad = gradient.clone()
+            if penalty != "none" and way != "decoupled":
+                shrink = weight.sign() if penalty == "l1" else 2 * weight
+                weight.grad += STRENGTH * c * shrink.detach()
+                power = weight.abs() if penalty == "l1" else weight.square()
+                added = added + (STRENGTH * c * power).sum()
+            weight.grad *= mask
+        return loss + added if way == "loss" else loss
+
+    for step in range(1, STEPS + 1):
+        if optimizer.startswith("LBFGS"):
+            moved.step(closure)  # type: ignore[arg-type]
+        else:
+            closure()
+            moved.step()
+        with torch.no_grad():
+            for weight, c in zip(weights, coefficients, strict=True):
+                if penalty != "none" and way == "decoupled":
+                    shrink = STRENGTH * c * (1 if penalty == "l1" else 2 * weight.abs())
+                    weight.sub_(weight.sign() * torch.minimum(shrink, weight.abs()))
+            for weight, mask in zip(weights, masks, strict=True):
+                weight.mul_(mask)
+            kept = KEPT[schedule][step - 1]
+            lost = sum(int(mask.sum()) for mask in masks) > kept
+            if lost:
+                joined = torch.cat([weight.abs().flatten() for weight in weights])
+                line = joined.sort(descending=True).values[kept - 1]
+                for weight, mask in zip(weights, masks, strict=True):
+                    mask *= weight.abs() >= line
+                    weight.mul_(mask)
+                    for value in moved.state.get(weight, {}).values():
+                        if isinstance(value, torch.Tensor) and value.shape == weight.shape:
+                            value *= mask
+                if optimizer.startswith("LBFGS"):  # whose memory is of all weights together
+                    moved.state.clear()
+    return [weight.detach().clone() for weight in weights]
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()
+
+
+def run(cell: Cell) -> list[str]:
+    """Train as the cell says; return what is wrong with the result."""
+    problems: list[str] = []
+    model: nn.Module = network().to(
+        torch.bfloat16 if cell.precision == "bfloat16" else torch.float32
+    )
+    if cell.layout == "DDP":
+        model = DistributedDataParallel(model)
+    elif cell.layout == "FSDP2":
+        fully_shard(model)
+    optimizer = OPTIMIZERS[cell.optimizer](model.parameters())
+    made = PENALTIES[cell.penalty]
+    with warnings.catch_warnings():
+        if cell.precision == "bfloat16":  # what the optimizer rounds is within the bound
+            warnings.simplefilter("ignore")
+        pruner = Pruner(
+            model,
+            optimizer,
+            made and RelevancePenalty(STRENGTH, made[0], power=made[1], way=cell.way),
+            SCHEDULES[cell.schedule](),
+        )
+    weights = list(pruner.model.parameters())
+    rank, count = (0, 1) if cell.layout == "one process" else (dist.get_rank(), 2)
+    inputs, targets = (part.chunk(count)[rank].to(weights[0].dtype) for part in data())
+    scaled = cell.precision.endswith("scaled")
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0, enabled=scaled)
+    half = torch.float16 if scaled else torch.bfloat16
+
+    def loss_of(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", half, enabled=cell.precision.startswith("autocast")):
+            loss: torch.Tensor = (model(x).to(y.dtype) - y).square().mean()
+        if cell.way == "loss" and made:
+            loss = loss + pruner.penalty(loss)
+        return loss
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = loss_of(inputs, targets)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    for step in range(1, STEPS + 1):
+        if cell.optimizer.startswith("LBFGS"):
+            optimizer.step(closure)  # type: ignore[arg-type]
+        else:
+            optimizer.zero_grad()
+            parts = list(
+                zip(inputs.chunk(cell.accumulation), targets.chunk(cell.accumulation), strict=True)
+            )
+            for number, (x, y) in enumerate(parts):
+                waits = isinstance(model, DistributedDataParallel) and number < len(parts) - 1
+                with model.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
+                    scaled_loss: Any = scaler.scale(loss_of(x, y) / len(parts))
+                    scaled_loss.backward()
+            scaler.step(optimizer)
+            scaler.update()
+        if cell.schedule == "iterative" and step % 2 == 0:
+            pruner.step(1.0)
+        wanted = KEPT[cell.schedule][step - 1]
+        if pruner.masks.kept != wanted:
+            problems.append(f"step {step}: {pruner.masks.kept} kept, not {wanted}")
+        for name, mask in pruner.masks.items():
+            removed = pruner.selection[name].weight[~mask]
+            if removed.count_nonzero() or torch.signbit(removed).any():
+                problems.append(f"step {step}: removed weights of {name} are not +0.0")
+    got = torch.cat([whole(weight).double().flatten() for weight in weights])
+    expected = torch.cat(
+        [w.flatten() for w in reference(cell.penalty, cell.way, cell.schedule, cell.optimizer)]
+    )
+    start = torch.cat([weight.detach().flatten() for weight in network().parameters()])
+    off = float((got - expected).norm() / (expected - start).norm())
+    if not off <= max(PRECISIONS[cell.precision], ROUGH.get(cell.optimizer, 0.0)):
+        problems.append(f"{off:.1e} of the way from the reference")
+    pruner.detach()
+    return problems
+
+
+def check(layout: str, optimizers: list[str] | None = None) -> tuple[int, dict[str, list[str]]]:
+    """Run the cells of a layout; return how many there were, and the problems of those with any."""
+    chosen = [cell for cell in cells(layout) if optimizers is None or cell.optimizer in optimizers]
+    found = {str(cell): run(cell) for cell in chosen}
+    return len(chosen), {cell: problems for cell, problems in found.items() if problems}
