@@ -323,6 +323,16 @@ def test_a_run_stopped_by_a_full_disk_goes_on_to_the_same_end_once_there_is_room
         assert timeless == [{**line, "seconds": None} for line in metrics(finished)]
 
 
+def test_what_a_killed_run_was_writing_aside_is_removed(unfinished: Path) -> None:
+    before = contents(unfinished)
+    for file in [path for path in unfinished.rglob("*") if path.is_file()]:
+        if file.name != ".lock":
+            file.with_name(f".{file.name}.0123abcd").write_text("half")
+    assert len(contents(unfinished)) == len(before) + 6
+    with RunDirectory(unfinished).claimed(resume=True):
+        assert contents(unfinished) == before
+
+
 def test_metrics_are_cut_to_what_the_checkpoint_counts(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     for number in range(3):

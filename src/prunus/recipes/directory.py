@@ -107,6 +107,7 @@ class RunDirectory:
             self.dense,
             self.after_dense,
             self.model,
+            self.metrics,
             self.summary,
         )
         for path in files:
