@@ -53,16 +53,25 @@ def _put_in_place(path: Path) -> Iterator[Path]:
                 aside.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, *, previous: Path | None = None) -> None:
     """Write a file aside, then rename it: a reader sees the old file or the whole new one.
+
+    Args:
+        path: The file.
+        content: Its content.
+        previous: What the old file, if there is one, is called from then on.
 
     Raises:
         UserError: The directory is not writable, or the disk is full. The old file is untouched.
     """
-    with _put_in_place(path) as aside, aside.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    with _put_in_place(path) as aside:
+        with aside.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        # Only now, so that while the new one is being written there are two old ones.
+        if previous is not None and path.exists():
+            keep_as(path, previous)
 
 
 def keep_as(source: Path, target: Path) -> None:
@@ -78,12 +87,13 @@ def keep_as(source: Path, target: Path) -> None:
             shutil.copyfile(source, aside)
 
 
-def save_tree(path: Path, tree: dict[str, Any]) -> None:
+def save_tree(path: Path, tree: dict[str, Any], *, previous: Path | None = None) -> None:
     """Save a checkpoint.
 
     Args:
         path: The file to write or replace.
         tree: What to save; see the module for what it may hold.
+        previous: What the file that is replaced is called from then on.
 
     Raises:
         TypeError: The tree holds something else.
@@ -99,7 +109,7 @@ def save_tree(path: Path, tree: dict[str, Any]) -> None:
     tensors: dict[str, torch.Tensor] = {}
     text = json.dumps(_encode(tree, "", tensors, {}))
     metadata = {"tree": text, "digest": _digest(text, tensors)}
-    write_atomically(path, save(tensors, metadata))
+    write_atomically(path, save(tensors, metadata), previous=previous)
 
 
 def load_tree(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -331,6 +332,30 @@ def test_what_a_killed_run_was_writing_aside_is_removed(unfinished: Path) -> Non
     assert len(contents(unfinished)) == len(before) + 6
     with RunDirectory(unfinished).claimed(resume=True):
         assert contents(unfinished) == before
+
+
+@pytest.mark.parametrize("call", ["fsync", "link"])
+def test_the_two_checkpoints_stay_two_until_the_next_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    directory = RunDirectory(tmp_path)
+    directory.checkpoint.parent.mkdir()
+    directory.save_checkpoint({"epoch": 1})
+    directory.save_checkpoint({"epoch": 2})
+    before = contents(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, call, full)
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(UserError, match=r"safetensors: No space left on device\. What was written"):
+        directory.save_checkpoint({"epoch": 3})
+    assert contents(tmp_path) == before
+    monkeypatch.undo()
+    directory.save_checkpoint({"epoch": 3})
+    held = [load_tree(path)["epoch"] for path in (directory.checkpoint, directory.previous)]
+    assert held == [3, 2]
 
 
 def test_metrics_are_cut_to_what_the_checkpoint_counts(tmp_path: Path) -> None:

@@ -179,11 +179,9 @@ class RunDirectory:
         """Write a checkpoint, and keep the one before it.
 
         Raises:
-            UserError: It cannot be written; the one before it is still there.
+            UserError: It cannot be written; the two before it are still there.
         """
-        if self.checkpoint.exists():
-            keep_as(self.checkpoint, self.previous)
-        save_tree(self.checkpoint, state)
+        save_tree(self.checkpoint, state, previous=self.previous)
 
     def load_checkpoint(self, say: Callable[[str], None]) -> dict[str, Any]:
         """Return the newest checkpoint, or if that is damaged the one before it.
