@@ -78,9 +78,12 @@ class StepHooks:
         self._active: Mapping[str, torch.Tensor] = {}
         self._term_was_taken = False
         self._no_grad = torch.no_grad()
+        # Not to be traced when the step is compiled: what they read of masks and strengths would be
+        # taken for constants there, and each pruning would compile them anew.
+        before, after = map(torch.compiler.disable, (self._before_step, self._after_step))
         self._handles = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
+            optimizer.register_step_pre_hook(before),
+            optimizer.register_step_post_hook(after),
         ]
 
     def remove(self) -> None:
