@@ -8,12 +8,13 @@ finished the step at hand and saved.
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import signal
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 from prunus.errors import UserError
 from prunus.version import VERSION
@@ -58,7 +59,7 @@ def recipes(
     from prunus.terminal import recipes_table, settings_table
 
     table = recipes_table(RECIPES.values()) if name is None else settings_table(find(name).config)
-    Console().print(table)
+    _Screen().print(table)
 
 
 @app.command()
@@ -117,7 +118,7 @@ def run(
         data = held["data"] if data is None else data
         dense = Path(held["dense"]) if dense is None and held["dense"] else dense
     config = config.changed(set_ or [])
-    console = Console()
+    console = _Screen()
     watcher = Watcher(console)
     try:
         with _termination() as stop:
@@ -156,10 +157,31 @@ def inspect(
     from prunus.terminal import densities_table
 
     file = model_file(path)
-    console = Console()
+    console = _Screen()
     table = densities_table(tensor_densities(file))
     console.print(str(file), highlight=False, markup=False, soft_wrap=True)
     console.print(table)
+
+
+class _Screen(Console):
+    """Shows things, and tells the user if that fails, as it does for a log on a full disk."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        try:
+            super().print(*objects, **options)
+        except OSError as error:
+            _give_up(sys.stdout)
+            raise UserError(
+                f"cannot write to the standard output: {error.strerror or error}. What was written "
+                "before is untouched; make room or send the output elsewhere, and go on with a run "
+                "by --resume"
+            ) from error
+
+
+def _give_up(stream: TextIO) -> None:
+    """Let what a stream still holds go nowhere, or it would fail again when Python ends."""
+    with contextlib.suppress(OSError):  # it may have no descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextlib.contextmanager
@@ -196,9 +218,12 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        Console(stderr=True).print(
-            f"[bold red]error:[/bold red] {_escaped(error)}", soft_wrap=True, highlight=False
-        )
+        try:
+            Console(stderr=True).print(
+                f"[bold red]error:[/bold red] {_escaped(error)}", soft_wrap=True, highlight=False
+            )
+        except OSError:  # nothing can be said
+            _give_up(sys.stderr)
         sys.exit(2)
 
 

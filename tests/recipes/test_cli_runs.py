@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +126,21 @@ def test_the_dense_network_of_another_seed_or_training_is_refused(tmp_path: Path
     outcome.refused("momentum is 0.9 there and 0.5 here", "seed is 0 there and 1 here")
     outcome = prunus("run", "digits", "--dense", tmp_path / "no", "--out", tmp_path / "third")
     outcome.refused("there is no run in")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("errors_too", [False, True])
+def test_a_log_that_cannot_be_written_is_named(tmp_path: Path, errors_too: bool) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "prunus", "run", "digits", *SHORT, "--out", tmp_path / "run"],
+            stdout=full,
+            stderr=full if errors_too else subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2, done.stderr
+    if not errors_too:
+        assert done.stderr.startswith("error: cannot write to the standard output: No space left")
+        assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists(), "it had not begun yet"
