@@ -399,6 +399,15 @@ def test_loading_the_best_model_without_a_metric(tmp_path: Path) -> None:
         trainer(tmp_path, callback, load_best_model_at_end=True).train()
 
 
+def test_a_schedule_that_waits_for_an_evaluation_needs_no_metric(tmp_path: Path) -> None:
+    made = trainer(tmp_path, PruningCallback(schedule=OneShot(sparsity=0.5)), max_steps=8)
+    made.eval_dataset = {"one": Sentences(8, seed=3), "other": Sentences(8, seed=4)}
+    made.train()
+    removed = [entry["removed"] for entry in made.state.log_history if "removed" in entry]
+    assert removed[0] > 0
+    assert removed == [removed[0], 0]  # at the first of two evaluations, each of two sets
+
+
 def test_a_model_whose_tied_tensors_were_untied(tmp_path: Path) -> None:
     model = gpt2()
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())

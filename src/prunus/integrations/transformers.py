@@ -177,7 +177,7 @@ class PruningCallback(TrainerCallback):
         self, args: Any, state: Any, control: Any, *, metrics: Mapping[str, float], **_: Any
     ) -> None:
         """Show the metric to the schedule, which may remove weights."""
-        if not self._training or self.pruner is None or self._metric is None:
+        if not self._training or self.pruner is None:
             return
         step = state.global_step
         if self._due != step:
@@ -186,19 +186,21 @@ class PruningCallback(TrainerCallback):
                 step,
             )
             return
-        found = [metrics[k] for k in (f"eval_{self._metric}", self._metric) if k in metrics]
-        if not found:
+        names = () if self._metric is None else (f"eval_{self._metric}", self._metric)
+        found = [metrics[name] for name in names if name in metrics]
+        if names and not found:
             # Of several evaluation sets another may have it.
             if self._found != step:
                 self._unmet = [*(self._unmet or []), *metrics]
             return
+        if not names and self._found == step:  # of several evaluation sets the first will do
+            return
         self._found, self._unmet, self._saved = step, None, None
-        sparsity, seen = self.pruner.sparsity, self.pruner.step(found[0])
+        sparsity, seen = self.pruner.sparsity, self.pruner.step(*found[:1])
         state.log_history.append({"sparsity": sparsity, "removed": seen.removed, "step": step})
         _LOG.info(
-            "%s %.6g at sparsity %.4f; %d weights removed",
-            self._metric,
-            found[0],
+            "%s at sparsity %.4f; %d weights removed",
+            f"{self._metric} {found[0]:.6g}" if found else "evaluation",
             sparsity,
             seen.removed,
         )
