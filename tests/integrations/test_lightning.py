@@ -15,6 +15,7 @@ pytest.importorskip("lightning.pytorch")
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.plugins.precision import MixedPrecision
+from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.data import DataLoader, TensorDataset
 
 from prunus import (
@@ -537,11 +538,58 @@ def test_a_metric_without_validation(tmp_path: Path) -> None:
         fitted(tmp_path, floored(), limit_val_batches=0)
 
 
-def test_several_processes(tmp_path: Path) -> None:
+def test_processes_that_do_not_have_the_whole_model(tmp_path: Path) -> None:
     made = trainer(tmp_path, PruningCallback())
     made.strategy.world_size = 2
-    with pytest.raises(UserError, match=r"in one process, but there are 2: Trainer\(devices=1\)"):
+    with pytest.raises(UserError, match=r'the strategy is SingleDeviceStrategy: .*strategy="ddp"'):
         made.fit(Module())
+
+
+class Shared(Module):
+    """Logs the mean over all processes, or what each one has for itself."""
+
+    def __init__(self, sync: bool) -> None:
+        super().__init__()
+        self.sync = sync
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        rank = self.trainer.global_rank
+        return self.loss([part[2 * rank : 2 * rank + 2] for part in batch])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        loss = self.loss(batch) + self.trainer.global_rank
+        self.log("val_loss", loss, batch_size=1, sync_dist=self.sync)
+
+
+class Alike(Callback):
+    """Makes sure that the two processes delivered the same, and both a sparse network."""
+
+    def __init__(self, pruning: PruningCallback) -> None:
+        self.pruning = pruning
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        mine = torch.cat([weight.detach().flatten() for weight in pl_module.parameters()])
+        assert torch.equal(*trainer.strategy.all_gather(mine))
+        assert self.pruning.pruner is not None
+        assert self.pruning.pruner.sparsity == pytest.approx(1 - 0.6**3, abs=5e-3)
+
+
+@pytest.mark.filterwarnings("default")
+def test_two_processes_prune_alike(tmp_path: Path) -> None:
+    pruning = PruningCallback(
+        RelevancePenalty(1e-3, Exponential(0.5, relative=True)),
+        IterativePruning(floor=10.0, mode="min", fraction=0.4),
+        metric="val_loss",
+    )
+    changes: dict[str, Any] = {
+        "strategy": "ddp_fork",
+        "devices": 2,
+        "use_distributed_sampler": False,
+    }
+    # The last of four prunings comes when there is no validation left to measure it.
+    trainer(tmp_path, pruning, Alike(pruning), **changes).fit(Shared(sync=True))
+    with pytest.raises(ProcessRaisedException, match="all processes must have the same validation"):
+        trainer(tmp_path, pruning, **changes).fit(Shared(sync=False))
 
 
 def test_a_checkpoint_saved_without_the_callback(tmp_path: Path) -> None:

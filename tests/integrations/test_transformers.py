@@ -17,6 +17,7 @@ from torch import nn
 
 pytest.importorskip("transformers")
 
+from accelerate import debug_launcher
 from transformers import (
     AutoModelForCausalLM,
     BartForConditionalGeneration,
@@ -444,6 +445,33 @@ class Interrupt(TrainerCallback):
         if state.global_step == self.step:
             self.step = -1
             raise KeyboardInterrupt
+
+
+def _two_processes(folder: str) -> None:
+    torch.set_num_threads(1)
+    everywhere = {"ddp_backend": "gloo", "max_steps": 10}
+    straight, stopped = Path(folder) / "straight", Path(folder) / "stopped"
+    whole = trainer(straight, stateful(), **everywhere)
+    assert whole.args.world_size == 2
+    whole.train()
+    pruning = stateful()
+    trainer(stopped, Stop(6), pruning, **everywhere).train()
+    again = trainer(stopped, pruning := stateful(), **everywhere)
+    again.train(resume_from_checkpoint=True)
+    assert states_equal(again.model, whole.model)
+    assert pruning.pruner is not None
+    assert pruning.pruner.sparsity > 0.3
+    assert not pruning.pruner.masks.revived()
+    # The same in the other process, which had other sentences to learn from.
+    mine = torch.cat([weight.detach().flatten() for weight in again.model.parameters()])
+    both = [torch.empty_like(mine) for _ in range(2)]
+    torch.distributed.all_gather(both, mine)
+    assert torch.equal(*both)
+
+
+@pytest.mark.filterwarnings("default")
+def test_two_processes_prune_alike_and_resume(tmp_path: Path) -> None:
+    debug_launcher(_two_processes, (str(tmp_path),))
 
 
 @pytest.mark.parametrize("start", [False, True], ids=["", "eval_on_start"])

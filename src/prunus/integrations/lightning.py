@@ -52,7 +52,9 @@ class PruningCallback(Callback):
     ``Trainer(gradient_clip_val=...)`` is taken over: the same norm and rule, but applied after the
     relevance of the weights has been read, which clipping would change.
 
-    It works with automatic and manual optimization, in one process.
+    It works with automatic and manual optimization, in one process or, by ``strategy="ddp"``, in
+    several that each have the whole model; the metric must then be logged with ``sync_dist=True``,
+    for all have to see the same.
 
     Args:
         penalty: As for :class:`~prunus.Pruner`.
@@ -141,7 +143,7 @@ class PruningCallback(Callback):
         optimizer = self._choose(trainer.optimizers, pl_module)
         selection = (self._selection or _trained_by(optimizer))(pl_module)
         self.pruner = Pruner(
-            pl_module,
+            trainer.model,  # within DistributedDataParallel, if there are several processes
             optimizer,
             self._penalty,
             self._schedule,
@@ -239,10 +241,11 @@ class PruningCallback(Callback):
                 "the module a validation_step, fit its data, and the Trainer no "
                 "limit_val_batches=0"
             )
-        if trainer.world_size > 1:
+        strategy = type(trainer.strategy).__name__
+        if trainer.world_size > 1 and strategy != "DDPStrategy":
             problems.append(
-                f"this callback works in one process, but there are {trainer.world_size}: "
-                "Trainer(devices=1)"
+                "in several processes this callback works where each has the whole model, but the "
+                f'strategy is {strategy}: Trainer(strategy="ddp") or Trainer(devices=1)'
             )
         if problems:
             raise UserError("; ".join(problems))

@@ -54,6 +54,10 @@ class PruningCallback(TrainerCallback):
     the relevance of the weights has been read, which clipping would change. What the Trainer logs
     as ``grad_norm`` stays the same.
 
+    In several processes, each of which has the whole model (DistributedDataParallel), all remove
+    the same weights, for the Trainer averages their gradients and gathers what the metric is made
+    of. Models that are sharded over processes are refused.
+
     Args:
         penalty: As for :class:`~prunus.Pruner`.
         schedule: As for :class:`~prunus.Pruner`. Default: remove nothing.
@@ -132,6 +136,11 @@ class PruningCallback(TrainerCallback):
         _check_tied(model)
         held = let_go(self.pruner, model)
         selection = self._selection(model)
+        if selection.world.sharded:
+            raise UserError(
+                "this callback works where each process holds the whole model, but this model is "
+                "sharded over processes: train it in a loop of your own, with prunus.Pruner"
+            )
         resumed = state.global_step > 0
         self.pruner = Pruner(
             model,
@@ -209,6 +218,8 @@ class PruningCallback(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Put the pruner's state into the checkpoint."""
         aside = _aside(args, state.global_step)
+        if not _writes(args, state):
+            return
         inside = Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE_FILE
         if self._saved == state.global_step and aside.is_file():
             aside.replace(inside)
@@ -257,8 +268,6 @@ class PruningCallback(TrainerCallback):
         unfit = [name for name in names if getattr(args, name, None)]
         if unfit:
             problems.append(f"this callback does not work with {listing(unfit)}: leave it out")
-        if args.world_size > 1:
-            problems.append(f"this callback works in one process, but there are {args.world_size}")
         if state.is_hyper_param_search:
             problems.append(
                 "this callback does not work within hyperparameter_search, which keeps its "
@@ -294,7 +303,8 @@ class PruningCallback(TrainerCallback):
         # Before the Trainer writes its own part, for when that is done it may delete the checkpoint
         # before: a kill in between must not leave one without masks as the only one. But beside the
         # checkpoint's folder, which the Trainer would take for a whole checkpoint.
-        if control.should_save and self._saved != state.global_step:
+        due = control.should_save and self._saved != state.global_step
+        if due and _writes(args, state):
             self._write(_aside(args, state.global_step), state)
             self._saved = state.global_step
 
@@ -310,6 +320,12 @@ class PruningCallback(TrainerCallback):
                 f"{listing(sorted(set(self._unmet)))}: give one of these as metric=..., or return "
                 f"{self._metric!r} from compute_metrics"
             )
+
+
+def _writes(args: Any, state: Any) -> bool:
+    """Say whether this process writes what is the same in all: the first one, or of each host."""
+    first = state.is_world_process_zero
+    return bool(state.is_local_process_zero if args.save_on_each_node else first)
 
 
 def _aside(args: Any, step: int | str) -> Path:
