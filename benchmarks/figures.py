@@ -44,7 +44,9 @@ MARKED = re.compile(r"(?<=<!-- figures -->\n).*?(?=<!-- end of figures -->)", re
 
 def render() -> str:
     """Return the README's figures as Markdown."""
-    return "\n".join([_networks(), *_comparisons(), _overhead(), _threshold()])
+    return "\n".join(
+        [_networks(), *_comparisons(), _overhead(), _threshold(), _processes(), _kills()]
+    )
 
 
 def _load(name: str) -> Any:
@@ -178,6 +180,55 @@ def _threshold() -> str:
         "`python benchmarks/threshold.py`.\n"
     )
     return "\n".join(lines)
+
+
+def _processes() -> str:
+    record = _load("many_processes")
+    lines = [
+        "Several processes that hold one model together by `fully_shard`, each with as many "
+        "weights as one alone:\n",
+        "| processes | weights | one pruning | travels | a step of AdamW | with prunus | travels |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['processes']} | {row['weights'] / 1e6:.1f} M | {row['event_ms']:.0f} ms "
+        f"| {row['event_bytes'] / 1e3:.0f} kB | {row['step_ms']:.1f} ms "
+        f"| {row['step_ratio']:.2f}× | {row['step_bytes']} B |"
+        for row in record["measured"]
+    ]
+    paper = record["paper"]["events"]
+    counts = sorted({row["processes"] for row in paper} - {1})
+    lines += [
+        f"\n{_machine(record['environment'])}, {record['date'][:10]}, gloo, by "
+        "`python benchmarks/many_processes.py`; four processes share two cores. On paper, one "
+        "pruning takes, with the assumptions in its result file (no GPU was at hand):\n",
+        "| weights | " + " | ".join(f"{count:,} GPUs" for count in counts) + " |",
+        "|---|" + "---|" * len(counts),
+    ]
+    for weights in sorted({row["weights"] for row in paper}):
+        cells = [
+            f"{row['seconds'] * 1e3:,.0f} ms, {row['bytes_sent_by_each'] / 1e3:.0f} kB each"
+            for count in counts
+            for row in paper
+            if (row["weights"], row["processes"]) == (weights, count)
+        ]
+        lines.append(f"| {weights / 1e9:.0f} B | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def _kills() -> str:
+    record = _load("kills")
+    kinds = record["kinds"]
+    runs = sum(kind["runs"] for kind in kinds.values())
+    times = sum(kind["disturbances"] for kind in kinds.values())
+    lost = sum(kind["lost"] for kind in kinds.values())
+    unequal = sum(kind["unequal"] for kind in kinds.values())
+    return (
+        f"Of {runs} runs of the command that were disturbed {times} times in all "
+        f"({', '.join(kinds)}), {lost} were lost and {unequal} ended with other bits than the "
+        f"undisturbed one; each of the {record['calls']} calls that change a file was the moment "
+        f"of a SIGKILL at least once. {record['date'][:10]}, by `python benchmarks/kills.py`.\n"
+    )
 
 
 def main() -> None:

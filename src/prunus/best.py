@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunus.errors import CheckpointError
 from prunus.files import memory_key
 from prunus.floor import Floor
 from prunus.masks import Masks
-from prunus.shards import as_sharded, local
+from prunus.shards import as_sharded, local, part_of
 
 __all__ = ["Best"]
 
@@ -19,7 +20,8 @@ __all__ = ["Best"]
 class Best:
     """The sparsest state seen, and of equally sparse ones the one with the best metric.
 
-    The state is a copy on the CPU of the model's whole ``state_dict``, buffers included.
+    The state is a copy on the CPU of what this process holds of the model's ``state_dict``, buffers
+    included.
     """
 
     def __init__(self) -> None:
@@ -37,12 +39,9 @@ class Best:
             if kept == self.kept and not floor.better(metric, self.metric):
                 return False
         self.kept, self.metric = kept, metric
-        self._take(model, masks)
-        return True
-
-    def _take(self, model: nn.Module, masks: Masks) -> None:
         self._model = _copied(model.state_dict())
         self._masks = masks.packed()
+        return True
 
     def restore(self, model: nn.Module, masks: Masks) -> None:
         """Bring the remembered state back."""
@@ -50,25 +49,51 @@ class Best:
         masks.load_packed(self._masks)
         masks.apply_()
 
-    def state_dict(self, model: nn.Module, masks: Masks) -> dict[str, Any]:
+    def state_dict(self, model: nn.Module, masks: Masks, *, complete: bool) -> dict[str, Any]:
         """Return everything remembered.
 
-        Of a sharded model there is a state from the start, the present one until there is a best,
-        for a distributed checkpoint is read into what is there.
+        Args:
+            model: Whose state it is.
+            masks: Its masks.
+            complete: Whether to hold a place for a best state also while there is none.
         """
-        if masks.selection.world.sharded and not self._model:
-            self._take(model, masks)
+        copies, packed = self._model, self._masks
+        if complete and self.kept is None:
+            copies, packed = _copied(model.state_dict()), masks.packed()
         return {
             "kept": self.kept,
             "metric": self.metric,
-            "model": _whole(self._model, model),
-            "masks": self._masks,
+            "model": _whole(copies, model),
+            "masks": packed,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned."""
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Make sure that :meth:`load_state_dict` can take this.
+
+        Raises:
+            CheckpointError: There was a best state when it was saved, which is not in it.
+        """
+        if state["kept"] is not None and not state["model"]:
+            raise CheckpointError(
+                "the state has no weights of the best network, though there was one when it was "
+                "saved: read a distributed checkpoint into pruner.state_dict(complete=True)"
+            )
+
+    def load_state_dict(self, state: Mapping[str, Any], model: nn.Module) -> None:
+        """Take over what :meth:`state_dict` returned, also of a model spread otherwise."""
         self.kept, self.metric = state["kept"], state["metric"]
-        self._model, self._masks = _copied(state["model"]), dict(state["masks"])
+        self._model, self._masks = {}, {}
+        if self.kept is not None:
+            like = model.state_dict()
+            self._model = _copied(
+                {
+                    name: part_of(value, like[name])
+                    if isinstance(value, torch.Tensor) and name in like
+                    else value
+                    for name, value in state["model"].items()
+                }
+            )
+            self._masks = dict(state["masks"])
 
 
 def _whole(copies: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
@@ -91,7 +116,7 @@ def _copied(state: Mapping[str, Any]) -> dict[str, Any]:
             held = local(value)
             key = memory_key(held) or name
             if key not in copies:
-                copies[key] = held.cpu().clone()
+                copies[key] = held.to("cpu", copy=True)
             result[name] = copies[key]
         else:
             result[name] = value

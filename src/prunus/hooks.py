@@ -16,7 +16,7 @@ from prunus.masks import Masks, clear_
 from prunus.penalty import PenaltyTerm, RelevancePenalty
 from prunus.scores import Score
 from prunus.selection import Target
-from prunus.shards import as_sharded, is_sharded, local, part_of, shard_of
+from prunus.shards import as_sharded, box_of, is_sharded, local, part_of
 
 __all__ = ["StepHooks"]
 
@@ -92,44 +92,38 @@ class StepHooks:
             handle.remove()
         self._handles.clear()
 
-    KEYS = ("score", "averages", "averaged", "remainders")
-    """What :meth:`state_dict` is made of."""
+    KEYS = ("score", "averages", "remainders", "averaged", "observed")
+    """What :meth:`state_dict` is made of: tensors first, then plain numbers."""
 
-    def state_dict(self) -> dict[str, dict[str, Any]]:
+    def state_dict(self, *, complete: bool) -> dict[str, dict[str, Any]]:
         """Return all that is remembered from step to step, by tensor.
 
-        Of sharded tensors all that may ever be remembered is there from the start, as zeros, for a
-        distributed checkpoint is read into what is there.
+        Args:
+            complete: Whether to hold a place, of zeros, for everything that may ever be remembered,
+                as a distributed checkpoint needs, which is read into what is there.
         """
-        if not self._world.sharded:
-            return {
-                "score": dict(self.memory),
-                "averages": dict(self.averages),
-                "averaged": dict(self.averaged),
-                "remainders": dict(self.remainders),
-            }
-        targets = {target.name: target for target, _, _ in self._targets}
-        penalty = self._penalty
-        averaging = targets if penalty is not None and penalty.smoothing else {}
-        rounding = targets if penalty is not None and penalty.way == "decoupled" else {}
-
-        def whole(held: Mapping[str, torch.Tensor], wide: bool, names: Iterable[str]) -> Any:
-            return {
-                name: as_sharded(
-                    held[name] if name in held else _zeros(targets[name].weight, wide=wide),
-                    targets[name].parameter,
-                )
-                for name in names
-            }
-
-        return {
-            "score": whole(self.memory, False, targets if self._score.uses_gradient else ()),
-            "averages": whole(self.averages, True, averaging),
-            "averaged": {name: self.averaged.get(name, 0) for name in averaging},
-            "remainders": whole(
-                self.remainders, True, [n for n in rounding if _is_short(targets[n].weight)]
-            ),
+        held = {
+            "score": self.memory,
+            "averages": self.averages,
+            "remainders": self.remainders,
         }
+        penalty = self._penalty
+        may = {
+            "score": self._score.uses_gradient,
+            "averages": penalty is not None and bool(penalty.smoothing),
+            "remainders": penalty is not None and penalty.way == "decoupled",
+        }
+        state: dict[str, dict[str, Any]] = {key: dict(tensors) for key, tensors in held.items()}
+        for target, name, _ in self._targets if complete else ():
+            for key, tensors in state.items():
+                if may[key] and (key != "remainders" or _is_short(target.weight)):
+                    # Widened, for what is read into it may be wider than what is there now.
+                    wide = torch.promote_types(target.weight.dtype, torch.float32)
+                    tensor = tensors.get(name, torch.zeros_like(target.weight)).to(wide)
+                    tensors[name] = as_sharded(tensor, target.parameter)
+        state["averaged"] = {name: self.averaged.get(name, 0) for name in state["averages"]}
+        state["observed"] = {name: int(name in self.memory) for name in state["score"]}
+        return state
 
     def check(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Make sure that :meth:`load_state_dict` can take this.
@@ -138,17 +132,13 @@ class StepHooks:
             CheckpointError: It has other tensors, or of other shapes; every one is named.
         """
         selection = self._masks.selection
-        remembered = {
-            name: tensor
-            for key in ("score", "averages", "averaged", "remainders")
-            for name, tensor in state[key].items()
-        }
+        remembered = {name: tensor for key in self.KEYS for name, tensor in state[key].items()}
         foreign = [name for name in remembered if name not in selection]
         if foreign:
             raise CheckpointError(f"this is the state of another model: it has {listing(foreign)}")
         misshapen = [
             f"{name} of {tuple(tensor.shape)} for {tuple(selection[name].parameter.shape)}"
-            for key in ("score", "averages", "remainders")
+            for key in self.KEYS[:3]
             for name, tensor in state[key].items()
             if tensor.shape != selection[name].parameter.shape
         ]
@@ -169,9 +159,13 @@ class StepHooks:
                 for target in [self._masks.selection[name]]
             }
 
-        self.memory = copies(state["score"])
-        self.averages = copies(state["averages"])
-        self.averaged = {name: int(count) for name, count in state["averaged"].items()}
+        def used(key: str, counts: str) -> dict[str, torch.Tensor]:
+            """Leave out what only held a place."""
+            return {n: tensor for n, tensor in state[key].items() if state[counts].get(n)}
+
+        self.memory = copies(used("score", "observed"))
+        self.averages = copies(used("averages", "averaged"))
+        self.averaged = {name: int(n) for name, n in state["averaged"].items() if n}
         self.remainders = copies(state["remainders"])
 
     def term(self, penalty: RelevancePenalty) -> PenaltyTerm:
@@ -223,7 +217,7 @@ class StepHooks:
         active = self._active = self._masks.active()
         sharded = self._world.sharded
         if sharded:
-            self._settle()
+            self._settle()  # before anyone looks at a gradient
         if self._score.uses_gradient:
             self._observe(loss_scale)
         scale: torch.Tensor | float | None = loss_scale
@@ -255,9 +249,9 @@ class StepHooks:
                         strength,
                         mask,
                         target.padding,
-                        scale,
-                        average,
-                        means.get(name),
+                        scale=scale,
+                        average=average,
+                        mean=means.get(name),
                     )
                     continue
                 if way == "decoupled":
@@ -274,10 +268,15 @@ class StepHooks:
 
     def _settle(self) -> None:
         """Lay each gradient out as its tensor is, where tensor parallelism left it otherwise."""
-        for _, _, parameter in self._targets:
+        clipping = self._max_grad_norm is not None  # which looks at the gradients of all tensors
+        groups = self._optimizer.param_groups if clipping else ()
+        for parameter in (
+            *(parameter for group in groups for parameter in group["params"]),
+            *(parameter for _, _, parameter in self._targets if not clipping),
+        ):
             gradient: Any = parameter.grad
-            if is_sharded(gradient) and gradient.placements != parameter.placements:  # type: ignore[attr-defined]
-                parameter.grad = gradient.redistribute(placements=parameter.placements)  # type: ignore[attr-defined]
+            if is_sharded(gradient) and gradient.placements != parameter.placements:
+                parameter.grad = gradient.redistribute(placements=parameter.placements)
 
     def _average(self, penalty: RelevancePenalty, scale: torch.Tensor | float | None) -> None:
         for target, name, parameter in self._targets:
@@ -347,7 +346,7 @@ class StepHooks:
     def _shared_norm(self, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return the norm of all gradients over all processes that hold a part of them."""
         if set(self._counted) != {id(p) for p in parameters}:
-            counted = self._world.counted([shard_of(p) for p in parameters])
+            counted = self._world.counted([box_of(p) for p in parameters])
             self._counted = {id(p): own for p, own in zip(parameters, counted, strict=True)}
         norms = [
             torch.linalg.vector_norm(local(p.grad), dtype=torch.float64)
@@ -418,7 +417,7 @@ class StepHooks:
             return None
         held = self.remainders.get(name)
         if held is None:
-            held = _zeros(weight, wide=True)
+            held = torch.zeros_like(weight, dtype=torch.float32, requires_grad=False)
         self.remainders[name] = held.to(weight.device)
         return self.remainders[name]
 
@@ -435,11 +434,6 @@ def _norm(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def _is_short(weight: torch.Tensor) -> bool:
     return weight.element_size() < 4
-
-
-def _zeros(weight: torch.Tensor, *, wide: bool) -> torch.Tensor:
-    dtype = torch.promote_types(weight.dtype, torch.float32) if wide else weight.dtype
-    return torch.zeros_like(weight, dtype=dtype, requires_grad=False)
 
 
 def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:

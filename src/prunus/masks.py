@@ -149,7 +149,8 @@ class Masks(Mapping[str, torch.Tensor]):
         """How many prunable weights of one tensor are kept.
 
         Raises:
-            UserError: The tensor is sharded and someone wrote to the mask without a recount.
+            UserError: The tensor is sharded and someone wrote to the mask without a recount. As
+                only who wrote is told, write in all processes or in none.
         """
         mask, holder = self[name], self._holders[name]
         # Counted anew only when someone, perhaps another pruner, wrote to the mask.
@@ -168,6 +169,9 @@ class Masks(Mapping[str, torch.Tensor]):
 
         Needed only for masks of sharded tensors that were written to by hand; all processes have to
         call it.
+
+        Raises:
+            PeerError: Another process did not answer.
         """
         counted = self.selection.counted
         counts = torch.tensor(
@@ -253,9 +257,9 @@ class Masks(Mapping[str, torch.Tensor]):
     def packed(self) -> dict[str, torch.Tensor]:
         """Return the masks as bits, eight weights of a row to a byte, on the CPU.
 
-        Those of sharded tensors are sharded by their rows too, so that a distributed checkpoint of
-        them can be loaded by any number of processes, one that has the whole model included; all
-        processes have to call this together.
+        Those of sharded tensors are sharded by their rows too, and on the tensor's device, so that
+        a distributed checkpoint of them can be loaded by any number of processes, one that has the
+        whole model included; all processes have to call this together.
 
         Example:
             >>> from torch import nn

@@ -281,11 +281,22 @@ class PenaltyTerm:
         penalty: What is applied.
         selection: The tensors it is applied to.
         strengths: Says γ of each tensor at the moment of the call.
+
+    Raises:
+        UserError: The model is sharded over processes.
     """
 
     penalty: RelevancePenalty
     selection: Selection
     strengths: Callable[[], Mapping[str, float]]
+
+    def __post_init__(self) -> None:
+        if self.selection.world.sharded:
+            raise UserError(
+                'the penalty in the loss, way="loss", needs the gradients of whole tensors before '
+                'they are spread over processes, but the model is sharded: choose way="gradient", '
+                'which takes the same step, or way="decoupled"'
+            )
 
     def __call__(self, loss: torch.Tensor) -> torch.Tensor:
         """Return R(w), a scalar whose gradient is 2γ·c·w, to be added to ``loss``.

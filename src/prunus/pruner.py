@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -25,7 +26,7 @@ from prunus.schedules import Schedule
 from prunus.scores import Magnitude, Score
 from prunus.selection import Selection, select
 from prunus.strengths import ConstantStrength, as_strength
-from prunus.world import World, replicas_of, unwrapped
+from prunus.world import World, check_wrappers, let_go_of_copies, replicas_of, unwrapped
 
 __all__ = ["Pruner", "Validation"]
 
@@ -116,6 +117,7 @@ class Pruner:
         max_grad_norm: float | None = None,
     ) -> None:
         _check_kinds(penalty, schedule)
+        check_wrappers(model)
         if score is not None and score.uses_gradient and penalty and penalty.way == "loss":
             raise UserError(
                 f'{type(score).__name__} needs the gradient of the loss alone, but with way="loss" '
@@ -154,6 +156,7 @@ class Pruner:
         self._prunings = 0
         self.masks = Masks.attached(self.selection)
         if masks is not None:
+            let_go_of_copies(self.model)
             self.masks.intersect_(masks)
             self.masks.apply_()
         self._hooks = StepHooks(
@@ -169,17 +172,12 @@ class Pruner:
 
     def _find_world(self, model: nn.Module) -> World:
         """Return the processes that train the model together."""
-        own = self.selection.world
-        if not own.sharded:
-            device = next(iter(self.selection.values())).parameter.device
-            return replicas_of(model, device)
         if self._penalty is not None and self._penalty.way == "loss":
-            raise UserError(
-                'way="loss" needs the gradients of whole tensors before they are spread over '
-                'processes, but the model is sharded: choose way="gradient", which takes the same '
-                'step, or way="decoupled"'
-            )
-        return own
+            # To be refused before anything is attached, if the model is sharded.
+            PenaltyTerm(self._penalty, self.selection, dict)
+        own = self.selection.world
+        device = next(iter(self.selection.values())).parameter.device
+        return own if own.sharded else replicas_of(model, device)
 
     def __repr__(self) -> str:
         return (
@@ -233,24 +231,29 @@ class Pruner:
             What was seen and done.
 
         Raises:
-            NonFiniteError: The metric is NaN or infinite.
-            UserError: The schedule needs a metric and got none, or something set removed weights to
-                other values, so that the metric is not that of the sparse network.
+            NonFiniteError: The metric is NaN or infinite, or scores are NaN.
+            UserError: The schedule needs a metric and got none, something set removed weights to
+                other values, so that the metric is not that of the sparse network, or processes
+                have different metrics or weights.
+            PeerError: Another process did not answer.
         """
         if metric is None and (self.schedule.needs_metric or self._floor.bound is not None):
             raise UserError(
                 f"{type(self.schedule).__name__} with floor={self.schedule.floor!r} needs the "
                 "validation metric: call pruner.step(metric)"
             )
-        if metric is None:
-            self._agree_on(None)
-        best = metric is not None and self.consider(metric)
+        self._agree_on(metric)
+        best = metric is not None and self._consider(metric)
         met = metric is None or self._floor.met(metric, self._dense_metric)
-        least = self._remover().least
+        least, before = self._remover().least, self.schedule.state_dict()
         answer = self.schedule.after_validation(
             met=met, prunable=self._prunable, kept=self.masks.kept, least=least
         )
-        removed = 0 if answer is None else self._lower(max(answer, least))
+        try:
+            removed = 0 if answer is None else self._lower(max(answer, least))
+        except UserError:
+            self.schedule.load_state_dict(before)  # for what it counts as done was not
+            raise
         return Validation(metric, self.floor, met, best, removed, self.sparsity)
 
     def consider(self, metric: float) -> bool:
@@ -267,9 +270,14 @@ class Pruner:
 
         Raises:
             NonFiniteError: The metric is NaN or infinite.
-            UserError: Something set removed weights to other values.
+            UserError: Something set removed weights to other values, or processes have different
+                metrics.
+            PeerError: Another process did not answer.
         """
         self._agree_on(metric)
+        return self._consider(metric)
+
+    def _consider(self, metric: float) -> bool:
         self._check_zeros()
         metric = float(metric)
         if not math.isfinite(metric):
@@ -289,8 +297,10 @@ class Pruner:
             How many were removed.
 
         Raises:
-            UserError: Not exactly one of the two was given, it is out of range, or ``min_density``
-                forbids it.
+            UserError: Not exactly one of the two was given, it is out of range, ``min_density``
+                forbids it, or processes have different weights.
+            NonFiniteError: Scores are NaN.
+            PeerError: Another process did not answer.
         """
         if (sparsity is None) == (kept is None):
             raise UserError(f"give either sparsity or kept, but got {sparsity=} and {kept=}")
@@ -313,6 +323,7 @@ class Pruner:
             FloorNotReachedError: There is a floor and no validation met it.
         """
         if self._best.kept is not None:
+            let_go_of_copies(self.model)
             self._best.restore(self.model, self.masks)
             self._hooks.remainders.clear()  # which were those of other weights
         elif self._floor.bound is not None and self.keep_best:
@@ -328,12 +339,22 @@ class Pruner:
         _attached.get(self.optimizer, WeakSet()).discard(self)
         self.masks.detach()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, *, complete: bool | None = None) -> dict[str, Any]:
         """Return everything that a resumed run needs, as tensors and plain numbers.
 
         Masks are packed eight weights to a byte. The model and the optimizer are saved by their own
         ``state_dict``, beside this.
+
+        Args:
+            complete: Whether to hold a place for everything that may ever be in it, as
+                `torch.distributed.checkpoint` needs, which reads a checkpoint into what is there.
+                Default: for models that are sharded over processes, all of which must call this
+                then. Say True to read a checkpoint of such a model into one that is not sharded.
+
+        Raises:
+            PeerError: Another process did not answer.
         """
+        complete = self._world.sharded if complete is None else complete
         return {
             "masks": self.masks.packed(),
             "steps": self._steps,
@@ -341,8 +362,10 @@ class Pruner:
             "prunings": self._prunings,
             "dense_metric": self._dense_metric,
             "schedule": self.schedule.state_dict(),
-            **self._hooks.state_dict(),
-            "best": self._best.state_dict(self.model, self.masks),
+            **self._hooks.state_dict(complete=complete),
+            "best": self._best.state_dict(
+                self.model, self.masks, complete=complete and self.keep_best
+            ),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -356,6 +379,8 @@ class Pruner:
         if missing:
             raise CheckpointError(f"this is not the state of a Pruner: it lacks {listing(missing)}")
         self._hooks.check(state)
+        self._best.check(state["best"])
+        let_go_of_copies(self.model)
         # All that may be refused comes before the first change.
         schedule = copy.deepcopy(self.schedule)
         schedule.load_state_dict(state["schedule"])
@@ -367,17 +392,24 @@ class Pruner:
         self._dense_metric = state["dense_metric"]
         self.schedule = schedule
         self._hooks.load_state_dict(state)
-        self._best.load_state_dict(state["best"])
+        self._best.load_state_dict(state["best"], self.model)
 
     def _agree_on(self, metric: float | None) -> None:
         self._world.agree(
-            "validation metric",
-            [math.nan if metric is None else float(metric)],
-            "measure over all of the data, or average over the processes, before pruner.step(...)",
+            {
+                "number of validation metrics": float(metric is not None),
+                "validation metric": 0.0 if metric is None else float(metric),
+            },
+            "call pruner.step(metric) in all of them, with what was measured over all of the data, "
+            "or averaged over the processes",
         )
 
     def _check_zeros(self) -> None:
         revived = self.masks.revived()
+        self._world.agree(
+            {"number of removed weights that are not zero": float(sum(revived.values()))},
+            _UNLIKE,
+        )
         if revived:
             counts = [f"{name} ({count:,})" for name, count in revived.items()]
             raise UserError(
@@ -421,15 +453,11 @@ class Pruner:
     def _lower(self, kept: int) -> int:
         """Remove weights until ``kept`` are left; return how many that took."""
         before = self.masks.kept
-        lowered = self._remover().keep(kept)
-        if not self._world.sharded:
-            self._world.agree(
-                "number of weights that are kept in each tensor",
-                [self.masks.kept_in(name) for name in self.masks],
-                "their weights differ, so that they cannot prune alike. Let each start from the "
-                "same state and change weights through the optimizer alone",
-            )
-        for name in lowered:
+        let_go_of_copies(self.model)
+        agree = None
+        if self._world.group is not None and not self._world.sharded:
+            agree = partial(self._world.agree, mend=_UNLIKE)
+        for name in self._remover().keep(kept, agree):
             target = self.selection[name]
             clear_(target.weight, self.masks[name])
             if target.gradient is not None:
@@ -441,6 +469,11 @@ class Pruner:
             self._steps_since_pruning = 0
         return removed
 
+
+_UNLIKE = (
+    "their weights differ, so that they cannot prune alike. Let each start from the same state, "
+    "and change weights through the optimizer alone"
+)
 
 _attached: MutableMapping[torch.optim.Optimizer, WeakSet[Pruner]] = WeakKeyDictionary()
 

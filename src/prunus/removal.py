@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,7 +49,9 @@ class Remover:
         return min(self.masks.kept_in(name), guarded)
 
     @torch.no_grad()
-    def keep(self, count: int) -> list[str]:
+    def keep(
+        self, count: int, agree: Callable[[Mapping[str, float]], None] | None = None
+    ) -> list[str]:
         """Lower the masks until ``count`` weights are kept, smallest scores first.
 
         Equal scores fall in order of position: tensors in the model's order, weights row by row.
@@ -57,6 +60,8 @@ class Remover:
 
         Args:
             count: How many prunable weights to keep in all. Nothing happens if no more are kept.
+            agree: Makes sure that other processes, which have the same model, have the same numbers
+                of what is about to fall.
 
         Returns:
             The names of the tensors that lost weights.
@@ -76,7 +81,16 @@ class Remover:
             )
         before = {name: self.masks.kept_in(name) for name in self.masks}
         # Every line is drawn before the first weight falls, so that an error leaves all as it was.
-        for cut, names in self._cuts(excess):
+        try:
+            cuts = self._cuts(excess)
+        except UserError:
+            if agree is not None:
+                with contextlib.suppress(UserError):  # the others are not to wait for this one
+                    agree({_digest(name): math.nan for name in self.masks})
+            raise
+        if agree is not None:
+            agree(self._digests(cuts))
+        for cut, names in cuts:
             for kept, piece in self._walk(names):
                 kept.logical_and_(~cut.below(piece).view(kept.shape))
         self.masks.recount()
@@ -112,6 +126,16 @@ class Remover:
                     cuts.append((self._cut([name], spare), [name]))
         return cuts
 
+    def _digests(self, cuts: Iterable[tuple[Cut, list[str]]]) -> dict[str, float]:
+        """Return a number for each tensor that tells which of its weights are about to fall."""
+        sums = dict.fromkeys(self.masks, 0)
+        for cut, names in cuts:
+            for _, piece in self._walk(names):
+                fallen = piece.places()[cut.below(piece)]
+                sums[piece.name] += int((fallen + 1).sum())
+        # As far as a float64 holds a whole number exactly.
+        return {_digest(name): float(total % (1 << 52)) for name, total in sums.items()}
+
     def _cut(self, names: Sequence[str], k: int) -> Cut:
         total = self.masks.selection.world.total
         return smallest(lambda: (piece for _, piece in self._walk(names)), k, total)
@@ -127,7 +151,7 @@ class Remover:
             counted = self.masks.selection.counted[name]
             size = SCORE_PIECE if weight.device.type == "cpu" else ACCELERATOR_SCORE_PIECE
             for w, kept, candidate, *memory in pieces(*operands, size=size):
-                places = partial(positions, w, weight, target.shard)
+                places = partial(positions, w, weight, target.box)
                 draw = partial(_uniform, places, (self.seed, _number(name)), w.shape)
                 # Without a name for the scores here, which would keep them past their turn.
                 yield (
@@ -141,6 +165,10 @@ class Remover:
                         target.parameter.numel(),
                     ),
                 )
+
+
+def _digest(name: str) -> str:
+    return f"weights of {name} to remove (the sum of their positions)"
 
 
 def least_kept(prunable: int, min_density: float) -> int:

@@ -21,8 +21,8 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
 from prunus.errors import UserError, listing, nearest
-from prunus.shards import Shard, local, shard_of
-from prunus.world import World, unwrapped, world_of
+from prunus.shards import Box, box_of, local
+from prunus.world import World, check_wrappers, unwrapped, world_of
 
 __all__ = ["Pattern", "Predicate", "Selection", "Target", "select"]
 
@@ -65,17 +65,17 @@ class Target:
         return None if gradient is None else local(gradient)
 
     @cached_property
-    def shard(self) -> Shard:
+    def box(self) -> Box:
         """Where that part lies in the whole."""
-        return shard_of(self.parameter)
+        return box_of(self.parameter)
 
     @cached_property
     def padding(self) -> int | None:
         """The row of that part which stands for padding, if it is there."""
         if self.padding_row is None:
             return None
-        row = self.padding_row - self.shard.offsets[0]
-        return row if 0 <= row < self.shard.size[0] else None
+        row = self.padding_row - self.box.offsets[0]
+        return row if 0 <= row < self.box.size[0] else None
 
     @property
     def prunable(self) -> int:
@@ -129,8 +129,8 @@ class Selection(Mapping[str, Target]):
 
         Where tensors are sharded, all processes have to ask for the first time together.
         """
-        shards = [target.shard for target in self.values()]
-        return dict(zip(self, self.world.counted(shards), strict=True))
+        boxes = [target.box for target in self.values()]
+        return dict(zip(self, self.world.counted(boxes), strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,14 +195,16 @@ def select(
         its names is excluded.
 
     Raises:
-        UserError: A pattern matches nothing, nothing is left to prune, or a chosen tensor is
-            frozen, empty, without memory, or not a floating-point tensor.
+        UserError: A pattern matches nothing, nothing is left to prune, a chosen tensor is frozen,
+            empty, without memory, or not a floating-point tensor, or the model is sharded by a
+            wrapper that does not tell which weights are where.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> list(select(model, exclude="2", biases=True))
         ['0.weight', '0.bias']
     """
+    check_wrappers(model)
     model = unwrapped(model)  # the names are the inner ones
     includes, excludes = _as_patterns(include), _as_patterns(exclude)
     places = _places(model)

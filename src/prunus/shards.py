@@ -17,14 +17,14 @@ from typing import Any
 import torch
 
 __all__ = [
-    "Shard",
+    "Box",
     "as_sharded",
+    "box_of",
     "by_rows",
     "is_sharded",
     "local",
     "part_of",
     "positions",
-    "shard_of",
 ]
 
 
@@ -50,7 +50,7 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Shard:
+class Box:
     """Where a process's part lies in the whole tensor.
 
     Attributes:
@@ -64,22 +64,22 @@ class Shard:
     offsets: tuple[int, ...]
 
 
-def shard_of(tensor: torch.Tensor) -> Shard:
+def box_of(tensor: torch.Tensor) -> Box:
     """Say which part of a tensor this process holds.
 
     Example:
-        >>> shard_of(torch.ones(2, 3))
-        Shard(shape=(2, 3), size=(2, 3), offsets=(0, 0))
+        >>> box_of(torch.ones(2, 3))
+        Box(shape=(2, 3), size=(2, 3), offsets=(0, 0))
     """
     shape = tuple(tensor.shape)
     if not is_sharded(tensor):
-        return Shard(shape, shape, (0,) * len(shape))
+        return Box(shape, shape, (0,) * len(shape))
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     held: Any = tensor
     mesh, placements = held.device_mesh, held.placements
     size, offsets = compute_local_shape_and_global_offset(shape, mesh, placements)
-    return Shard(shape, tuple(size), tuple(offsets))
+    return Box(shape, tuple(size), tuple(offsets))
 
 
 def part_of(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -101,8 +101,8 @@ def part_of(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         value = whole.full_tensor()
     if not is_sharded(like):
         return value.detach()
-    shard = shard_of(like)
-    return value.detach()[_box(shard.offsets, shard.size)]
+    box = box_of(like)
+    return value.detach()[_slices(box.offsets, box.size)]
 
 
 def by_rows(tensor: torch.Tensor) -> torch.Tensor:
@@ -113,7 +113,7 @@ def by_rows(tensor: torch.Tensor) -> torch.Tensor:
 
     whole: Any = tensor
     placements = [
-        placement if not placement.is_shard() or placement.dim == 0 else Replicate()
+        placement if getattr(placement, "dim", 0) == 0 else Replicate()
         for placement in whole.placements
     ]
     rows: torch.Tensor = whole.redistribute(placements=placements)
@@ -123,6 +123,7 @@ def by_rows(tensor: torch.Tensor) -> torch.Tensor:
 def as_sharded(part: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Return the whole tensor, laid out as ``like``, of which ``part`` is this process's part.
 
+    It is on the device of the processes that hold ``like``, copied there if ``part`` is elsewhere.
     Only the first dimension has to be that of ``like`` where ``like`` is sharded by rows. An
     ordinary ``like`` gives back the part.
     """
@@ -144,20 +145,20 @@ def as_sharded(part: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return whole
 
 
-def positions(view: torch.Tensor, held: torch.Tensor, shard: Shard) -> torch.Tensor:
+def positions(view: torch.Tensor, held: torch.Tensor, box: Box) -> torch.Tensor:
     """Return where the elements of a view lie in the whole tensor, counted row by row.
 
     Args:
         view: A part of ``held``, in the same memory.
         held: What this process holds of the whole.
-        shard: Where that lies in the whole.
+        box: Where that lies in the whole.
 
     Returns:
         A vector of int64, in the order of ``view.reshape(-1)``.
 
     Example:
         >>> held = torch.zeros(2, 3)
-        >>> positions(held[:, 1], held, Shard((4, 3), (2, 3), (2, 0)))
+        >>> positions(held[:, 1], held, Box((4, 3), (2, 3), (2, 0)))
         tensor([ 7, 10])
     """
     offset = torch.tensor(view.storage_offset() - held.storage_offset(), device=view.device)
@@ -165,14 +166,14 @@ def positions(view: torch.Tensor, held: torch.Tensor, shard: Shard) -> torch.Ten
         offset = offset[..., None] + torch.arange(size, device=view.device) * stride
     offset = offset.reshape(-1)
     place = torch.zeros_like(offset)
-    whole = _strides(shard.shape)
+    whole = _strides(box.shape)
     for dim in sorted(range(held.dim()), key=held.stride, reverse=True):
         if held.shape[dim] == 1:  # its stride may be anything
             index: torch.Tensor | int = 0
         else:
             index = offset // held.stride(dim)
             offset = offset % held.stride(dim)
-        place += (index + shard.offsets[dim]) * whole[dim]
+        place += (index + box.offsets[dim]) * whole[dim]
     return place
 
 
@@ -180,5 +181,5 @@ def _strides(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(math.prod(shape[dim + 1 :]) for dim in range(len(shape)))
 
 
-def _box(offsets: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:
+def _slices(offsets: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:
     return tuple(slice(start, start + n) for start, n in zip(offsets, size, strict=True))

@@ -229,15 +229,15 @@ def _survey(
 
 
 def _surveyed(piece: Piece) -> tuple[str, torch.dtype, int, bool]:
-    scores, counted = piece.scores, piece.candidates
-    count = scores.numel() if counted is None else int(torch.count_nonzero(counted))
+    scores, taking_part = piece.scores, piece.candidates
+    count = scores.numel() if taking_part is None else int(torch.count_nonzero(taking_part))
     count *= piece.counted
     # A sum is many times faster than a look at each score, and NaN if any of them is. It may be
     # NaN without that (infinities of both signs), so the look decides.
     bad = bool(torch.isnan(scores.sum()))
     if bad:
         broken = torch.isnan(scores)
-        bad = bool((broken if counted is None else broken & counted).any())
+        bad = bool((broken if taking_part is None else broken & taking_part).any())
     return piece.name, scores.dtype, count, bad
 
 
@@ -267,7 +267,7 @@ def _histogram(
     """Count bits ``low`` to ``high`` of the keys; of those whose higher bits are ``prefix``."""
     digits_of = (1 << (high - low)) - 1
 
-    def counted(piece: Piece) -> torch.Tensor:
+    def frequencies(piece: Piece) -> torch.Tensor:
         own = keys(piece)
         if prefix is None:
             own >>= low
@@ -278,7 +278,7 @@ def _histogram(
         return torch.bincount(digits, minlength=digits_of + 1)
 
     counts: torch.Tensor | None = None
-    for found in map(counted, filter(_is_counted, scores())):
+    for found in map(frequencies, filter(_is_counted, scores())):
         counts = found if counts is None else counts.add_(found.to(counts.device))
     return torch.zeros(digits_of + 1, dtype=torch.int64) if counts is None else counts
 

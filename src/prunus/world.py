@@ -9,7 +9,9 @@ the same order; one that does not, or has ended, makes the others fail within th
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,18 +20,30 @@ import torch.distributed as dist
 from torch import nn
 
 from prunus.errors import PeerError, UserError, listing
-from prunus.shards import Shard, is_sharded
+from prunus.shards import Box, is_sharded
 
-__all__ = ["ALONE", "World", "replicas_of", "unwrapped", "world_of"]
+__all__ = [
+    "ALONE",
+    "World",
+    "check_wrappers",
+    "let_go_of_copies",
+    "replicas_of",
+    "unwrapped",
+    "world_of",
+]
 
 
 @dataclass(frozen=True)
 class World:
-    """A group of processes; by default there is none, and each call costs nothing.
+    """A group of processes; by default there is none, and no call says anything to anyone.
+
+    Of two kinds: processes that hold one model together, each a part of it (``sharded``), whose
+    counts are summed; and such that each have the whole model, of which nothing need be summed, but
+    which have to agree.
 
     Attributes:
         group: The process group, or None for a process by itself.
-        sharded: Whether each holds a part of the model only, so that counts must be summed.
+        sharded: Whether each holds a part of the model only.
         device: Where the group's tensors travel from.
     """
 
@@ -37,59 +51,70 @@ class World:
     sharded: bool = False
     device: torch.device | None = None
 
-    def counted(self, shards: Sequence[Shard]) -> list[bool]:
+    def counted(self, boxes: Sequence[Box]) -> list[bool]:
         """Say of each part whether this process shall count it.
 
         Of several processes that hold the same part of a tensor the first one does.
 
         Args:
-            shards: This process's parts of all tensors; of the same tensors in every process.
-        """
-        if not self.sharded:
-            return [True] * len(shards)
-        boxes = torch.tensor([n for shard in shards for n in (*shard.size, *shard.offsets)])
-        mine = boxes.to(self.device)
-        every = [torch.empty_like(mine) for _ in range(dist.get_world_size(self.group))]
-        with _talking("which parts of the model they hold"):
-            dist.all_gather(every, mine, group=self.group)
-        before = [held.cpu() for held in every[: dist.get_rank(self.group)]]
-        lengths = [2 * len(shard.shape) for shard in shards]
-        own = torch.split(boxes, lengths)
-        others = [torch.split(held, lengths) for held in before]
-        return [not any(torch.equal(own[i], o[i]) for o in others) for i in range(len(shards))]
-
-    def total(self, counts: torch.Tensor) -> torch.Tensor:
-        """Sum over all processes that hold a part; the result is where ``counts`` is."""
-        if not self.sharded:
-            return counts
-        travelling = counts.to(self.device)
-        if travelling is counts:
-            travelling = counts.clone()
-        with _talking("counts over all parts of the model"):
-            dist.all_reduce(travelling, group=self.group)
-        return travelling.to(counts.device)
-
-    def agree(self, what: str, values: Sequence[float], mend: str) -> None:
-        """Make sure that all processes have the same numbers.
+            boxes: This process's parts of all tensors; of the same tensors in every process.
 
         Raises:
-            UserError: They have not. All of them raise it.
-            PeerError: One of them did not answer.
+            PeerError: Another process did not answer.
+        """
+        if not self.sharded:
+            return [True] * len(boxes)
+        numbers = torch.tensor([n for box in boxes for n in (*box.size, *box.offsets)])
+        every = self._gathered("which parts of the model they hold", numbers)
+        before = every[: dist.get_rank(self.group)]
+        lengths = [2 * len(box.shape) for box in boxes]
+        own = torch.split(numbers, lengths)
+        others = [torch.split(held, lengths) for held in before]
+        return [not any(torch.equal(own[i], o[i]) for o in others) for i in range(len(boxes))]
+
+    def total(self, counts: torch.Tensor) -> torch.Tensor:
+        """Sum over all processes that hold a part; the result is where ``counts`` is.
+
+        Raises:
+            PeerError: Another process did not answer.
+        """
+        if not self.sharded:
+            return counts
+        with _talking("counts over all parts of the model"):
+            travelling = counts.to(self.device, copy=True)
+            dist.all_reduce(travelling, group=self.group)
+            return travelling.to(counts.device)
+
+    def agree(self, values: Mapping[str, float], mend: str) -> None:
+        """Make sure that all processes have the same numbers.
+
+        Args:
+            values: The numbers, by what they are; as many in every process.
+            mend: What to do where they differ.
+
+        Raises:
+            UserError: They differ. All processes raise it, and name those that do.
+            PeerError: Another process did not answer.
         """
         if self.group is None:
             return
-        mine = torch.tensor(list(values), dtype=torch.float64, device=self.device)
-        every = [torch.empty_like(mine) for _ in range(dist.get_world_size(self.group))]
+        mine = torch.tensor(list(values.values()), dtype=torch.float64)
+        rows = [row.tolist() for row in self._gathered(listing(list(values), most=1), mine)]
+        differing = []
+        for name, found in zip(values, zip(*rows, strict=True), strict=True):
+            # Compared as text, so that NaN is the same as NaN.
+            if len(set(map(repr, found))) > 1:
+                told = [f"{value:.12g} on process {rank}" for rank, value in enumerate(found)]
+                differing.append(f"{name}, which is {listing(told)}")
+        if differing:
+            raise UserError(f"all processes must have the same {listing(differing)}: {mend}")
+
+    def _gathered(self, what: str, mine: torch.Tensor) -> list[torch.Tensor]:
         with _talking(what):
-            dist.all_gather(every, mine, group=self.group)
-        rows = [row.tolist() for row in every]
-        # As text, so that NaN is the same as NaN.
-        if len({str(row) for row in rows}) > 1:
-            come = rows if len(rows[0]) > 1 else [row[0] for row in rows]
-            given = [f"{value} on process {rank}" for rank, value in enumerate(come)]
-            raise UserError(
-                f"all processes must have the same {what}, but it is {listing(given)}: {mend}"
-            )
+            travelling = mine.to(self.device)
+            every = [torch.empty_like(travelling) for _ in range(dist.get_world_size(self.group))]
+            dist.all_gather(every, travelling, group=self.group)
+            return [held.to(mine.device) for held in every]
 
 
 ALONE = World()
@@ -100,12 +125,14 @@ ALONE = World()
 def _talking(what: str) -> Iterator[None]:
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:  # torch's errors of process groups are of this kind
         raise PeerError(
-            f"another process did not exchange {what}: it ended, or did not call the pruner as "
-            "this one did, within the group's time-out. Every process must take the same steps and "
-            "call pruner.step, prune, finish and state_dict alike. Stop all of them and resume "
-            f"from the last checkpoint ({error})"
+            f"another process did not exchange {what}: perhaps it ended, or did not call the "
+            "pruner as this one did, within the group's time-out. Every process must take the same "
+            "steps and call pruner.step, prune, finish and state_dict alike. Stop all of them and "
+            f"resume from the last checkpoint ({error})"
         ) from error
 
 
@@ -128,18 +155,51 @@ def _layers(model: nn.Module) -> Iterator[nn.Module]:
         inner = inner.module if _is_ddp(inner) else getattr(inner, "_orig_mod", None)
 
 
-def world_of(tensors: Sequence[torch.Tensor]) -> World:
-    """Find the processes that hold these tensors together.
+def check_wrappers(model: nn.Module) -> None:
+    """Make sure that it can be told which weights of a model are where.
 
     Raises:
-        UserError: They are sharded over different processes, or in a way that does not tell which
-            weights a part holds.
+        UserError: It is sharded by a wrapper that does not tell.
     """
-    if any(hasattr(tensor, "ds_id") for tensor in tensors):
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    flat = [
+        name or type(module).__name__
+        for name, module in model.named_modules()
+        if fsdp is not None and isinstance(module, fsdp.FullyShardedDataParallel)
+    ]
+    if flat:
+        raise UserError(
+            f"{listing(flat)} is sharded by FullyShardedDataParallel, whose parts do not tell "
+            "which weights they hold: use torch.distributed.fsdp.fully_shard instead"
+        )
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
         raise UserError(
             "the parameters are partitioned by DeepSpeed, whose parts do not tell which weights "
             "they hold: use torch.distributed.fsdp.fully_shard, or DistributedDataParallel"
         )
+
+
+def let_go_of_copies(model: nn.Module) -> None:
+    """Let ``fully_shard`` gather weights anew where it holds copies of them, for they will change.
+
+    It keeps those of the outermost modules after a forward pass without gradients, and the next one
+    would take them for current. To be called before weights are written to by anyone but the
+    optimizer, after whose step it gathers anyway.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None:
+        return
+    for module in model.modules():
+        if isinstance(module, fsdp.FSDPModule):
+            module.reshard()
+
+
+def world_of(tensors: Sequence[torch.Tensor]) -> World:
+    """Find the processes that hold these tensors together.
+
+    Raises:
+        UserError: They are sharded over different processes, or over none that include this one.
+    """
     sharded: list[Any] = [tensor for tensor in tensors if is_sharded(tensor)]
     # In an order that is the same in every process.
     meshes = list(dict.fromkeys(tensor.device_mesh for tensor in sharded))
@@ -152,42 +212,39 @@ def replicas_of(model: nn.Module, device: torch.device) -> World:
     Args:
         model: As it is trained, within DistributedDataParallel if it is.
         device: Of its parameters.
-
-    Raises:
-        UserError: It is wrapped in a way whose parts do not tell which weights they hold.
     """
-    flat = [n or "the model" for n, m in model.named_modules() if type(m).__name__ == _FSDP1]
-    if flat:
-        raise UserError(
-            f"{listing(flat)} is sharded by FullyShardedDataParallel, whose parts do not tell "
-            "which weights they hold: use torch.distributed.fsdp.fully_shard instead"
-        )
     for wrapper in _layers(model):
         if _is_ddp(wrapper):
             ddp: Any = wrapper
-            return World(ddp.process_group, False, device)
+            return World(group=ddp.process_group, device=device)
     return ALONE
 
 
 def _over(meshes: list[Any]) -> World:
-    ranks = {tuple(sorted(mesh.mesh.flatten().tolist())) for mesh in meshes}
+    ranks = {tuple(sorted(mesh.mesh.flatten().tolist())): mesh for mesh in meshes}
     widest = max(ranks, key=len)
-    if any(not set(some) <= set(widest) for some in ranks):
+    apart = [some for some in ranks if not set(some) <= set(widest)]
+    if apart or dist.get_rank() not in widest:
         raise UserError(
-            "the tensors to prune must be sharded over the same processes, but they are over "
-            f"{listing([str(list(some)) for some in sorted(ranks)])}: give each stage of a "
-            "pipeline a Pruner of its own, by select(stage)"
+            "the tensors to prune must be sharded over the same processes, this one included, but "
+            f"they are over {listing([str(list(some)) for some in sorted(ranks)])} and this is "
+            f"{dist.get_rank()}: give each stage of a pipeline a Pruner of its own, by "
+            "select(stage)"
         )
-    device = torch.device(meshes[0].device_type)
-    if widest == tuple(range(dist.get_world_size())):
-        return World(dist.group.WORLD, True, device)
-    mesh = next(m for m in meshes if m.size() == len(widest))
-    flat = mesh if mesh.ndim == 1 else mesh._flatten()
-    return World(flat.get_group(), True, device)
+    mesh = ranks[widest]
+    device = torch.device(mesh.device_type)
+    if mesh.ndim == 1:
+        return World(group=mesh.get_group(), sharded=True, device=device)
+    if len(widest) == dist.get_world_size():
+        return World(group=dist.group.WORLD, sharded=True, device=device)
+    if mesh.mesh_dim_names is None:
+        raise UserError(
+            f"the mesh of {math.prod(mesh.shape)} processes, {tuple(mesh.shape)}, that the tensors "
+            "are sharded over needs names for its dimensions: init_device_mesh(..., "
+            'mesh_dim_names=("data", "tensor"))'
+        )
+    return World(group=mesh._flatten().get_group(), sharded=True, device=device)
 
 
 def _is_ddp(model: object) -> bool:
     return isinstance(model, nn.parallel.DistributedDataParallel)
-
-
-_FSDP1 = "FullyShardedDataParallel"

@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from prunus import (
+    CheckpointError,
     Exponential,
     GradualPruning,
     Pruner,
@@ -60,7 +61,8 @@ class Run:
         save(self.state(), checkpoint_id=folder)
 
     def load(self, folder: str) -> None:
-        state = self.state()
+        # Which is so by itself where the model is sharded.
+        state = {**self.state(), "pruner": self.pruner.state_dict(complete=True)}
         load(state, checkpoint_id=folder)
         set_state_dict(
             self.model,
@@ -104,7 +106,38 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("layout", "count"), [("fsdp", 2), ("tensor_parallel", 2), ("fsdp", 1)])
+def resumed_from_whole(state: dict[str, Any]) -> dict[str, Any]:
+    """Take over, in a sharded model, what a process by itself has saved."""
+    run = Run("fsdp")
+    run.steps(*range(5))  # for the model and the optimizer
+    run.pruner.load_state_dict(state)
+    run.steps(*range(5, 12))
+    return run.outcome()
+
+
+def test_the_state_of_one_process_goes_into_a_sharded_pruner() -> None:
+    run = Run("one_process")
+    run.steps(*range(5))
+    expected = uninterrupted("one_process")
+    for outcome in together(2, resumed_from_whole, run.pruner.state_dict()):
+        assert outcome["kept"] == expected["kept"]
+        for state in ("now", "best"):
+            for name, value in expected[state].items():
+                torch.testing.assert_close(outcome[state][name], value, rtol=1e-9, atol=1e-12)
+
+
+def test_a_checkpoint_read_into_too_little_is_refused(checkpoint: Path) -> None:
+    run = Run("one_process")
+    state = run.pruner.state_dict()
+    load({"pruner": state}, checkpoint_id=str(checkpoint), no_dist=True)
+    assert state["best"]["kept"] is not None
+    with pytest.raises(CheckpointError, match=r"pruner\.state_dict\(complete=True\)"):
+        run.pruner.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("layout", "count"), [("fsdp", 2), ("tensor_parallel", 2), ("fsdp", 1), ("one_process", 1)]
+)
 def test_saved_by_four_processes_and_resumed_by_fewer(
     checkpoint: Path, layout: str, count: int
 ) -> None:

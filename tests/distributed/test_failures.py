@@ -8,13 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
 from prunus import (
     NonFiniteError,
@@ -44,6 +43,15 @@ def refusals() -> dict[str, str]:
         Pruner(model, optimizer, RelevancePenalty(way="loss"))
     except UserError as error:
         said["loss"] = str(error)
+    try:
+        RelevancePenalty().on(model)
+    except UserError as error:
+        said["term"] = str(error)
+    flat = FullyShardedDataParallel(nn.Linear(4, 4), device_id=torch.device("cpu"))
+    try:
+        Pruner(flat, torch.optim.SGD(flat.parameters(), lr=0.1))
+    except UserError as error:
+        said["flat"] = str(error)
     pruner = Pruner(model, optimizer, schedule=OneShot(sparsity=0.5))
     mask = pruner.masks["0.weight"]
     mask[0] = False
@@ -75,7 +83,9 @@ def refusals() -> dict[str, str]:
 def test_a_fault_of_one_process_is_told_by_all() -> None:
     first, second = together(2, refusals)
     assert first == second
-    assert first["loss"].startswith('way="loss" needs the gradients of whole tensors')
+    assert first["loss"].startswith('the penalty in the loss, way="loss", needs the gradients of')
+    assert first["term"] == first["loss"]
+    assert first["flat"].startswith("FullyShardedDataParallel is sharded by FullyShardedDataPara")
     assert "call masks.recount() in all of them" in first["mask"]
     assert first["sparsity"] == "0.0"
     assert first["nan"].startswith("the scores of 0.weight contain NaN")
@@ -133,23 +143,16 @@ def test_the_others_end_soon_when_one_is_lost(tmp_path: Path, how: str) -> None:
             worker.wait()
     said = (tmp_path / "said").read_text()
     assert said.startswith(
-        "another process did not exchange counts over all parts of the model: it ended, or did not "
-        "call the pruner as this one did"
+        "another process did not exchange counts over all parts of the model: perhaps it ended, or "
+        "did not call the pruner as this one did"
     )
     assert "Stop all of them and resume from the last checkpoint" in said
 
 
-class FullyShardedDataParallel(nn.Linear):
-    """Looks like torch's own by its name, which is what tells it without its process group."""
-
-
-def test_wrappers_whose_parts_cannot_be_told_apart_are_refused() -> None:
-    model: Any = nn.Sequential(FullyShardedDataParallel(4, 4))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(UserError, match=r"0 is sharded by FullyShardedDataParallel.*fully_shard"):
-        Pruner(model, optimizer)
+def test_parameters_that_deepspeed_has_partitioned_are_refused() -> None:
     partitioned = nn.Linear(4, 4)
     partitioned.weight.ds_id = 0  # type: ignore[attr-defined]
+    partitioned.weight.data = torch.empty(0)  # as it leaves them
     optimizer = torch.optim.SGD(partitioned.parameters(), lr=0.1)
     with pytest.raises(UserError, match="partitioned by DeepSpeed"):
         Pruner(partitioned, optimizer)

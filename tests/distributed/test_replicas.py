@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from prunus import (
     Exponential,
     IterativePruning,
+    NonFiniteError,
     OneShot,
     Pruner,
     RelevancePenalty,
@@ -87,6 +88,23 @@ def refusals() -> dict[str, str]:
         pruner.step(0.5)
     except UserError as error:
         said["weights"] = str(error)
+    said["left"] = str(pruner.sparsity)
+    weight = model.module[0].weight.detach()
+    with torch.no_grad():
+        weight[0] = float("nan") if rank else 0.0
+    try:
+        pruner.step(0.5)
+    except UserError as error:
+        said["nan"] = "NaN" if isinstance(error, NonFiniteError) else str(error)[-5:]
+    with torch.no_grad():
+        weight[0] = 0.0
+    pruner.prune(sparsity=0.5)
+    with torch.no_grad():
+        weight[0] = float(rank)
+    try:
+        pruner.step(0.5)
+    except UserError as error:
+        said["revived"] = str(error)
     return said
 
 
@@ -116,8 +134,18 @@ def test_replicas_prune_alike_and_as_one_process_does() -> None:
         assert torch.equal(value, second["loss"]["weights"][key])
     for outcome in (first, second):
         assert outcome["said"]["metric"].startswith(
-            "all processes must have the same validation metric, but it is nan on process 0, 0.5 "
-            "on process 1: measure over all of the data"
+            "all processes must have the same number of validation metrics, which is 0 on process "
+            "0, 1 on process 1, validation metric, which is 0 on process 0, 0.5 on process 1: call "
+            "pruner.step(metric) in all of them"
         )
-        assert "must have the same number of weights that are kept" in outcome["said"]["weights"]
+        assert outcome["said"]["weights"].startswith(
+            "all processes must have the same weights of 0.weight to remove (the sum of their "
+            "positions), which is "
+        )
         assert "Let each start from the same state" in outcome["said"]["weights"]
+        assert outcome["said"]["left"] == "0.0"  # all as it was
+        assert outcome["said"]["nan"].endswith("NaN" if outcome is second else "alone")
+        assert outcome["said"]["revived"].startswith(
+            "all processes must have the same number of removed weights that are not zero, which "
+            "is 0 on process 0, "
+        )

@@ -11,12 +11,13 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
     RowwiseParallel,
+    SequenceParallel,
     parallelize_module,
 )
 
@@ -224,3 +225,58 @@ def test_shards_are_pruned_as_one_process_would(
                     assert torch.equal(got == 0, value == 0), f"{name}, {kind} of {key}"
                     bounds = (1e-6, 1e-8) if name in METHODS else (1e-5, 1e-6)
                     torch.testing.assert_close(got, value, rtol=bounds[0], atol=bounds[1])
+
+
+def real_gradients() -> dict[str, Any]:
+    """Clip a model with sequence parallelism, whose norms get their gradients in parts."""
+    torch.manual_seed(0)
+    model: Any = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+    inputs = torch.randn(2, 4, 8)
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    plan: dict[str, ParallelStyle] = {
+        "0": SequenceParallel(),
+        "1": ColwiseParallel(input_layouts=Shard(1)),
+        "3": RowwiseParallel(output_layouts=Shard(1)),
+    }
+    model = parallelize_module(model, mesh, plan)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    Pruner(model, optimizer, max_grad_norm=0.5)
+    share = inputs.chunk(dist.get_world_size(), dim=1)[dist.get_rank()]
+    before = {name: whole(parameter) for name, parameter in model.named_parameters()}
+    output = model(share)
+    (output.to_local() if isinstance(output, DTensor) else output).square().sum().backward()
+    optimizer.step()
+    return {name: whole(p) - before[name] for name, p in model.named_parameters()}
+
+
+def test_the_norm_is_of_gradients_that_tensor_parallelism_leaves_in_parts() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+    model(torch.randn(2, 4, 8)).square().sum().backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+    for moved in together(2, real_gradients):
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None
+            torch.testing.assert_close(moved[name], -parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+def outputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    model = fsdp(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 2)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pruner = Pruner(model, optimizer, keep_best=False)
+    seen = []
+    for sparsity in (0.5, 0.9):
+        with torch.no_grad():  # after which the outermost module keeps what it has gathered
+            seen.append(model(torch.ones(1, 6)).clone())
+        pruner.prune(sparsity=sparsity)
+    with torch.no_grad():
+        seen.append(model(torch.ones(1, 6)).clone())
+    by_hand = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 2))
+    by_hand.load_state_dict({name: whole(p) for name, p in model.named_parameters()})
+    return seen[0], seen[2], by_hand(torch.ones(1, 6)).detach()
+
+
+def test_what_follows_a_pruning_sees_it() -> None:
+    for before, after, expected in together(2, outputs):
+        assert not torch.equal(before, after)
+        torch.testing.assert_close(after, expected)

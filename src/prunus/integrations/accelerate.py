@@ -89,13 +89,23 @@ class AcceleratedPruner(Pruner):
             schedule,
             **options,
         )
+        if self.selection.world.sharded:
+            super().detach()
+            raise UserError(
+                "AcceleratedPruner works where each process holds the whole model, but this one is "
+                "sharded over processes: use prunus.Pruner, and save its state by "
+                "torch.distributed.checkpoint"
+            )
         self._accelerator = accelerator
         self._file = _enlist(self)
         self._loaded: Path | None = None
         self._handles = [
             accelerator.register_save_state_pre_hook(self._save),
             accelerator.register_load_state_pre_hook(self._load),
-            self.optimizer.register_step_pre_hook(self._check_loaded),
+            # Away from what the compiler traces, which would compile anew after each load.
+            self.optimizer.register_step_pre_hook(
+                torch.compiler.disable(self._check_loaded)  # type: ignore[no-untyped-call]
+            ),
         ]
 
     def detach(self) -> None:
