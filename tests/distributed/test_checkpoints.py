@@ -129,7 +129,8 @@ def test_the_state_of_one_process_goes_into_a_sharded_pruner() -> None:
 def test_a_checkpoint_read_into_too_little_is_refused(checkpoint: Path) -> None:
     run = Run("one_process")
     state = run.pruner.state_dict()
-    load({"pruner": state}, checkpoint_id=str(checkpoint), no_dist=True)
+    with pytest.warns(UserWarning, match="single process"):
+        load({"pruner": state}, checkpoint_id=str(checkpoint), no_dist=True)
     assert state["best"]["kept"] is not None
     with pytest.raises(CheckpointError, match=r"pruner\.state_dict\(complete=True\)"):
         run.pruner.load_state_dict(state)
