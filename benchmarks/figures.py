@@ -114,12 +114,13 @@ def _comparisons() -> list[str]:
         first = record["runs"][0]["summary"]
         dense = spread(dense_values(record), digits(record))
         title = f"{LANGUAGE[name]}, {first['parameters'] / 1e6:.1f} M parameters"
+        seeds = {run["summary"]["seed"] for run in record["runs"]}
         for ratio in dict.fromkeys(ratio for ratio, _ in got):
-            cells = [
-                spread(got[ratio, method].values, digits(record)) if (ratio, method) in got else "–"
-                for method in METHODS
-            ]
-            sparsity = next(outcome.sparsity for (r, _), outcome in got.items() if r == ratio)
+            found = [got[ratio, method] for method in METHODS if (ratio, method) in got]
+            if [len(outcome.values) for outcome in found] != [len(seeds)] * len(METHODS):
+                continue  # methods are compared over the same seeds, and all of them
+            cells = [spread(outcome.values, digits(record)) for outcome in found]
+            sparsity = found[0].sparsity
             lines.append(
                 f"| {title} | {METRICS.get(first['metric']['name'], first['metric']['name'])} "
                 f"| {dense} | {sparsity:.0%} | {' | '.join(cells)} |"
@@ -136,7 +137,8 @@ def _comparisons() -> list[str]:
         environment = record["runs"][-1]["summary"]["environment"]
         lines.append(
             f"- {LANGUAGE[name]}: seeds {', '.join(map(str, seeds))}; {_machine(environment)}, "
-            f"{record['date'][:10]}, by `python benchmarks/compare.py {name}`."
+            f"{record['date'][:10]}, by `python benchmarks/compare.py {name}"
+            f"{' --set autocast=true' if record['settings']['autocast'] else ''}`."
         )
     return ["\n".join([*lines, ""])]
 
