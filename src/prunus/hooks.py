@@ -66,6 +66,7 @@ class StepHooks:
         self._optimizer = optimizer
         self._masks = masks
         self._world = masks.selection.world
+        self._sharded = self._world.sharded
         self._penalty = penalty
         self._score = score
         self._max_grad_norm = max_grad_norm
@@ -215,7 +216,7 @@ class StepHooks:
         loss_scale = self._loss_scale()
         penalty, strengths = self._penalty, self._strengths()
         active = self._active = self._masks.active()
-        sharded = self._world.sharded
+        sharded = self._sharded
         if sharded:
             self._settle()  # before anyone looks at a gradient
         if self._score.uses_gradient:
@@ -245,7 +246,7 @@ class StepHooks:
                 if way == "gradient":
                     penalty.add_to_gradient_(
                         gradient,
-                        self._held(target),
+                        target.weight if sharded else parameter,
                         strength,
                         mask,
                         target.padding,
@@ -264,7 +265,7 @@ class StepHooks:
 
     def _held(self, target: Target) -> torch.Tensor:
         """Return what is in memory here of a tensor; without a call where that is all of it."""
-        return target.weight if self._world.sharded else target.parameter
+        return target.weight if self._sharded else target.parameter
 
     def _settle(self) -> None:
         """Lay each gradient out as its tensor is, where tensor parallelism left it otherwise."""
@@ -330,7 +331,7 @@ class StepHooks:
         parameters += held.values()
         self._refuse_sparse(parameters)
         limit = max_norm if loss_scale is None else max_norm * loss_scale
-        if self._world.sharded:
+        if self._sharded:
             norm = self._shared_norm(parameters)
             factor = torch.clamp(limit / (norm + 1e-6), max=1.0)
             for parameter in parameters:
