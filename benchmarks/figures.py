@@ -189,7 +189,7 @@ def _processes() -> str:
     lines = [
         "Several processes that hold one model together by `fully_shard`, each with as many "
         "weights as one alone:\n",
-        "| processes | weights | one pruning | travels | AdamW without backward pass | with prunus | travels |",
+        "| processes | weights | one pruning | travels | AdamW's step | with prunus | travels |",
         "|---|---|---|---|---|---|---|",
     ]
     lines += [
