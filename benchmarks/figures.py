@@ -114,10 +114,10 @@ def _comparisons() -> list[str]:
         first = record["runs"][0]["summary"]
         dense = spread(dense_values(record), digits(record))
         title = f"{LANGUAGE[name]}, {first['parameters'] / 1e6:.1f} M parameters"
-        seeds = {run["summary"]["seed"] for run in record["runs"]}
+        everyone = {run["summary"]["seed"] for run in record["runs"]}
         for ratio in dict.fromkeys(ratio for ratio, _ in got):
             found = [got[ratio, method] for method in METHODS if (ratio, method) in got]
-            if [len(outcome.values) for outcome in found] != [len(seeds)] * len(METHODS):
+            if [len(outcome.values) for outcome in found] != [len(everyone)] * len(METHODS):
                 continue  # methods are compared over the same seeds, and all of them
             cells = [spread(outcome.values, digits(record)) for outcome in found]
             sparsity = found[0].sparsity
