@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -84,26 +84,27 @@ class Best:
         self.kept, self.metric = state["kept"], state["metric"]
         self._model, self._masks = {}, {}
         if self.kept is not None:
-            like = model.state_dict()
-            self._model = _copied(
-                {
-                    name: part_of(value, like[name])
-                    if isinstance(value, torch.Tensor) and name in like
-                    else value
-                    for name, value in state["model"].items()
-                }
-            )
+            self._model = _copied(_each(part_of, state["model"], model))
             self._masks = dict(state["masks"])
 
 
 def _whole(copies: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     """Make the tensors that :func:`_copied` made parts of, as they are laid out in the model."""
+    return _each(as_sharded, copies, model)
+
+
+def _each(
+    convert: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    state: Mapping[str, Any],
+    model: nn.Module,
+) -> dict[str, Any]:
+    """Convert each tensor of a state, given the one that the model has in its place."""
     like = model.state_dict()
     return {
-        name: as_sharded(value, like[name])
+        name: convert(value, like[name])
         if isinstance(value, torch.Tensor) and name in like
         else value
-        for name, value in copies.items()
+        for name, value in state.items()
     }
 
 

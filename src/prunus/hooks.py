@@ -331,17 +331,15 @@ class StepHooks:
         parameters += held.values()
         self._refuse_sparse(parameters)
         limit = max_norm if loss_scale is None else max_norm * loss_scale
+        norm = self._shared_norm(parameters) if self._sharded else _norm(parameters)
+        factor = torch.clamp(limit / (norm + 1e-6), max=1.0)
         if self._sharded:
-            norm = self._shared_norm(parameters)
-            factor = torch.clamp(limit / (norm + 1e-6), max=1.0)
             for parameter in parameters:
                 if parameter.grad is not None:
                     gradient = local(parameter.grad)
                     gradient.mul_(factor.to(gradient.device, gradient.dtype))
         else:
-            norm = _norm(parameters)
             torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-            factor = torch.clamp(limit / (norm + 1e-6), max=1.0)
         return factor if loss_scale is None else factor * loss_scale
 
     def _shared_norm(self, parameters: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -152,7 +152,8 @@ class Masks(Mapping[str, torch.Tensor]):
             UserError: The tensor is sharded and someone wrote to the mask without a recount. As
                 only who wrote is told, write in all processes or in none.
         """
-        mask, holder = self[name], self._holders[name]
+        self[name]  # which may move the mask
+        holder = self._holders[name]
         # Counted anew only when someone, perhaps another pruner, wrote to the mask.
         if holder.seen != holder.state:
             if self.selection.world.sharded:
@@ -160,9 +161,12 @@ class Masks(Mapping[str, torch.Tensor]):
                     f"the mask of {name}, which several processes hold together, was written to: "
                     "call masks.recount() in all of them"
                 )
-            holder.kept = int(torch.count_nonzero(candidates(self.selection[name], mask)))
-            holder.seen = holder.state
+            holder.kept, holder.seen = self._count(name), holder.state
         return holder.kept
+
+    def _count(self, name: str) -> int:
+        """Count what is kept in the part of a tensor that is held here."""
+        return int(torch.count_nonzero(candidates(self.selection[name], self[name])))
 
     def recount(self) -> None:
         """Count what is kept, over all processes that hold the tensors together.
@@ -173,16 +177,12 @@ class Masks(Mapping[str, torch.Tensor]):
         Raises:
             PeerError: Another process did not answer.
         """
-        counted = self.selection.counted
-        counts = torch.tensor(
-            [
-                int(torch.count_nonzero(candidates(target, self[name]))) if counted[name] else 0
-                for name, target in self.selection.items()
-            ]
-        )
-        for holder, kept in zip(
-            self._holders.values(), self.selection.world.total(counts).tolist(), strict=True
-        ):
+        world, counted = self.selection.world, self.selection.counted
+        if not world.sharded:
+            return  # each mask is counted when someone asks
+        counts = torch.tensor([self._count(name) if counted[name] else 0 for name in self])
+        totals = world.total(counts).tolist()
+        for holder, kept in zip(self._holders.values(), totals, strict=True):
             holder.kept, holder.seen = kept, holder.state
 
     def active(self) -> Mapping[str, torch.Tensor]:
