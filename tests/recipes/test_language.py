@@ -27,12 +27,14 @@ from transformers.pytorch_utils import Conv1D
 
 from prunus.errors import DataError, UserError
 from prunus.recipes.corpora import Pairs, dialogues, texts, translations
+from prunus.recipes.directory import RunDirectory
 from prunus.recipes.language import bucketed
 from prunus.recipes.language_model import LanguageModel, LanguageModelConfig
 from prunus.recipes.objective import NO_CLASS, Teacher
 from prunus.recipes.recipe import RECIPES
 from prunus.recipes.sequences import SequenceConfig, SequenceToSequence
 from prunus.recipes.tokenizer import trained
+from prunus.recipes.training import Stopped, run
 
 from .commands import metrics, prunus, settings, summary
 from .test_resume import KilledError, assert_same_run, at_step
@@ -245,6 +247,109 @@ def test_a_run_distils_in_its_pruning_epochs_also_when_resumed(
         held = teacher.network.state_dict()
         assert all(torch.equal(held[key], value) for key, value in dense.items())
         assert model.model.decoder.layers[0].dropout == 0.05  # type: ignore[union-attr, index]
+
+
+def test_what_the_dense_network_writes_takes_the_place_of_the_references() -> None:
+    task = sequence_task(sequence_distillation=True, beams=2, length_penalty=0.5, dropout=0.2)
+    torch.manual_seed(0)
+    dense: Any = task.network().eval()
+    torch.nn.init.normal_(dense.model.shared.weight, std=1.0)  # so that it answers at all
+    data = task._encoded["train"]
+    end = task.tokenizer.eos_token_id
+    task.learn([lesson for _, lesson in task.lessons(dense)])
+    learnt = task._encoded["train"]
+    assert learnt.sources == data.sources
+    assert learnt.targets != data.targets
+    for source, target in zip(data.sources, learnt.targets, strict=True):  # without padding
+        made = dense.generate(
+            input_ids=torch.tensor([source]),
+            num_beams=2,
+            length_penalty=0.5,
+            early_stopping=True,
+            max_new_tokens=47,
+        )
+        assert made[0, 1:].tolist() == target
+        assert end not in target[:-1]
+    shown = [
+        row[row != task.tokenizer.pad_token_id].tolist()
+        for step in task.epoch(torch.Generator().manual_seed(0))
+        for batch in step
+        for row in batch.target
+    ]
+    assert sorted(shown) == sorted(learnt.targets)
+    # What is measured on is not touched, and without the setting nothing is written.
+    plain = sequence_task(sequence_distillation=False)
+    assert plain._encoded["validation"] == task._encoded["validation"]
+    assert list(plain.lessons(dense)) == []
+
+
+def test_lessons_survive_kills_and_are_taken_over_with_the_dense_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, data = "multi30k-translation", multi30k(tmp_path / "set")
+    writing = small(name, sequence_distillation="true")
+    command: list[str | Path] = ["run", name, "--data", data, *writing]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert prunus(*command, "--out", whole).code == 0
+    true_write = SequenceToSequence._write
+    calls: list[int] = []
+
+    def count(self: Any, model: Any, sources: Any, beams: int) -> torch.Tensor:
+        calls.append(len(sources))
+        if calls == [12, 12, 96]:
+            raise KilledError  # two validations, and then all texts to learn from
+        return true_write(self, model, sources, beams)
+
+    monkeypatch.setattr(SequenceToSequence, "_write", count)
+    with pytest.raises(KilledError):
+        prunus(*command, "--out", stopped)
+    with at_step(3, KilledError), pytest.raises(KilledError):
+        prunus(*command, "--out", stopped, "--resume")
+    assert calls[3:] == [96]
+    lessons = stopped / "checkpoints" / "lessons.safetensors"
+    lessons.write_bytes(lessons.read_bytes()[:-1])
+    outcome = prunus(*command, "--out", stopped, "--resume")
+    assert outcome.code == 0
+    assert "damaged" in outcome.out
+    assert calls[4] == 96
+    assert_same_run(stopped, whole)
+
+    def without(folder: str, *chosen: str) -> tuple[bytes, bool]:
+        calls[:] = []
+        out = tmp_path / folder
+        assert prunus(*command, *settings(), *chosen, "--dense", whole, "--out", out).code == 0
+        return (out / "model.safetensors").read_bytes(), 96 in calls
+
+    assert without("taken") == ((whole / "model.safetensors").read_bytes(), False)
+    # Another search would have written other texts; and people's are learnt where that is wished.
+    assert without("other", *settings(beams=3))[1]
+    model, wrote = without("people", *settings(sequence_distillation="false"))
+    assert not wrote
+    assert model != (whole / "model.safetensors").read_bytes()
+
+
+def test_a_run_that_is_asked_to_stop_while_lessons_are_written_stops(tmp_path: Path) -> None:
+    name, data, out = "multi30k-translation", multi30k(tmp_path / "set"), tmp_path / "run"
+    chosen = settings(**{**SMALL, **SEARCH, "sequence_distillation": "true"})
+    recipe = RECIPES[name]
+    config = recipe.config.changed([text for text in chosen if text != "--set"])
+    said: list[str] = []
+
+    class Watch:
+        def begin(self, *_: Any) -> None: ...
+        def step(self) -> None: ...
+        def epoch(self, *_: Any) -> None: ...
+        def say(self, message: str) -> None:
+            said.append(message)
+
+    def stop() -> bool:
+        return "writes for the sparse one" in said[-1]
+
+    with pytest.raises(Stopped, match="before the first epoch"):
+        run(recipe, config, RunDirectory(out), Watch(), data=str(data), stop=stop)
+    assert not (out / "checkpoints" / "lessons.safetensors").exists()
+    summary = run(recipe, config, RunDirectory(out), Watch(), data=str(data), resume=True)
+    assert summary["compression_ratio"] >= 3
 
 
 @pytest.mark.parametrize("name", ["multi30k-translation", "shakespeare-lm"])

@@ -15,7 +15,7 @@ from torch import nn
 from prunus.recipes.config import Config
 from prunus.recipes.data import Images, Split, shifted
 from prunus.recipes.objective import Teacher, cross_entropy
-from prunus.recipes.task import Evaluation, fingerprint
+from prunus.recipes.task import Evaluation, Lesson, fingerprint
 
 __all__ = ["Classification", "ImageConfig"]
 
@@ -90,6 +90,13 @@ class Classification:
 
     def ready_to_prune(self, model: nn.Module) -> None:
         """Change nothing."""
+
+    def lessons(self, dense: nn.Module) -> Iterator[tuple[float, Lesson]]:
+        """Yield nothing."""
+        return iter(())
+
+    def learn(self, lessons: Sequence[Lesson]) -> None:
+        """Do nothing, for there are none."""
 
     def validate(self, model: nn.Module) -> Evaluation:
         """Measure on the images set apart from training."""

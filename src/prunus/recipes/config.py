@@ -102,6 +102,9 @@ class Config:
     after_dense: ClassVar[tuple[str, ...]] = ()
     """A task's own settings that its dense network does not depend on: of measuring and pruning."""
 
+    of_lessons: ClassVar[tuple[str, ...]] = ()
+    """Those among them on which it depends what the dense network makes of the training data."""
+
     def __post_init__(self) -> None:
         problems: list[str] = []
 

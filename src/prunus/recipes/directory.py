@@ -25,6 +25,7 @@ class RunDirectory:
         previous: The checkpoint before that, for a machine may come back with the newest damaged.
         dense: The dense network at the end of its training.
         after_dense: What else another run needs to go on from there to the same bits.
+        lessons: What the dense network makes of the training data, if the sparse one learns that.
         model: The delivered sparse network, an ordinary safetensors file.
         metrics: One JSON object per epoch.
         summary: What the run came to.
@@ -37,6 +38,7 @@ class RunDirectory:
         self.previous = path / "checkpoints" / "previous.safetensors"
         self.dense = path / "checkpoints" / "dense.safetensors"
         self.after_dense = path / "checkpoints" / "after-dense.safetensors"
+        self.lessons = path / "checkpoints" / "lessons.safetensors"
         self.model = path / "model.safetensors"
         self.metrics = path / "metrics.jsonl"
         self.summary = path / "summary.json"
@@ -106,6 +108,7 @@ class RunDirectory:
             self.previous,
             self.dense,
             self.after_dense,
+            self.lessons,
             self.model,
             self.metrics,
             self.summary,

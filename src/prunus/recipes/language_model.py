@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -23,7 +23,7 @@ from prunus.recipes.language import (
     set_dropout,
 )
 from prunus.recipes.objective import Teacher, cross_entropy
-from prunus.recipes.task import Evaluation, fingerprint
+from prunus.recipes.task import Evaluation, Lesson, fingerprint
 from prunus.recipes.tokenizer import trained
 
 __all__ = ["LanguageModel", "LanguageModelConfig"]
@@ -136,6 +136,13 @@ class LanguageModel:
     def ready_to_prune(self, model: nn.Module) -> None:
         """Set the dropout."""
         set_dropout(model, self._config.pruning_dropout)
+
+    def lessons(self, dense: nn.Module) -> Iterator[tuple[float, Lesson]]:
+        """Yield nothing."""
+        return iter(())
+
+    def learn(self, lessons: Sequence[Lesson]) -> None:
+        """Do nothing, for there are none."""
 
     def validate(self, model: nn.Module) -> Evaluation:
         """Measure on the validation split."""

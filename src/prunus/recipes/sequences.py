@@ -24,12 +24,13 @@ from prunus.recipes.language import (
     set_dropout,
 )
 from prunus.recipes.objective import NO_CLASS, Teacher, cross_entropy
-from prunus.recipes.task import Evaluation, fingerprint
+from prunus.recipes.task import Evaluation, Lesson, fingerprint
 from prunus.recipes.tokenizer import trained
 
 __all__ = ["SequenceConfig", "SequenceToSequence"]
 
 _SHOWN = 3
+_WRITTEN_AT_ONCE = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,10 @@ class SequenceConfig(LanguageConfig):
         validation_beams: The same at each validation; 1 for greedy, which is several times faster.
         length_penalty: Exponent of the length by which the beam search divides.
         validation_pairs: How many pairs to write answers to at each validation; 0 for all.
+        sequence_distillation: Whether the sparse network learns to write what the dense one wrote,
+            by the search of ``beams``, for each text to learn from, instead of the references.
+            These answers are easier to learn for a network that has few weights, because unlike
+            people's they are all of one mind (Kim and Rush, arXiv 1606.07947).
 
     Raises:
         UserError: A value is out of range.
@@ -50,6 +55,7 @@ class SequenceConfig(LanguageConfig):
     validation_beams: int = 1
     length_penalty: float = 1.0
     validation_pairs: int = 0
+    sequence_distillation: bool = False
 
     after_dense: ClassVar[tuple[str, ...]] = (
         *LanguageConfig.after_dense,
@@ -57,7 +63,9 @@ class SequenceConfig(LanguageConfig):
         "validation_beams",
         "length_penalty",
         "validation_pairs",
+        "sequence_distillation",
     )
+    of_lessons: ClassVar[tuple[str, ...]] = ("sequence_distillation", "beams", "length_penalty")
 
     def _check(self, check: Callable[[bool, str, str], None]) -> None:
         super()._check(check)
@@ -211,6 +219,44 @@ class SequenceToSequence:
         """Set the dropout."""
         set_dropout(model, self._config.pruning_dropout)
 
+    @torch.no_grad()
+    def lessons(self, dense: nn.Module) -> Iterator[tuple[float, Lesson]]:
+        """Yield what the dense network writes for the training sources, if that is to be learnt."""
+        if not self._config.sequence_distillation:
+            return
+        sources, done = self._encoded["train"].sources, 0
+        for indices in _chunks(_longest_first(sources), _WRITTEN_AT_ONCE):
+            with torch.autocast("cpu", torch.bfloat16, enabled=self._config.autocast):
+                words = self._write(dense, [sources[i] for i in indices], self._config.beams)
+            done += len(indices)
+            yield done / len(sources), {"indices": torch.tensor(indices), "words": words}
+
+    def learn(self, lessons: Sequence[Lesson]) -> None:
+        """Take these texts for the references of the training split."""
+        end = self.tokenizer.eos_token_id
+        targets = list(self._encoded["train"].targets)
+        for lesson in lessons:
+            for i, words in zip(lesson["indices"].tolist(), lesson["words"].tolist(), strict=True):
+                # The first word is the start sign; what follows the end sign is padding.
+                stop = words.index(end) + 1 if end in words else len(words)
+                targets[i] = words[1:stop]
+        self._encoded["train"] = _Encoded(self._encoded["train"].sources, targets)
+
+    def _write(self, model: Any, sources: Sequence[list[int]], beams: int) -> torch.Tensor:
+        """Return what a network answers, a row of words each, of which the first is the start."""
+        padded = self._padded(sources)
+        penalty = {"length_penalty": self._config.length_penalty} if beams > 1 else {}
+        written: torch.Tensor = model.generate(
+            input_ids=padded,
+            attention_mask=padded != self.tokenizer.pad_token_id,
+            max_new_tokens=self._config.length - 1,
+            num_beams=beams,
+            do_sample=False,
+            early_stopping=beams > 1,
+            **penalty,
+        )
+        return written
+
     def _predict(self, model: nn.Module, batch: _Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the logits of all words to write, and the words; padding has no class."""
         start = torch.full_like(batch.target[:, :1], self.tokenizer.bos_token_id)
@@ -238,26 +284,17 @@ class SequenceToSequence:
     def _evaluate(self, model: nn.Module, split: str, beams: int, most: int | None) -> Evaluation:
         model.eval()
         data, pairs = self._encoded[split], self._pairs[split]
-        # From long to short, so that a batch that does not fit in memory is met at once.
-        ranked = sorted(range(len(data)), key=lambda i: -len(data.sources[i]))
+        ranked = _longest_first(data.sources)
         total, count = 0.0, 0
-        for indices in _chunks(ranked, 128):
+        for indices in _chunks(ranked, _WRITTEN_AT_ONCE):
             batch = self._batch(data, indices)
             logits, right = self._predict(model, batch)
             total += F.cross_entropy(logits, right, reduction="sum", ignore_index=NO_CLASS).item()
             count += self.size(batch)
         written: dict[int, str] = {}
-        for indices in _chunks([i for i in ranked if most is None or i < most], 128):
-            sources = self._padded([data.sources[i] for i in indices])
-            made = model.generate(  # type: ignore[operator]
-                input_ids=sources,
-                attention_mask=sources != self.tokenizer.pad_token_id,
-                max_new_tokens=self._config.length - 1,
-                num_beams=beams,
-                do_sample=False,
-                early_stopping=beams > 1,
-                **({"length_penalty": self._config.length_penalty} if beams > 1 else {}),
-            )
+        answered = [i for i in ranked if most is None or i < most]
+        for indices in _chunks(answered, _WRITTEN_AT_ONCE):
+            made = self._write(model, [data.sources[i] for i in indices], beams)
             decoded = self.tokenizer.batch_decode(made, skip_special_tokens=True)
             written.update(zip(indices, map(str.strip, decoded), strict=True))
         model.train()
@@ -289,6 +326,11 @@ def _bleu() -> Any:
 
 def _short(text: str, most: int = 80) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _longest_first(texts: Sequence[list[int]]) -> list[int]:
+    """Return all indices, so that a batch that does not fit in memory is met at once."""
+    return sorted(range(len(texts)), key=lambda i: -len(texts[i]))
 
 
 def _chunks(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:

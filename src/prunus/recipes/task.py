@@ -13,10 +13,13 @@ from torch import nn
 
 from prunus.recipes.objective import Teacher
 
-__all__ = ["Batch", "Evaluation", "Task", "fingerprint"]
+__all__ = ["Batch", "Evaluation", "Lesson", "Task", "fingerprint"]
 
 Batch = Any
 """Whatever a task feeds to its network at once."""
+
+Lesson = dict[str, torch.Tensor]
+"""What a dense network makes of a part of the training data."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,17 @@ class Task(Protocol):
 
     def ready_to_prune(self, model: nn.Module) -> None:
         """Change a network that was built for the dense training to what the pruning wants."""
+        ...
+
+    def lessons(self, dense: nn.Module) -> Iterator[tuple[float, Lesson]]:
+        """Yield what a dense network makes of the training data, and how much is done.
+
+        Nothing where the sparse network shall learn what is right. The same at each call.
+        """
+        ...
+
+    def learn(self, lessons: Sequence[Lesson]) -> None:
+        """Train on all of these from now on, in place of what is right."""
         ...
 
     def validate(self, model: nn.Module) -> Evaluation:

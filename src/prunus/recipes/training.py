@@ -21,7 +21,7 @@ from prunus.errors import (
     UserError,
     listing,
 )
-from prunus.files import load_tree, save_tree, write_atomically
+from prunus.files import keep_as, load_tree, save_tree, write_atomically
 from prunus.floor import Floor
 from prunus.pruner import Pruner
 from prunus.recipes.config import Config
@@ -30,7 +30,7 @@ from prunus.recipes.kinds import densities_by_kind
 from prunus.recipes.objective import Teacher
 from prunus.recipes.progress import Epoch, Progress
 from prunus.recipes.recipe import Recipe
-from prunus.recipes.task import Evaluation, Task
+from prunus.recipes.task import Evaluation, Lesson, Task
 from prunus.recipes.weights import load_into, to_bytes
 from prunus.removal import least_kept
 from prunus.selection import nonzero_parameters, select, total_parameters
@@ -288,6 +288,10 @@ class _Training:
         load_into(self.model, other.dense)
         self.progress.say(f"the dense network is that of {other.path}")
         self.dense_validation = self._validate("dense", self.config.dense_epochs).metric
+        names = self.config.of_lessons
+        own, others = self.config.as_dict(), other.read_config()["config"]
+        if other.lessons.exists() and all(own[name] == others[name] for name in names):
+            keep_as(other.lessons, self.directory.lessons)
         # From here on the same bits as if it had been trained here.
         after = load_tree(other.after_dense)
         self.order.set_state(after["order"])
@@ -306,7 +310,9 @@ class _Training:
                 "the floor or raise dense_epochs"
             )
         self.task.ready_to_prune(self.model)
-        self.teacher = self._teacher()
+        if self.config.distillation:
+            self.teacher = Teacher(self._dense_network(), self.config.distillation)
+        self.task.learn(self._lessons())
         resumed = self._resumes("prune")
         if self.config.start == "fresh" and not resumed:
             self.model.load_state_dict(self.task.network().state_dict())
@@ -340,13 +346,32 @@ class _Training:
         self.clock.charge("prune")
         self.sparsity = pruner.sparsity
 
-    def _teacher(self) -> Teacher | None:
-        """Return the dense network, if the sparse one shall learn from it."""
-        if not self.config.distillation:
-            return None
+    def _dense_network(self) -> nn.Module:
+        """Return the dense network, for the sparse one to learn from."""
         network = copy.deepcopy(self.model)  # a new one would draw from the random numbers
         load_into(network, self.directory.dense)
-        return Teacher(network.eval().requires_grad_(False), self.config.distillation)
+        return network.eval().requires_grad_(False)
+
+    def _lessons(self) -> list[Lesson]:
+        """Return what the dense network makes of the training data, if that is to be learnt."""
+        path = self.directory.lessons
+        if path.exists():
+            try:
+                held: list[Lesson] = load_tree(path)["lessons"]
+                return held
+            except CheckpointError as error:
+                self.progress.say(f"{error}: it is made anew")
+        lessons, told = [], -1
+        for done, lesson in self.task.lessons(self._dense_network()):
+            lessons.append(lesson)
+            if int(done * 10) > told:
+                told = int(done * 10)
+                self.progress.say(f"the dense network writes for the sparse one: {done:.0%}")
+            if self.stop():
+                raise Stopped("stopped before the first epoch (prune)")
+        if lessons:
+            save_tree(path, {"lessons": lessons})
+        return lessons
 
     def _resumes(self, phase: str) -> bool:
         return self.resumed is not None and self.resumed["phase"] == phase
