@@ -130,12 +130,11 @@ _PAPERS: dict[str, Any] = {
 
 # What the language recipes have in common that are tuned here: relevance over some hundred batches,
 # for one says nothing of the words that it lacks; and a sparse network that has few weights to fit
-# with, so that it learns without dropout, and from the dense network besides.
+# with, so that it learns without dropout.
 _SELECTIVE: dict[str, Any] = {
     "max_grad_norm": 1.0,
     "alpha": 0.2,
     "smoothing": 0.99,
-    "distillation": 0.5,
     "pruning_dropout": 0.0,
     "norms": True,
 }
@@ -213,6 +212,7 @@ _BOOK = (
             dropout=0.1,
             label_smoothing=0.1,
             validation_pairs=500,
+            sequence_distillation=True,
             strength=0.65,
             end=0.4,
             ratio=10.0,
@@ -240,6 +240,7 @@ _BOOK = (
             label_smoothing=0.1,
             beams=6,
             length_penalty=1.2,
+            distillation=0.5,
             strength=3.0,
             end=0.5,
             ratio=10.0,
@@ -264,6 +265,7 @@ _BOOK = (
             heads=4,
             feed_forward=512,
             dropout=0.1,
+            distillation=0.5,
             strength=3.0,
             end=0.5,
             ratio=5.0,
