@@ -93,6 +93,21 @@ def run(
     ] = None,
 ) -> None:
     """Train a recipe: first dense, then sparse."""
+    # From the first moment, for what is slow comes before the first step: imports and data.
+    with _termination() as stop:
+        _run(recipe, data, seed, out, dense, resume, set_ or [], stop)
+
+
+def _run(
+    recipe: str,
+    data: str | None,
+    seed: int | None,
+    out: Path | None,
+    dense: Path | None,
+    resume: bool,
+    settings: list[str],
+    stop: Callable[[], bool],
+) -> None:
     from prunus.recipes.directory import RunDirectory
     from prunus.recipes.recipe import find
     from prunus.recipes.training import Stopped
@@ -117,22 +132,21 @@ def run(
         seed = held["seed"] if seed is None else seed
         data = held["data"] if data is None else data
         dense = Path(held["dense"]) if dense is None and held["dense"] else dense
-    config = config.changed(set_ or [])
+    config = config.changed(settings)
     console = _Screen()
     watcher = Watcher(console)
     try:
-        with _termination() as stop:
-            summary = run_recipe(
-                chosen,
-                config,
-                directory,
-                watcher,
-                data=data,
-                seed=seed or 0,
-                dense=None if dense is None else str(dense),
-                resume=resume,
-                stop=stop,
-            )
+        summary = run_recipe(
+            chosen,
+            config,
+            directory,
+            watcher,
+            data=data,
+            seed=seed or 0,
+            dense=None if dense is None else str(dense),
+            resume=resume,
+            stop=stop,
+        )
     except (KeyboardInterrupt, Stopped) as ended:
         watcher.close()
         if directory.config.exists():

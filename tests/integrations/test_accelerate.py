@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from torch import nn
 
 pytest.importorskip("accelerate")
 
-from accelerate import Accelerator, debug_launcher
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import TorchDynamoPlugin
 from torch.utils.data import DataLoader, TensorDataset
@@ -325,7 +327,6 @@ def test_a_sharded_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _two_processes(folder: str) -> None:
-    torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == 2
     bare = network().eval()
@@ -359,6 +360,23 @@ def _two_processes(folder: str) -> None:
         pruner.step(float(accelerator.process_index))
 
 
-def test_two_processes_remove_the_same_weights(tmp_path: Path) -> None:
-    debug_launcher(_two_processes, (str(tmp_path),))
+def test_two_processes_that_accelerate_launches_remove_the_same_weights(tmp_path: Path) -> None:
+    package = Path(__file__).parent
+    # --multi_gpu, for without MPI it launches several processes in no other way; that they compute
+    # on the CPU is said to the Accelerator.
+    command = ["--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no"]
+    command += ["--dynamo_backend=no", "--main_process_port=0"]
+    command += ["--module", f"{package.name}.{Path(__file__).stem}", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", *command],
+        cwd=package.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
     assert load_tree(tmp_path / STATE_FILE)["prunings"] == 2
+
+
+if __name__ == "__main__":
+    _two_processes(sys.argv[1])

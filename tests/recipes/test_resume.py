@@ -19,6 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from prunus.files import load_tree
 from prunus.recipes.classification import Classification
+from prunus.recipes.recipe import RECIPES, Recipe
 from prunus.recipes.task import Evaluation
 
 from .commands import contents, metrics, prunus, settings, summary
@@ -166,6 +167,19 @@ def test_a_run_asked_to_terminate_says_how_to_go_on(tmp_path: Path) -> None:
     assert "stopped after step 1 of epoch 1 (dense); prunus run digits --out" in outcome.out
     assert "--resume goes on" in outcome.out
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_run_asked_to_terminate_before_it_has_begun_saves_its_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find(name: str) -> Recipe:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return RECIPES[name]
+
+    monkeypatch.setattr("prunus.recipes.recipe.find", find)
+    outcome = prunus("run", "digits", *settings(**BRIEF), "--out", tmp_path / "run")
+    assert outcome.code == 143
+    assert "stopped after step 1 of epoch 1 (dense)" in outcome.out
 
 
 def test_a_run_asked_to_terminate_while_it_validates_stops_after_that(
