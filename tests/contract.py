@@ -116,25 +116,39 @@ class Cell:
         return ""
 
 
-def cells(layout: str) -> Iterator[Cell]:
-    """Yield every method with every optimizer, and of each every precision and accumulation.
-
-    The full product would take an hour, so each pair of method and optimizer meets one of the ten
-    precisions with accumulations, all of which each method and each optimizer meet in turn.
-    """
-    methods = [
+def methods() -> list[tuple[str, Way, str]]:
+    """Return every penalty in every way with every schedule."""
+    return [
         (penalty, way, schedule)
         for penalty in PENALTIES
         for way in (WAYS if PENALTIES[penalty] else WAYS[:1])
         for schedule in SCHEDULES
     ]
+
+
+def product(layout: str) -> Iterator[Cell]:
+    """Yield every cell of a layout that torch and prunus offer."""
+    for combined in itertools.product(methods(), OPTIMIZERS, PRECISIONS, ACCUMULATIONS):
+        method, optimizer, precision, accumulation = combined
+        cell = Cell(*method, optimizer, precision, accumulation, layout)
+        if not cell.unfit:
+            yield cell
+
+
+def cells(layout: str) -> Iterator[Cell]:
+    """Yield every method with every optimizer, and of each every precision and accumulation.
+
+    The full product takes too long for a test (``benchmarks/contract_table.py`` runs it), so each
+    pair of method and optimizer meets one of the ten precisions with accumulations, all of which
+    each method and each optimizer meet in turn.
+    """
     settings = list(itertools.product(PRECISIONS, ACCUMULATIONS))
-    for m, (penalty, way, schedule) in enumerate(methods):
+    for m, method in enumerate(methods()):
         for o, optimizer in enumerate(OPTIMIZERS):
             # A fitting one, if there is one.
             for turn in range(len(settings)):
                 precision, accumulation = settings[(m + o + turn) % len(settings)]
-                cell = Cell(penalty, way, schedule, optimizer, precision, accumulation, layout)
+                cell = Cell(*method, optimizer, precision, accumulation, layout)
                 if not cell.unfit:
                     yield cell
                     break
@@ -221,8 +235,13 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()
 
 
-def run(cell: Cell) -> list[str]:
-    """Train as the cell says; return what is wrong with the result."""
+def bound(cell: Cell) -> float:
+    """Return how far from the reference a cell may end."""
+    return max(PRECISIONS[cell.precision], ROUGH.get(cell.optimizer, 0.0))
+
+
+def run(cell: Cell) -> tuple[float, list[str]]:
+    """Train as the cell says; return how far from the reference it ends, and what is wrong."""
     problems: list[str] = []
     model: nn.Module = network().to(
         torch.bfloat16 if cell.precision == "bfloat16" else torch.float32
@@ -292,14 +311,14 @@ def run(cell: Cell) -> list[str]:
     )
     start = torch.cat([weight.detach().flatten() for weight in network().parameters()])
     off = float((got - expected).norm() / (expected - start).norm())
-    if not off <= max(PRECISIONS[cell.precision], ROUGH.get(cell.optimizer, 0.0)):
+    if not off <= bound(cell):
         problems.append(f"{off:.1e} of the way from the reference")
     pruner.detach()
-    return problems
+    return off, problems
 
 
 def check(layout: str, optimizers: list[str] | None = None) -> tuple[int, dict[str, list[str]]]:
     """Run the cells of a layout; return how many there were, and the problems of those with any."""
     chosen = [cell for cell in cells(layout) if optimizers is None or cell.optimizer in optimizers]
-    found = {str(cell): run(cell) for cell in chosen}
+    found = {str(cell): run(cell)[1] for cell in chosen}
     return len(chosen), {cell: problems for cell, problems in found.items() if problems}

@@ -1,0 +1,78 @@
+"""Every cell of the contract: method, optimizer, precision, accumulation, processes, all of each.
+
+Each is trained by prunus and held against the same training spelled out in float64, without
+prunus: exact zeros, exact density, and an end within a stated distance (see ``tests/contract.py``,
+of which ``make test`` runs a part that covers every pair of method and optimizer). Run from the
+repository's root: ``python benchmarks/contract_table.py``; it takes about half an hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections import defaultdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from measuring import save
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+import contract
+from distributed.processes import together
+
+
+def run(layout: str, most: int | None) -> dict[str, Any]:
+    """Run the cells of a layout, in as many processes as it has."""
+    distances: dict[str, list[float]] = defaultdict(list)
+    problems: dict[str, list[str]] = {}
+    for cell in islice(contract.product(layout), most):
+        distance, found = contract.run(cell)
+        rough = f", {cell.optimizer}" if cell.optimizer in contract.ROUGH else ""
+        distances[f"{cell.precision}{rough}"].append(distance)
+        if found:
+            problems[str(cell)] = found
+    return {
+        "cells": sum(map(len, distances.values())),
+        "problems": problems,
+        "distances": {
+            name: {
+                "cells": len(values),
+                "median": statistics.median(values),
+                "largest": max(values),
+            }
+            for name, values in distances.items()
+        },
+    }
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    out = Path(__file__).parent / "results" / "contract_table.json"
+    parser.add_argument("--quick", action="store_true", help="a few cells: does it run at all?")
+    parser.add_argument("--out", type=Path, default=out, help="default: beside the benchmarks")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    most = 20 if arguments.quick else None
+    figures: dict[str, Any] = {}
+    for layout, processes in contract.LAYOUTS.items():
+        # Of several processes all find the same, or the contract would not hold.
+        first, *others = (
+            together(processes, run, layout, most) if processes > 1 else [run(layout, most)]
+        )
+        assert all(other == first for other in others)
+        figures[layout] = first
+        wrong = len(first["problems"])
+        print(f"{layout}: {first['cells']:,} cells, {wrong} with problems")
+    bounds = {"by precision": contract.PRECISIONS, "by optimizer": contract.ROUGH}
+    save(arguments.out, 0, {"bounds": bounds, "layouts": figures})
+    sys.exit(any(layout["problems"] for layout in figures.values()))
+
+
+if __name__ == "__main__":
+    main()
