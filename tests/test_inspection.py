@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from prunus import save_sparse
 from prunus.errors import UserError
 from prunus.inspection import TensorDensity, model_file, tensor_densities
 from recipes.commands import prunus
@@ -51,6 +52,15 @@ def test_every_tensor_is_counted(hand_made: Path) -> None:
         TensorDensity("mask", (2,), "bool", 2, 1),
         TensorDensity("steps", (), "int64", 1, 1),
     ]
+
+
+def test_a_sparse_file_is_counted_as_the_tensors_it_stands_for(
+    hand_made: Path, tmp_path: Path
+) -> None:
+    tensors = {**load_file(hand_made), "large": torch.eye(100)}
+    save_sparse(tensors, tmp_path / "sparse")
+    save_file(tensors, hand_made)
+    assert list(tensor_densities(tmp_path / "sparse")) == list(tensor_densities(hand_made))
 
 
 def test_density_is_the_share_that_is_not_zero() -> None:

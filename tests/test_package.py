@@ -19,14 +19,15 @@ ROOT = Path(prunus.__file__).parent
 # The layers of the design, lowest first. A module may import from its own layer and those below.
 LAYERS = (
     {"errors", "version", "environment"},
-    {"files", "pieces", "inspection", "shards"},
+    {"files", "pieces", "shards"},
     {"world"},
     {"selection"},
     {"masks", "threshold", "coefficients", "strengths", "floor"},
     {"scores", "penalty", "optimizer_state", "best"},
     {"removal", "schedules", "hooks"},
     {"pruner"},
-    {"integrations"},
+    {"integrations", "export"},
+    {"inspection"},
     {"recipes"},
     {"terminal"},
     {"cli"},
@@ -60,11 +61,15 @@ def test_public_names() -> None:
         "Schedule",
         "Score",
         "Selection",
+        "SparseFile",
+        "SparseFileError",
         "Strength",
         "Taylor",
         "UserError",
         "Validation",
         "__version__",
+        "load_sparse",
+        "save_sparse",
         "select",
     }
 

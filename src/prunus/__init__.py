@@ -7,8 +7,10 @@ from prunus.errors import (
     FloorNotReachedError,
     NonFiniteError,
     PeerError,
+    SparseFileError,
     UserError,
 )
+from prunus.export.sparse_file import SparseFile, load_sparse, save_sparse
 from prunus.masks import Masks
 from prunus.penalty import RelevancePenalty
 from prunus.pruner import Pruner, Validation
@@ -44,10 +46,14 @@ __all__ = [
     "Schedule",
     "Score",
     "Selection",
+    "SparseFile",
+    "SparseFileError",
     "Strength",
     "Taylor",
     "UserError",
     "Validation",
     "__version__",
+    "load_sparse",
+    "save_sparse",
     "select",
 ]

@@ -16,6 +16,7 @@ __all__ = [
     "FloorNotReachedError",
     "NonFiniteError",
     "PeerError",
+    "SparseFileError",
     "UserError",
 ]
 
@@ -30,6 +31,10 @@ class CheckpointError(UserError):
 
 class DataError(UserError):
     """A data set is absent, empty, truncated or has other columns than the recipe reads."""
+
+
+class SparseFileError(UserError):
+    """A sparse file is damaged, hostile, or larger than its reader allows."""
 
 
 class FloorNotReachedError(UserError):

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from prunus.errors import UserError
+from prunus.export.sparse_file import SparseFile
 
 __all__ = ["TensorDensity", "model_file", "tensor_densities"]
 
@@ -58,24 +58,21 @@ def model_file(path: Path) -> Path:
 
 
 def tensor_densities(path: Path) -> Iterator[TensorDensity]:
-    """Read a safetensors file tensor by tensor; only one is in memory at a time.
+    """Read a safetensors file, sparse or not, tensor by tensor; only one is in memory at a time.
 
     Raises:
         UserError: It is damaged or not a safetensors file.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            for name in sorted(file.keys()):
-                tensor = file.get_tensor(name)
-                yield TensorDensity(
-                    name,
-                    tuple(tensor.shape),
-                    str(tensor.dtype).removeprefix("torch."),
-                    tensor.numel(),
-                    _nonzero(tensor),
-                )
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a whole safetensors file: {error}") from error
+    with SparseFile(path) as file:
+        for name in sorted(file.tensors):
+            stored = file[name]
+            yield TensorDensity(
+                name,
+                stored.shape,
+                str(stored.dtype).removeprefix("torch."),
+                stored.numel,
+                _nonzero(file.elements(name)),
+            )
 
 
 def _nonzero(tensor: torch.Tensor) -> int:
