@@ -41,6 +41,7 @@ def test_the_subcommands_and_their_flags_are_these() -> None:
         "recipes": {"name"},
         "run": {"recipe", "--data", "--seed", "--out", "--dense", "--resume", "--set"},
         "inspect": {"path"},
+        "export": {"path", "--to", "--out"},
     }
 
 
@@ -56,7 +57,9 @@ def test_every_recipe_is_listed_with_its_summary_and_data() -> None:
     assert {"digits", "mnist-lenet300", "mnist-lenet5", "fashion-lenet5"} <= RECIPES.keys()
 
 
-@pytest.mark.parametrize("flag", ["--help", "run --help", "inspect --help", "recipes --help"])
+@pytest.mark.parametrize(
+    "flag", ["--help", "run --help", "inspect --help", "export --help", "recipes --help"]
+)
 def test_help_is_given(flag: str) -> None:
     outcome = prunus(*flag.split())
     assert outcome.code == 0
@@ -65,7 +68,7 @@ def test_help_is_given(flag: str) -> None:
 
 def test_without_arguments_help_is_given() -> None:
     outcome = prunus()
-    for name in ("Usage: ", "recipes", "run", "inspect"):
+    for name in ("Usage: ", "recipes", "run", "inspect", "export"):
         assert name in outcome.out + outcome.err
 
 
@@ -115,6 +118,8 @@ def test_a_users_mistake_is_one_message_and_exit_code_two(
         (["run", "digits", "--seed", "one"], "invalid value for '--seed'"),
         (["prune"], "no such command 'prune'"),
         (["inspect"], "missing argument 'path'"),
+        (["export", "run"], "missing option '--to'"),
+        (["export", "run", "--to", "zip"], "'zip' is not one of 'sparse'"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else None,
 )

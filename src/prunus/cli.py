@@ -1,4 +1,4 @@
-"""The command ``prunus``: ``recipes``, ``run`` and ``inspect``.
+"""The command ``prunus``: ``recipes``, ``run``, ``inspect`` and ``export``.
 
 It exits with 0 when all went well, 2 after a mistake of the user's (one message, no traceback), 1
 after a failure of its own, 130 when interrupted, and 143 when it was asked to terminate, has
@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 from prunus.errors import UserError
 from prunus.version import VERSION
@@ -175,6 +175,27 @@ def inspect(
     table = densities_table(tensor_densities(file))
     console.print(str(file), highlight=False, markup=False, soft_wrap=True)
     console.print(table)
+
+
+@app.command()
+def export(
+    path: Annotated[Path, typer.Argument(help="A safetensors file, or the directory of a run.")],
+    to: Annotated[Literal["sparse"], typer.Option(help="The form: a file without zeros.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The file to write. Default: beside the model, by the form's name."),
+    ] = None,
+) -> None:
+    """Write a network in a form that is smaller."""
+    from prunus.export.to_sparse import to_sparse
+    from prunus.inspection import model_file
+    from prunus.terminal import exported_table
+
+    forms = {"sparse": to_sparse}
+    exported = forms[to](model_file(path), out)
+    console = _Screen()
+    console.print(exported_table(exported))
+    console.print(f"written to {exported.path}", highlight=False, markup=False, soft_wrap=True)
 
 
 class _Screen(Console):

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from prunus.export.to_sparse import Exported
 from prunus.inspection import TensorDensity
 from prunus.recipes.config import Config
 from prunus.recipes.progress import Epoch
@@ -20,6 +21,7 @@ from prunus.recipes.recipe import Recipe
 __all__ = [
     "Watcher",
     "densities_table",
+    "exported_table",
     "kinds_table",
     "recipes_table",
     "settings_table",
@@ -154,6 +156,23 @@ def densities_table(tensors: Iterable[TensorDensity]) -> Table:
             f"{row.nonzero:,}",
             f"{row.density:.4%}",
         )
+    return table
+
+
+def exported_table(exported: Exported) -> Table:
+    """Show how each tensor lies in a sparse file, and what the whole file takes."""
+    table = Table(show_footer=True)
+    table.add_column("tensor", footer="the file", overflow="fold")
+    table.add_column("stored as", footer=f"{exported.source_bytes / exported.bytes:.1f}× smaller")
+    table.add_column("bytes, all elements", justify="right", footer=f"{exported.source_bytes:,}")
+    table.add_column("bytes", justify="right", footer=f"{exported.bytes:,}")
+    for stored in exported.tensors:
+        dense, own = f"{stored.dense_bytes:,}", f"{stored.bytes:,}"
+        table.add_row(Text(stored.name), stored.encoding, dense, own)
+    table.caption = (
+        f"{exported.bytes / exported.bound:.3f} times what any file takes at least, "
+        f"{exported.bound:,.0f} bytes, if the zeros lie at random"
+    )
     return table
 
 

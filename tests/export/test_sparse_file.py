@@ -333,7 +333,7 @@ TAMPERED: dict[str, tuple[Any, str]] = {
     "too few elements": ({"tensors": {"a": {"shape": [100], "index": "gaps"}}}, "cannot have"),
     "overflowing sizes": (
         {"tensors": {"a": {"shape": [1 << 40, 1 << 40], "index": "gaps"}}},
-        "cannot have",
+        "the shape of a",
     ),
     "terabytes": (
         {"tensors": {"a": {"shape": [1 << 40], "index": "gaps"}}},
@@ -490,6 +490,15 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         load_sparse(tmp_path / "b")
     with pytest.raises(UserError, match="there is no file"):
         load_sparse(tmp_path)
+
+
+@pytest.mark.parametrize("size", [1 << 60, 1 << 63, 1 << 64, 10**30])
+def test_an_empty_tensor_of_a_shape_beyond_all_numbers(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "a"
+    entry = {"dtype": "F32", "shape": [0, size], "data_offsets": [0, 0]}
+    text = json.dumps({"a": entry}).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    refused(path, "a has a shape that no tensor has|not a whole safetensors file")
 
 
 def test_the_limit(tmp_path: Path) -> None:

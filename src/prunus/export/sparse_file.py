@@ -27,7 +27,7 @@ from prunus.export.encodings import ENCODINGS, BadIndexError
 from prunus.files import memory_key, write_atomically
 from prunus.shards import is_sharded
 
-__all__ = ["SparseFile", "StoredTensor", "load_sparse", "save_sparse", "size_bound"]
+__all__ = ["SparseFile", "StoredTensor", "as_bits", "load_sparse", "save_sparse", "size_bound"]
 
 VERSION = 1
 
@@ -157,8 +157,8 @@ def save_sparse(
         tensor = tensor.cpu().clone(memory_format=torch.contiguous_format)
         zeros = _negative_zeros(tensor)
         if not keep_negative_zeros:
-            _as_bits(tensor)[zeros] = 0
-        elif len(zeros) > max(_FEW, int(np.count_nonzero(_as_bits(tensor))) // 10):
+            as_bits(tensor)[zeros] = 0
+        elif len(zeros) > max(_FEW, int(np.count_nonzero(as_bits(tensor))) // 10):
             negative.append(name)
         parts, chosen = _encoded(tensor, encoding)
         if chosen == "dense":
@@ -345,7 +345,7 @@ class SparseFile:
         with self._blaming(stored):
             values: torch.Tensor = self._file.get_tensor(stored.name).reshape(-1)
             if stored.encoding == "dense":
-                positions = np.flatnonzero(_as_bits(values))
+                positions = np.flatnonzero(as_bits(values))
                 values = values[torch.from_numpy(positions)]
             else:
                 blocks = list(self._positions(stored))
@@ -419,7 +419,7 @@ class SparseFile:
                     raise BadIndexError(f"{key} must be a row of {wanted}, but is {found}")
                 size += dimensions[0] * found.itemsize
             numel = math.prod(shape)
-            if held[0] > numel or numel * dtype.itemsize >= 1 << 63:
+            if held[0] > numel:
                 raise BadIndexError(f"{name} cannot have {held[0]:,} elements of shape {shape}")
             if not ENCODINGS[encoding].fits(shape):
                 raise BadIndexError(f"{name} of shape {shape} cannot have the index {encoding}")
@@ -436,7 +436,10 @@ class SparseFile:
         kind = part.get_dtype()
         if kind not in _TYPES:
             raise BadIndexError(f"{key} is of type {kind}, which this torch does not know")
-        return _TYPES[kind], tuple(part.get_shape())
+        shape = tuple(part.get_shape())
+        if not _can_be(shape):
+            raise BadIndexError(f"{key} has a shape that no tensor has")
+        return _TYPES[kind], shape
 
     def _check_names(self) -> None:
         """Make sure that tied tensors are tied to some that are there."""
@@ -506,12 +509,13 @@ def _negative_zeros(tensor: torch.Tensor) -> npt.NDArray[np.int64]:
     """Return the positions of -0.0: of the elements whose only bit is the sign's."""
     if not tensor.is_floating_point():
         return np.empty(0, np.int64)
-    bits = _as_bits(tensor)
+    bits = as_bits(tensor)
     found: npt.NDArray[np.int64] = np.flatnonzero((bits != 0) & (bits << 1 == 0))
     return found
 
 
-def _as_bits(tensor: torch.Tensor) -> npt.NDArray[Any]:
+def as_bits(tensor: torch.Tensor) -> npt.NDArray[Any]:
+    """Return a tensor's elements, in a row, as whole numbers of the same bits."""
     bits: npt.NDArray[Any] = tensor.reshape(-1).view(_BITS[tensor.dtype.itemsize]).numpy()
     return bits
 
@@ -522,7 +526,7 @@ def _encoded(tensor: torch.Tensor, wanted: str) -> tuple[dict[str, torch.Tensor]
     least = tensor.numel() * tensor.dtype.itemsize - _ENTRY
     if tensor.ndim == 0 or least <= 0:
         return whole, "dense"
-    bits, shape = _as_bits(tensor), tuple(tensor.shape)
+    bits, shape = as_bits(tensor), tuple(tensor.shape)
     positions = np.flatnonzero(bits)
     elements = bits[positions]
     best, chosen = whole, "dense"
@@ -566,14 +570,22 @@ def _described(
     return described, tied, held
 
 
+def _can_be(shape: Sequence[int]) -> bool:
+    """Return whether torch can count a tensor's bytes, were its empty dimensions of one element."""
+    if len(shape) > _MOST_DIMENSIONS or any(size >= 1 << 63 for size in shape):
+        return False
+    return math.prod(max(1, size) for size in shape) < 1 << 60
+
+
 def _checked(name: str, about: Any) -> tuple[tuple[int, ...], str, str]:
     """Return the shape, the encoding and what joins a part's name to the tensor's."""
     about = about if isinstance(about, dict) else {}
     shape, encoding, slash = about.get("shape"), about.get("index"), about.get("slash", "/")
     if (
         not isinstance(shape, list)
-        or not 0 < len(shape) <= _MOST_DIMENSIONS
-        or not all(type(size) is int and 0 <= size < 1 << 63 for size in shape)
+        or not shape
+        or not all(type(size) is int and size >= 0 for size in shape)
+        or not _can_be(shape)
     ):
         raise BadIndexError(f"it does not say the shape of {name}")
     if not isinstance(encoding, str) or encoding not in ENCODINGS:

@@ -1,0 +1,67 @@
+"""What ``prunus export --to sparse`` makes of a run, and what it tells its user."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from prunus import SparseFile, load_sparse
+from prunus.export.sparse_file import size_bound
+from prunus.export.to_sparse import to_sparse
+from recipes.commands import SHORT, prunus
+
+from .test_sparse_file import assert_same
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    assert prunus("run", "digits", *SHORT, "--set", "floor=none", "--out", out).code == 0
+    return out
+
+
+def test_a_run_becomes_a_smaller_file_of_the_same_tensors(finished: Path) -> None:
+    outcome = prunus("export", finished, "--to", "sparse")
+    assert outcome.code == 0, outcome.err
+    path = finished / "model.sparse.safetensors"
+    assert f"written to {path}" in outcome.out
+    model = finished / "model.safetensors"
+    assert_same(load_file(model), load_sparse(path))
+    with SparseFile(path) as file:
+        assert file.about["recipe"] == "digits"
+    before, after = model.stat().st_size, path.stat().st_size
+    assert after < before
+    assert f"{before:,}" in outcome.out
+    assert f"{after:,}" in outcome.out
+    assert f"{before / after:.1f}× smaller" in outcome.out
+
+
+def test_the_bound_counts_every_tensor(tmp_path: Path) -> None:
+    kept = torch.rand(300, 300, generator=torch.Generator().manual_seed(0)) < 0.1
+    tensors = {"large": kept.float(), "small": torch.eye(4), "whole": torch.ones(5)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    exported = to_sparse(tmp_path / "a.safetensors", tmp_path / "b")
+    assert exported.bound == pytest.approx(
+        size_bound(90_000, int(kept.sum()), 32) + size_bound(16, 4, 32) + 4 * 5
+    )
+    assert exported.bytes == (tmp_path / "b").stat().st_size < 1.05 * exported.bound
+    # What is sparse already can be read as well.
+    again = to_sparse(tmp_path / "b", tmp_path / "c")
+    assert (tmp_path / "c").read_bytes() == (tmp_path / "b").read_bytes()
+    assert again.bound == exported.bound
+
+
+def test_mistakes(finished: Path, tmp_path: Path) -> None:
+    model = finished / "model.safetensors"
+    before = model.read_bytes()
+    prunus("export", model, "--to", "sparse", "--out", model).refused("is the file to read")
+    assert model.read_bytes() == before
+    prunus("export", tmp_path / "no", "--to", "sparse").refused("there is no file or directory")
+    prunus("export", tmp_path, "--to", "sparse").refused("holds no model.safetensors")
+    out = tmp_path / "no" / "file"
+    prunus("export", model, "--to", "sparse", "--out", out).refused("cannot write")
+    (tmp_path / "text").write_text("x" * 100)
+    prunus("export", tmp_path / "text", "--to", "sparse").refused("not a whole safetensors file")
