@@ -31,6 +31,9 @@ LANGUAGE = {
 
 METRICS = {"BLEU": "BLEU ↑", "bits per character": "bits per character ↓"}
 
+LEFT_OUT = {(dtype, sparsity) for dtype in ("bfloat16", "int8") for sparsity in (0.95, 0.98)}
+"""Matrices that the README does not show, for they say nothing new."""
+
 VARIANTS = {
     "prunus": "prunus",
     "prunus, 90 % removed": "prunus, 90 % removed",
@@ -45,7 +48,15 @@ MARKED = re.compile(r"(?<=<!-- figures -->\n).*?(?=<!-- end of figures -->)", re
 def render() -> str:
     """Return the README's figures as Markdown."""
     return "\n".join(
-        [_networks(), *_comparisons(), _overhead(), _threshold(), _processes(), _kills()]
+        [
+            _networks(),
+            *_comparisons(),
+            _sparse_files(),
+            _overhead(),
+            _threshold(),
+            _processes(),
+            _kills(),
+        ]
     )
 
 
@@ -141,6 +152,35 @@ def _comparisons() -> list[str]:
             f"{' --set autocast=true' if record['settings']['autocast'] else ''}`."
         )
     return ["\n".join([*lines, ""])]
+
+
+def _sparse_files() -> str:
+    record, fuzzed = _load("sparse_files"), _load("fuzz_sparse_files")
+    lines = [
+        "Sparse files of matrices with zeros at random, in multiples of the least that any file "
+        "takes, and megabytes of the dense matrix in a second:\n",
+        "| type | zeros | prunus | safetensors | numpy, compressed | prunus reads | writes |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for matrix in record["matrices"]:
+        if matrix["sparsity"] < 0.9 or (matrix["dtype"], matrix["sparsity"]) in LEFT_OUT:
+            continue
+        methods = matrix["methods"]
+        sizes = [f"{methods[m]['of_bound']:.3f}" for m in methods]
+        own = methods["prunus"]
+        lines.append(
+            f"| {matrix['dtype']} | {matrix['sparsity']:.0%} | {' | '.join(sizes)} "
+            f"| {own['read_MB_per_s']:,.0f} | {own['write_MB_per_s']:,.0f} |"
+        )
+    lines.append(
+        f"\n{_machine(record['environment'])}, {record['date'][:10]}, by "
+        f"`python benchmarks/sparse_files.py`. Of {fuzzed['files']:,} sparse files damaged at "
+        f"random, {fuzzed['outcomes']['refused']:,} were refused with one clear error and "
+        f"{fuzzed['outcomes']['read']:,}, in which only values were hit, were read, each within "
+        f"{fuzzed['slowest_seconds']:.2f} s and twice the memory that the reader allowed, by "
+        "`python benchmarks/fuzz_sparse_files.py`.\n"
+    )
+    return "\n".join(lines)
 
 
 def _overhead() -> str:

@@ -75,7 +75,7 @@ def options(description: str, name: str) -> argparse.ArgumentParser:
     """Return the options that all benchmarks share; ``name`` is that of the result file."""
     parser = argparse.ArgumentParser(description=description)
     default = Path(__file__).parent / "results" / f"{name}.json"
-    parser.add_argument("--threads", type=int, default=2, help="default: 2")
+    parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--quick", action="store_true", help="a few rounds: does it run at all?")
     parser.add_argument("--out", type=Path, default=default, help="default: beside the benchmarks")

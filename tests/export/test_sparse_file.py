@@ -184,6 +184,18 @@ def test_gaps_around_the_largest_byte(positions: list[int]) -> None:
     assert found == positions
 
 
+@given(
+    density=st.floats(0, 1),
+    shape=st.tuples(st.integers(1, 50), st.integers(1, 50)),
+    name=st.sampled_from(list(ENCODINGS)),
+)
+def test_the_size_that_is_known_before(density: float, shape: tuple[int, int], name: str) -> None:
+    positions = np.flatnonzero(scattered(shape, density, torch.uint8, 0).numpy().reshape(-1))
+    size = ENCODINGS[name].size(len(positions), shape)
+    real = sum(part.nbytes for part in ENCODINGS[name].encode(positions, shape).values())
+    assert size == real or (name == "gaps" and size < real)
+
+
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_more_than_a_block_at_once(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prunus.export.encodings._BLOCK", 64)

@@ -45,6 +45,10 @@ class Encoding(Protocol):
         """Return whether it can say the positions of a tensor of that shape."""
         ...
 
+    def size(self, kept: int, shape: Sequence[int]) -> int:
+        """Return how many bytes the arrays take for so many positions; at least, if it depends."""
+        ...
+
     def decode(self, parts: Parts, shape: Sequence[int], kept: int) -> Iterator[Positions]:
         """Yield the positions, ascending, block by block.
 
@@ -67,6 +71,10 @@ class Bitmap:
     def fits(self, shape: Sequence[int]) -> bool:
         """Return True."""
         return True
+
+    def size(self, kept: int, shape: Sequence[int]) -> int:
+        """Return an eighth of the elements, rounded up."""
+        return -(-math.prod(shape) // 8)
 
     def encode(self, positions: Positions, shape: Sequence[int]) -> dict[str, npt.NDArray[Any]]:
         """Return the bits, the rest of the last byte 0."""
@@ -106,6 +114,10 @@ class Columns:
     def fits(self, shape: Sequence[int]) -> bool:
         """Return whether 16 bits are enough for a column, and 32 for a row's beginning."""
         return len(shape) > 0 and math.prod(shape[1:]) <= 1 << 16 and math.prod(shape) < 1 << 32
+
+    def size(self, kept: int, shape: Sequence[int]) -> int:
+        """Return 2 bytes for each position and 4 for each row, and 4 more."""
+        return 2 * kept + 4 * (shape[0] + 1)
 
     def encode(self, positions: Positions, shape: Sequence[int]) -> dict[str, npt.NDArray[Any]]:
         """Return columns and row pointers."""
@@ -153,6 +165,10 @@ class Gaps:
         """Return True."""
         return True
 
+    def size(self, kept: int, shape: Sequence[int]) -> int:
+        """Return what an empty stream takes."""
+        return 8
+
     def encode(self, positions: Positions, shape: Sequence[int]) -> dict[str, npt.NDArray[Any]]:
         """Return the stream."""
         zeros = np.diff(positions, prepend=-1) - 1
@@ -179,8 +195,8 @@ class Gaps:
         _check_count(found, kept)
 
 
-ENCODINGS: Mapping[str, Encoding] = {"bitmap": Bitmap(), "columns": Columns(), "gaps": Gaps()}
-"""All encodings, by the name that a file calls them."""
+ENCODINGS: Mapping[str, Encoding] = {"gaps": Gaps(), "columns": Columns(), "bitmap": Bitmap()}
+"""All encodings, by the name that a file calls them, that first which mostly is the smallest."""
 
 
 def _deflated(symbols: npt.NDArray[np.uint8]) -> bytes:

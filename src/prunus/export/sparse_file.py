@@ -155,12 +155,14 @@ def save_sparse(
     for name, tensor in tensors.items():
         # A copy of its own: safetensors refuses tensors that share memory.
         tensor = tensor.cpu().clone(memory_format=torch.contiguous_format)
-        zeros = _negative_zeros(tensor)
+        positions = np.flatnonzero(as_bits(tensor))
+        zeros = _negative_zeros(tensor, positions)
         if not keep_negative_zeros:
-            as_bits(tensor)[zeros] = 0
-        elif len(zeros) > max(_FEW, int(np.count_nonzero(as_bits(tensor))) // 10):
+            as_bits(tensor)[positions[zeros]] = 0
+            positions = positions[~zeros]
+        elif np.count_nonzero(zeros) > max(_FEW, len(positions) // 10):
             negative.append(name)
-        parts, chosen = _encoded(tensor, encoding)
+        parts, chosen = _encoded(tensor, positions, encoding)
         if chosen == "dense":
             out[name] = parts[""]
             continue
@@ -505,12 +507,13 @@ def _unfit(value: object) -> str | None:
     return None
 
 
-def _negative_zeros(tensor: torch.Tensor) -> npt.NDArray[np.int64]:
-    """Return the positions of -0.0: of the elements whose only bit is the sign's."""
+def _negative_zeros(
+    tensor: torch.Tensor, positions: npt.NDArray[np.int64]
+) -> npt.NDArray[np.bool_]:
+    """Return which of the elements at these positions, none of them 0, are -0.0."""
     if not tensor.is_floating_point():
-        return np.empty(0, np.int64)
-    bits = as_bits(tensor)
-    found: npt.NDArray[np.int64] = np.flatnonzero((bits != 0) & (bits << 1 == 0))
+        return np.zeros(len(positions), np.bool_)
+    found: npt.NDArray[np.bool_] = as_bits(tensor)[positions] << 1 == 0  # the sign's bit alone
     return found
 
 
@@ -520,20 +523,20 @@ def as_bits(tensor: torch.Tensor) -> npt.NDArray[Any]:
     return bits
 
 
-def _encoded(tensor: torch.Tensor, wanted: str) -> tuple[dict[str, torch.Tensor], str]:
+def _encoded(
+    tensor: torch.Tensor, positions: npt.NDArray[np.int64], wanted: str
+) -> tuple[dict[str, torch.Tensor], str]:
     """Return what to store of a tensor, its elements under the empty name, and the encoding."""
     whole = {"": tensor}
     least = tensor.numel() * tensor.dtype.itemsize - _ENTRY
     if tensor.ndim == 0 or least <= 0:
         return whole, "dense"
-    bits, shape = as_bits(tensor), tuple(tensor.shape)
-    positions = np.flatnonzero(bits)
-    elements = bits[positions]
+    elements, shape = as_bits(tensor)[positions], tuple(tensor.shape)
     best, chosen = whole, "dense"
     for name, encoding in ENCODINGS.items():
-        if wanted not in ("smallest", name) or elements.nbytes >= least:
+        if wanted not in ("smallest", name) or not encoding.fits(shape):
             continue
-        if not encoding.fits(shape):
+        if elements.nbytes + encoding.size(len(positions), shape) >= least:
             continue
         parts = encoding.encode(positions, shape)
         size = elements.nbytes + sum(part.nbytes for part in parts.values())

@@ -51,8 +51,8 @@ def to_sparse(source: Path, out: Path | None = None) -> Exported:
         >>> path = Path(tempfile.mkdtemp()) / "model.safetensors"
         >>> save_file({"weight": torch.eye(100)}, path)
         >>> exported = to_sparse(path)
-        >>> exported.path.name, exported.source_bytes // exported.bytes
-        ('model.sparse.safetensors', 50)
+        >>> exported.path.name, exported.source_bytes > 40 * exported.bytes
+        ('model.sparse.safetensors', True)
     """
     out = out or source.with_name(f"{source.name.removesuffix('.safetensors')}.sparse.safetensors")
     if out.exists() and out.samefile(source):

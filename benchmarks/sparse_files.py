@@ -1,0 +1,130 @@
+"""Sparse files: how large, how fast to write and to read, beside compressing the zeros away.
+
+Matrices of random zeros, of several types, each written and read by prunus, by safetensors (zeros
+and all), and by numpy's compressed archive, which is what one does who has nothing else. Writing
+includes the disk's cache only; times are medians of calls that take turns in one process, in
+megabytes of the dense tensor per second. What comes back must be the same bits.
+
+Run from the repository's root: ``python benchmarks/sparse_files.py``
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+import prunus
+from measuring import interleaved, options, save, spread
+from prunus.export.sparse_file import as_bits, size_bound
+
+SIDE = 2048
+SPARSITIES = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
+TYPES = (torch.float32, torch.bfloat16, torch.int8)
+
+
+def matrix(dtype: torch.dtype, sparsity: float, seed: int) -> torch.Tensor:
+    """Return a square matrix with zeros at random."""
+    draw = torch.Generator().manual_seed(seed)
+    weight = torch.randn(SIDE, SIDE, generator=draw)
+    if dtype == torch.int8:
+        weight = torch.randint(1, 128, weight.shape, generator=draw) * weight.sign()
+    weight[torch.rand(SIDE, SIDE, generator=draw) < sparsity] = 0
+    return weight.to(dtype)
+
+
+Pair = tuple[Callable[[], object], Callable[[], torch.Tensor], Path]
+
+
+def prunus_file(weight: torch.Tensor, folder: Path) -> Pair:
+    """Write and read a sparse file."""
+    path = folder / "sparse.safetensors"
+    return (
+        partial(prunus.save_sparse, {"w": weight}, path),
+        lambda: prunus.load_sparse(path)["w"],
+        path,
+    )
+
+
+def safetensors_file(weight: torch.Tensor, folder: Path) -> Pair:
+    """Write and read an ordinary file."""
+    path = folder / "dense.safetensors"
+    return partial(save_file, {"w": weight}, path), lambda: load_file(path)["w"].clone(), path
+
+
+def compressed_archive(weight: torch.Tensor, folder: Path) -> Pair:
+    """Write and read a compressed archive of numpy, of the bits where it lacks the type."""
+    path = folder / "dense.npz"
+    bits = as_bits(weight).reshape(weight.shape)
+
+    def read() -> torch.Tensor:
+        with np.load(path) as held:
+            return torch.from_numpy(held["w"]).view(weight.dtype)
+
+    return partial(np.savez_compressed, path, w=bits), read, path
+
+
+METHODS = {
+    "prunus": prunus_file,
+    "safetensors": safetensors_file,
+    "numpy, compressed": compressed_archive,
+}
+
+
+def measure(weight: torch.Tensor, *, rounds: int, seed: int) -> dict[str, Any]:
+    """Measure every method on a matrix."""
+    with tempfile.TemporaryDirectory() as folder:
+        pairs = {name: make(weight, Path(folder)) for name, make in METHODS.items()}
+        for name, (write, read, _) in pairs.items():
+            write()
+            assert (as_bits(read()) == as_bits(weight)).all(), name
+        sizes = {name: path.stat().st_size for name, (_, _, path) in pairs.items()}
+        calls = {f"write {name}": write for name, (write, _, _) in pairs.items()}
+        calls |= {f"read {name}": read for name, (_, read, _) in pairs.items()}
+        seconds = interleaved(calls, rounds=rounds, seed=seed)
+    kept, megabytes = int(weight.count_nonzero()), weight.nbytes / 1e6
+    bound = size_bound(weight.numel(), kept, 8 * weight.itemsize)
+    methods: dict[str, dict[str, Any]] = {}
+    for name, size in sizes.items():
+        times = {deed: spread(seconds[f"{deed} {name}"]) for deed in ("read", "write")}
+        methods[name] = {
+            "bytes": size,
+            "of_bound": size / bound,
+            **times,
+            **{f"{deed}_MB_per_s": 1e3 * megabytes / t["median_ms"] for deed, t in times.items()},
+        }
+    return {"bound_bytes": bound, "dense_bytes": weight.nbytes, "methods": methods}
+
+
+def main() -> None:
+    """Measure all types and sparsities, print them, write the result file."""
+    parser = options("Size and speed of sparse files.", "sparse_files")
+    parser.set_defaults(threads=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    results = []
+    for dtype in TYPES:
+        for sparsity in SPARSITIES:
+            weight = matrix(dtype, sparsity, arguments.seed)
+            rounds = 2 if arguments.quick else 9
+            figures = measure(weight, rounds=rounds, seed=arguments.seed)
+            name = str(dtype).removeprefix("torch.")
+            print(f"{name}, {sparsity:.0%} zeros", flush=True)
+            for method, f in figures["methods"].items():
+                print(
+                    f"    {method:20}{f['of_bound']:8.3f} of the bound, read "
+                    f"{f['read_MB_per_s']:8.0f} MB/s, write {f['write_MB_per_s']:8.0f} MB/s",
+                    flush=True,
+                )
+            results.append({"dtype": name, "sparsity": sparsity, "rounds": rounds, **figures})
+    save(arguments.out, arguments.seed, {"side": SIDE, "matrices": results})
+
+
+if __name__ == "__main__":
+    main()
