@@ -107,11 +107,13 @@ def _networks() -> str:
 
 def _comparisons() -> list[str]:
     """Render what each method reaches on the language recipes, as far as it has been measured."""
-    records = {
+    begun = {
         name: _load(f"compare-{name}")
         for name in LANGUAGE
         if (RESULTS / f"compare-{name}.json").exists()
     }
+    # A mean of fewer than three seeds is none.
+    records = {name: record for name, record in begun.items() if len(dense_values(record)) >= 3}
     if not records:
         return []
     lines = [
@@ -176,8 +178,9 @@ def _sparse_files() -> str:
         f"\n{_machine(record['environment'])}, {record['date'][:10]}, by "
         f"`python benchmarks/sparse_files.py`. Of {fuzzed['files']:,} sparse files damaged at "
         f"random, {fuzzed['outcomes']['refused']:,} were refused with one clear error and "
-        f"{fuzzed['outcomes']['read']:,}, in which only values were hit, were read, each within "
-        f"{fuzzed['slowest_seconds']:.2f} s and twice the memory that the reader allowed, by "
+        f"{fuzzed['outcomes']['read']:,}, damaged in ways that nobody could tell, were read, each "
+        f"within {fuzzed['slowest_seconds']:.2f} s and twice the memory that the reader allowed, "
+        "by "
         "`python benchmarks/fuzz_sparse_files.py`.\n"
     )
     return "\n".join(lines)
