@@ -1,9 +1,10 @@
 """Sparse files: how large, how fast to write and to read, beside compressing the zeros away.
 
 Matrices of random zeros, of several types, each written and read by prunus, by safetensors (zeros
-and all), and by numpy's compressed archive, which is what one does who has nothing else. Writing
-includes the disk's cache only; times are medians of calls that take turns in one process, in
-megabytes of the dense tensor per second. What comes back must be the same bits.
+and all), and by numpy's compressed archive, which is what one does who has nothing else. Of the
+three prunus alone waits until the disk has what it writes. Times are medians of calls that take
+turns in one process, in megabytes of the dense tensor per second. What comes back must be the same
+bits.
 
 Run from the repository's root: ``python benchmarks/sparse_files.py``
 """

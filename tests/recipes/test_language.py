@@ -256,7 +256,7 @@ def test_what_the_dense_network_writes_takes_the_place_of_the_references() -> No
     torch.nn.init.normal_(dense.model.shared.weight, std=1.0)  # so that it answers at all
     data = task._encoded["train"]
     end = task.tokenizer.eos_token_id
-    task.learn([lesson for _, lesson in task.lessons(dense)])
+    task.learn([lesson for _, lesson in task.lessons(lambda: dense)])
     learnt = task._encoded["train"]
     assert learnt.sources == data.sources
     assert learnt.targets != data.targets
@@ -280,7 +280,7 @@ def test_what_the_dense_network_writes_takes_the_place_of_the_references() -> No
     # What is measured on is not touched, and without the setting nothing is written.
     plain = sequence_task(sequence_distillation=False)
     assert plain._encoded["validation"] == task._encoded["validation"]
-    assert list(plain.lessons(dense)) == []
+    assert list(plain.lessons(lambda: dense)) == []
 
 
 def test_lessons_survive_kills_and_are_taken_over_with_the_dense_network(
@@ -317,7 +317,7 @@ def test_lessons_survive_kills_and_are_taken_over_with_the_dense_network(
     def without(folder: str, *chosen: str) -> tuple[bytes, bool]:
         calls[:] = []
         out = tmp_path / folder
-        assert prunus(*command, *settings(), *chosen, "--dense", whole, "--out", out).code == 0
+        assert prunus(*command, *chosen, "--dense", whole, "--out", out).code == 0
         return (out / "model.safetensors").read_bytes(), 96 in calls
 
     assert without("taken") == ((whole / "model.safetensors").read_bytes(), False)

@@ -475,9 +475,7 @@ def _split(
     state: Mapping[str, Any],
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Return the tensors, each once, and the first name of tied ones by their other names."""
-    unfit = [
-        f"{name} is {_unfit(value)}" for name, value in state.items() if _unfit(value) is not None
-    ]
+    unfit = [f"{name} is {why}" for name, value in state.items() if (why := _unfit(value))]
     if unfit:
         raise UserError(f"a sparse file holds whole tensors alone, but {listing(unfit)}")
     tensors: dict[str, torch.Tensor] = {}

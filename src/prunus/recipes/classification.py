@@ -91,7 +91,7 @@ class Classification:
     def ready_to_prune(self, model: nn.Module) -> None:
         """Change nothing."""
 
-    def lessons(self, dense: nn.Module) -> Iterator[tuple[float, Lesson]]:
+    def lessons(self, dense: Callable[[], nn.Module]) -> Iterator[tuple[float, Lesson]]:
         """Yield nothing."""
         return iter(())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -137,7 +137,7 @@ class LanguageModel:
         """Set the dropout."""
         set_dropout(model, self._config.pruning_dropout)
 
-    def lessons(self, dense: nn.Module) -> Iterator[tuple[float, Lesson]]:
+    def lessons(self, dense: Callable[[], nn.Module]) -> Iterator[tuple[float, Lesson]]:
         """Yield nothing."""
         return iter(())
 

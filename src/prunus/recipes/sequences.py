@@ -220,14 +220,14 @@ class SequenceToSequence:
         set_dropout(model, self._config.pruning_dropout)
 
     @torch.no_grad()
-    def lessons(self, dense: nn.Module) -> Iterator[tuple[float, Lesson]]:
+    def lessons(self, dense: Callable[[], nn.Module]) -> Iterator[tuple[float, Lesson]]:
         """Yield what the dense network writes for the training sources, if that is to be learnt."""
         if not self._config.sequence_distillation:
             return
-        sources, done = self._encoded["train"].sources, 0
+        network, sources, done = dense(), self._encoded["train"].sources, 0
         for indices in _chunks(_longest_first(sources), _WRITTEN_AT_ONCE):
             with torch.autocast("cpu", torch.bfloat16, enabled=self._config.autocast):
-                words = self._write(dense, [sources[i] for i in indices], self._config.beams)
+                words = self._write(network, [sources[i] for i in indices], self._config.beams)
             done += len(indices)
             yield done / len(sources), {"indices": torch.tensor(indices), "words": words}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -86,8 +86,8 @@ class Task(Protocol):
         """Change a network that was built for the dense training to what the pruning wants."""
         ...
 
-    def lessons(self, dense: nn.Module) -> Iterator[tuple[float, Lesson]]:
-        """Yield what a dense network makes of the training data, and how much is done.
+    def lessons(self, dense: Callable[[], nn.Module]) -> Iterator[tuple[float, Lesson]]:
+        """Yield what the dense network, asked for, makes of the training data, and the share done.
 
         Nothing where the sparse network shall learn what is right. The same at each call.
         """

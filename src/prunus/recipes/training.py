@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -310,9 +311,10 @@ class _Training:
                 "the floor or raise dense_epochs"
             )
         self.task.ready_to_prune(self.model)
+        dense = functools.cache(self._dense_network)  # loaded once, and only if someone asks
         if self.config.distillation:
-            self.teacher = Teacher(self._dense_network(), self.config.distillation)
-        self.task.learn(self._lessons())
+            self.teacher = Teacher(dense(), self.config.distillation)
+        self.task.learn(self._lessons(dense))
         resumed = self._resumes("prune")
         if self.config.start == "fresh" and not resumed:
             self.model.load_state_dict(self.task.network().state_dict())
@@ -352,7 +354,7 @@ class _Training:
         load_into(network, self.directory.dense)
         return network.eval().requires_grad_(False)
 
-    def _lessons(self) -> list[Lesson]:
+    def _lessons(self, dense: Callable[[], nn.Module]) -> list[Lesson]:
         """Return what the dense network makes of the training data, if that is to be learnt."""
         path = self.directory.lessons
         if path.exists():
@@ -362,7 +364,7 @@ class _Training:
             except CheckpointError as error:
                 self.progress.say(f"{error}: it is made anew")
         lessons, told = [], -1
-        for done, lesson in self.task.lessons(self._dense_network()):
+        for done, lesson in self.task.lessons(dense):
             lessons.append(lesson)
             if int(done * 10) > told:
                 told = int(done * 10)
