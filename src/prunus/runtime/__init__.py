@@ -1,0 +1,1 @@
+"""Running sparse networks on the CPU faster than dense ones."""

@@ -1,0 +1,295 @@
+"""The loops around the innermost ones: over rows, tiles, images and threads.
+
+A kernel is compiled when it is first wanted, for one shape of tile, and kept on disk by Numba. All
+arguments are whole numbers, addresses among them, because unpacking arrays costs a small layer more
+than its arithmetic; nothing here checks a bound. The callers in :mod:`prunus.runtime.layers` do.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numba
+import numpy as np
+from numba import njit, prange
+
+from prunus.runtime.vectors import (
+    float_at,
+    gather_dot,
+    number_at,
+    put_float,
+    sum_of_rows,
+    transposed,
+)
+
+__all__ = ["Tile", "convolve", "dot", "matrix", "pack", "unpack", "with_threads"]
+
+_IN_FLIGHT = 8
+"""Sums that are worked on at a time, so that none waits for its own last addition."""
+
+_LANES = 16
+_parallel = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The part of an output row that is held in registers.
+
+    Attributes:
+        lanes: Floats in a vector.
+        across: Vectors beside each other.
+        down: Lines of them.
+    """
+
+    lanes: int
+    across: int
+    down: int = 1
+
+    @property
+    def width(self) -> int:
+        """Floats in a line."""
+        return self.lanes * self.across
+
+    @property
+    def vectors(self) -> int:
+        """Vectors in all."""
+        return self.across * self.down
+
+
+def with_threads(call: Callable[..., None], threads: int, *arguments: Any) -> None:
+    """Call a kernel that shares its work among threads.
+
+    One at a time, because not every threading layer of Numba can be entered twice.
+    """
+    with _parallel:
+        if numba.get_num_threads() != threads:
+            numba.set_num_threads(threads)
+        call(threads, *arguments)
+
+
+@functools.cache
+def _rows(tile: Tile, bits: int) -> Any:
+    lanes, across, down = tile.lanes, tile.across, tile.down
+    unroll = max(1, _IN_FLIGHT // tile.vectors)
+
+    @njit(nogil=True, cache=True)
+    def rows(
+        values, index, pointers, bias, first, last, chunk, x, scale, x_down, y, y_row, y_down,
+        floor, tiles, count,
+    ):  # fmt: skip
+        for start in range(first, last, chunk):
+            for part in range(count):
+                at_x = x + np.uint64(number_at(tiles, 2 * part))
+                at_y = y + np.uint64(number_at(tiles, 2 * part + 1))
+                for row in range(start, min(start + chunk, last)):
+                    sum_of_rows(
+                        lanes, across, down, unroll, bits,
+                        values, index, number_at(pointers, row), number_at(pointers, row + 1),
+                        at_x, scale, x_down, at_y + np.uint64(row * y_row), y_down,
+                        float_at(bias, row), floor,
+                    )  # fmt: skip
+
+    return rows
+
+
+@functools.cache
+def matrix(tile: Tile, bits: int, parallel: bool) -> Any:
+    """Return the kernel that multiplies a sparse matrix by tiles of a dense one.
+
+    Its arguments: values, index, pointers (a row's first element, one row more than there are) and
+    bias of the sparse matrix, all addresses; for one thread the first row and the last + 1, for
+    several their number and the address of ``threads + 1`` bounds; rows to work on before the next
+    tile has its turn; x; the bytes by which an index advances in x; the bytes between lines in x; y;
+    those between rows and lines in y; the least output; the address of the tiles, of each the bytes
+    from x and from y at which it starts; their number.
+    """
+    rows = _rows(tile, bits)
+    if not parallel:
+        return rows
+
+    @njit(nogil=True, cache=True, parallel=True)
+    def shared(
+        threads, values, index, pointers, bias, bounds, chunk, x, scale, x_down, y, y_row, y_down,
+        floor, tiles, count,
+    ):  # fmt: skip
+        for thread in prange(threads):
+            first, last = number_at(bounds, thread), number_at(bounds, thread + 1)
+            rows(
+                values, index, pointers, bias, first, last, chunk, x, scale, x_down,
+                y, y_row, y_down, floor, tiles, count,
+            )  # fmt: skip
+
+    return shared
+
+
+@functools.cache
+def dot(bits: int, parallel: bool) -> Any:
+    """Return the kernel that multiplies a sparse matrix by one vector of contiguous floats."""
+
+    @njit(nogil=True, cache=True)
+    def rows(values, index, pointers, bias, first, last, x, y, floor):
+        for row in range(first, last):
+            begin, end = number_at(pointers, row), number_at(pointers, row + 1)
+            total = gather_dot(4, bits, values, index, begin, end, x) + float_at(bias, row)
+            put_float(y, row, floor if total < floor else total)
+
+    if not parallel:
+        return rows
+
+    @njit(nogil=True, cache=True, parallel=True)
+    def shared(threads, values, index, pointers, bias, bounds, x, y, floor):
+        for thread in prange(threads):
+            first, last = number_at(bounds, thread), number_at(bounds, thread + 1)
+            rows(values, index, pointers, bias, first, last, x, y, floor)
+
+    return shared
+
+
+@njit(nogil=True, cache=True)
+def _transpose(x, x_row, rows, columns, y, y_row):
+    """Write y[column, row] = x[row, column], of contiguous columns; row steps in bytes."""
+    whole_rows, whole_columns = rows - rows % _LANES, columns - columns % _LANES
+    for row in range(0, whole_rows, _LANES):
+        for column in range(0, whole_columns, _LANES):
+            transposed(
+                _LANES,
+                x + np.uint64(row * x_row + column * 4),
+                x_row,
+                y + np.uint64(column * y_row + row * 4),
+                y_row,
+            )
+        for i in range(row, row + _LANES):
+            for column in range(whole_columns, columns):
+                value = float_at(x + np.uint64(i * x_row), column)
+                put_float(y + np.uint64(column * y_row), i, value)
+    for row in range(whole_rows, rows):
+        for column in range(columns):
+            value = float_at(x + np.uint64(row * x_row), column)
+            put_float(y + np.uint64(column * y_row), row, value)
+
+
+@njit(nogil=True, cache=True)
+def pack(x, x_item, x_feature, items, features, y, width):
+    """Write panels of ``width`` items each: y[panel, feature, item].
+
+    One of the two steps of x, given in bytes, must be that of contiguous floats. What is left of
+    the last panel holds zeros.
+    """
+    for start in range(0, items, width):
+        count = min(width, items - start)
+        panel = y + np.uint64(start * features * 4)
+        if x_feature == 4:
+            at = x + np.uint64(start * x_item)
+            _transpose(at, x_item, count, features, panel, width * 4)
+        else:
+            for feature in range(features):
+                at = x + np.uint64(feature * x_feature + start * 4)
+                line = panel + np.uint64(feature * width * 4)
+                for item in range(count):
+                    put_float(line, item, float_at(at, item))
+        if count < width:
+            for feature in range(features):
+                for item in range(count, width):
+                    put_float(panel, feature * width + item, np.float32(0))
+
+
+@njit(nogil=True, cache=True)
+def unpack(x, x_feature, items, features, y):
+    """Write y[item, feature] = x[feature, item], both contiguous but for the step of x's lines."""
+    _transpose(x, x_feature, features, items, y, features * 4)
+
+
+@njit(nogil=True, cache=True)
+def _spread(x, x_channel, x_line, channels, height, width, top, left, stride, planes, line, plane):
+    """Copy an image onto planes with a border, one for each remainder of a place by the stride."""
+    phase = plane // (stride * stride)
+    for channel in range(channels):
+        start = planes + np.uint64(channel * plane * 4)
+        for row in range(height):
+            source = x + np.uint64(channel * x_channel + row * x_line)
+            place = row + top
+            if stride == 1:
+                target = start + np.uint64((place * line + left) * 4)
+                for column in range(width):
+                    put_float(target, column, float_at(source, column))
+            else:
+                at = (place % stride) * stride * phase + (place // stride) * line
+                for column in range(width):
+                    to = column + left
+                    put_float(
+                        start,
+                        at + (to % stride) * phase + to // stride,
+                        float_at(source, column),
+                    )
+
+
+@functools.cache
+def convolve(tile: Tile, bits: int, parallel: bool) -> Any:
+    """Return the kernel of convolutions: of images copied onto planes with a border, or as they are.
+
+    In parallel each thread works on images of its own if there are enough of them, and otherwise
+    on rows of its own.
+    """
+    rows = _rows(tile, bits)
+
+    @njit(nogil=True, cache=True)
+    def images(
+        start, stop, values, index, pointers, bias, first, last, chunk, x, x_image, x_channel,
+        x_line, channels, height, width, top, left, stride, planes, line, plane, y, y_image, y_row,
+        y_line, floor, tiles, count,
+    ):  # fmt: skip
+        for image in range(start, stop):
+            source = x + np.uint64(image * x_image)
+            if planes:
+                _spread(
+                    source, x_channel, x_line, channels, height, width, top, left, stride,
+                    planes, line, plane,
+                )  # fmt: skip
+                source = planes
+            rows(
+                values, index, pointers, bias, first, last, chunk, source, 4, line * 4,
+                y + np.uint64(image * y_image), y_row, y_line, floor, tiles, count,
+            )  # fmt: skip
+
+    if not parallel:
+        return images
+
+    @njit(nogil=True, cache=True, parallel=True)
+    def shared(
+        threads, total, values, index, pointers, bias, bounds, chunk, x, x_image, x_channel,
+        x_line, channels, height, width, top, left, stride, planes, line, plane, apart, y, y_image,
+        y_row, y_line, floor, tiles, count,
+    ):  # fmt: skip
+        if total >= threads:
+            last = number_at(bounds, threads)
+            for thread in prange(threads):
+                images(
+                    thread * total // threads, (thread + 1) * total // threads,
+                    values, index, pointers, bias, 0, last, chunk, x, x_image, x_channel, x_line,
+                    channels, height, width, top, left, stride,
+                    planes + np.uint64(thread * apart) if planes else planes, line, plane,
+                    y, y_image, y_row, y_line, floor, tiles, count,
+                )  # fmt: skip
+        else:
+            for image in range(total):
+                source = x + np.uint64(image * x_image)
+                if planes:
+                    for channel in prange(channels):
+                        _spread(
+                            source + np.uint64(channel * x_channel), x_channel, x_line, 1, height,
+                            width, top, left, stride,
+                            planes + np.uint64(channel * plane * 4), line, plane,
+                        )  # fmt: skip
+                    source = planes
+                for thread in prange(threads):
+                    rows(
+                        values, index, pointers, bias, number_at(bounds, thread),
+                        number_at(bounds, thread + 1), chunk, source, 4, line * 4,
+                        y + np.uint64(image * y_image), y_row, y_line, floor, tiles, count,
+                    )  # fmt: skip
+
+    return shared

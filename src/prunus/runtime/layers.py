@@ -1,0 +1,442 @@
+"""Layers that run on the non-zero elements of their weights only."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+import torch
+from torch import nn
+
+from prunus.errors import UserError
+from prunus.runtime.kernels import Tile, convolve, dot, matrix, pack, unpack, with_threads
+from prunus.runtime.rows import SparseRows, as_index
+
+__all__ = ["SparseConv", "SparseLinear"]
+
+_COST = {4: 0.35, 8: 0.4, 16: 0.46, 32: 0.7, 64: 0.94, 128: 1.88}
+"""What an element of the matrix costs by the width of the tile, beside each other."""
+
+_TALLEST = 8
+
+
+def _threads() -> int:
+    """Return how many threads torch would use."""
+    return min(torch.get_num_threads(), int(numba.config.NUMBA_NUM_THREADS))
+
+
+@functools.lru_cache(maxsize=4096)
+def _panels(items: int) -> tuple[Tile, int]:
+    """Return the tile that costs least for so many items, and how many there are beside."""
+    width = min(_COST, key=lambda width: (math.ceil(items / width) * _COST[width], width))
+    lanes = min(width, 16)
+    return Tile(lanes, width // lanes), math.ceil(items / width)
+
+
+class _SparseLayer(nn.Module):
+    """What sparse layers have in common.
+
+    Args:
+        rows: The weight.
+        rectified: Whether the layer does what a ReLU after it would do.
+    """
+
+    def __init__(self, rows: SparseRows, rectified: bool) -> None:
+        super().__init__()
+        self.rows = rows
+        self.rectified = rectified
+        self._floor = np.float32(0.0 if rectified else -np.inf)
+        self._bounds: dict[int, torch.Tensor] = {}
+
+    @property
+    def density(self) -> float:
+        """The share of the weight that is not zero."""
+        raise NotImplementedError
+
+    def _bounds_of(self, threads: int) -> torch.Tensor:
+        if threads not in self._bounds:
+            self._bounds[threads] = self.rows.bounds(threads)
+        return self._bounds[threads]
+
+    def _check(self, x: torch.Tensor, fits: bool, wanted: str) -> None:
+        problems = []
+        if not fits:
+            problems.append(f"shape {wanted}, but it is {tuple(x.shape)}")
+        if x.dtype != torch.float32:
+            problems.append(f"float32, but it is {str(x.dtype).removeprefix('torch.')}")
+        if x.device.type != "cpu":
+            problems.append(f"on the CPU, but it is on {x.device}")
+        if x.requires_grad and torch.is_grad_enabled():
+            problems.append(
+                "without a gradient, for this network was made for inference: call it under "
+                "torch.no_grad(), and train the network that it was made from"
+            )
+        if problems:
+            raise UserError(f"{type(self).__name__}: the input must be " + "; and ".join(problems))
+
+
+class SparseLinear(_SparseLayer):
+    """A linear layer, y = x Wᵀ + b, for inference on the CPU.
+
+    Activations lie feature by feature in memory, so that the innermost loop runs over the batch. An
+    input that lies so is read as it is, any other is transposed first; the output has the shape
+    that is expected of it, and lies feature by feature unless ``by_item``.
+
+    Args:
+        linear: The layer to do the work of; float32.
+        rectified: Whether to do the work of a ReLU after it as well.
+        by_item: Whether the output is to lie item by item, as torch's own.
+
+    Raises:
+        UserError: On a call: the input has other features, or is not float32 on the CPU.
+
+    Example:
+        >>> linear = nn.Linear(4, 3)
+        >>> _ = nn.init.zeros_(linear.weight[:, 1:])
+        >>> x = torch.randn(5, 4)
+        >>> torch.allclose(SparseLinear(linear)(x), linear(x), atol=1e-6)
+        True
+    """
+
+    def __init__(
+        self, linear: nn.Linear, *, rectified: bool = False, by_item: bool = False
+    ) -> None:
+        super().__init__(SparseRows(linear.weight, linear.bias), rectified)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.by_item = by_item
+        self._bits = 8 * self.rows.columns.element_size()
+
+    def extra_repr(self) -> str:
+        """Return the sizes."""
+        return f"{self.in_features}, {self.out_features}, density={self.density:.4g}"
+
+    @property
+    def density(self) -> float:
+        """The share of the weight that is not zero."""
+        return len(self.rows.values) / max(1, self.in_features * self.out_features)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x Wᵀ + b, of shape (..., out_features)."""
+        shape = x.shape
+        fits = len(shape) > 0 and shape[-1] == self.in_features
+        if not fits or x.dtype != torch.float32 or x.requires_grad or not x.is_cpu:
+            self._check(x, fits, f"(..., {self.in_features})")
+        flat = x if x.dim() == 2 else x.reshape(-1, self.in_features)
+        items = flat.shape[0]
+        if items == 1:
+            y = self._single(flat)
+        elif items == 0:
+            y = x.new_empty(0, self.out_features)
+        else:
+            y = self._several(flat, items)
+        return y if x.dim() == 2 else y.view(*shape[:-1], self.out_features)
+
+    def _single(self, x: torch.Tensor) -> torch.Tensor:
+        rows, threads = self.rows, _threads()
+        x = x.contiguous()
+        y = torch.empty(1, self.out_features)
+        matrix_ = (
+            rows.values.data_ptr(),
+            rows.columns.data_ptr(),
+            rows.pointers.data_ptr(),
+            rows.bias.data_ptr(),
+        )
+        if threads > 1 and len(rows.values) > _WORTH_SHARING:
+            bounds = self._bounds_of(threads)
+            with_threads(
+                dot(self._bits, True), threads, *matrix_, bounds.data_ptr(), x.data_ptr(),
+                y.data_ptr(), self._floor,
+            )  # fmt: skip
+        else:
+            dot(self._bits, False)(
+                *matrix_, 0, self.out_features, x.data_ptr(), y.data_ptr(), self._floor
+            )
+        return y
+
+    def _several(self, x: torch.Tensor, items: int) -> torch.Tensor:
+        rows, threads = self.rows, _threads()
+        tile, count = _panels(items)
+        width = tile.width
+        padded = width * count
+        item, feature = x.stride()
+        if item == 1 and count == 1 and _reaches(x, (self.in_features - 1) * feature + width):
+            source, step = x, 4 * feature
+        else:
+            if item != 1 and feature != 1:
+                x = x.contiguous()
+                item, feature = x.stride()
+            source = torch.empty(count, self.in_features, width)
+            step = 4 * width
+            # A lone item or feature has any step; the other one's is then that of floats.
+            contiguous = 4 if feature == 1 or self.in_features == 1 else 4 * feature
+            pack(
+                x.data_ptr(), 4 * item, contiguous, items, self.in_features,
+                source.data_ptr(), width,
+            )  # fmt: skip
+        y = torch.empty(self.out_features, padded)
+        starts = _starts(count, 4 * width * self.in_features, 4 * width)
+        matrix_ = (
+            rows.values.data_ptr(),
+            rows.columns.data_ptr(),
+            rows.pointers.data_ptr(),
+            rows.bias.data_ptr(),
+        )
+        chunk = rows.chunk if count > 1 else self.out_features
+        rest = (
+            chunk, source.data_ptr(), step, 0, y.data_ptr(), 4 * padded, 0, self._floor,
+            starts.data_ptr(), count,
+        )  # fmt: skip
+        if threads > 1 and len(rows.values) * padded > _WORTH_SHARING:
+            bounds = self._bounds_of(threads)
+            kernel = matrix(tile, self._bits, True)
+            with_threads(kernel, threads, *matrix_, bounds.data_ptr(), *rest)
+        else:
+            matrix(tile, self._bits, False)(*matrix_, 0, self.out_features, *rest)
+        if not self.by_item:
+            return y.t()[:items]
+        result = torch.empty(items, self.out_features)
+        unpack(y.data_ptr(), 4 * padded, items, self.out_features, result.data_ptr())
+        return result
+
+
+_WORTH_SHARING = 100_000
+"""Multiplications from which on it pays to wake another thread."""
+
+
+def _reaches(x: torch.Tensor, floats: int) -> bool:
+    """Tell whether so many floats from its first on belong to a tensor's storage."""
+    return (x.storage_offset() + floats) * 4 <= x.untyped_storage().nbytes()
+
+
+@functools.lru_cache(maxsize=4096)
+def _starts(count: int, x: int, y: int) -> torch.Tensor:
+    return torch.arange(count)[:, None] * torch.tensor([x, y])
+
+
+@dataclass(frozen=True)
+class _Geometry:
+    """How a convolution goes over images of one size.
+
+    Attributes:
+        index: Of each element of the weight, the floats from an output's place to what it reads.
+        bits: Of each index.
+        tile: What is worked on at a time.
+        starts: Of each tile, the bytes from the first input and the first output on.
+        line: Floats between lines of the planes.
+        plane: Floats between channels of the planes.
+        shape: Height and width of the output.
+        height: Lines of the output as the kernel sees it: one, where each pixel is by itself.
+        width: Floats in such a line.
+        room: Floats between lines of the output.
+        copied: Whether the images are to be copied onto planes.
+    """
+
+    index: torch.Tensor
+    bits: int
+    tile: Tile
+    starts: torch.Tensor
+    line: int
+    plane: int
+    shape: tuple[int, int]
+    height: int
+    width: int
+    room: int
+    copied: bool
+
+
+class SparseConv(_SparseLayer):
+    """A convolution over one or two dimensions, for inference on the CPU.
+
+    Every element of the weight is multiplied by a shifted plane of its input channel, so that the
+    innermost loop runs over pixels, and nothing is unfolded. Where there is padding or a stride,
+    each image is copied onto planes with a border first.
+
+    Args:
+        conv: The layer to do the work of: nn.Conv1d or nn.Conv2d with zero padding, float32.
+        rectified: Whether to do the work of a ReLU after it as well.
+
+    Raises:
+        UserError: On a call: the input has other channels, is smaller than the kernel, or is not
+            float32 on the CPU.
+
+    Example:
+        >>> conv = nn.Conv2d(2, 3, kernel_size=3, padding=1)
+        >>> _ = nn.init.zeros_(conv.weight[:, 1])
+        >>> x = torch.randn(5, 2, 8, 8)
+        >>> torch.allclose(SparseConv(conv)(x), conv(x), atol=1e-6)
+        True
+    """
+
+    def __init__(self, conv: nn.Conv1d | nn.Conv2d, *, rectified: bool = False) -> None:
+        weight = conv.weight.detach()
+        self_dimensions = weight.dim() - 2
+        super().__init__(SparseRows(weight.flatten(1), conv.bias), rectified)
+        self.dimensions = self_dimensions
+        self.in_channels, self.out_channels, self.groups = (
+            conv.in_channels,
+            conv.out_channels,
+            conv.groups,
+        )
+        self.kernel_size = _pair(conv.kernel_size, 1)
+        self.stride, self.dilation = _pair(conv.stride, 1), _pair(conv.dilation, 1)
+        before = conv._reversed_padding_repeated_twice[::-1]  # the last dimension's comes first
+        ends = [(before[i + 1], before[i]) for i in range(0, len(before), 2)]
+        self.padding = tuple(ends) if self.dimensions == 2 else ((0, 0), ends[0])
+        self._geometries: dict[tuple[int, int, int], _Geometry] = {}
+
+    def extra_repr(self) -> str:
+        """Return the sizes."""
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
+            f"density={self.density:.4g}"
+        )
+
+    @property
+    def density(self) -> float:
+        """The share of the weight that is not zero."""
+        size = self.out_channels * self.in_channels // self.groups * math.prod(self.kernel_size)
+        return len(self.rows.values) / max(1, size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the convolution, of shape (items, out_channels, height, width)."""
+        dimensions = self.dimensions
+        single = x.dim() == dimensions + 1
+        fits = x.dim() - dimensions in (1, 2) and x.shape[-dimensions - 1] == self.in_channels
+        if not fits or x.dtype != torch.float32 or x.requires_grad or not x.is_cpu:
+            places = ", ".join(("height", "width")[-dimensions:])
+            self._check(x, fits, f"(items, {self.in_channels}, {places})")
+        images = x.unsqueeze(0) if single else x
+        y = self._images(images.unsqueeze(2) if dimensions == 1 else images)
+        y = y.squeeze(2) if dimensions == 1 else y
+        return y.squeeze(0) if single else y
+
+    def _images(self, x: torch.Tensor) -> torch.Tensor:
+        rows, threads = self.rows, _threads()
+        if x.stride(3) != 1:
+            x = x.contiguous()
+        items, channels, height, width = x.shape
+        by_image, by_channel, by_line, _ = x.stride()
+        geometry = self._geometry(height, width, by_channel if by_line == width else -1)
+        room, tall = geometry.room, geometry.height
+        y = torch.empty(items, self.out_channels, tall, room)
+        share = threads > 1 and items * len(rows.values) * tall * room > _WORTH_SHARING
+        apart = channels * geometry.plane + _SLACK if geometry.copied else 0
+        planes = torch.zeros(apart * (threads if share and items >= threads else 1))
+        border = (self.padding[0][0], self.padding[1][0])
+        weight = (
+            rows.values.data_ptr(),
+            geometry.index.data_ptr(),
+            rows.pointers.data_ptr(),
+            rows.bias.data_ptr(),
+        )
+        source = (
+            rows.chunk, x.data_ptr(), 4 * by_image, 4 * by_channel, 4 * by_line, channels, height,
+            width, *border, self.stride[0], planes.data_ptr() if geometry.copied else 0,
+            geometry.line, geometry.plane,
+        )  # fmt: skip
+        target = (
+            y.data_ptr(), 4 * self.out_channels * tall * room, 4 * tall * room, 4 * room,
+            self._floor, geometry.starts.data_ptr(), len(geometry.starts),
+        )  # fmt: skip
+        if share:
+            bounds = self._bounds_of(threads)
+            kernel = convolve(geometry.tile, geometry.bits, True)
+            with_threads(
+                kernel, threads, items, *weight, bounds.data_ptr(), *source, 4 * apart, *target
+            )
+        else:
+            kernel = convolve(geometry.tile, geometry.bits, False)
+            kernel(0, items, *weight, 0, self.out_channels, *source, *target)
+        y = y[..., : geometry.width] if room > geometry.width else y
+        return y if tall == geometry.shape[0] else y.view(items, self.out_channels, *geometry.shape)
+
+    def _geometry(self, height: int, width: int, by_channel: int) -> _Geometry:
+        key = (height, width, by_channel)
+        if key not in self._geometries:
+            if len(self._geometries) >= _REMEMBERED:
+                self._geometries.clear()
+            self._geometries[key] = self._laid_out(*key)
+        return self._geometries[key]
+
+    def _laid_out(self, height: int, width: int, by_channel: int) -> _Geometry:
+        (top, bottom), (left, right) = self.padding
+        tall, wide = height + top + bottom, width + left + right
+        reach = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+        if tall < reach[0] or wide < reach[1]:
+            raise UserError(
+                f"SparseConv: the kernel covers {reach[0]}×{reach[1]} pixels, but the input has "
+                f"{tall}×{wide} with its padding"
+            )
+        stride = self.stride[0]
+        out_tall = (tall - reach[0]) // self.stride[0] + 1
+        out_wide = (wide - reach[1]) // self.stride[1] + 1
+        pointwise = self.kernel_size == (1, 1) and stride == 1 and (tall, wide) == (height, width)
+        copied = (tall, wide) != (height, width) or stride > 1 or by_channel < 0 or out_wide < 4
+        lines, columns = (1, height * width) if pointwise and not copied else (out_tall, out_wide)
+        tile = _fitting(lines, columns)
+        room = max(columns, tile.width)
+        if copied:
+            line = math.ceil(wide / stride)
+            phase = math.ceil(tall / stride) * line
+            plane = phase * stride * stride
+        else:
+            line, phase, plane = width, 0, by_channel
+        element = self.rows.columns.numpy().astype(np.int64)
+        channel, place = np.divmod(element, math.prod(self.kernel_size))
+        down, along = np.divmod(place, self.kernel_size[1])
+        down, along = down * self.dilation[0], along * self.dilation[1]
+        counts = np.diff(self.rows.pointers.numpy())
+        group = np.arange(self.out_channels) // (self.out_channels // self.groups)
+        channel += np.repeat(group, counts) * (self.in_channels // self.groups)
+        index = channel * plane + (down // stride) * line + along // stride
+        index += ((down % stride) * stride + along % stride) * phase
+        starts = [
+            (4 * (row * line + column), 4 * (row * room + column))
+            for row in _covering(lines, tile.down)
+            for column in _covering(columns, tile.width)
+        ]
+        as_numbers = as_index(index, int(index.max(initial=0)) + 1)
+        return _Geometry(
+            as_numbers, 8 * as_numbers.element_size(), tile, torch.tensor(starts), line, plane,
+            (out_tall, out_wide), lines, columns, room, copied,
+        )  # fmt: skip
+
+
+_REMEMBERED = 16
+"""Sizes of images of which a layer keeps the geometry."""
+
+_SLACK = 64
+"""Floats after the planes that a tile wider than an image may read, and does not use."""
+
+
+def _pair(numbers: tuple[int, ...], missing: int) -> tuple[int, int]:
+    return (missing, numbers[0]) if len(numbers) == 1 else (numbers[0], numbers[1])
+
+
+def _covering(length: int, step: int) -> list[int]:
+    """Return where runs of ``step`` begin that cover a length, the last shifted back to fit."""
+    return [min(start, max(0, length - step)) for start in range(0, length, step)]
+
+
+@functools.lru_cache(maxsize=4096)
+def _fitting(lines: int, columns: int) -> Tile:
+    """Return the tile that covers an image by the fewest vectors, and the largest among such."""
+    shapes = [
+        (lanes, across, down)
+        for lanes in (4, 8, 16)
+        for across in (1, 2, 4, 8)
+        for down in (1, 2, 4, 8)
+        if across * down <= _TALLEST and down <= lines and (lanes * across <= columns or lanes == 4)
+        if across == 1 or lanes * across <= columns
+    ]
+
+    def cost(shape: tuple[int, int, int]) -> tuple[float, int]:
+        lanes, across, down = shape
+        vectors = math.ceil(columns / (lanes * across)) * across * math.ceil(lines / down) * down
+        tiles = vectors / (across * down)
+        return vectors + 2 * tiles, -lanes
+
+    return Tile(*min(shapes, key=cost))
