@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from prunus.compaction.contraction import Layer, Operands
-from prunus.compaction.graph import Call, Graph, Value
+from prunus.compaction.graph import Call, Graph, alike
 from prunus.compaction.rules import Rule, rule_of
 from prunus.compaction.selecting import SELECTING
 from prunus.compaction.units import FROZEN, Reconsider, Units
@@ -185,7 +185,7 @@ def _spoil(layers: list[Call], keys: dict[int, tuple[str, str] | None]) -> bool:
     for calls in shared.values():
         varies = torch.stack([call.facts["varies"] for call in calls])
         constants = torch.stack([call.facts["constant"] for call in calls])
-        differ = (varies.any(0) | (constants != constants[0]).any(0)) & ~varies.all(0)
+        differ = (varies.any(0) | ~alike(constants, constants[:1]).all(0)) & ~varies.all(0)
         if bool(differ.any()):
             found = True
             for call in calls:

@@ -35,7 +35,7 @@ class SmallerAttention(nn.MultiheadAttention):
             module.num_heads = width // module.head_dim
             module.out_proj.in_features = width
 
-    def forward(  # noqa: D102 - as its parent's
+    def forward(
         self,
         query: torch.Tensor,
         key: torch.Tensor,

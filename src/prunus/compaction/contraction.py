@@ -1,4 +1,4 @@
-"""Rules for operators that sum products: linear layers, convolutions, matrix products, attention."""
+"""Rules for operators that sum products: layers, matrix products, attention."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from prunus.compaction.elementwise import broadcast
-from prunus.compaction.graph import Call, Value
+from prunus.compaction.graph import Call, Value, alike
 from prunus.compaction.layout import spread
 from prunus.compaction.units import Units
 
@@ -151,7 +151,7 @@ class Layer:
         values = given.source.data.cpu().movedim(given.source_dim, 0)
         values = values.flatten(1) if values.dim() > 1 else values[:, None]
         constant = values[:, 0] if values.shape[1] else torch.zeros(len(values))
-        even = (values == constant[:, None]).all(1) & constant.isfinite()
+        even = alike(values, constant[:, None]).all(1) & constant.isfinite()
         varies = _any(given.source.varies, given.source_dim) | ~even
         varies |= call.facts.get("spoiled", torch.tensor(False))
         call.facts.update(varies=varies, constant=constant)
@@ -292,7 +292,7 @@ class Attention:
                     units.freeze(held, f"{call}: multiplies two tensors that vary")
         # The weights of a row sum to 1, so that a constant value stays what it is; but for rows
         # of which a mask leaves nothing.
-        even = (value.data == value.data[..., :1, :]).all(-2, keepdim=True).cpu()
+        even = alike(value.data, value.data[..., :1, :]).all(-2, keepdim=True).cpu()
         source = value.nonzero if mask is not None else value.varies | ~even
         lasting = source.any(-2, keepdim=True)
         if lasting.dim() > 2 and lasting.shape[-3] != out.shape[-3]:

@@ -84,27 +84,27 @@ def _other(call: Call, value: Value) -> torch.Tensor:
 class Scaling(Elementwise):
     """``mul``: what is multiplied by a constant 0 is 0."""
 
-    def passes(self, call: Call, value: Value) -> torch.Tensor:  # noqa: D102
+    def passes(self, call: Call, value: Value) -> torch.Tensor:
         return value.varies & _other(call, value)
 
-    def reads(self, call: Call, value: Value) -> torch.Tensor:  # noqa: D102
+    def reads(self, call: Call, value: Value) -> torch.Tensor:
         return _other(call, value)
 
 
 class Quotient(Elementwise):
     """``div``: a constant 0 stays 0, whatever it is divided by."""
 
-    def passes(self, call: Call, value: Value) -> torch.Tensor:  # noqa: D102
+    def passes(self, call: Call, value: Value) -> torch.Tensor:
         return value.varies if value is call["self"] else value.varies & call["self"].nonzero
 
-    def reads(self, call: Call, value: Value) -> torch.Tensor:  # noqa: D102
+    def reads(self, call: Call, value: Value) -> torch.Tensor:
         return torch.tensor(True) if value is call["self"] else call["self"].nonzero
 
 
 class Filled(Elementwise):
     """``zeros_like`` and its kin: only the size of the input matters."""
 
-    def passes(self, call: Call, value: Value) -> torch.Tensor:  # noqa: D102
+    def passes(self, call: Call, value: Value) -> torch.Tensor:
         return torch.tensor(False)
 
 

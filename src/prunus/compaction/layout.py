@@ -37,9 +37,10 @@ class Layout:
         cut = call.op in _CUTS or call.op in _SPLITS
         dim = call.get("dim", 0) % max(1, source.data.dim()) if cut else None
         whole = call.outputs and call.out.shape == source.shape
-        if call.op in _CUTS and source.static and not whole and source.shape[dim or 0] > 1:
-            # As where a model takes the first rows of a table: what holds of these few may not
-            # hold of those that it takes from another input.
+        vector = sum(size > 1 for size in source.shape) == 1
+        if call.op in _CUTS and source.static and vector and not whole:
+            # As where a model takes the first elements of a row: what holds of these few may not
+            # hold of those that it takes for another input.
             for output in call.outputs:
                 output.varies = torch.ones_like(output.varies)
         for own, held in source.units.items():

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from prunus.compaction.graph import Call, Value
+from prunus.compaction.graph import Call, Value, alike
 from prunus.compaction.layout import spread
 from prunus.compaction.units import Units
 
@@ -54,7 +54,7 @@ class Mixing:
             first = source.data
             for dim in mixed:
                 first = first.narrow(dim, 0, 1)
-            varying = source.varies | (source.data != first).cpu()
+            varying = source.varies | ~alike(source.data, first).cpu()
         else:
             varying = source.nonzero
         varying = varying.any(dim=mixed, keepdim=True) if mixed else varying

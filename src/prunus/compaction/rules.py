@@ -37,7 +37,7 @@ class Rule(Protocol):
 class Unknown:
     """An operator of which nothing is known: it reads all of its inputs, and their sizes stay."""
 
-    def forward(self, call: Call, units: Units) -> None:  # noqa: D102
+    def forward(self, call: Call, units: Units) -> None:
         for value in call.inputs:
             for held in value.units.values():
                 units.freeze(held, f"{call}: an operator of which nothing is known")
@@ -46,7 +46,7 @@ class Unknown:
             if out.static and out.data.dim() == 0:
                 out.varies = torch.zeros((), dtype=torch.bool)
 
-    def backward(self, call: Call) -> None:  # noqa: D102
+    def backward(self, call: Call) -> None:
         # An operator that returns nothing is there for what else it does.
         if not call.outputs or any(bool(out.needed.any()) for out in call.outputs):
             for value in call.inputs:

@@ -24,7 +24,7 @@ class SelectingLinear(nn.Linear):
 
     selected: torch.Tensor
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002, D102 - as torch's own
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - as torch's own
         return super().forward(input.index_select(-1, self.selected))
 
 
@@ -33,7 +33,7 @@ class SelectingConv1d(nn.Conv1d):
 
     selected: torch.Tensor
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002, D102
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002
         return super().forward(input.index_select(-2, self.selected))
 
 
@@ -42,7 +42,7 @@ class SelectingConv2d(nn.Conv2d):
 
     selected: torch.Tensor
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002, D102
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002
         return super().forward(input.index_select(-3, self.selected))
 
 
@@ -51,7 +51,7 @@ class SelectingConv3d(nn.Conv3d):
 
     selected: torch.Tensor
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002, D102
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002
         return super().forward(input.index_select(-4, self.selected))
 
 
