@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from prunus import UserError, compact
-from prunus.compaction import Compaction, compacted
+import prunus
+from prunus import UserError, compaction
 from prunus.selection import total_parameters
 
 
@@ -27,14 +27,15 @@ def fill(tensor: torch.Tensor, *values: float) -> None:
         tensor.copy_(torch.tensor(values).reshape(tensor.shape))
 
 
+# Modules and their attributes are of any type to a type checker, and so are these.
+compact: Any = prunus.compact
+compacted: Any = compaction.compacted
+
+
 def same(model: nn.Module, small: nn.Module, *inputs: torch.Tensor, within: float = 1e-5) -> None:
     with torch.no_grad():
         right, got = model.eval()(*inputs), small(*inputs)
     assert float((right - got).abs().max()) <= within * float(right.abs().max())
-
-
-def shapes(done: Compaction) -> dict[str, tuple[int, ...]]:
-    return {one.name: one.after for one in done.removed}
 
 
 class Lambda(nn.Module):
@@ -51,7 +52,7 @@ class Lambda(nn.Module):
 
 
 def test_constants_are_folded_and_the_unread_go() -> None:
-    model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
+    model: Any = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
     fill(model[0].weight, 1, 2, 0, 0, 3, 4, 0, 0)
     fill(model[0].bias, 0.5, 2, 0.25, -1)
     fill(model[2].weight, 1, 10, 0, 100, -1, 20, 0, 100)
@@ -65,7 +66,7 @@ def test_constants_are_folded_and_the_unread_go() -> None:
 
 
 def test_one_removal_enables_another() -> None:
-    model = nn.Sequential(*[nn.Linear(6, 6) for _ in range(4)])
+    model: Any = nn.Sequential(*[nn.Linear(6, 6) for _ in range(4)])
     zero(model[3].weight, slice(None), slice(4, 6))  # nobody reads 4 and 5 of the third
     zero(model[2].weight, slice(0, 4), slice(2, 6))  # and only those read 2 to 5 of the second
     zero(model[1].weight, slice(0, 2), slice(1, 6))
@@ -75,7 +76,7 @@ def test_one_removal_enables_another() -> None:
 
 
 def test_a_bias_is_created_where_there_is_none() -> None:
-    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2, bias=False))
+    model: Any = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2, bias=False))
     zero(model[0].weight, 0)
     fill(model[0].bias, 2, 0, 0)
     fill(model[1].weight, 3, 1, 1, 5, 1, 1)
@@ -89,7 +90,7 @@ def test_a_bias_is_created_where_there_is_none() -> None:
 
 
 def test_nothing_to_remove() -> None:
-    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    model: Any = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     done = compacted(model, torch.ones(1, 3))
     assert done.removed == ()
     assert done.parameters == done.parameters_before
@@ -99,7 +100,7 @@ def test_nothing_to_remove() -> None:
 
 
 def test_the_original_stays() -> None:
-    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+    model: Any = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
     model.train()
     model[3].weight.requires_grad_(False)
     zero(model[0].weight, slice(0, 3))
@@ -127,7 +128,9 @@ def pickled(model: nn.Module) -> bytes:
 
 
 def test_a_layer_without_any_live_unit_keeps_one() -> None:
-    model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2))
+    model: Any = nn.Sequential(
+        nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)
+    )
     zero(model[2].weight)
     small = compact(model, torch.ones(2, 3))
     assert [tuple(small[i].weight.shape) for i in (0, 2, 4)] == [(1, 3), (1, 1), (2, 1)]
@@ -135,7 +138,7 @@ def test_a_layer_without_any_live_unit_keeps_one() -> None:
 
 
 def test_outputs_stay_even_if_they_are_constant() -> None:
-    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 3))
+    model: Any = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 3))
     zero(model[1].weight, 1)
     small = compact(model, torch.ones(1, 3))
     assert small(torch.ones(1, 3)).shape == (1, 3)
@@ -143,7 +146,7 @@ def test_outputs_stay_even_if_they_are_constant() -> None:
 
 
 def test_residual_sums() -> None:
-    model = Lambda(
+    model: Any = Lambda(
         lambda m, x: m.head(m.stem(x) + m.out(torch.relu(m.into(m.stem(x))))),
         stem=nn.Linear(4, 6), into=nn.Linear(6, 8), out=nn.Linear(8, 6), head=nn.Linear(6, 2),
     )  # fmt: skip
@@ -160,7 +163,7 @@ def test_residual_sums() -> None:
 
 
 def test_concatenation() -> None:
-    model = Lambda(
+    model: Any = Lambda(
         lambda m, x: m.head(torch.cat([torch.relu(m.one(x)), m.other(x)], dim=1)),
         one=nn.Linear(4, 3), other=nn.Linear(4, 5), head=nn.Linear(8, 2),
     )  # fmt: skip
@@ -174,7 +177,7 @@ def test_concatenation() -> None:
 
 
 def test_a_convolution_flattened() -> None:
-    model = nn.Sequential(
+    model: Any = nn.Sequential(
         nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
         nn.Linear(6 * 9, 4),
     )  # fmt: skip
@@ -192,22 +195,22 @@ def test_a_convolution_flattened() -> None:
 
 
 def test_a_constant_that_padding_makes_uneven_is_not_folded() -> None:
-    def made(padding: int, bias: float) -> nn.Sequential:
-        model = nn.Sequential(nn.Conv2d(1, 3, 1), nn.Conv2d(3, 2, 3, padding=padding))
+    def made(padding: int, bias: float) -> Any:
+        model: Any = nn.Sequential(nn.Conv2d(1, 3, 1), nn.Conv2d(3, 2, 3, padding=padding))
         zero(model[0].weight, 0)
         zero(model[0].bias)
         model[0].bias.data[0] = bias
         return model
 
     for padding, bias, left in ((1, 2.0, 3), (0, 2.0, 2), (1, 0.0, 2)):
-        model = made(padding, bias)
+        model: Any = made(padding, bias)
         small = compact(model, torch.randn(1, 1, 6, 6))
         assert small[0].weight.shape[0] == left
         same(model, small, torch.randn(1, 1, 6, 6))
 
 
 def test_grouped_and_depthwise_convolutions() -> None:
-    model = nn.Sequential(
+    model: Any = nn.Sequential(
         nn.Conv2d(1, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 1, groups=4),
         nn.Conv2d(8, 2, 1),
     )  # fmt: skip
@@ -220,7 +223,7 @@ def test_grouped_and_depthwise_convolutions() -> None:
 
 
 def test_layer_norm_keeps_its_features_and_its_readers_select() -> None:
-    model = nn.Sequential(nn.Linear(4, 64), nn.LayerNorm(64), nn.Linear(64, 8))
+    model: Any = nn.Sequential(nn.Linear(4, 64), nn.LayerNorm(64), nn.Linear(64, 8))
     zero(model[1].weight, slice(0, 40))
     done = compacted(model, torch.ones(2, 4))
     assert done.model[0].weight.shape == (64, 4)
@@ -235,7 +238,7 @@ def test_layer_norm_keeps_its_features_and_its_readers_select() -> None:
 @pytest.mark.parametrize("rank", [0, 1, 2, 3])
 def test_inputs_that_nobody_reads_are_left_out(rank: int) -> None:
     kind: Any = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank]
-    model = kind(50, 20) if rank == 0 else kind(50, 20, 1)
+    model: Any = kind(50, 20) if rank == 0 else kind(50, 20, 1)
     zero(model.weight, slice(None), slice(10, 50))
     x = torch.randn(2, 50, *[3] * rank)
     done = compacted(model, x)
@@ -243,13 +246,13 @@ def test_inputs_that_nobody_reads_are_left_out(rank: int) -> None:
     assert isinstance(done.model, kind)
     same(model, done.model, x)
     # Where the index would take more than the weights there is none.
-    few = kind(50, 2) if rank == 0 else kind(50, 2, 1)
+    few: Any = kind(50, 2) if rank == 0 else kind(50, 2, 1)
     zero(few.weight, slice(None), slice(0, 3))
     assert compacted(few, x).selecting == ()
 
 
 def test_a_module_called_twice() -> None:
-    model = Lambda(
+    model: Any = Lambda(
         lambda m, x: m.head(torch.relu(m.block(torch.relu(m.block(m.stem(x)))))),
         stem=nn.Linear(3, 5), block=nn.Linear(5, 5), head=nn.Linear(5, 2),
     )  # fmt: skip
@@ -280,7 +283,7 @@ class Tied(nn.Module):
 
 
 def test_tied_embeddings_stay_tied() -> None:
-    model = Tied()
+    model: Any = Tied()
     zero(model.embed.weight, slice(None), slice(0, 3))
     words = torch.tensor([[0, 10, 4]])
     small = compact(model, words)
@@ -311,7 +314,7 @@ class Heads(nn.Module):
 
 
 def test_heads_go_as_a_whole() -> None:
-    model = Heads()
+    model: Any = Heads()
     zero(model.v.weight, slice(4, 8))  # the second head says a constant
     zero(model.out.weight, slice(None), slice(12, 16))  # nobody reads the fourth
     zero(model.out.weight, slice(None), slice(0, 3))  # and little of the first
@@ -324,7 +327,7 @@ def test_heads_go_as_a_whole() -> None:
 
 
 def test_sizes_that_the_code_writes_as_numbers_stay() -> None:
-    model = nn.Sequential(nn.Linear(16, 20), nn.ReLU(), nn.Linear(20, 16), Heads(literal=True))
+    model: Any = nn.Sequential(nn.Linear(16, 20), nn.ReLU(), nn.Linear(20, 16), Heads(literal=True))
     zero(model[0].weight, slice(0, 5))
     zero(model[3].v.weight, slice(4, 8))
     done = compacted(model, torch.randn(2, 5, 16))
@@ -352,7 +355,7 @@ class Packed(nn.Module):
 
 
 def test_packed_heads() -> None:
-    model = Packed()
+    model: Any = Packed()
     zero(model.proj.weight, slice(None), slice(8, 16))
     small = compact(model, torch.randn(2, 5, 32))
     assert small.num_heads == 3
@@ -365,7 +368,7 @@ def test_packed_heads() -> None:
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_multihead_attention(batch_first: bool, need_weights: bool) -> None:
     attention = nn.MultiheadAttention(16, 4, batch_first=batch_first)
-    model = Lambda(lambda m, x: m.a(x, x, x, need_weights=need_weights)[0], a=attention)
+    model: Any = Lambda(lambda m, x: m.a(x, x, x, need_weights=need_weights)[0], a=attention)
     zero(attention.out_proj.weight, slice(None), slice(4, 8))
     x = torch.randn(3, 5, 16)
     small = compact(model, x)
@@ -383,7 +386,7 @@ def test_multihead_attention(batch_first: bool, need_weights: bool) -> None:
 
 
 def test_an_encoder_layer() -> None:
-    model = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+    model: Any = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
     zero(model.linear1.weight, slice(0, 20))
     zero(model.self_attn.out_proj.weight, slice(None), slice(0, 4))
     small = compact(model, torch.randn(2, 5, 16))
@@ -394,7 +397,7 @@ def test_an_encoder_layer() -> None:
 
 def test_gated_units() -> None:
     for gate in (F.glu, lambda x: x.chunk(2, -1)[0] * torch.sigmoid(x.chunk(2, -1)[1])):
-        model = Lambda(
+        model: Any = Lambda(
             lambda m, x, gate=gate: m.out(gate(m.into(x))),
             into=nn.Linear(4, 12), out=nn.Linear(6, 2),
         )  # fmt: skip
@@ -405,7 +408,7 @@ def test_gated_units() -> None:
 
 
 def test_a_multiplication_by_nothing_reads_nothing() -> None:
-    model = Lambda(lambda m, x: m.out(m.one(x) * m.two(x)), one=nn.Linear(4, 6),
+    model: Any = Lambda(lambda m, x: m.out(m.one(x) * m.two(x)), one=nn.Linear(4, 6),
                    two=nn.Linear(4, 6), out=nn.Linear(6, 2))  # fmt: skip
     zero(model.one.weight, slice(0, 2))
     zero(model.one.bias, 0)  # 0 times anything, and a constant times something
@@ -425,7 +428,7 @@ def test_a_table_of_positions_is_no_constant() -> None:
             made: torch.Tensor = self.out(self.into(x) + self.table[:, : x.shape[1]])
             return made
 
-    model = Positions()
+    model: Any = Positions()
     zero(model.into.weight, slice(0, 2))
     zero(model.table, 0, slice(None), 0)
     small = compact(model, torch.ones(2, 1, 3))  # one place only, of which all seem alike
@@ -435,7 +438,7 @@ def test_a_table_of_positions_is_no_constant() -> None:
 
 
 def test_unknown_operators_freeze() -> None:
-    model = Lambda(lambda m, x: m.out(m.rnn(m.into(x))[0]), into=nn.Linear(3, 6),
+    model: Any = Lambda(lambda m, x: m.out(m.rnn(m.into(x))[0]), into=nn.Linear(3, 6),
                    rnn=nn.GRU(6, 5, batch_first=True), out=nn.Linear(5, 2))  # fmt: skip
     zero(model.into.weight, slice(0, 3))
     done = compacted(model, torch.randn(2, 4, 3))
@@ -446,7 +449,7 @@ def test_unknown_operators_freeze() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_other_types(dtype: torch.dtype) -> None:
-    model = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4, bias=False)).to(dtype)
+    model: Any = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4, bias=False)).to(dtype)
     zero(model[0].weight, slice(0, 6))
     done = compacted(model, torch.randn(2, 8).to(dtype))
     assert done.model[0].weight.shape == (10, 8)
@@ -461,16 +464,17 @@ def test_keyword_arguments_and_integers() -> None:
         def forward(self, *, words: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
             return super().forward(words) * scale
 
-    model = Model()
+    model: Any = Model()
     zero(model.embed.weight, slice(None), slice(0, 3))
     small = compact(model, {"words": torch.tensor([[0, 10]]), "scale": torch.tensor(2.0)})
     assert small.embed.weight.shape == (11, 5)
 
 
-def test_masks_of_torch_prune_are_sliced_too() -> None:
-    from torch.nn.utils import prune
+def test_what_torch_prune_leaves_has_to_be_removed() -> None:
+    from torch.nn.utils import prune as untyped
 
-    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    prune: Any = untyped
+    model: Any = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     mask = torch.ones(6, 4)
     mask[:2] = 0
     prune.custom_from_mask(model[0], "weight", mask)
@@ -481,9 +485,9 @@ def test_masks_of_torch_prune_are_sliced_too() -> None:
 
 
 def test_wrappers_are_seen_through() -> None:
-    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    model: Any = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     zero(model[0].weight, slice(0, 2))
-    small = compact(torch.compile(model, backend="eager"), torch.ones(1, 4))  # type: ignore[arg-type]
+    small = compact(torch.compile(model, backend="eager"), torch.ones(1, 4))
     assert isinstance(small, nn.Sequential)
     assert total_parameters(small) == 4 * 5 + 2 * 5
 
@@ -519,6 +523,11 @@ ERRORS: dict[str, tuple[Any, Any, str]] = {
         r"Branching cannot be traced by torch\.export, at .*test_compact\.py:\d+, in forward, "
         r"`if x\.sum\(\) > 0:`: .*torch\.where instead of if",
     ),
+    "nothing": (
+        Lambda(lambda m, x: None, a=nn.Linear(9, 9)),  # type: ignore[arg-type, return-value]
+        torch.ones(2, 9),
+        r"Lambda returns no tensors",
+    ),
     "random": (
         Lambda(lambda m, x: F.dropout(m.a(x)), a=nn.Linear(9, 9)),
         torch.ones(2, 9),
@@ -537,7 +546,7 @@ def test_errors(case: str) -> None:
 def test_a_copy_that_says_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from prunus.compaction import check
 
-    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    model: Any = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     zero(model[0].weight, slice(0, 2))
     monkeypatch.setattr(check, "TOLERANCE", {torch.float32: -1.0})
     with pytest.raises(UserError, match="Sequential cannot be made smaller .*: an output .* off"):
@@ -545,7 +554,7 @@ def test_a_copy_that_says_something_else_is_refused(monkeypatch: pytest.MonkeyPa
 
 
 def test_copies_are_independent() -> None:
-    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    model: Any = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     small = compact(model, torch.ones(2, 4))
     kept = copy.deepcopy(model.state_dict())
     zero(small[0].weight)

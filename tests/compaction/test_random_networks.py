@@ -12,11 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from prunus import compact
+import prunus
 
 SETTINGS = settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None
 )
+
+compact: Any = prunus.compact
 
 ACTIVATIONS = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Identity, nn.GELU)
 
@@ -162,7 +164,7 @@ class Network(nn.Module):
 def test_other_networks(images: bool, seed: int) -> None:
     torch.manual_seed(seed)
     draw = np.random.default_rng(seed)
-    model = Network(draw, images).eval()
+    model: Any = Network(draw, images).eval()
     sparsify(model, draw)
     x = torch.randn(2, 3, 6, 6) if images else torch.randn(3, 5)
     small = compact(model, x)

@@ -56,7 +56,7 @@ class SmallerAttention(nn.MultiheadAttention):
         weights = self.in_proj_weight.chunk(3)
         biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
         split = [
-            F.linear(one, weight, bias).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            F.linear(one, weight, bias).view(*one.shape[:2], -1, self.head_dim).transpose(1, 2)
             for one, weight, bias in zip(inputs, weights, biases, strict=True)
         ]
         mask = self._mask(split[0], attn_mask, key_padding_mask)
@@ -71,7 +71,9 @@ class SmallerAttention(nn.MultiheadAttention):
             attended = attended if batched else attended[0]
         else:
             causal = is_causal and mask is None
-            made = F.scaled_dot_product_attention(*split, mask, dropout, is_causal=causal)
+            made = F.scaled_dot_product_attention(
+                split[0], split[1], split[2], mask, dropout, is_causal=causal
+            )
         out = self.out_proj(made.transpose(1, 2).flatten(2))
         if not batched:
             return out[0], attended
@@ -83,7 +85,9 @@ class SmallerAttention(nn.MultiheadAttention):
         """Return what to add to the scores of each head: -inf where a key is not to be seen."""
         parts = []
         if mask is not None:
-            parts.append(mask if mask.dim() == 2 else mask.unflatten(0, (query.shape[0], -1)))
+            parts.append(
+                mask if mask.dim() == 2 else mask.view(query.shape[0], -1, *mask.shape[1:])
+            )
         if padding is not None:
             parts.append(padding[:, None, None, :])
         added = [

@@ -138,6 +138,11 @@ def compacted(model: nn.Module, example_inputs: ExampleInputs) -> Compaction:
     original = _copy(model).eval()
     inputs = list(draws(args, kwargs))
     expected = [_expected(original, *inputs[0])]
+    if not expected[0]:
+        raise UserError(
+            f"{type(model).__name__} returns no tensors on the example inputs, so that there is "
+            "nothing to compare: let its forward return them"
+        )
     if difference(expected[0], run(original, *inputs[0], seed=1)) > 0:
         raise UserError(
             f"{type(model).__name__} is random in evaluation mode: two calls on the same input "

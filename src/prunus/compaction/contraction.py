@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from prunus.compaction.elementwise import broadcast
+from prunus.compaction.elementwise import broadcast, gathered
 from prunus.compaction.graph import Call, Value, alike
 from prunus.compaction.layout import spread
 from prunus.compaction.units import Units
@@ -162,7 +162,7 @@ class Layer:
         if one is not None and other is not None:
             units.tie(one, other)
         elif one is not None:
-            units.freeze(one, f"{call}: its weights stay of their size")
+            units.freeze(one)
         elif other is not None:
             units.freeze(other)
         self._tie_outputs(call, given, units)
@@ -173,13 +173,13 @@ class Layer:
         if made is not None and bias is not None:
             own = bias.units.get(0)
             if own is None:
-                units.freeze(made, f"{call}: its bias stays of its size")
+                units.freeze(made)
                 made = None
             else:
                 units.tie(made, own)
         elif bias is not None:
             for own in bias.units.values():
-                units.freeze(own, f"{call}: its weights stay of their size")
+                units.freeze(own)
         if made is not None:
             call.out.units[given.out_dim] = made
 
@@ -234,7 +234,7 @@ class Product:
         """Say what is known of the output."""
         one, other = self._factors(call)
         out = call.out
-        broadcast(call, units, [one, other], out, dims=2)
+        broadcast(units, [one, other], out, dims=2)
         for value, kept, contracted in ((one, -2, -1), (other, -1, -2)):
             rank = value.data.dim()
             if (held := value.units.get(contracted % rank)) is not None:
@@ -279,10 +279,10 @@ class Attention:
             if len(present) == 3:
                 out.units[heads] = present[0]
             elif present:
-                units.freeze(present[0], f"{call}: meets what stays of its size")
+                units.freeze(present[0])
         else:
             inputs = [query, key, value, *([mask] if mask is not None else [])]
-            broadcast(call, units, inputs, out, dims=2)
+            broadcast(units, inputs, out, dims=2)
         if (held := value.units.get(value.data.dim() - 1)) is not None:
             out.units[rank - 1] = held
         for one, dims in ((query, (-2, -1)), (key, (-2, -1)), (value, (-2,)), (mask, (-2, -1))):
@@ -308,15 +308,16 @@ class Attention:
         query.needed |= self._onto(whole, query)
         key.needed |= self._onto(whole, key)
         if mask is not None:
-            mask.needed |= whole.any() if whole.numel() else False
+            rows = live.any(-1, keepdim=True).expand(*call.out.shape[:-1], key.shape[-2])
+            mask.needed |= gathered(rows, mask.shape)
 
     @staticmethod
     def _onto(mask: torch.Tensor, value: Value) -> torch.Tensor:
-        if mask.dim() > 2 and value.shape[-3] not in (1, mask.shape[-3]):
-            mask = mask.unflatten(-3, (value.shape[-3], -1)).any(-3)  # queries share a key
-        elif mask.dim() > 2 and value.shape[-3] != mask.shape[-3]:
-            mask = mask.any(-3, keepdim=True)
-        return mask.expand(value.shape)
+        count = value.shape[-3]
+        if count not in (1, mask.shape[-3]):  # several heads of queries share one of keys
+            shape = (*mask.shape[:-3], count, -1, *mask.shape[-2:])
+            mask = mask.reshape(shape).any(-3)
+        return gathered(mask, torch.Size((*value.shape[:-2], *mask.shape[-2:]))).expand(value.shape)
 
     @staticmethod
     def _parts(call: Call) -> tuple[Any, Any, Any, Any]:

@@ -10,11 +10,10 @@ from prunus.compaction.units import Units
 __all__ = ["Elementwise", "Filled", "Gated", "Quotient", "Scaling", "broadcast", "gathered"]
 
 
-def broadcast(call: Call, units: Units, inputs: list[Value], out: Value, dims: int = 0) -> None:
+def broadcast(units: Units, inputs: list[Value], out: Value, dims: int = 0) -> None:
     """Tie the units of inputs that are broadcast against each other.
 
     Args:
-        call: The call, to name in reasons.
         units: The units.
         inputs: The inputs.
         out: What they become; its units are set.
@@ -30,14 +29,14 @@ def broadcast(call: Call, units: Units, inputs: list[Value], out: Value, dims: i
             if value.shape[own] == out.shape[dim]:
                 held.append(value.units.get(own))
             elif own in value.units:
-                units.freeze(value.units[own], f"{call}: repeats a single position")
+                units.freeze(value.units[own])
         present = [one for one in held if one is not None]
         for one in present:
             units.tie(one, present[0])
         if present and len(present) == len(held):
             out.units[dim] = present[0]
         elif present:
-            units.freeze(present[0], f"{call}: meets what stays of its size")
+            units.freeze(present[0])
 
 
 def gathered(mask: torch.Tensor, shape: torch.Size) -> torch.Tensor:
@@ -51,7 +50,7 @@ class Elementwise:
     def forward(self, call: Call, units: Units) -> None:
         """Say what is known of the output."""
         for out in call.outputs:
-            broadcast(call, units, call.inputs, out)
+            broadcast(units, call.inputs, out)
             varies = torch.zeros(out.shape, dtype=torch.bool)
             for value in call.inputs:
                 varies |= self.passes(call, value)
@@ -95,10 +94,12 @@ class Quotient(Elementwise):
     """``div``: a constant 0 stays 0, whatever it is divided by."""
 
     def passes(self, call: Call, value: Value) -> torch.Tensor:
-        return value.varies if value is call["self"] else value.varies & call["self"].nonzero
+        dividend: Value = call["self"]
+        return value.varies if value is dividend else value.varies & dividend.nonzero
 
     def reads(self, call: Call, value: Value) -> torch.Tensor:
-        return torch.tensor(True) if value is call["self"] else call["self"].nonzero
+        dividend: Value = call["self"]
+        return torch.tensor(True) if value is dividend else dividend.nonzero
 
 
 class Filled(Elementwise):

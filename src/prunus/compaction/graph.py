@@ -219,14 +219,15 @@ def _read(arguments: Any, made: Mapping[fx.Node, Any]) -> list[Any]:
 
 
 def _called(node: fx.Node, made: Mapping[fx.Node, Any], graph: Graph) -> Any:
+    args: Any
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda other: made[other])
-    if node.target is operator.getitem:
-        return args[0][args[1]]
+    target: Any = node.target
+    if target is operator.getitem:
+        return target(*args)
 
     def data(held: Any) -> Any:
         return held.data if isinstance(held, Value) else held
 
-    target: Any = node.target
     returned = target(*pytree.tree_map(data, args), **pytree.tree_map(data, kwargs))
     schema = getattr(target, "_schema", None)
     if schema is None:

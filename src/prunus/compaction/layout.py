@@ -119,7 +119,7 @@ class Concatenation:
             if len(present) == len(held):
                 out.units[own] = present[0]
             else:
-                units.freeze(present[0], f"{call}: joins what stays of its size")
+                units.freeze(present[0])
 
     def backward(self, call: Call) -> None:
         """Say what the call needs of its inputs."""

@@ -105,7 +105,7 @@ class BatchNorm:
         if len(present) == len(channels):
             out.units[1] = present[0]
         elif present:
-            units.freeze(present[0], f"{call}: meets what stays of its size")
+            units.freeze(present[0])
         out.varies = source.varies & self._gain(call, source)
 
     def backward(self, call: Call) -> None:
@@ -173,7 +173,7 @@ class Normalization:
         return list(range(first, rank))
 
     def _gain(self, call: Call) -> torch.Tensor:
-        weight = call.get("weight")
+        weight: Value | None = call.get("weight")
         if weight is None:
             return torch.tensor(True)
         kept = (weight.data != 0).cpu()

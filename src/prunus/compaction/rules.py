@@ -53,6 +53,16 @@ class Unknown:
                 value.needed |= True
 
 
+class Nothing:
+    """What torch makes sure of while it traces, which is no part of the model."""
+
+    def forward(self, call: Call, units: Units) -> None:
+        """Say nothing."""
+
+    def backward(self, call: Call) -> None:
+        """Need nothing."""
+
+
 _ELEMENTWISE = """
     abs acos acosh add addcdiv addcmul alias alpha_dropout asin asinh atan atan2 atanh bitwise_and
     bitwise_not bitwise_or bitwise_xor ceil celu clamp clamp_max clamp_min clip clone contiguous
@@ -130,6 +140,7 @@ RULES: Mapping[str, Rule] = _table()
 """The rule of each known operator by its name."""
 
 UNKNOWN = Unknown()
+NOTHING = Nothing()
 
 
 def rule_of(call: Call) -> Rule:
@@ -139,6 +150,8 @@ def rule_of(call: Call) -> Rule:
     input, or a cut at positions that a tensor names, is none of them.
     """
     rule = RULES.get(call.op, UNKNOWN)
+    if call.op.startswith("_assert"):
+        return NOTHING
     if not call.outputs:
         return UNKNOWN
     if isinstance(rule, Layer | Product) and (found := operands(call)) is not None:
@@ -182,5 +195,11 @@ def _plain_sizes(call: Call) -> bool:
 
 
 def _broadcasts(call: Call) -> bool:
+    """Tell whether the output has the shape to which the inputs are broadcast."""
+    out = call.out.shape
     shapes = [value.shape for value in call.inputs]
-    return torch.broadcast_shapes(*shapes) == call.out.shape if shapes else False
+    return bool(shapes) and all(
+        len(shape) <= len(out)
+        and all(size in (1, most) for size, most in zip(shape[::-1], out[::-1], strict=False))
+        for shape in shapes
+    )

@@ -61,8 +61,8 @@ class Units:
     def tie(self, one: torch.Tensor, other: torch.Tensor) -> None:
         """Tie units pair by pair."""
         if one is not other:
-            pair = torch.broadcast_tensors(one, other)
-            self._ties.append((pair[0].reshape(-1), pair[1].reshape(-1)))
+            other = other.expand_as(one) if one.numel() >= other.numel() else other
+            self._ties.append((one.expand_as(other).reshape(-1), other.reshape(-1)))
 
     def freeze(self, units: torch.Tensor, reason: str = "") -> None:
         """Let units stay, and all that is tied to them."""
