@@ -437,6 +437,57 @@ def test_a_table_of_positions_is_no_constant() -> None:
     same(model, small, torch.randn(2, 6, 3))
 
 
+IMAGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "pad": lambda x: F.pad(x, (1, 1, 1, 1)),
+    "reflect": lambda x: F.pad(x, (1, 1, 1, 1), "reflect"),
+    "average": nn.AdaptiveAvgPool2d(3),
+    "maximum": nn.MaxPool2d(3, 2, 1),
+    "resize": lambda x: F.interpolate(x, size=(5, 5), mode="bilinear"),
+    "instance norm": nn.InstanceNorm2d(8),
+    "slopes": nn.PReLU(8),
+    "one slope": nn.PReLU(),
+    "shuffle": nn.PixelShuffle(2),
+    "transposed": nn.ConvTranspose2d(8, 6, 2, stride=2),
+    "in place": nn.SiLU(inplace=True),
+    "turned": lambda x: x.flip(1).transpose(2, 3),
+    "stack": lambda x: torch.stack([x, x * 2], 1).sum(1),
+    "two": lambda x: torch.max(x, torch.zeros_like(x)),
+    "where": lambda x: torch.where(x > 0, x, 0.1 * x),
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_what_channels_pass_through(name: str) -> None:
+    middle = IMAGES[name]
+    x = torch.randn(2, 3, 8, 8)
+    layers: dict[str, nn.Module] = {"first": nn.Conv2d(3, 8, 3)}
+    if isinstance(middle, nn.Module):
+        layers["middle"] = middle
+    width = middle(layers["first"](x)).shape[1]
+    model: Any = Lambda(
+        lambda m, x: m.last(middle(m.first(x)) if "middle" not in layers else m.middle(m.first(x))),
+        **layers,
+        last=nn.Conv2d(width, 4, 1),
+    )
+    zero(model.first.weight, slice(0, 4))
+    zero(model.first.bias, slice(0, 4))
+    done = compacted(model, x)
+    assert done.frozen == ()
+    assert done.model.first.out_channels == 4
+    same(model, done.model, torch.randn(2, 3, 8, 8))
+
+
+def test_a_value_that_is_filled_in_may_vary() -> None:
+    def run(m: Any, x: torch.Tensor) -> torch.Tensor:
+        y = m.into(x)
+        y[:] = x.sum()
+        made: torch.Tensor = m.out(y)
+        return made
+
+    model: Any = Lambda(run, into=nn.Linear(3, 4), out=nn.Linear(4, 2))
+    same(model, compact(model, torch.randn(2, 3)), torch.randn(2, 3))
+
+
 def test_unknown_operators_freeze() -> None:
     model: Any = Lambda(lambda m, x: m.out(m.rnn(m.into(x))[0]), into=nn.Linear(3, 6),
                    rnn=nn.GRU(6, 5, batch_first=True), out=nn.Linear(5, 2))  # fmt: skip
@@ -551,6 +602,22 @@ def test_a_copy_that_says_something_else_is_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(check, "TOLERANCE", {torch.float32: -1.0})
     with pytest.raises(UserError, match="Sequential cannot be made smaller .*: an output .* off"):
         compact(model, torch.ones(2, 4))
+
+
+def test_inputs_that_the_model_refuses_are_not_drawn() -> None:
+    model: Any = Lambda(
+        # Which raises for what is no probability.
+        lambda m, x: m.b(torch.relu(m.a(x))) + F.binary_cross_entropy(x, torch.zeros_like(x)),
+        a=nn.Linear(4, 6),
+        b=nn.Linear(6, 2),
+    )
+    zero(model.a.weight, 0)
+    with pytest.raises(RuntimeError):
+        model(-torch.ones(3, 4))
+    x = torch.rand(3, 4)
+    small = compact(model, x)
+    assert small.a.out_features == 5
+    same(model, small, x)
 
 
 def test_copies_are_independent() -> None:

@@ -18,7 +18,7 @@ __all__ = ["Plan", "Resize", "analyse"]
 
 _SIZED = frozenset(
     ("view", "_unsafe_view", "reshape", "unflatten", "flatten", "expand", "repeat", "split",
-     "split_with_sizes", "chunk", "tensor_split", "tile", "channel_shuffle")
+     "split_with_sizes", "chunk", "tensor_split", "tile")
 )  # fmt: skip
 """Operators to which a model gives sizes, which it may have written down as numbers."""
 
@@ -301,11 +301,12 @@ def _note_sizes(plan: Plan, graph: Graph, gone: torch.Tensor) -> None:
     resizes: dict[Resize, None] = {}
     places: dict[str, None] = {}
     for call in graph.calls:
-        if call.op not in _SIZED:
+        if call.op not in _SIZED and "norm" not in call.op:
             continue
         for value in (*call.outputs, *call.inputs):
             for own in value.units.values():
                 if bool(gone[own].any()):
-                    places[call.line] = None
+                    if call.op in _SIZED:
+                        places[call.line] = None
                     resizes[Resize(call.module, len(own), int((~gone[own]).sum()))] = None
     plan.resizes, plan.sized = list(resizes), list(places)

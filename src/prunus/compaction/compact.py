@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -138,6 +139,7 @@ def compacted(model: nn.Module, example_inputs: ExampleInputs) -> Compaction:
     original = _copy(model).eval()
     inputs = list(draws(args, kwargs))
     expected = [_expected(original, *inputs[0])]
+    taken = inputs[:1]
     if not expected[0]:
         raise UserError(
             f"{type(model).__name__} returns no tensors on the example inputs, so that there is "
@@ -148,11 +150,15 @@ def compacted(model: nn.Module, example_inputs: ExampleInputs) -> Compaction:
             f"{type(model).__name__} is random in evaluation mode: two calls on the same input "
             "differ, so that no smaller model can be compared with it"
         )
-    expected += [_expected(original, *drawn) for drawn in inputs[1:]]
+    for drawn in inputs[1:]:
+        # A model may take inputs of some kind only, of which the example is one.
+        with contextlib.suppress(UserError):
+            expected.append(_expected(original, *drawn))
+            taken.append(drawn)
     graph = trace(original, args, kwargs)
 
     def attempt(held: Collection[str]) -> tuple[Plan, nn.Module | None, float, str]:
-        return _attempt(model, original, graph, held, inputs, expected)
+        return _attempt(model, original, graph, held, taken, expected)
 
     plan, small, error, reason = attempt(())
     reasons = list(plan.reasons)

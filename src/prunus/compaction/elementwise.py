@@ -7,7 +7,16 @@ import torch
 from prunus.compaction.graph import Call, Value
 from prunus.compaction.units import Units
 
-__all__ = ["Elementwise", "Filled", "Gated", "Quotient", "Scaling", "broadcast", "gathered"]
+__all__ = [
+    "Elementwise",
+    "Filled",
+    "Gated",
+    "Quotient",
+    "Scaling",
+    "Slopes",
+    "broadcast",
+    "gathered",
+]
 
 
 def broadcast(units: Units, inputs: list[Value], out: Value, dims: int = 0) -> None:
@@ -107,6 +116,32 @@ class Filled(Elementwise):
 
     def passes(self, call: Call, value: Value) -> torch.Tensor:
         return torch.tensor(False)
+
+
+class Slopes:
+    """``prelu``: a slope for each channel, or one for all."""
+
+    def forward(self, call: Call, units: Units) -> None:
+        """Say what is known of the output."""
+        source, slopes, out = call["self"], call["weight"], call.out
+        out.units = dict(source.units)
+        out.varies = source.varies
+        own = slopes.units.get(0)
+        if len(slopes.data) == 1:
+            return
+        held = out.units.get(1)
+        if held is not None and own is not None:
+            units.tie(held, own)
+            return
+        for one in (held, own):
+            if one is not None:
+                units.freeze(one)
+        out.units.pop(1, None)
+
+    def backward(self, call: Call) -> None:
+        """Say what the call needs of its input."""
+        call["self"].needed |= call.out.needed & call.out.varies
+        call["weight"].needed |= len(call["weight"].data) == 1
 
 
 class Gated:

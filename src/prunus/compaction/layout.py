@@ -6,12 +6,15 @@ what is known of each element; its derivative moves back what is needed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 
 from prunus.compaction.graph import Call, Value
 from prunus.compaction.units import FROZEN, Units
 
-__all__ = ["Concatenation", "Layout", "spread"]
+__all__ = ["Concatenation", "Layout", "Padding", "Stacking", "spread"]
 
 _CUTS = ("slice", "select", "narrow", "unbind")
 """Operators that take positions of a dimension by their numbers."""
@@ -91,6 +94,45 @@ class Layout:
             output.units[dim] = across[:, 0]
 
 
+class Padding:
+    """``pad``: the dimensions that grow stay of their size."""
+
+    def forward(self, call: Call, units: Units) -> None:
+        """Say what is known of the output."""
+        (source,) = call.inputs
+        call.out.varies = self._padded(call, source.varies.float()) > 0
+        widths = call["pad"]
+        for dim, held in source.units.items():
+            place = 2 * (source.data.dim() - 1 - dim)
+            if any(widths[place : place + 2]):
+                units.freeze(held, f"{call}: adds a number of positions")
+            else:
+                call.out.units[dim] = held
+
+    def backward(self, call: Call) -> None:
+        """Say what the call needs of its input."""
+        (source,) = call.inputs
+        with torch.enable_grad():
+            ones = torch.ones(source.shape, requires_grad=True)
+            padded = self._padded(call, ones)
+        (gradient,) = torch.autograd.grad(padded, ones, call.out.needed.float())
+        source.needed |= gradient > 0
+
+    @staticmethod
+    def _padded(call: Call, tensor: torch.Tensor) -> torch.Tensor:
+        return F.pad(tensor, call["pad"], call.get("mode", "constant"))
+
+
+def _joined(units: Units, held: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    """Tie the units of tensors that are laid side by side, across which they are the same."""
+    present = [one for one in held if one is not None]
+    for one in present:
+        units.tie(one, present[0])
+    if present and len(present) < len(held):
+        units.freeze(present[0])
+    return present[0] if present and len(present) == len(held) else None
+
+
 class Concatenation:
     """``cat``."""
 
@@ -103,23 +145,15 @@ class Concatenation:
         out.varies = torch.cat([part.varies for part in parts], dim)
         for own in range(out.data.dim()):
             held = [part.units.get(own) for part in parts]
-            if all(one is None for one in held):
-                continue
-            if own == dim:
+            if own == dim and any(one is not None for one in held):
                 out.units[own] = torch.cat(
                     [
                         torch.full((part.shape[own],), FROZEN) if one is None else one
                         for part, one in zip(parts, held, strict=True)
                     ]
                 )
-                continue
-            present = [one for one in held if one is not None]
-            for one in present:
-                units.tie(one, present[0])
-            if len(present) == len(held):
-                out.units[own] = present[0]
-            else:
-                units.freeze(present[0])
+            elif (joined := _joined(units, held)) is not None:
+                out.units[own] = joined
 
     def backward(self, call: Call) -> None:
         """Say what the call needs of its inputs."""
@@ -128,3 +162,23 @@ class Concatenation:
             if part.data.dim() == call.out.data.dim():
                 part.needed |= call.out.needed.narrow(dim, at, part.shape[dim])
                 at += part.shape[dim]
+
+
+class Stacking:
+    """``stack``: tensors of one shape along a new dimension."""
+
+    def forward(self, call: Call, units: Units) -> None:
+        """Say what is known of the output."""
+        parts, out = call.inputs, call.out
+        dim = call["dim"] % out.data.dim()
+        out.varies = torch.stack([part.varies for part in parts], dim)
+        for own in range(out.data.dim() - 1):
+            joined = _joined(units, [part.units.get(own) for part in parts])
+            if joined is not None:
+                out.units[own + (own >= dim)] = joined
+
+    def backward(self, call: Call) -> None:
+        """Say what the call needs of its inputs."""
+        needed = call.out.needed.unbind(call["dim"])
+        for part, own in zip(call.inputs, needed, strict=True):
+            part.needed |= own

@@ -8,9 +8,9 @@ from typing import Protocol
 import torch
 
 from prunus.compaction.contraction import Attention, Layer, Product, operands
-from prunus.compaction.elementwise import Elementwise, Filled, Gated, Quotient, Scaling
+from prunus.compaction.elementwise import Elementwise, Filled, Gated, Quotient, Scaling, Slopes
 from prunus.compaction.graph import Call, Value
-from prunus.compaction.layout import Concatenation, Layout
+from prunus.compaction.layout import Concatenation, Layout, Padding, Stacking
 from prunus.compaction.mixing import (
     BatchNorm,
     Lookup,
@@ -67,7 +67,7 @@ _ELEMENTWISE = """
     abs acos acosh add addcdiv addcmul alias alpha_dropout asin asinh atan atan2 atanh bitwise_and
     bitwise_not bitwise_or bitwise_xor ceil celu clamp clamp_max clamp_min clip clone contiguous
     copysign cos cosh deg2rad detach detach_ digamma dropout elu eq erf erfc exp exp2 expm1
-    feature_alpha_dropout feature_dropout fix float_power floor fmax fmin fmod frac ge gelu gt
+    feature_alpha_dropout feature_dropout fill fix float_power floor fmax fmin fmod frac ge gelu gt
     hardshrink hardsigmoid hardswish hardtanh heaviside hypot isclose isfinite isinf isnan le
     leaky_relu lerp lift_fresh_copy log log10 log1p log2 log_sigmoid logaddexp logaddexp2
     logical_and logical_not logical_or logical_xor logit lt masked_fill maximum minimum mish
@@ -77,10 +77,10 @@ _ELEMENTWISE = """
 """
 
 _LAYOUT = """
-    adjoint atleast_1d atleast_2d atleast_3d channel_shuffle chunk diagonal expand flatten flip
+    adjoint atleast_1d atleast_2d atleast_3d chunk expand flatten flip
     moveaxis movedim narrow numpy_T permute pixel_shuffle pixel_unshuffle repeat
     repeat_interleave reshape select slice split split_with_sizes squeeze swapaxes swapdims t
-    tensor_split tile transpose unbind unflatten unfold unsqueeze view _unsafe_view mT
+    tensor_split tile transpose unbind unflatten unsqueeze view _unsafe_view mT
 """
 
 _POOLS = """
@@ -101,8 +101,10 @@ def _table() -> dict[str, Rule]:
     table |= dict.fromkeys(_LAYOUT.split(), Layout())
     table |= dict.fromkeys(("mul", "multiply"), Scaling())
     table |= dict.fromkeys(("div", "divide", "true_divide"), Quotient())
-    table |= dict.fromkeys(("zeros_like", "ones_like", "full_like", "empty_like", "fill"), Filled())
+    table |= dict.fromkeys(("zeros_like", "ones_like", "full_like"), Filled())
     table["glu"] = Gated()
+    table["prelu"] = Slopes()
+    table["stack"] = Stacking()
     table |= dict.fromkeys(("cat", "concat", "concatenate"), Concatenation())
     table |= dict.fromkeys(
         ("linear", "addmm", "conv1d", "conv2d", "conv3d",
@@ -117,6 +119,7 @@ def _table() -> dict[str, Rule]:
     table |= dict.fromkeys(("layer_norm", "rms_norm", "native_layer_norm"), Normalization())
     table["group_norm"] = Normalization(channel=True)
     table["embedding"] = Lookup()
+    table |= dict.fromkeys(("pad", "constant_pad_nd"), Padding())
     table |= dict.fromkeys(
         ("mean", "amax", "amin", "max", "min", "median"), Mixing(given_dims, "kept")
     )
@@ -154,6 +157,8 @@ def rule_of(call: Call) -> Rule:
         return NOTHING
     if not call.outputs:
         return UNKNOWN
+    if call.op in ("max", "min") and len(call.inputs) == 2:
+        rule = RULES["maximum"]
     if isinstance(rule, Layer | Product) and (found := operands(call)) is not None:
         call.facts["operands"] = found
         return RULES["linear"]
@@ -169,6 +174,8 @@ def rule_of(call: Call) -> Rule:
         known = len(call.outputs) == 1 and _broadcasts(call)
     elif isinstance(rule, Attention):
         known = all(value.data.dim() >= 3 for value in call.inputs[:3])
+    elif isinstance(rule, Slopes):
+        known = call["self"].data.dim() >= 2 and call["weight"].static
     elif isinstance(rule, BatchNorm):
         known = call["input"].data.dim() >= 2
     elif isinstance(rule, Normalization):

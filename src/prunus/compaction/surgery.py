@@ -22,8 +22,8 @@ _SIZES: dict[type[nn.Module], dict[str, tuple[str, int]]] = {
 }
 """Of modules that write down the sizes of their tensors: which attribute is which size."""
 
-_HEADS = re.compile(r"head", re.IGNORECASE)
-_NOT_HEADS = re.compile(r"dim|size|width", re.IGNORECASE)
+_COUNTS = re.compile(r"head|num_features", re.IGNORECASE)
+_PLAIN_SIZES = re.compile(r"dim|size|width", re.IGNORECASE)
 
 
 def readings(model: nn.Module, resizes: Sequence[Resize]) -> Iterator[frozenset[str]]:
@@ -43,9 +43,9 @@ def readings(model: nn.Module, resizes: Sequence[Resize]) -> Iterator[frozenset[
         if type(value) is int and value == resize.before
     ]
     names = list(dict.fromkeys(written))
-    heads = [name for name in names if _HEADS.search(name) and not _NOT_HEADS.search(name)]
+    likely = [name for name in names if _COUNTS.search(name) and not _PLAIN_SIZES.search(name)]
     # If numbers that are equal by chance are meant differently, one of them alone may do.
-    yield from dict.fromkeys(frozenset(some) for some in (heads, names, *([n] for n in names)))
+    yield from dict.fromkeys(frozenset(some) for some in (likely, names, *([n] for n in names)))
 
 
 def operate(model: nn.Module, plan: Plan, sizes: Collection[str]) -> None:
