@@ -90,7 +90,7 @@ def compact(model: nn.Module, example_inputs: ExampleInputs) -> nn.Module:
         The copy, in evaluation mode; an equal one if there is nothing to remove. On the example and
         on random inputs of its shapes no output differs by more than 1e-5 of the largest magnitude
         in float32, 1e-12 in float64, 1e-2 in float16 and 5e-2 in bfloat16. Inputs that are infinite
-        or NaN may give other outputs, for 0 times infinity is NaN. Numbers that the forward computes
+        or NaN may give other outputs, for 0 times infinity is NaN. Numbers that forward computes
         from the sizes of its inputs are taken to be what they are for the example.
 
     Raises:
