@@ -1,6 +1,7 @@
 """prunus trains PyTorch networks into sparse ones."""
 
 from prunus.coefficients import Coefficient, Constant, Exponential, Linear
+from prunus.compaction import compact
 from prunus.errors import (
     CheckpointError,
     DataError,
@@ -53,6 +54,7 @@ __all__ = [
     "UserError",
     "Validation",
     "__version__",
+    "compact",
     "load_sparse",
     "save_sparse",
     "select",

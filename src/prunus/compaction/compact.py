@@ -1,0 +1,302 @@
+"""A smaller dense model that says the same."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+
+from prunus.compaction.analysis import Plan, analyse
+from prunus.compaction.check import difference, draws, run, tolerance
+from prunus.compaction.graph import Graph, trace
+from prunus.compaction.surgery import operate, readings
+from prunus.errors import UserError, listing
+from prunus.selection import total_parameters
+from prunus.world import check_wrappers, unwrapped
+
+__all__ = ["Compaction", "Removed", "compact", "compacted"]
+
+ExampleInputs = torch.Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Removed:
+    """A tensor that became smaller.
+
+    Attributes:
+        name: Its first name in the model.
+        before: Its shape as it was.
+        after: Its shape now.
+    """
+
+    name: str
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Compaction:
+    """A smaller model, and what was done to make it so.
+
+    Attributes:
+        model: The smaller model, in evaluation mode.
+        removed: The parameters and buffers that became smaller.
+        biases: The layers that have got a bias, for constants that other units had left behind.
+        selecting: The layers that now select some of the features that they are given.
+        frozen: Why some units stay even where they are dead: operators of which nothing is known,
+            statistics that hang on every feature, sizes that the code writes down as numbers.
+        parameters_before: How many parameters the model had, tied ones counted once.
+        parameters: How many it has now.
+        error: The largest difference of an output that was found, relative to the largest
+            magnitude.
+    """
+
+    model: nn.Module
+    removed: tuple[Removed, ...]
+    biases: tuple[str, ...]
+    selecting: tuple[str, ...]
+    frozen: tuple[str, ...]
+    parameters_before: int
+    parameters: int
+    error: float
+
+
+def compact(model: nn.Module, example_inputs: ExampleInputs) -> nn.Module:
+    """Return a smaller dense copy of a model, with the same outputs.
+
+    What is dead goes: neurons, channels and attention heads which nothing that varies feeds, or
+    which nobody reads who is read. What a neuron without inputs says is a constant, and goes into
+    the biases of its readers. Features that cannot go, such as the model's inputs, are left out by
+    the layers that have no weight for them, where that saves memory.
+
+    Which layers hang together is found by ``torch.export``. The copy is an ordinary model of the
+    same class, to be trained, saved and exported like any other; its outputs were compared with the
+    model's on random inputs.
+
+    Args:
+        model: Any module that ``torch.export`` can trace, also within ``torch.compile`` or
+            DistributedDataParallel. It is not changed.
+        example_inputs: What the model is called with: a tensor, a tuple of positional arguments or
+            a mapping of keyword arguments. Integers should span the range that the model is made
+            for: the random inputs do not leave it.
+
+    Returns:
+        The copy, in evaluation mode; an equal one if there is nothing to remove. On the example and
+        on random inputs of its shapes no output differs by more than 1e-5 of the largest magnitude
+        in float32, 1e-12 in float64, 1e-2 in float16 and 5e-2 in bfloat16. Inputs that are infinite
+        or NaN may give other outputs, for 0 times infinity is NaN. Numbers that forward computes
+        from the sizes of its inputs are taken to be what they are for the example.
+
+    Raises:
+        UserError: It is no module or has no parameters, the example does not fit it, it cannot be
+            traced or copied, its outputs are random, or a smaller model would say something else.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> _ = model[0].weight.data[:5].zero_()    # five neurons without inputs
+        >>> small = compact(model, torch.ones(1, 4))
+        >>> small
+        Sequential(
+          (0): Linear(in_features=4, out_features=3, bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=3, out_features=2, bias=True)
+        )
+        >>> x = torch.randn(10, 4)
+        >>> torch.allclose(small(x), model(x), atol=1e-6)
+        True
+    """
+    return compacted(model, example_inputs).model
+
+
+def compacted(model: nn.Module, example_inputs: ExampleInputs) -> Compaction:
+    """Do what :func:`compact` does, and say what was done.
+
+    Args:
+        model: As there.
+        example_inputs: As there.
+
+    Returns:
+        The smaller model, and what became of each tensor.
+
+    Raises:
+        UserError: As there.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> _ = model[2].weight.data[:, 1:].zero_()    # seven neurons that nobody reads
+        >>> done = compacted(model, torch.ones(1, 4))
+        >>> done.parameters_before, done.parameters
+        (58, 9)
+        >>> done.removed[0]
+        Removed(name='0.weight', before=(8, 4), after=(1, 4))
+    """
+    _check_model(model)
+    model = unwrapped(model)
+    args, kwargs = _arguments(example_inputs)
+    original = _copy(model).eval()
+    inputs = list(draws(args, kwargs))
+    expected = [_expected(original, *inputs[0])]
+    taken = inputs[:1]
+    if not expected[0]:
+        raise UserError(
+            f"{type(model).__name__} returns no tensors on the example inputs, so that there is "
+            "nothing to compare: let its forward return them"
+        )
+    if difference(expected[0], run(original, *inputs[0], seed=1)) > 0:
+        raise UserError(
+            f"{type(model).__name__} is random in evaluation mode: two calls on the same input "
+            "differ, so that no smaller model can be compared with it"
+        )
+    for drawn in inputs[1:]:
+        # A model may take inputs of some kind only, of which the example is one.
+        with contextlib.suppress(UserError):
+            expected.append(_expected(original, *drawn))
+            taken.append(drawn)
+    graph = trace(original, args, kwargs)
+
+    def attempt(held: Collection[str]) -> tuple[Plan, nn.Module | None, float, str]:
+        return _attempt(model, original, graph, held, taken, expected)
+
+    plan, small, error, reason = attempt(())
+    reasons = list(plan.reasons)
+    if small is None and plan.sized:
+        # Sizes are written down somewhere as numbers: find out where, and let those stay.
+        held = set(plan.sized)
+        plan, small, error, reason = attempt(held)
+        for place in sorted(held) if small is not None else ():
+            freer = attempt(held - {place})
+            if freer[1] is not None:
+                held.discard(place)
+                plan, small, error, reason = freer
+        reasons = list(plan.reasons)
+    if small is None:
+        raise UserError(
+            f"{type(model).__name__} cannot be made smaller with the same outputs: {reason}"
+        )
+    return _described(model, small, plan, reasons, error)
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"model must be a torch.nn.Module, but is {type(model).__name__}: pass the network "
+            "itself, not its state_dict or a function"
+        )
+    check_wrappers(model)
+    if next(model.parameters(), None) is None:
+        raise UserError(
+            f"{type(model).__name__} has no parameters, so there is nothing to remove: pass the "
+            "network that was pruned"
+        )
+    unusable = [
+        f"{name} ({'not initialized' if isinstance(p, UninitializedParameter) else 'no memory'})"
+        for name, p in model.named_parameters()
+        if isinstance(p, UninitializedParameter) or p.is_meta
+    ]
+    if unusable:
+        raise UserError(
+            f"these parameters have no values: {listing(unusable)}. Run the model once, or load "
+            "its weights"
+        )
+
+
+def _arguments(given: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(given, torch.Tensor):
+        return (given,), {}
+    if isinstance(given, Mapping):
+        return (), dict(given)
+    if isinstance(given, tuple | list):
+        return tuple(given), {}
+    raise UserError(
+        "example_inputs must be a tensor, a tuple of positional arguments or a mapping of keyword "
+        f"arguments, but is {type(given).__name__}"
+    )
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise UserError(
+            f"{type(model).__name__} cannot be copied: {error}. Attributes that were computed from "
+            "parameters are the usual cause: torch.nn.utils.prune.remove and remove_weight_norm "
+            "turn them into parameters"
+        ) from error
+
+
+def _expected(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[torch.Tensor]:
+    try:
+        return run(model, args, kwargs)
+    except Exception as error:
+        shown = [_shown(held) for held in args] + [f"{k}={_shown(v)}" for k, v in kwargs.items()]
+        raise UserError(
+            f"{type(model).__name__} itself fails on the example inputs ({', '.join(shown)}): "
+            f"{type(error).__name__}: {error}. Give it inputs as its forward takes them"
+        ) from error
+
+
+def _shown(held: Any) -> str:
+    if isinstance(held, torch.Tensor):
+        return f"{str(held.dtype).removeprefix('torch.')} of shape {tuple(held.shape)}"
+    return repr(held)[:60]
+
+
+def _attempt(
+    model: nn.Module,
+    original: nn.Module,
+    graph: Graph,
+    held: Collection[str],
+    inputs: list[tuple[tuple[Any, ...], dict[str, Any]]],
+    expected: list[list[torch.Tensor]],
+) -> tuple[Plan, nn.Module | None, float, str]:
+    """Return a plan, and the smaller model if it says the same; else why it does not."""
+    plan = analyse(original, graph, held)
+    reason = ""
+    for sizes in readings(original, plan.resizes):
+        small = copy.deepcopy(model).eval()
+        operate(small, plan, sizes)
+        error, failure = 0.0, ""
+        for (args, kwargs), right in zip(inputs, expected, strict=True):
+            try:
+                apart = difference(right, run(small, args, kwargs))
+            except Exception as raised:
+                failure = f"the copy fails with {type(raised).__name__}: {raised}"
+                break
+            error = max(error, apart)
+            if apart > tolerance([*small.parameters(), *right]):
+                failure = f"an output of the copy is off by {apart:.2g} of the largest"
+                break
+        if not failure:
+            return plan, small, error, ""
+        reason = reason or failure
+    return plan, None, 0.0, reason
+
+
+def _described(
+    model: nn.Module, small: nn.Module, plan: Plan, reasons: list[str], error: float
+) -> Compaction:
+    before = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    after = {**dict(small.named_parameters()), **dict(small.named_buffers())}
+    removed = tuple(
+        Removed(name, tuple(old.shape), tuple(after[name].shape))
+        for name, old in before.items()
+        if old.shape != after[name].shape
+    )
+    return Compaction(
+        model=small,
+        removed=removed,
+        biases=tuple(plan.created),
+        selecting=tuple(plan.selected),
+        frozen=tuple(reasons),
+        parameters_before=total_parameters(model),
+        parameters=total_parameters(small),
+        error=error,
+    )

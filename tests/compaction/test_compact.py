@@ -1,0 +1,628 @@
+"""Compaction: what is dead goes, constants are folded, and the outputs stay."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import prunus
+from prunus import UserError, compaction
+from prunus.selection import total_parameters
+
+
+def zero(tensor: torch.Tensor, *index: Any) -> None:
+    with torch.no_grad():
+        tensor[index] = 0
+
+
+def fill(tensor: torch.Tensor, *values: float) -> None:
+    with torch.no_grad():
+        tensor.copy_(torch.tensor(values).reshape(tensor.shape))
+
+
+# Modules and their attributes are of any type to a type checker, and so are these.
+compact: Any = prunus.compact
+compacted: Any = compaction.compacted
+
+
+def same(model: nn.Module, small: nn.Module, *inputs: torch.Tensor, within: float = 1e-5) -> None:
+    with torch.no_grad():
+        right, got = model.eval()(*inputs), small(*inputs)
+    assert float((right - got).abs().max()) <= within * float(right.abs().max())
+
+
+class Lambda(nn.Module):
+    """Layers, and what to do with them and an input."""
+
+    def __init__(self, run: Callable[..., torch.Tensor], **layers: nn.Module) -> None:
+        super().__init__()
+        self.run = run
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return self.run(self, *inputs)
+
+
+def test_constants_are_folded_and_the_unread_go() -> None:
+    model: Any = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
+    fill(model[0].weight, 1, 2, 0, 0, 3, 4, 0, 0)
+    fill(model[0].bias, 0.5, 2, 0.25, -1)
+    fill(model[2].weight, 1, 10, 0, 100, -1, 20, 0, 100)
+    fill(model[2].bias, 1, 2)
+    small = compact(model, torch.ones(3, 2))
+    # Neuron 1 says relu(2) = 2: it adds 10·2 and 20·2. Neuron 3 says relu(-1) = 0. Nobody reads 2.
+    assert small[0].weight.tolist() == [[1, 2]]
+    assert small[0].bias.tolist() == [0.5]
+    assert small[2].weight.tolist() == [[1], [-1]]
+    assert small[2].bias.tolist() == [21, 42]
+
+
+def test_one_removal_enables_another() -> None:
+    model: Any = nn.Sequential(*[nn.Linear(6, 6) for _ in range(4)])
+    zero(model[3].weight, slice(None), slice(4, 6))  # nobody reads 4 and 5 of the third
+    zero(model[2].weight, slice(0, 4), slice(2, 6))  # and only those read 2 to 5 of the second
+    zero(model[1].weight, slice(0, 2), slice(1, 6))
+    small = compact(model, torch.ones(2, 6))
+    assert [tuple(layer.weight.shape) for layer in small] == [(1, 6), (2, 1), (4, 2), (6, 4)]
+    same(model, small, torch.randn(5, 6))
+
+
+def test_a_bias_is_created_where_there_is_none() -> None:
+    model: Any = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2, bias=False))
+    zero(model[0].weight, 0)
+    fill(model[0].bias, 2, 0, 0)
+    fill(model[1].weight, 3, 1, 1, 5, 1, 1)
+    done = compacted(model, torch.ones(1, 2))
+    assert done.model[1].bias.tolist() == [6, 10]  # 3·2 and 5·2
+    assert done.biases == ("1",)
+    assert model[1].bias is None
+    # A constant that is 0 needs none.
+    fill(model[0].bias, 0, 0, 0)
+    assert compact(model, torch.ones(1, 2))[1].bias is None
+
+
+def test_nothing_to_remove() -> None:
+    model: Any = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    done = compacted(model, torch.ones(1, 3))
+    assert done.removed == ()
+    assert done.parameters == done.parameters_before
+    assert done.model is not model
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, done.model.state_dict()[name])
+
+
+def test_the_original_stays() -> None:
+    model: Any = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+    model.train()
+    model[3].weight.requires_grad_(False)
+    zero(model[0].weight, slice(0, 3))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    draws = torch.get_rng_state()
+    small = compact(model, torch.randn(4, 3, generator=torch.Generator()))
+    assert torch.equal(draws, torch.get_rng_state())
+    assert all(module.training for module in model.modules())
+    assert not any(module.training for module in small.modules())
+    assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+    assert small[0].weight.requires_grad
+    assert not small[3].weight.requires_grad
+    # It is an ordinary model: trained, saved, copied.
+    small.train()
+    small(torch.randn(4, 3)).sum().backward()
+    assert small[0].weight.grad is not None
+    again = torch.load(io.BytesIO(pickled(small)), weights_only=False)
+    same(small, again.eval(), torch.randn(2, 3))
+
+
+def pickled(model: nn.Module) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    return buffer.getvalue()
+
+
+def test_a_layer_without_any_live_unit_keeps_one() -> None:
+    model: Any = nn.Sequential(
+        nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)
+    )
+    zero(model[2].weight)
+    small = compact(model, torch.ones(2, 3))
+    assert [tuple(small[i].weight.shape) for i in (0, 2, 4)] == [(1, 3), (1, 1), (2, 1)]
+    same(model, small, torch.randn(5, 3))
+
+
+def test_outputs_stay_even_if_they_are_constant() -> None:
+    model: Any = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 3))
+    zero(model[1].weight, 1)
+    small = compact(model, torch.ones(1, 3))
+    assert small(torch.ones(1, 3)).shape == (1, 3)
+    same(model, small, torch.randn(5, 3))
+
+
+def test_residual_sums() -> None:
+    model: Any = Lambda(
+        lambda m, x: m.head(m.stem(x) + m.out(torch.relu(m.into(m.stem(x))))),
+        stem=nn.Linear(4, 6), into=nn.Linear(6, 8), out=nn.Linear(8, 6), head=nn.Linear(6, 2),
+    )  # fmt: skip
+    zero(model.stem.weight, slice(0, 3))
+    zero(model.out.weight, slice(0, 2))
+    # Features 0 and 1 of the sum are constant in both terms. Feature 2 is so in one of them only,
+    # and stays; but those of its readers for which it is constant leave it out.
+    small = compact(model, torch.ones(2, 4))
+    assert small.stem.weight.shape == (4, 4)
+    assert small.out.weight.shape == (4, 8)
+    assert small.into.weight.shape == (8, 3)
+    assert small.head.weight.shape == (2, 4)
+    same(model, small, torch.randn(5, 4))
+
+
+def test_concatenation() -> None:
+    model: Any = Lambda(
+        lambda m, x: m.head(torch.cat([torch.relu(m.one(x)), m.other(x)], dim=1)),
+        one=nn.Linear(4, 3), other=nn.Linear(4, 5), head=nn.Linear(8, 2),
+    )  # fmt: skip
+    zero(model.one.weight, 1)
+    zero(model.head.weight, slice(None), slice(5, 7))
+    small = compact(model, torch.ones(2, 4))
+    assert small.one.weight.shape[0] == 2
+    assert small.other.weight.shape[0] == 3
+    assert small.head.weight.shape == (2, 5)
+    same(model, small, torch.randn(5, 4))
+
+
+def test_a_convolution_flattened() -> None:
+    model: Any = nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(6 * 9, 4),
+    )  # fmt: skip
+    zero(model[1].weight, slice(0, 2))  # the normalization leaves its bias of channels 0 and 1
+    fill(model[1].bias, 0.5, -1, 0, 0, 0, 0)
+    zero(model[5].weight, slice(None), slice(45, 54))  # nobody reads any place of channel 5
+    zero(model[5].weight, slice(None), slice(36, 40))  # but some place of channel 4
+    small = compact(model, torch.randn(2, 1, 8, 8))
+    assert small[0].weight.shape == (3, 1, 3, 3)
+    assert small[1].num_features == 3
+    assert small[5].weight.shape == (4, 27)
+    added = 0.5 * model[5].weight[:, :9].sum(1)  # channel 0 says relu(0.5) at 9 places
+    torch.testing.assert_close(small[5].bias, model[5].bias + added)
+    same(model, small, torch.randn(2, 1, 8, 8))
+
+
+def test_a_constant_that_padding_makes_uneven_is_not_folded() -> None:
+    def made(padding: int, bias: float) -> Any:
+        model: Any = nn.Sequential(nn.Conv2d(1, 3, 1), nn.Conv2d(3, 2, 3, padding=padding))
+        zero(model[0].weight, 0)
+        zero(model[0].bias)
+        model[0].bias.data[0] = bias
+        return model
+
+    for padding, bias, left in ((1, 2.0, 3), (0, 2.0, 2), (1, 0.0, 2)):
+        model: Any = made(padding, bias)
+        small = compact(model, torch.randn(1, 1, 6, 6))
+        assert small[0].weight.shape[0] == left
+        same(model, small, torch.randn(1, 1, 6, 6))
+
+
+def test_grouped_and_depthwise_convolutions() -> None:
+    model: Any = nn.Sequential(
+        nn.Conv2d(1, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 1, groups=4),
+        nn.Conv2d(8, 2, 1),
+    )  # fmt: skip
+    zero(model[3].weight, slice(None), slice(2, 4))  # nobody reads the second group
+    zero(model[2].weight, 5)  # one channel of the third is constant, which is no whole group
+    small = compact(model, torch.randn(2, 1, 6, 6))
+    assert [small[i].groups for i in (1, 2)] == [6, 3]
+    assert [tuple(layer.weight.shape[:2]) for layer in small] == [(6, 1), (6, 1), (6, 2), (2, 6)]
+    same(model, small, torch.randn(2, 1, 6, 6))
+
+
+def test_layer_norm_keeps_its_features_and_its_readers_select() -> None:
+    model: Any = nn.Sequential(nn.Linear(4, 64), nn.LayerNorm(64), nn.Linear(64, 8))
+    zero(model[1].weight, slice(0, 40))
+    done = compacted(model, torch.ones(2, 4))
+    assert done.model[0].weight.shape == (64, 4)
+    assert done.model[2].weight.shape == (8, 24)
+    assert done.selecting == ("2",)
+    assert done.frozen == ("layer_norm in 1: its statistics hang on every feature",)
+    added = model[2].weight[:, :40] @ model[1].bias[:40]
+    torch.testing.assert_close(done.model[2].bias, model[2].bias + added)
+    same(model, done.model, torch.randn(5, 4))
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2, 3])
+def test_inputs_that_nobody_reads_are_left_out(rank: int) -> None:
+    kind: Any = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank]
+    model: Any = kind(50, 20) if rank == 0 else kind(50, 20, 1)
+    zero(model.weight, slice(None), slice(10, 50))
+    x = torch.randn(2, 50, *[3] * rank)
+    done = compacted(model, x)
+    assert done.model.weight.shape[:2] == (20, 10)
+    assert isinstance(done.model, kind)
+    same(model, done.model, x)
+    # Where the index would take more than the weights there is none.
+    few: Any = kind(50, 2) if rank == 0 else kind(50, 2, 1)
+    zero(few.weight, slice(None), slice(0, 3))
+    assert compacted(few, x).selecting == ()
+
+
+def test_a_module_called_twice() -> None:
+    model: Any = Lambda(
+        lambda m, x: m.head(torch.relu(m.block(torch.relu(m.block(m.stem(x)))))),
+        stem=nn.Linear(3, 5), block=nn.Linear(5, 5), head=nn.Linear(5, 2),
+    )  # fmt: skip
+    for index in (0, 1):
+        zero(model.stem.weight, index)
+        zero(model.block.weight, index)
+    model.stem.bias.data[:2] = torch.tensor([0.0, 3.0])
+    model.block.bias.data[:2] = torch.tensor([-1.0, 1.0])
+    # Unit 0 is 0 before both calls. Unit 1 is 3 before the first and 1 before the second, and the
+    # block has one bias.
+    small = compact(model, torch.ones(2, 3))
+    assert small.block.weight.shape == (4, 4)
+    same(model, small, torch.randn(5, 3))
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 8)
+        self.mix = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 11, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        found = self.embed(words)
+        mixed: torch.Tensor = self.head(found + self.mix(found))
+        return mixed
+
+
+def test_tied_embeddings_stay_tied() -> None:
+    model: Any = Tied()
+    zero(model.embed.weight, slice(None), slice(0, 3))
+    words = torch.tensor([[0, 10, 4]])
+    small = compact(model, words)
+    assert small.head.weight is small.embed.weight
+    assert small.embed.weight.shape == (11, 5)
+    assert small.embed.embedding_dim == 5
+    assert small.mix.weight.shape == (5, 5)
+    same(model, small, words)
+
+
+class Heads(nn.Module):
+    def __init__(self, width: int = 16, heads: int = 4, literal: bool = False) -> None:
+        super().__init__()
+        self.h, self.size, self.literal = heads, width // heads, literal
+        self.q, self.k, self.v = (nn.Linear(width, width) for _ in range(3))
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, time, _ = x.shape
+        heads = 4 if self.literal else self.h
+        q, k, v = (
+            layer(x).view(batch, time, heads, self.size).transpose(1, 2)
+            for layer in (self.q, self.k, self.v)
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, time, -1)
+        made: torch.Tensor = self.out(mixed)
+        return made
+
+
+def test_heads_go_as_a_whole() -> None:
+    model: Any = Heads()
+    zero(model.v.weight, slice(4, 8))  # the second head says a constant
+    zero(model.out.weight, slice(None), slice(12, 16))  # nobody reads the fourth
+    zero(model.out.weight, slice(None), slice(0, 3))  # and little of the first
+    small = compact(model, torch.randn(2, 5, 16))
+    assert small.h == 2
+    for layer in (small.q, small.k, small.v):
+        assert layer.weight.shape == (8, 16)
+    assert small.out.weight.shape == (16, 5)  # of two heads' 8 features it leaves out 3
+    same(model, small, torch.randn(3, 7, 16))
+
+
+def test_sizes_that_the_code_writes_as_numbers_stay() -> None:
+    model: Any = nn.Sequential(nn.Linear(16, 20), nn.ReLU(), nn.Linear(20, 16), Heads(literal=True))
+    zero(model[0].weight, slice(0, 5))
+    zero(model[3].v.weight, slice(4, 8))
+    done = compacted(model, torch.randn(2, 5, 16))
+    assert done.model[0].weight.shape == (15, 16)
+    assert done.model[3].q.weight.shape == (16, 16)
+    assert done.frozen == ("view in 3: sizes are written down there as numbers",)
+    same(model, done.model, torch.randn(2, 5, 16))
+
+
+class Packed(nn.Module):
+    """Queries, keys and values made by one layer, as vision transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = 4, 8
+        self.qkv, self.proj = nn.Linear(32, 96), nn.Linear(32, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, n, _ = x.shape
+        qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        weights = (q @ k.transpose(-2, -1) * self.head_dim**-0.5).softmax(dim=-1)
+        made: torch.Tensor = self.proj((weights @ v).transpose(1, 2).reshape(b, n, -1))
+        return made
+
+
+def test_packed_heads() -> None:
+    model: Any = Packed()
+    zero(model.proj.weight, slice(None), slice(8, 16))
+    small = compact(model, torch.randn(2, 5, 32))
+    assert small.num_heads == 3
+    assert small.qkv.weight.shape == (72, 32)
+    assert small.proj.weight.shape == (32, 24)
+    same(model, small, torch.randn(2, 5, 32))
+
+
+@pytest.mark.parametrize("need_weights", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_multihead_attention(batch_first: bool, need_weights: bool) -> None:
+    attention = nn.MultiheadAttention(16, 4, batch_first=batch_first)
+    model: Any = Lambda(lambda m, x: m.a(x, x, x, need_weights=need_weights)[0], a=attention)
+    zero(attention.out_proj.weight, slice(None), slice(4, 8))
+    x = torch.randn(3, 5, 16)
+    small = compact(model, x)
+    assert small.a.in_proj_weight.shape == (36, 16)
+    assert small.a.num_heads == 3
+    same(model, small, x)
+    mask = torch.ones(5, 5, dtype=torch.bool).triu(1)
+    padding = torch.zeros(3, 5, dtype=torch.bool)
+    padding[0, -1] = True
+    y = x if batch_first else x.transpose(0, 1)
+    options: dict[str, Any] = {"attn_mask": mask, "key_padding_mask": padding}
+    for need in (False, True):
+        right = attention.eval()(y, y, y, need_weights=need, **options)[0]
+        torch.testing.assert_close(small.a(y, y, y, need_weights=need, **options)[0], right)
+
+
+def test_an_encoder_layer() -> None:
+    model: Any = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+    zero(model.linear1.weight, slice(0, 20))
+    zero(model.self_attn.out_proj.weight, slice(None), slice(0, 4))
+    small = compact(model, torch.randn(2, 5, 16))
+    assert small.linear1.weight.shape == (12, 16)
+    assert small.self_attn.in_proj_weight.shape == (36, 16)
+    same(model, small, torch.randn(2, 5, 16))
+
+
+def test_gated_units() -> None:
+    for gate in (F.glu, lambda x: x.chunk(2, -1)[0] * torch.sigmoid(x.chunk(2, -1)[1])):
+        model: Any = Lambda(
+            lambda m, x, gate=gate: m.out(gate(m.into(x))),
+            into=nn.Linear(4, 12), out=nn.Linear(6, 2),
+        )  # fmt: skip
+        zero(model.out.weight, slice(None), slice(0, 2))
+        small = compact(model, torch.ones(2, 4))
+        assert small.into.weight.shape == (8, 4)
+        same(model, small, torch.randn(5, 4))
+
+
+def test_a_multiplication_by_nothing_reads_nothing() -> None:
+    model: Any = Lambda(lambda m, x: m.out(m.one(x) * m.two(x)), one=nn.Linear(4, 6),
+                   two=nn.Linear(4, 6), out=nn.Linear(6, 2))  # fmt: skip
+    zero(model.one.weight, slice(0, 2))
+    zero(model.one.bias, 0)  # 0 times anything, and a constant times something
+    small = compact(model, torch.ones(2, 4))
+    assert small.two.weight.shape == (5, 4)
+    same(model, small, torch.randn(5, 4))
+
+
+def test_a_table_of_positions_is_no_constant() -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.into, self.out = nn.Linear(3, 4), nn.Linear(4, 2)
+            self.table = nn.Parameter(torch.randn(1, 9, 4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            made: torch.Tensor = self.out(self.into(x) + self.table[:, : x.shape[1]])
+            return made
+
+    model: Any = Positions()
+    zero(model.into.weight, slice(0, 2))
+    zero(model.table, 0, slice(None), 0)
+    small = compact(model, torch.ones(2, 1, 3))  # one place only, of which all seem alike
+    assert small.into.weight.shape == (3, 3)
+    assert small.table.shape == (1, 9, 3)
+    same(model, small, torch.randn(2, 6, 3))
+
+
+IMAGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "pad": lambda x: F.pad(x, (1, 1, 1, 1)),
+    "reflect": lambda x: F.pad(x, (1, 1, 1, 1), "reflect"),
+    "average": nn.AdaptiveAvgPool2d(3),
+    "maximum": nn.MaxPool2d(3, 2, 1),
+    "resize": lambda x: F.interpolate(x, size=(5, 5), mode="bilinear"),
+    "instance norm": nn.InstanceNorm2d(8),
+    "slopes": nn.PReLU(8),
+    "one slope": nn.PReLU(),
+    "shuffle": nn.PixelShuffle(2),
+    "transposed": nn.ConvTranspose2d(8, 6, 2, stride=2),
+    "in place": nn.SiLU(inplace=True),
+    "turned": lambda x: x.flip(1).transpose(2, 3),
+    "stack": lambda x: torch.stack([x, x * 2], 1).sum(1),
+    "two": lambda x: torch.max(x, torch.zeros_like(x)),
+    "where": lambda x: torch.where(x > 0, x, 0.1 * x),
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_what_channels_pass_through(name: str) -> None:
+    middle = IMAGES[name]
+    x = torch.randn(2, 3, 8, 8)
+    layers: dict[str, nn.Module] = {"first": nn.Conv2d(3, 8, 3)}
+    if isinstance(middle, nn.Module):
+        layers["middle"] = middle
+    width = middle(layers["first"](x)).shape[1]
+    model: Any = Lambda(
+        lambda m, x: m.last(middle(m.first(x)) if "middle" not in layers else m.middle(m.first(x))),
+        **layers,
+        last=nn.Conv2d(width, 4, 1),
+    )
+    zero(model.first.weight, slice(0, 4))
+    zero(model.first.bias, slice(0, 4))
+    done = compacted(model, x)
+    assert done.frozen == ()
+    assert done.model.first.out_channels == 4
+    same(model, done.model, torch.randn(2, 3, 8, 8))
+
+
+def test_a_value_that_is_filled_in_may_vary() -> None:
+    def run(m: Any, x: torch.Tensor) -> torch.Tensor:
+        y = m.into(x)
+        y[:] = x.sum()
+        made: torch.Tensor = m.out(y)
+        return made
+
+    model: Any = Lambda(run, into=nn.Linear(3, 4), out=nn.Linear(4, 2))
+    same(model, compact(model, torch.randn(2, 3)), torch.randn(2, 3))
+
+
+def test_unknown_operators_freeze() -> None:
+    model: Any = Lambda(lambda m, x: m.out(m.rnn(m.into(x))[0]), into=nn.Linear(3, 6),
+                   rnn=nn.GRU(6, 5, batch_first=True), out=nn.Linear(5, 2))  # fmt: skip
+    zero(model.into.weight, slice(0, 3))
+    done = compacted(model, torch.randn(2, 4, 3))
+    assert done.removed == ()
+    assert done.frozen == ("gru in rnn: an operator of which nothing is known",)
+    same(model, done.model, torch.randn(2, 4, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_other_types(dtype: torch.dtype) -> None:
+    model: Any = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4, bias=False)).to(dtype)
+    zero(model[0].weight, slice(0, 6))
+    done = compacted(model, torch.randn(2, 8).to(dtype))
+    assert done.model[0].weight.shape == (10, 8)
+    assert {parameter.dtype for parameter in done.model.parameters()} == {dtype}
+    if dtype == torch.float64:
+        assert done.error < 1e-14
+        same(model, done.model, torch.randn(5, 8).to(dtype), within=1e-12)
+
+
+def test_keyword_arguments_and_integers() -> None:
+    class Model(Tied):
+        def forward(self, *, words: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            return super().forward(words) * scale
+
+    model: Any = Model()
+    zero(model.embed.weight, slice(None), slice(0, 3))
+    small = compact(model, {"words": torch.tensor([[0, 10]]), "scale": torch.tensor(2.0)})
+    assert small.embed.weight.shape == (11, 5)
+
+
+def test_what_torch_prune_leaves_has_to_be_removed() -> None:
+    from torch.nn.utils import prune as untyped
+
+    prune: Any = untyped
+    model: Any = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    mask = torch.ones(6, 4)
+    mask[:2] = 0
+    prune.custom_from_mask(model[0], "weight", mask)
+    with pytest.raises(UserError, match="cannot be copied.*prune.remove"):
+        compact(model, torch.ones(1, 4))
+    prune.remove(model[0], "weight")
+    assert compact(model, torch.ones(1, 4))[0].weight.shape == (4, 4)
+
+
+def test_wrappers_are_seen_through() -> None:
+    model: Any = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    zero(model[0].weight, slice(0, 2))
+    small = compact(torch.compile(model, backend="eager"), torch.ones(1, 4))
+    assert isinstance(small, nn.Sequential)
+    assert total_parameters(small) == 4 * 5 + 2 * 5
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.sum() > 0:
+            return -x
+        made: torch.Tensor = self.layer(x)
+        return made
+
+
+ERRORS: dict[str, tuple[Any, Any, str]] = {
+    "no module": ({"a": 1}, torch.ones(1), r"must be a torch\.nn\.Module, but is dict: pass the"),
+    "no parameters": (nn.ReLU(), torch.ones(1), r"ReLU has no parameters"),
+    "no values": (nn.LazyLinear(3), torch.ones(1), r"weight \(not initialized\), bias.*Run the"),
+    "no memory": (nn.Linear(2, 2, device="meta"), torch.ones(1), r"weight \(no memory\)"),
+    "example": (nn.Linear(3, 3), 7, r"a tensor, a tuple .* or a mapping .*, but is int"),
+    "shape": (
+        nn.Linear(3, 3),
+        torch.ones(2, 5),
+        r"Linear itself fails on the example inputs \(float32 of shape \(2, 5\)\): RuntimeError: "
+        r"mat1 and mat2 shapes cannot be multiplied",
+    ),
+    "name": (nn.Linear(3, 3), {"y": torch.ones(3)}, r"\(y=float32 of shape \(3,\)\): TypeError"),
+    "branch": (
+        Branching(),
+        torch.ones(2, 3),
+        r"Branching cannot be traced by torch\.export, at .*test_compact\.py:\d+, in forward, "
+        r"`if x\.sum\(\) > 0:`: .*torch\.where instead of if",
+    ),
+    "nothing": (
+        Lambda(lambda m, x: None, a=nn.Linear(9, 9)),  # type: ignore[arg-type, return-value]
+        torch.ones(2, 9),
+        r"Lambda returns no tensors",
+    ),
+    "random": (
+        Lambda(lambda m, x: F.dropout(m.a(x)), a=nn.Linear(9, 9)),
+        torch.ones(2, 9),
+        r"Lambda is random in evaluation mode",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors(case: str) -> None:
+    model, example, message = ERRORS[case]
+    with pytest.raises(UserError, match=message):
+        compact(model, example)
+
+
+def test_a_copy_that_says_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prunus.compaction import check
+
+    model: Any = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    zero(model[0].weight, slice(0, 2))
+    monkeypatch.setattr(check, "TOLERANCE", {torch.float32: -1.0})
+    with pytest.raises(UserError, match="Sequential cannot be made smaller .*: an output .* off"):
+        compact(model, torch.ones(2, 4))
+
+
+def test_inputs_that_the_model_refuses_are_not_drawn() -> None:
+    model: Any = Lambda(
+        # Which raises for what is no probability.
+        lambda m, x: m.b(torch.relu(m.a(x))) + F.binary_cross_entropy(x, torch.zeros_like(x)),
+        a=nn.Linear(4, 6),
+        b=nn.Linear(6, 2),
+    )
+    zero(model.a.weight, 0)
+    with pytest.raises(RuntimeError):
+        model(-torch.ones(3, 4))
+    x = torch.rand(3, 4)
+    small = compact(model, x)
+    assert small.a.out_features == 5
+    same(model, small, x)
+
+
+def test_copies_are_independent() -> None:
+    model: Any = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    small = compact(model, torch.ones(2, 4))
+    kept = copy.deepcopy(model.state_dict())
+    zero(small[0].weight)
+    assert torch.equal(model[0].weight, kept["0.weight"])
