@@ -1,74 +1,19 @@
-"""Timing by turns in one process, and result files that say how they came about."""
+"""Options of benchmarks, and result files that say how they came about."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from prunus.environment import environment
 from prunus.files import write_atomically
 
-__all__ = ["Seconds", "interleaved", "options", "save", "spread"]
-
-Seconds = npt.NDArray[np.float64]
-"""Of one variant: a row per round, a column per call in the round."""
-
-
-def interleaved(
-    variants: Mapping[str, Callable[[], object]],
-    *,
-    rounds: int,
-    calls: int = 1,
-    warm: int = 0,
-    seed: int = 0,
-) -> dict[str, Seconds]:
-    """Time variants against each other, so that a drift of the machine meets all of them alike.
-
-    In each round every variant has one turn, in an order drawn anew: ``warm`` calls that are not
-    timed, to bring its data back into the caches, then ``calls`` that are, each by itself. Before
-    the first round each is called once, untimed.
-
-    Args:
-        variants: What to call, by name.
-        rounds: How many rounds.
-        calls: Timed calls per turn.
-        warm: Untimed calls before them.
-        seed: Draws the orders.
-
-    Returns:
-        The seconds of every timed call.
-    """
-    seconds = {name: np.empty((rounds, calls)) for name in variants}
-    for call in variants.values():
-        call()
-    order, draw = list(variants), random.Random(seed)
-    for turn in range(rounds):
-        draw.shuffle(order)
-        for name in order:
-            call = variants[name]
-            for _ in range(warm):
-                call()
-            for i in range(calls):
-                start = time.perf_counter()
-                call()
-                seconds[name][turn, i] = time.perf_counter() - start
-    return seconds
-
-
-def spread(seconds: Seconds) -> dict[str, float]:
-    """Return median and quartiles of all timed calls, in milliseconds."""
-    quartile, median, third = np.quantile(seconds * 1e3, (0.25, 0.5, 0.75)).tolist()
-    return {"median_ms": median, "quartile_1_ms": quartile, "quartile_3_ms": third}
+__all__ = ["options", "save"]
 
 
 def options(description: str, name: str) -> argparse.ArgumentParser:

@@ -35,10 +35,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from measuring import interleaved, options, save, spread
+from measuring import options, save
 from prunus import Pruner, RelevancePenalty, select
 from prunus.penalty import Way
 from prunus.recipes.models import lenet300, perceptron
+from prunus.timing import interleaved, spread
 
 LEARNING_RATE = 1e-4  # Low, so that hundreds of steps on a few batches stay ordinary steps.
 STRENGTH = 1e-5

@@ -22,9 +22,10 @@ from typing import Any
 
 import torch
 
-from measuring import interleaved, options, save, spread
+from measuring import options, save
 from prunus.pieces import pieces
 from prunus.threshold import SCORE_PIECE, Piece, smallest
+from prunus.timing import interleaved, spread
 
 TENSORS = 8
 SHARE = 0.9

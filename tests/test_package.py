@@ -18,15 +18,15 @@ ROOT = Path(prunus.__file__).parent
 
 # The layers of the design, lowest first. A module may import from its own layer and those below.
 LAYERS = (
-    {"errors", "version", "environment"},
-    {"files", "pieces", "shards"},
+    {"errors", "version", "environment", "timing"},
+    {"files", "pieces", "shards", "examples"},
     {"world"},
     {"selection"},
     {"masks", "threshold", "coefficients", "strengths", "floor"},
     {"scores", "penalty", "optimizer_state", "best"},
     {"removal", "schedules", "hooks"},
     {"pruner"},
-    {"integrations", "export", "compaction"},
+    {"integrations", "export", "compaction", "runtime"},
     {"inspection"},
     {"recipes"},
     {"terminal"},
@@ -72,6 +72,7 @@ def test_public_names() -> None:
         "load_sparse",
         "save_sparse",
         "select",
+        "speed_up",
     }
 
 

@@ -15,6 +15,7 @@ from prunus.export.sparse_file import SparseFile, load_sparse, save_sparse
 from prunus.masks import Masks
 from prunus.penalty import RelevancePenalty
 from prunus.pruner import Pruner, Validation
+from prunus.runtime import speed_up
 from prunus.schedules import GradualPruning, IterativePruning, OneShot, Schedule
 from prunus.scores import Magnitude, Random, Score, Taylor
 from prunus.selection import Selection, select
@@ -58,4 +59,5 @@ __all__ = [
     "load_sparse",
     "save_sparse",
     "select",
+    "speed_up",
 ]

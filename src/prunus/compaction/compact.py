@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedParameter
 
 from prunus.compaction.analysis import Plan, analyse
-from prunus.compaction.check import difference, draws, run, tolerance
+from prunus.compaction.check import draws, tolerance
 from prunus.compaction.graph import Graph, trace
 from prunus.compaction.surgery import operate, readings
-from prunus.errors import UserError, listing
+from prunus.errors import UserError
+from prunus.examples import (
+    ExampleInputs,
+    arguments,
+    check_model,
+    copied,
+    difference,
+    expected,
+    run,
+)
 from prunus.selection import total_parameters
 from prunus.world import check_wrappers, unwrapped
 
 __all__ = ["Compaction", "Removed", "compact", "compacted"]
-
-ExampleInputs = torch.Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -136,19 +142,20 @@ def compacted(model: nn.Module, example_inputs: ExampleInputs) -> Compaction:
         >>> done.removed[0]
         Removed(name='0.weight', before=(8, 4), after=(1, 4))
     """
-    _check_model(model)
+    check_model(model)
+    check_wrappers(model)
     model = unwrapped(model)
-    args, kwargs = _arguments(example_inputs)
-    original = _copy(model).eval()
+    args, kwargs = arguments(example_inputs)
+    original = copied(model)
     inputs = list(draws(args, kwargs))
-    expected = [_expected(original, *inputs[0])]
+    right = [expected(original, *inputs[0])]
     taken = inputs[:1]
-    if not expected[0]:
+    if not right[0]:
         raise UserError(
             f"{type(model).__name__} returns no tensors on the example inputs, so that there is "
             "nothing to compare: let its forward return them"
         )
-    if difference(expected[0], run(original, *inputs[0], seed=1)) > 0:
+    if difference(right[0], run(original, *inputs[0], seed=1)) > 0:
         raise UserError(
             f"{type(model).__name__} is random in evaluation mode: two calls on the same input "
             "differ, so that no smaller model can be compared with it"
@@ -156,12 +163,12 @@ def compacted(model: nn.Module, example_inputs: ExampleInputs) -> Compaction:
     for drawn in inputs[1:]:
         # A model may take inputs of some kind only, of which the example is one.
         with contextlib.suppress(UserError):
-            expected.append(_expected(original, *drawn))
+            right.append(expected(original, *drawn))
             taken.append(drawn)
     graph = trace(original, args, kwargs)
 
     def attempt(held: Collection[str]) -> tuple[Plan, nn.Module | None, float, str]:
-        return _attempt(model, original, graph, held, taken, expected)
+        return _attempt(model, original, graph, held, taken, right)
 
     plan, small, error, reason = attempt(())
     reasons = list(plan.reasons)
@@ -182,80 +189,13 @@ def compacted(model: nn.Module, example_inputs: ExampleInputs) -> Compaction:
     return _described(model, small, plan, reasons, error)
 
 
-def _check_model(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise UserError(
-            f"model must be a torch.nn.Module, but is {type(model).__name__}: pass the network "
-            "itself, not its state_dict or a function"
-        )
-    check_wrappers(model)
-    if next(model.parameters(), None) is None:
-        raise UserError(
-            f"{type(model).__name__} has no parameters, so there is nothing to remove: pass the "
-            "network that was pruned"
-        )
-    unusable = [
-        f"{name} ({'not initialized' if isinstance(p, UninitializedParameter) else 'no memory'})"
-        for name, p in model.named_parameters()
-        if isinstance(p, UninitializedParameter) or p.is_meta
-    ]
-    if unusable:
-        raise UserError(
-            f"these parameters have no values: {listing(unusable)}. Run the model once, or load "
-            "its weights"
-        )
-
-
-def _arguments(given: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(given, torch.Tensor):
-        return (given,), {}
-    if isinstance(given, Mapping):
-        return (), dict(given)
-    if isinstance(given, tuple | list):
-        return tuple(given), {}
-    raise UserError(
-        "example_inputs must be a tensor, a tuple of positional arguments or a mapping of keyword "
-        f"arguments, but is {type(given).__name__}"
-    )
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        raise UserError(
-            f"{type(model).__name__} cannot be copied: {error}. Attributes that were computed from "
-            "parameters are the usual cause: torch.nn.utils.prune.remove and remove_weight_norm "
-            "turn them into parameters"
-        ) from error
-
-
-def _expected(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> list[torch.Tensor]:
-    try:
-        return run(model, args, kwargs)
-    except Exception as error:
-        shown = [_shown(held) for held in args] + [f"{k}={_shown(v)}" for k, v in kwargs.items()]
-        raise UserError(
-            f"{type(model).__name__} itself fails on the example inputs ({', '.join(shown)}): "
-            f"{type(error).__name__}: {error}. Give it inputs as its forward takes them"
-        ) from error
-
-
-def _shown(held: Any) -> str:
-    if isinstance(held, torch.Tensor):
-        return f"{str(held.dtype).removeprefix('torch.')} of shape {tuple(held.shape)}"
-    return repr(held)[:60]
-
-
 def _attempt(
     model: nn.Module,
     original: nn.Module,
     graph: Graph,
     held: Collection[str],
     inputs: list[tuple[tuple[Any, ...], dict[str, Any]]],
-    expected: list[list[torch.Tensor]],
+    wanted: list[list[torch.Tensor]],
 ) -> tuple[Plan, nn.Module | None, float, str]:
     """Return a plan, and the smaller model if it says the same; else why it does not."""
     plan = analyse(original, graph, held)
@@ -264,7 +204,7 @@ def _attempt(
         small = copy.deepcopy(model).eval()
         operate(small, plan, sizes)
         error, failure = 0.0, ""
-        for (args, kwargs), right in zip(inputs, expected, strict=True):
+        for (args, kwargs), right in zip(inputs, wanted, strict=True):
             try:
                 apart = difference(right, run(small, args, kwargs))
             except Exception as raised:

@@ -103,9 +103,9 @@ def matrix(tile: Tile, bits: int, parallel: bool) -> Any:
     Its arguments: values, index, pointers (a row's first element, one row more than there are) and
     bias of the sparse matrix, all addresses; for one thread the first row and the last + 1, for
     several their number and the address of ``threads + 1`` bounds; rows to work on before the next
-    tile has its turn; x; the bytes by which an index advances in x; the bytes between lines in x; y;
-    those between rows and lines in y; the least output; the address of the tiles, of each the bytes
-    from x and from y at which it starts; their number.
+    tile has its turn; x; the bytes by which an index advances in x; the bytes between lines in x;
+    y; those between rows and lines in y; the least output; the address of the tiles, of each the
+    bytes from x and from y at which it starts; their number.
     """
     rows = _rows(tile, bits)
     if not parallel:
@@ -229,7 +229,7 @@ def _spread(x, x_channel, x_line, channels, height, width, top, left, stride, pl
 
 @functools.cache
 def convolve(tile: Tile, bits: int, parallel: bool) -> Any:
-    """Return the kernel of convolutions: of images copied onto planes with a border, or as they are.
+    """Return the kernel of convolutions: of images copied onto planes, or as they are.
 
     In parallel each thread works on images of its own if there are enough of them, and otherwise
     on rows of its own.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numba
 import numpy as np
@@ -13,7 +15,7 @@ from torch import nn
 
 from prunus.errors import UserError
 from prunus.runtime.kernels import Tile, convolve, dot, matrix, pack, unpack, with_threads
-from prunus.runtime.rows import SparseRows, as_index
+from prunus.runtime.rows import SparseRows, as_index, from_index
 
 __all__ = ["SparseConv", "SparseLinear"]
 
@@ -29,9 +31,11 @@ def _threads() -> int:
 
 
 @functools.lru_cache(maxsize=4096)
-def _panels(items: int) -> tuple[Tile, int]:
+def _panels(items: int, features: int) -> tuple[Tile, int]:
     """Return the tile that costs least for so many items, and how many there are beside."""
-    width = min(_COST, key=lambda width: (math.ceil(items / width) * _COST[width], width))
+    fitting = [width for width in _COST if 4 * width * features <= _PANEL_BYTES]
+    widths = fitting or [min(_COST)]
+    width = min(widths, key=lambda width: (math.ceil(items / width) * _COST[width], width))
     lanes = min(width, 16)
     return Tile(lanes, width // lanes), math.ceil(items / width)
 
@@ -41,37 +45,51 @@ class _SparseLayer(nn.Module):
 
     Args:
         rows: The weight.
+        size: Elements of the weight, zeros included.
         rectified: Whether the layer does what a ReLU after it would do.
     """
 
-    def __init__(self, rows: SparseRows, rectified: bool) -> None:
+    def __init__(self, rows: SparseRows, size: int, rectified: bool) -> None:
         super().__init__()
-        self.rows = rows
-        self.rectified = rectified
+        self.rows, self.size, self.rectified = rows, size, rectified
         self._floor = np.float32(0.0 if rectified else -np.inf)
-        self._bounds: dict[int, torch.Tensor] = {}
+        self._plans: dict[Any, Any] = {}
 
     @property
     def density(self) -> float:
         """The share of the weight that is not zero."""
-        raise NotImplementedError
+        return len(self.rows.values) / max(1, self.size)
 
-    def _bounds_of(self, threads: int) -> torch.Tensor:
-        if threads not in self._bounds:
-            self._bounds[threads] = self.rows.bounds(threads)
-        return self._bounds[threads]
+    def _about(self) -> str:
+        return f"density={self.density:.3g}" + (", with ReLU" if self.rectified else "")
+
+    def _apply(self, *arguments: Any, **settings: Any) -> Any:
+        self._plans.clear()
+        return super()._apply(*arguments, **settings)  # type: ignore[no-untyped-call]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_plans": {}}  # they hold addresses
+
+    def _planned(self, key: Any, make: Callable[[], Any]) -> Any:
+        """Return what was worked out for inputs of this kind."""
+        plan = self._plans.get(key)
+        if plan is None:
+            if len(self._plans) >= _REMEMBERED:
+                self._plans.clear()
+            plan = self._plans[key] = make()
+        return plan
 
     def _check(self, x: torch.Tensor, fits: bool, wanted: str) -> None:
         problems = []
         if not fits:
-            problems.append(f"shape {wanted}, but it is {tuple(x.shape)}")
+            problems.append(f"of shape {wanted}, but is of shape {tuple(x.shape)}")
         if x.dtype != torch.float32:
-            problems.append(f"float32, but it is {str(x.dtype).removeprefix('torch.')}")
+            problems.append(f"float32, but is {str(x.dtype).removeprefix('torch.')}")
         if x.device.type != "cpu":
-            problems.append(f"on the CPU, but it is on {x.device}")
+            problems.append(f"on the CPU, but is on {x.device}")
         if x.requires_grad and torch.is_grad_enabled():
             problems.append(
-                "without a gradient, for this network was made for inference: call it under "
+                "without a gradient, for this layer was made for inference: call it under "
                 "torch.no_grad(), and train the network that it was made from"
             )
         if problems:
@@ -104,27 +122,22 @@ class SparseLinear(_SparseLayer):
     def __init__(
         self, linear: nn.Linear, *, rectified: bool = False, by_item: bool = False
     ) -> None:
-        super().__init__(SparseRows(linear.weight, linear.bias), rectified)
+        rows = SparseRows(linear.weight, linear.bias)
+        super().__init__(rows, linear.weight.numel(), rectified)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.by_item = by_item
-        self._bits = 8 * self.rows.columns.element_size()
 
     def extra_repr(self) -> str:
         """Return the sizes."""
-        return f"{self.in_features}, {self.out_features}, density={self.density:.4g}"
-
-    @property
-    def density(self) -> float:
-        """The share of the weight that is not zero."""
-        return len(self.rows.values) / max(1, self.in_features * self.out_features)
+        return f"{self.in_features}, {self.out_features}, {self._about()}"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return x Wᵀ + b, of shape (..., out_features)."""
         shape = x.shape
         fits = len(shape) > 0 and shape[-1] == self.in_features
-        if not fits or x.dtype != torch.float32 or x.requires_grad or not x.is_cpu:
+        if not fits or x.dtype is not torch.float32 or x.requires_grad or not x.is_cpu:
             self._check(x, fits, f"(..., {self.in_features})")
-        flat = x if x.dim() == 2 else x.reshape(-1, self.in_features)
+        flat = x if len(shape) == 2 else x.reshape(-1, self.in_features)
         items = flat.shape[0]
         if items == 1:
             y = self._single(flat)
@@ -132,44 +145,37 @@ class SparseLinear(_SparseLayer):
             y = x.new_empty(0, self.out_features)
         else:
             y = self._several(flat, items)
-        return y if x.dim() == 2 else y.view(*shape[:-1], self.out_features)
+        return y if len(shape) == 2 else y.view(*shape[:-1], self.out_features)
 
     def _single(self, x: torch.Tensor) -> torch.Tensor:
-        rows, threads = self.rows, _threads()
-        x = x.contiguous()
-        y = torch.empty(1, self.out_features)
-        matrix_ = (
-            rows.values.data_ptr(),
-            rows.columns.data_ptr(),
-            rows.pointers.data_ptr(),
-            rows.bias.data_ptr(),
-        )
-        if threads > 1 and len(rows.values) > _WORTH_SHARING:
-            bounds = self._bounds_of(threads)
-            with_threads(
-                dot(self._bits, True), threads, *matrix_, bounds.data_ptr(), x.data_ptr(),
-                y.data_ptr(), self._floor,
-            )  # fmt: skip
-        else:
-            dot(self._bits, False)(
-                *matrix_, 0, self.out_features, x.data_ptr(), y.data_ptr(), self._floor
-            )
+        x, y = x.contiguous(), torch.empty(1, self.out_features)
+        threads = _threads()
+        call, weight = self._planned((1, threads), lambda: self._plan_of_one(threads))
+        call(*weight, x.data_ptr(), y.data_ptr(), self._floor)
         return y
 
+    def _plan_of_one(self, threads: int) -> Any:
+        rows = self.rows
+        bits = 8 * rows.columns.element_size()
+        if threads > 1 and len(rows.values) > _WORTH_SHARING:
+            return functools.partial(with_threads, dot(bits, True), threads), rows.shared(threads)
+        return dot(bits, False), rows.whole()
+
     def _several(self, x: torch.Tensor, items: int) -> torch.Tensor:
-        rows, threads = self.rows, _threads()
-        tile, count = _panels(items)
-        width = tile.width
+        threads = _threads()
+        call, weight, width, count, chunk, packed = self._planned(
+            (items, threads), lambda: self._plan_of_several(items, threads)
+        )
         padded = width * count
         item, feature = x.stride()
-        if item == 1 and count == 1 and _reaches(x, (self.in_features - 1) * feature + width):
-            source, step = x, 4 * feature
+        if item == 1 and not packed and _reaches(x, (self.in_features - 1) * feature + padded):
+            source, step, apart = x, 4 * feature, 4 * width
         else:
             if item != 1 and feature != 1:
                 x = x.contiguous()
                 item, feature = x.stride()
-            source = torch.empty(count, self.in_features, width)
-            step = 4 * width
+            source, step = torch.empty(count, self.in_features, width), 4 * width
+            apart = step * self.in_features
             # A lone item or feature has any step; the other one's is then that of floats.
             contiguous = 4 if feature == 1 or self.in_features == 1 else 4 * feature
             pack(
@@ -177,33 +183,48 @@ class SparseLinear(_SparseLayer):
                 source.data_ptr(), width,
             )  # fmt: skip
         y = torch.empty(self.out_features, padded)
-        starts = _starts(count, 4 * width * self.in_features, 4 * width)
-        matrix_ = (
-            rows.values.data_ptr(),
-            rows.columns.data_ptr(),
-            rows.pointers.data_ptr(),
-            rows.bias.data_ptr(),
-        )
-        chunk = rows.chunk if count > 1 else self.out_features
-        rest = (
-            chunk, source.data_ptr(), step, 0, y.data_ptr(), 4 * padded, 0, self._floor,
+        starts = _starts(count, apart, 4 * width)
+        call(
+            *weight, chunk, source.data_ptr(), step, 0, y.data_ptr(), 4 * padded, 0, self._floor,
             starts.data_ptr(), count,
         )  # fmt: skip
-        if threads > 1 and len(rows.values) * padded > _WORTH_SHARING:
-            bounds = self._bounds_of(threads)
-            kernel = matrix(tile, self._bits, True)
-            with_threads(kernel, threads, *matrix_, bounds.data_ptr(), *rest)
-        else:
-            matrix(tile, self._bits, False)(*matrix_, 0, self.out_features, *rest)
         if not self.by_item:
-            return y.t()[:items]
+            return y.t() if padded == items else y.t()[:items]
         result = torch.empty(items, self.out_features)
         unpack(y.data_ptr(), 4 * padded, items, self.out_features, result.data_ptr())
         return result
 
+    def _plan_of_several(self, items: int, threads: int) -> Any:
+        rows = self.rows
+        bits = 8 * rows.columns.element_size()
+        tile, count = _panels(items, self.in_features)
+        # Of the matrix as much at a time as of the activations, so that neither is read over and
+        # over from farther away than the second-level cache.
+        chunk = rows.chunk(max(_CHUNK_BYTES, 4 * tile.width * self.in_features))
+        reads = len(rows.values) / max(1, self.in_features)
+        crowded = 4 * self.in_features * tile.width * count > 2 * _PANEL_BYTES
+        packed = count > 1 and (reads > _WORTH_PACKING or crowded)
+        own = tile.width, count, chunk, packed
+        if threads > 1 and len(rows.values) * tile.width * count > _WORTH_SHARING:
+            call = functools.partial(with_threads, matrix(tile, bits, True), threads)
+            return call, rows.shared(threads), *own
+        return matrix(tile, bits, False), rows.whole(), *own
+
 
 _WORTH_SHARING = 100_000
 """Multiplications from which on it pays to wake another thread."""
+
+_PANEL_BYTES = 1 << 20
+"""Activations that stay in the second-level cache while the matrix goes over them."""
+
+_CHUNK_BYTES = 1 << 17
+"""What is read of the matrix, at least, before the next tile of activations has its turn."""
+
+_WORTH_PACKING = 100
+"""How often each input must be read that it pays to lay those of a tile side by side first."""
+
+_REMEMBERED = 32
+"""Kinds of input of which a layer keeps what it worked out."""
 
 
 def _reaches(x: torch.Tensor, floats: int) -> bool:
@@ -228,8 +249,7 @@ class _Geometry:
         line: Floats between lines of the planes.
         plane: Floats between channels of the planes.
         shape: Height and width of the output.
-        height: Lines of the output as the kernel sees it: one, where each pixel is by itself.
-        width: Floats in such a line.
+        seen: The same as the kernel sees them: one line, where each pixel is by itself.
         room: Floats between lines of the output.
         copied: Whether the images are to be copied onto planes.
     """
@@ -241,10 +261,43 @@ class _Geometry:
     line: int
     plane: int
     shape: tuple[int, int]
-    height: int
-    width: int
+    seen: tuple[int, int]
     room: int
     copied: bool
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a call of a convolution needs for inputs of one shape and layout.
+
+    Attributes:
+        call: The kernel.
+        weight: Its first arguments.
+        source: Those that describe the input.
+        geometry: Those that describe the planes.
+        target: Those that describe the output.
+        stored: The shape in which the output is stored.
+        seen: Its height and width as the kernel sees them.
+        shape: Its height and width.
+        floats: Of the planes; 0 for none.
+        planes: Such as were used, and whose borders are zero.
+        kept: What the addresses among the arguments belong to.
+    """
+
+    call: Callable[..., None]
+    weight: tuple[int, ...]
+    source: tuple[int, ...]
+    geometry: tuple[int, ...]
+    target: tuple[Any, ...]
+    stored: tuple[int, int, int, int]
+    seen: tuple[int, int]
+    shape: tuple[int, int]
+    floats: int
+    planes: list[torch.Tensor]
+    kept: _Geometry
+
+    def new_planes(self) -> torch.Tensor:
+        return torch.zeros(self.floats)
 
 
 class SparseConv(_SparseLayer):
@@ -271,95 +324,90 @@ class SparseConv(_SparseLayer):
     """
 
     def __init__(self, conv: nn.Conv1d | nn.Conv2d, *, rectified: bool = False) -> None:
-        weight = conv.weight.detach()
-        self_dimensions = weight.dim() - 2
-        super().__init__(SparseRows(weight.flatten(1), conv.bias), rectified)
-        self.dimensions = self_dimensions
-        self.in_channels, self.out_channels, self.groups = (
-            conv.in_channels,
-            conv.out_channels,
-            conv.groups,
-        )
-        self.kernel_size = _pair(conv.kernel_size, 1)
-        self.stride, self.dilation = _pair(conv.stride, 1), _pair(conv.dilation, 1)
-        before = conv._reversed_padding_repeated_twice[::-1]  # the last dimension's comes first
-        ends = [(before[i + 1], before[i]) for i in range(0, len(before), 2)]
+        rows = SparseRows(conv.weight.flatten(1), conv.bias)
+        super().__init__(rows, conv.weight.numel(), rectified)
+        self.dimensions = conv.weight.dim() - 2
+        self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
+        self.groups, self.kernel_size = conv.groups, _pair(conv.kernel_size)
+        self.stride, self.dilation = _pair(conv.stride), _pair(conv.dilation)
+        before = conv._reversed_padding_repeated_twice  # the last dimension's comes first
+        ends = [(before[i], before[i + 1]) for i in range(0, len(before), 2)][::-1]
         self.padding = tuple(ends) if self.dimensions == 2 else ((0, 0), ends[0])
-        self._geometries: dict[tuple[int, int, int], _Geometry] = {}
 
     def extra_repr(self) -> str:
         """Return the sizes."""
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
-            f"density={self.density:.4g}"
+            f"{self._about()}"
         )
-
-    @property
-    def density(self) -> float:
-        """The share of the weight that is not zero."""
-        size = self.out_channels * self.in_channels // self.groups * math.prod(self.kernel_size)
-        return len(self.rows.values) / max(1, size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the convolution, of shape (items, out_channels, height, width)."""
         dimensions = self.dimensions
         single = x.dim() == dimensions + 1
         fits = x.dim() - dimensions in (1, 2) and x.shape[-dimensions - 1] == self.in_channels
-        if not fits or x.dtype != torch.float32 or x.requires_grad or not x.is_cpu:
+        if not fits or x.dtype is not torch.float32 or x.requires_grad or not x.is_cpu:
             places = ", ".join(("height", "width")[-dimensions:])
             self._check(x, fits, f"(items, {self.in_channels}, {places})")
-        images = x.unsqueeze(0) if single else x
-        y = self._images(images.unsqueeze(2) if dimensions == 1 else images)
+        x = x.unsqueeze(0) if single else x
+        y = self._images(x.unsqueeze(2) if dimensions == 1 else x)
         y = y.squeeze(2) if dimensions == 1 else y
         return y.squeeze(0) if single else y
 
     def _images(self, x: torch.Tensor) -> torch.Tensor:
-        rows, threads = self.rows, _threads()
         if x.stride(3) != 1:
             x = x.contiguous()
-        items, channels, height, width = x.shape
-        by_image, by_channel, by_line, _ = x.stride()
-        geometry = self._geometry(height, width, by_channel if by_line == width else -1)
-        room, tall = geometry.room, geometry.height
-        y = torch.empty(items, self.out_channels, tall, room)
-        share = threads > 1 and items * len(rows.values) * tall * room > _WORTH_SHARING
-        apart = channels * geometry.plane + _SLACK if geometry.copied else 0
-        planes = torch.zeros(apart * (threads if share and items >= threads else 1))
-        border = (self.padding[0][0], self.padding[1][0])
-        weight = (
-            rows.values.data_ptr(),
-            geometry.index.data_ptr(),
-            rows.pointers.data_ptr(),
-            rows.bias.data_ptr(),
-        )
-        source = (
-            rows.chunk, x.data_ptr(), 4 * by_image, 4 * by_channel, 4 * by_line, channels, height,
-            width, *border, self.stride[0], planes.data_ptr() if geometry.copied else 0,
-            geometry.line, geometry.plane,
+        threads = _threads()
+        key = (x.shape, x.stride(), threads)
+        plan: _Plan = self._planned(key, lambda: self._plan(x.shape, x.stride(), threads))
+        y = torch.empty(plan.stored)
+        planes = plan.planes.pop() if plan.planes else plan.new_planes()
+        plan.call(
+            *plan.weight, x.data_ptr(), *plan.source, planes.data_ptr() if plan.floats else 0,
+            *plan.geometry, y.data_ptr(), *plan.target,
         )  # fmt: skip
-        target = (
-            y.data_ptr(), 4 * self.out_channels * tall * room, 4 * tall * room, 4 * room,
-            self._floor, geometry.starts.data_ptr(), len(geometry.starts),
-        )  # fmt: skip
-        if share:
-            bounds = self._bounds_of(threads)
-            kernel = convolve(geometry.tile, geometry.bits, True)
-            with_threads(
-                kernel, threads, items, *weight, bounds.data_ptr(), *source, 4 * apart, *target
-            )
-        else:
-            kernel = convolve(geometry.tile, geometry.bits, False)
-            kernel(0, items, *weight, 0, self.out_channels, *source, *target)
-        y = y[..., : geometry.width] if room > geometry.width else y
-        return y if tall == geometry.shape[0] else y.view(items, self.out_channels, *geometry.shape)
+        plan.planes.append(planes)
+        if plan.stored[3] > plan.seen[1]:
+            y = y[..., : plan.seen[1]]
+        return y if plan.seen == plan.shape else y.view(*plan.stored[:2], *plan.shape)
 
-    def _geometry(self, height: int, width: int, by_channel: int) -> _Geometry:
-        key = (height, width, by_channel)
-        if key not in self._geometries:
-            if len(self._geometries) >= _REMEMBERED:
-                self._geometries.clear()
-            self._geometries[key] = self._laid_out(*key)
-        return self._geometries[key]
+    def _plan(self, shape: torch.Size, strides: tuple[int, ...], threads: int) -> _Plan:
+        items, channels, height, width = shape
+        by_image, by_channel, by_line, _ = strides
+        geometry = self._laid_out(height, width, by_channel if by_line == width else -1)
+        tall, room = geometry.seen[0], geometry.room
+        rows, apart = self.rows, channels * geometry.plane + _SLACK
+        share = threads > 1 and items * len(rows.values) * tall * room > _WORTH_SHARING
+        floats = 0
+        if geometry.copied:
+            floats = apart * (threads if share and items >= threads else 1)
+        kernel = convolve(geometry.tile, geometry.bits, share)
+        if share:
+            call = functools.partial(with_threads, kernel, threads, items)
+            weight = rows.shared(threads, geometry.index)
+        else:
+            call = functools.partial(kernel, 0, items)
+            weight = rows.whole(geometry.index)
+        lines = (geometry.line, geometry.plane, *([4 * apart] if share else []))
+        return _Plan(
+            call,
+            (*weight, rows.chunk(_CHUNK_BYTES)),
+            (
+                4 * by_image, 4 * by_channel, 4 * by_line, channels, height, width,
+                self.padding[0][0], self.padding[1][0], self.stride[0],
+            ),
+            lines,
+            (
+                4 * self.out_channels * tall * room, 4 * tall * room, 4 * room, self._floor,
+                geometry.starts.data_ptr(), len(geometry.starts),
+            ),
+            (items, self.out_channels, tall, room),
+            geometry.seen,
+            geometry.shape,
+            floats,
+            [],
+            geometry,
+        )  # fmt: skip
 
     def _laid_out(self, height: int, width: int, by_channel: int) -> _Geometry:
         (top, bottom), (left, right) = self.padding
@@ -384,7 +432,7 @@ class SparseConv(_SparseLayer):
             plane = phase * stride * stride
         else:
             line, phase, plane = width, 0, by_channel
-        element = self.rows.columns.numpy().astype(np.int64)
+        element = from_index(self.rows.columns)
         channel, place = np.divmod(element, math.prod(self.kernel_size))
         down, along = np.divmod(place, self.kernel_size[1])
         down, along = down * self.dilation[0], along * self.dilation[1]
@@ -401,19 +449,16 @@ class SparseConv(_SparseLayer):
         as_numbers = as_index(index, int(index.max(initial=0)) + 1)
         return _Geometry(
             as_numbers, 8 * as_numbers.element_size(), tile, torch.tensor(starts), line, plane,
-            (out_tall, out_wide), lines, columns, room, copied,
+            (out_tall, out_wide), (lines, columns), room, copied,
         )  # fmt: skip
 
-
-_REMEMBERED = 16
-"""Sizes of images of which a layer keeps the geometry."""
 
 _SLACK = 64
 """Floats after the planes that a tile wider than an image may read, and does not use."""
 
 
-def _pair(numbers: tuple[int, ...], missing: int) -> tuple[int, int]:
-    return (missing, numbers[0]) if len(numbers) == 1 else (numbers[0], numbers[1])
+def _pair(numbers: tuple[int, ...]) -> tuple[int, int]:
+    return (1, numbers[0]) if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
 def _covering(length: int, step: int) -> list[int]:

@@ -6,11 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["SparseRows"]
-
-_CHUNK_BYTES = 1 << 17
-"""What is read of the matrix before the next tile of activations has its turn: a part of the
-second-level cache, so that the matrix comes from memory once and not once per tile."""
+__all__ = ["SparseRows", "as_index", "from_index"]
 
 
 class SparseRows(nn.Module):
@@ -49,13 +45,31 @@ class SparseRows(nn.Module):
         self.register_buffer("pointers", torch.from_numpy(pointers))
         own = torch.zeros(count) if bias is None else bias.detach().clone()
         self.register_buffer("bias", own)
+        self._bounds: dict[int, torch.Tensor] = {}
 
-    @property
-    def chunk(self) -> int:
-        """Rows to work on before the next tile has its turn."""
+    def chunk(self, size: int) -> int:
+        """Return how many rows take about so many bytes, elements and columns together."""
         count = len(self.bias)
-        each = 8 * len(self.values) / max(1, count)
-        return max(1, min(count, int(_CHUNK_BYTES / max(1.0, each))))
+        each = (4 + self.columns.element_size()) * len(self.values) / max(1, count)
+        return max(1, min(count, int(size / max(1.0, each))))
+
+    def whole(self, index: torch.Tensor | None = None) -> tuple[int, ...]:
+        """Return the kernels' first arguments, addresses all but the last two, for one thread.
+
+        Args:
+            index: What to read instead of ``columns``.
+        """
+        return (*self._addresses(index), 0, len(self.bias))
+
+    def shared(self, threads: int, index: torch.Tensor | None = None) -> tuple[int, ...]:
+        """Return the same for several threads, where the bounds of their rows come last."""
+        if threads not in self._bounds:
+            self._bounds[threads] = self.bounds(threads)
+        return (*self._addresses(index), self._bounds[threads].data_ptr())
+
+    def _addresses(self, index: torch.Tensor | None) -> tuple[int, ...]:
+        index = self.columns if index is None else index
+        return tuple(t.data_ptr() for t in (self.values, index, self.pointers, self.bias))
 
     def bounds(self, parts: int) -> torch.Tensor:
         """Divide the rows into so many runs of about as many elements, each row counted as a few.
@@ -68,10 +82,27 @@ class SparseRows(nn.Module):
         work = self.pointers + 4 * torch.arange(len(self.pointers))
         wanted = torch.arange(1, parts) * work[-1] / parts
         inner = torch.searchsorted(work.double(), wanted.double())
+        inner -= (wanted - work[inner - 1] < work[inner] - wanted).long()
         ends = torch.tensor([0, len(self.bias)])
         return torch.cat([ends[:1], inner, ends[1:]])
 
 
 def as_index(places: np.ndarray[tuple[int, ...], np.dtype[np.int64]], most: int) -> torch.Tensor:
-    """Return places below ``most`` in as few bits as the kernels know: 16 or 32."""
-    return torch.from_numpy(places.astype(np.uint16 if most <= 1 << 16 else np.int32))
+    """Return places below ``most`` in as few bits as the kernels know: 16 or 32, without a sign.
+
+    Their type has a sign nevertheless, for torch cannot pickle those that have none.
+    """
+    if most <= 1 << 16:
+        return torch.from_numpy(places.astype(np.uint16).view(np.int16))
+    return torch.from_numpy(places.astype(np.int32))
+
+
+def from_index(index: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    """Return the places that :func:`as_index` has written.
+
+    Example:
+        >>> from_index(as_index(np.array([1, 65_535]), 1 << 16)).tolist()
+        [1, 65535]
+    """
+    numbers = index.numpy()
+    return (numbers.view(np.uint16) if index.dtype == torch.int16 else numbers).astype(np.int64)

@@ -1,9 +1,9 @@
 """The innermost loops, written in the compiler's own language of vectors.
 
-Numba leaves the choice of vectors to LLVM's auto-vectoriser, which keeps sums over rows of differing
-lengths in memory instead of registers. These functions build the wanted instructions themselves, for
-vectors of any power of two of lanes: LLVM fits them to the processor at hand. All of them take
-addresses as whole numbers, and steps in bytes; none of them checks a bound.
+Numba leaves the choice of vectors to LLVM's auto-vectoriser, which keeps sums over rows of
+differing lengths in memory instead of registers. These functions build the wanted instructions
+themselves, for vectors of any power of two of lanes: LLVM fits them to the processor at hand. All
+of them take addresses as whole numbers, and steps in bytes; none of them checks a bound.
 """
 
 from __future__ import annotations
@@ -75,9 +75,13 @@ class _Code:
     def index(self, address: Any, k: Any, bits: int) -> Any:
         """Return the k-th of the unsigned numbers of so many bits that lie at an address."""
         kind = ir.IntType(bits)
-        return self.builder.zext(self.load(self.plus(address, self.times(k, bits // 8)), kind), _LONG)
+        return self.builder.zext(
+            self.load(self.plus(address, self.times(k, bits // 8)), kind), _LONG
+        )
 
-    def loop(self, start: Any, stop: Any, step: int, sums: list[Any], body: _Body) -> tuple[Any, Any]:
+    def loop(
+        self, start: Any, stop: Any, step: int, sums: list[Any], body: _Body
+    ) -> tuple[Any, Any]:
         """Run ``body(k, sums)`` for k from start in steps while k < stop, with sums in registers.
 
         Returns:
@@ -105,7 +109,7 @@ class _Code:
         return carried, k
 
     def unrolled(self, begin: Any, end: Any, times: int, sums: list[Any], body: _Body) -> list[Any]:
-        """Run ``body`` for every k in [begin, end), so many of them at a time with sums of their own.
+        """Run ``body`` for every k in [begin, end), so many at a time, with sums of their own.
 
         A sum can take up a product only when it has the one before, after some cycles, in which the
         others are served.
@@ -122,7 +126,7 @@ class _Code:
 
         many = sums + zeros * (times - 1)
         many, k = self.loop(begin, builder.add(begin, whole), times, many, several)
-        total, _ = self.loop(k, end, 1, many[:own], body)
+        total: list[Any] = self.loop(k, end, 1, many[:own], body)[0]
         for u in range(1, times):
             others = many[u * own : (u + 1) * own]
             total = [builder.fadd(a, b) for a, b in zip(total, others, strict=True)]

@@ -1,0 +1,146 @@
+"""Time sparse layers against dense ones, torch's CSR, and what the machine could do at most.
+
+Of each shape, batch and sparsity the calls take turns: torch's dense layer, in the better of its
+layouts; the sparse layer on activations that lie feature by feature (for convolutions: as torch has
+them), and on such as lie item by item, transposed on the way in and out; torch's CSR matrix on the
+former. Weights are random, and so is where their zeros are.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from measuring import options, save
+from prunus.runtime.kernels import Tile, matrix
+from prunus.runtime.layers import SparseConv, SparseLinear
+from prunus.timing import interleaved, spread
+
+SPARSITIES = (0.5, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.995)
+MATRICES = ((256, 256), (1024, 1024), (4096, 1024), (1024, 4096), (4096, 4096))
+BATCHES = (1, 16, 64, 256)
+CONVOLUTIONS = ((16, 32, 3), (32, 16, 3), (64, 8, 3), (64, 32, 3), (128, 16, 3), (64, 16, 1),
+                (256, 16, 1))  # fmt: skip
+"""Channels, height and width, and kernel: those of ResNets for 32×32 images and larger ones."""
+
+IMAGES = (1, 16)
+
+
+def main() -> None:
+    parser = options(__doc__.splitlines()[0], "kernels")
+    parser.set_defaults(threads=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(arguments.seed)
+    sparsities = (0.9,) if arguments.quick else SPARSITIES
+    rows = []
+    with torch.inference_mode():
+        for shape, batch, sparsity in itertools.product(MATRICES, BATCHES, sparsities):
+            if arguments.quick and max(shape) > 1024:
+                continue
+            rows.append(_row(_linear(shape, batch, sparsity), arguments.quick))
+            print(_line(rows[-1]), flush=True)
+        for shape, images, sparsity in itertools.product(CONVOLUTIONS, IMAGES, sparsities):
+            rows.append(_row(_convolution(shape, images, sparsity), arguments.quick))
+            print(_line(rows[-1]), flush=True)
+        figures = {"peak_gflops": _peak(), "copy_gb_per_s": _bandwidth(), "rows": rows}
+    save(arguments.out, arguments.seed, figures)
+
+
+_Case = tuple[dict[str, Any], dict[str, Callable[[], object]], float]
+
+
+def _thin(weight: torch.Tensor, sparsity: float) -> None:
+    weight.mul_(torch.rand_like(weight) >= sparsity)
+
+
+def _linear(shape: tuple[int, int], batch: int, sparsity: float) -> _Case:
+    outputs, inputs = shape
+    linear = nn.Linear(inputs, outputs)
+    _thin(linear.weight, sparsity)
+    by_item = torch.randn(batch, inputs)
+    by_feature = by_item.t().contiguous()
+    sparse, through = SparseLinear(linear), SparseLinear(linear, by_item=True)
+    csr = linear.weight.to_sparse_csr()
+    about = {"layer": "linear", "shape": [outputs, inputs], "batch": batch, "sparsity": sparsity}
+    calls: dict[str, Callable[[], object]] = {
+        "dense": lambda: linear(by_item),
+        "sparse": lambda: sparse(by_feature.t()),
+        "sparse, by item": lambda: through(by_item),
+        "csr": lambda: csr @ by_feature,
+    }
+    return about, calls, 2.0 * float((linear.weight != 0).sum()) * batch
+
+
+def _convolution(shape: tuple[int, int, int], images: int, sparsity: float) -> _Case:
+    channels, size, kernel = shape
+    conv = nn.Conv2d(channels, channels, kernel, padding=kernel // 2)
+    _thin(conv.weight, sparsity)
+    x = torch.randn(images, channels, size, size)
+    last = x.contiguous(memory_format=torch.channels_last)
+    sparse = SparseConv(conv)
+    about = {"layer": "convolution", "shape": [channels, channels, kernel, kernel],
+             "image": size, "batch": images, "sparsity": sparsity}  # fmt: skip
+    calls: dict[str, Callable[[], object]] = {
+        "dense": lambda: conv(x),
+        "dense, channels last": lambda: conv(last),
+        "sparse": lambda: sparse(x),
+    }
+    return about, calls, 2.0 * float((conv.weight != 0).sum()) * images * size * size
+
+
+def _row(case: _Case, quick: bool) -> dict[str, Any]:
+    about, calls, operations = case
+    for call in calls.values():
+        call()
+    start = time.perf_counter()
+    for call in calls.values():
+        call()
+    once = time.perf_counter() - start
+    rounds = 3 if quick else int(np.clip(0.3 / once, 5, 60))
+    times = {
+        name: spread(seconds)
+        for name, seconds in interleaved(calls, rounds=rounds, calls=3, warm=1).items()
+    }
+    medians = {name: each["median_ms"] for name, each in times.items()}
+    dense = min(value for name, value in medians.items() if name.startswith("dense"))
+    ratios = {name: dense / value for name, value in medians.items() if "dense" not in name}
+    gflops = operations / medians["sparse"] / 1e6
+    return {**about, "times_faster_than_dense": ratios, "sparse_gflops": gflops, "times": times}
+
+
+def _line(row: dict[str, Any]) -> str:
+    ratios = ", ".join(f"{k} {v:.2f}x" for k, v in row["times_faster_than_dense"].items())
+    shape = "×".join(map(str, row["shape"]))
+    return f"{row['layer']} {shape}, {row['batch']}, {row['sparsity']:.1%}: {ratios}"
+
+
+def _peak() -> float:
+    """Return the arithmetic of one thread without misses: one row over 64 floats of one address."""
+    elements = 1 << 16
+    values, index = torch.ones(elements), torch.zeros(elements, dtype=torch.int16)
+    pointers, tiles = torch.tensor([0, elements]), torch.zeros(2, dtype=torch.int64)
+    x, y, bias = torch.ones(64), torch.empty(64), torch.zeros(1)
+    kernel = matrix(Tile(16, 4), 16, False)
+    addresses = [t.data_ptr() for t in (values, index, pointers, bias)]
+    rest = (0, 1, 1, x.data_ptr(), 256, 0, y.data_ptr(), 256, 0, np.float32(-np.inf),
+            tiles.data_ptr(), 1)  # fmt: skip
+    seconds = interleaved({"row": lambda: kernel(*addresses, *rest)}, rounds=50)["row"]
+    return 2.0 * elements * 64 / float(seconds.min()) / 1e9
+
+
+def _bandwidth() -> float:
+    """Return the gigabytes that copying 256 MB moves in a second, read and written."""
+    source, target = torch.ones(1 << 26), torch.empty(1 << 26)
+    seconds = interleaved({"copy": lambda: target.copy_(source)}, rounds=10)["copy"]
+    return 2 * 4 * source.numel() / float(seconds.min()) / 1e9
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Example inputs: calling a model on them, and comparing what two models make of them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+from torch.utils import _pytree as pytree
+
+from prunus.errors import UserError, listing
+
+__all__ = ["ExampleInputs", "arguments", "check_model", "copied", "difference", "expected", "run"]
+
+ExampleInputs = torch.Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+"""What a model is called with: a tensor, positional arguments, or keyword arguments."""
+
+
+def check_model(model: nn.Module, pruned: str = "the network that was pruned") -> None:
+    """Raise a UserError unless it is a network with parameters that have values."""
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"model must be a torch.nn.Module, but is {type(model).__name__}: pass the network "
+            "itself, not its state_dict or a function"
+        )
+    if next(model.parameters(), None) is None:
+        raise UserError(
+            f"{type(model).__name__} has no parameters, so there is nothing to gain: pass {pruned}"
+        )
+    unusable = [
+        f"{name} ({'not initialized' if isinstance(p, UninitializedParameter) else 'no memory'})"
+        for name, p in model.named_parameters()
+        if isinstance(p, UninitializedParameter) or p.is_meta
+    ]
+    if unusable:
+        raise UserError(
+            f"these parameters have no values: {listing(unusable)}. Run the model once, or load "
+            "its weights"
+        )
+
+
+def arguments(given: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the positional and the keyword arguments of a call.
+
+    Raises:
+        UserError: It is neither a tensor nor a sequence nor a mapping.
+
+    Example:
+        >>> arguments({"x": 1})
+        ((), {'x': 1})
+    """
+    if isinstance(given, torch.Tensor):
+        return (given,), {}
+    if isinstance(given, Mapping):
+        return (), dict(given)
+    if isinstance(given, tuple | list):
+        return tuple(given), {}
+    raise UserError(
+        "example_inputs must be a tensor, a tuple of positional arguments or a mapping of keyword "
+        f"arguments, but is {type(given).__name__}"
+    )
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Return a copy of a model in evaluation mode.
+
+    Raises:
+        UserError: It cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model).eval()
+    except Exception as error:
+        raise UserError(
+            f"{type(model).__name__} cannot be copied: {error}. Attributes that were computed from "
+            "parameters are the usual cause: torch.nn.utils.prune.remove and remove_weight_norm "
+            "turn them into parameters"
+        ) from error
+
+
+def run(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], seed: int = 0
+) -> list[torch.Tensor]:
+    """Return the tensors that a model returns, in order; the state of torch's draws stays."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return list(_tensors(model(*args, **kwargs)))
+
+
+def expected(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[torch.Tensor]:
+    """Return what a model makes of its example.
+
+    Raises:
+        UserError: The model fails on it.
+    """
+    try:
+        return run(model, args, kwargs)
+    except Exception as error:
+        shown = [_shown(held) for held in args] + [f"{k}={_shown(v)}" for k, v in kwargs.items()]
+        raise UserError(
+            f"{type(model).__name__} itself fails on the example inputs ({', '.join(shown)}): "
+            f"{type(error).__name__}: {error}. Give it inputs as its forward takes them"
+        ) from error
+
+
+def _shown(held: Any) -> str:
+    if isinstance(held, torch.Tensor):
+        return f"{str(held.dtype).removeprefix('torch.')} of shape {tuple(held.shape)}"
+    return repr(held)[:60]
+
+
+def _tensors(returned: Any) -> Iterator[torch.Tensor]:
+    for leaf in pytree.tree_leaves(returned):
+        if isinstance(leaf, torch.Tensor):
+            yield leaf
+        elif isinstance(leaf, Mapping):  # of a kind that torch does not know
+            yield from _tensors(list(leaf.values()))
+
+
+def difference(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
+    """Return the largest difference of two models' outputs, relative to their largest magnitude.
+
+    Infinite if they differ in number, shape or type, or in where they are not finite.
+
+    Example:
+        >>> difference([torch.tensor([1.0, -4.0])], [torch.tensor([1.0, -3.0])])
+        0.25
+    """
+    if [(o.shape, o.dtype) for o in one] != [(o.shape, o.dtype) for o in other]:
+        return float("inf")
+    worst = 0.0
+    for left, right in zip(one, other, strict=True):
+        if not (left.is_floating_point() or left.is_complex()):
+            worst = worst if torch.equal(left, right) else float("inf")
+            continue
+        wide = torch.complex128 if left.is_complex() else torch.float64
+        left, right = left.detach().to(wide), right.detach().to(wide)
+        finite = left.isfinite()
+        if not torch.equal(finite, right.isfinite()) or not torch.equal(
+            left[~finite].nan_to_num(), right[~finite].nan_to_num()
+        ):
+            return float("inf")
+        if bool(finite.any()):
+            largest = float(left[finite].abs().max())
+            apart = float((left[finite] - right[finite]).abs().max())
+            worst = max(worst, apart / largest if largest else (float("inf") if apart else 0.0))
+    return worst

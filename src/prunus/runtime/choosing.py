@@ -1,0 +1,338 @@
+"""Making a sparse network run faster than the dense one, where it does."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from prunus.errors import UserError, listing
+from prunus.examples import ExampleInputs, arguments, check_model, copied, difference, expected, run
+from prunus.runtime.fusion import Chain, chains
+from prunus.timing import interleaved
+
+__all__ = ["LayerTiming", "SpeedUp", "sped_up", "speed_up"]
+
+_TOLERANCE = 1e-4
+"""The largest difference of an output to accept, relative to its largest magnitude: sums in another
+order differ by rounding, the more so the deeper a network."""
+
+_DENSEST = 0.7
+"""Share of weights that are not zero from which on a sparse layer is not even tried."""
+
+_SECONDS = 0.05
+_MARGIN = 0.97
+
+
+@dataclass(frozen=True)
+class LayerTiming:
+    """What became of one layer.
+
+    Attributes:
+        name: In the model.
+        kind: Its class.
+        shape: Of its weight.
+        density: The share of its weight that is not zero.
+        dense_ms: The median of a call, together with what was fused; NaN if it was not timed.
+        sparse_ms: The same of the sparse layer.
+        sparse: Whether it was replaced.
+        fused: The layers whose work it does besides.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    density: float
+    dense_ms: float
+    sparse_ms: float
+    sparse: bool
+    fused: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SpeedUp:
+    """A faster network, and how it was found.
+
+    Attributes:
+        model: The network, in evaluation mode.
+        layers: What became of each layer of a known kind that the example went through.
+        left: Why other layers with zeros among their weights were left as they are, by name.
+        dense_ms: The median of a call of the network as it was.
+        sparse_ms: The same of the faster one; of the dense one where nothing is faster.
+        threads: With how many threads.
+        error: The largest difference of an output, relative to the largest magnitude.
+    """
+
+    model: nn.Module
+    layers: tuple[LayerTiming, ...]
+    left: Mapping[str, str]
+    dense_ms: float
+    sparse_ms: float
+    threads: int
+    error: float
+
+    @property
+    def replaced(self) -> tuple[str, ...]:
+        """The names of the layers that run sparse."""
+        return tuple(layer.name for layer in self.layers if layer.sparse)
+
+
+def speed_up(model: nn.Module, example_inputs: ExampleInputs) -> nn.Module:
+    """Return a copy of a sparse network for inference on the CPU that is faster.
+
+    Each ``nn.Linear``, ``nn.Conv1d`` and ``nn.Conv2d`` is timed against a layer that computes with
+    its non-zero weights only, on what the example brings it, with the number of threads that torch
+    is set to, and is replaced where the sparse one is faster. Batch norms after a convolution and
+    rectifiers become a part of the replaced layer where the network can be traced. In the end the
+    whole network is timed, and is left as it is where that is not slower.
+
+    Args:
+        model: Any network in float32 on the CPU; it is not changed. Sparse means that weights are
+            zero; masks are not asked for.
+        example_inputs: What the model is called with: a tensor, a tuple of positional arguments or
+            a mapping of keyword arguments. The sizes are those to be fast at; others work too.
+
+    Returns:
+        The copy, in evaluation mode, which takes no gradients. A copy of the network as it is,
+        with a warning that says why, where nothing would be faster.
+
+    Raises:
+        UserError: It is no network, has no parameters, or fails on the example; Numba is missing.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10))
+        >>> _ = nn.init.sparse_(model[0].weight, 0.99)
+        >>> fast = speed_up(model, torch.randn(64, 512))
+        >>> [type(layer).__name__ for layer in fast]  # the first does the rectifier's work as well
+        ['SparseLinear', 'Identity', 'Linear']
+        >>> x = torch.randn(64, 512)
+        >>> with torch.no_grad():
+        ...     torch.allclose(fast(x), model(x), atol=1e-5)
+        True
+    """
+    done = sped_up(model, example_inputs)
+    if not done.replaced:
+        tried = [f"{t.name} ({t.density:.0%} non-zero)" for t in done.layers]
+        others = [f"{name}: {reason}" for name, reason in done.left.items()]
+        warnings.warn(
+            f"{type(model).__name__} is returned as it is, for no sparse layer makes it faster on "
+            f"this example: {listing([*tried, *others]) or 'there is none of a known kind'}. Prune "
+            "further, or give a larger batch",
+            stacklevel=2,
+        )
+    return done.model
+
+
+def sped_up(model: nn.Module, example_inputs: ExampleInputs) -> SpeedUp:
+    """Do what :func:`speed_up` does, and say what was found.
+
+    Args:
+        model: As there.
+        example_inputs: As there.
+
+    Returns:
+        The faster network, with the timings of its layers.
+
+    Raises:
+        UserError: As there.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> done = sped_up(model, torch.ones(1, 8))  # not sparse at all
+        >>> done.replaced, done.layers[0].density
+        ((), 1.0)
+    """
+    try:
+        import numba  # noqa: F401
+    except ImportError as missing:
+        raise UserError(
+            "the sparse runtime needs Numba: pip install 'prunus[runtime]'"
+        ) from missing
+    check_model(model)
+    args, kwargs = arguments(example_inputs)
+    dense = copied(model)
+    right = expected(dense, args, kwargs)
+    seen, left = _inputs(dense, args, kwargs)
+    layers: list[LayerTiming] = []
+    chosen: list[Chain] = []
+    with torch.inference_mode():
+        for chain in chains(dense, seen):
+            timing = _timed(chain, seen[chain.name])
+            layers.append(timing)
+            if timing.sparse:
+                chosen.append(chain)
+        call = _caller(dense, args, kwargs)
+        candidates = {"dense": (dense, call)}
+        for by_item in (False, True) if chosen else ():
+            candidate = _replaced(model, chosen, by_item)
+            candidates[str(by_item)] = (candidate, _caller(candidate, args, kwargs))
+        seconds = _medians({name: each for name, (_, each) in candidates.items()})
+    best = min(seconds, key=seconds.__getitem__)
+    fastest = candidates[best][0]
+    error = difference(right, run(fastest, args, kwargs))
+    if error > _TOLERANCE:
+        raise UserError(
+            f"{type(model).__name__} cannot be sped up: its outputs would be off by {error:.2g} of "
+            f"the largest ({_TOLERANCE:g} is accepted). Is it random in evaluation mode?"
+        )
+    if best == "dense":
+        layers = [LayerTiming(**{**vars(layer), "sparse": False}) for layer in layers]
+    return SpeedUp(
+        model=fastest,
+        layers=tuple(layers),
+        left=left,
+        dense_ms=1e3 * seconds["dense"],
+        sparse_ms=1e3 * seconds[best],
+        threads=torch.get_num_threads(),
+        error=error,
+    )
+
+
+def _caller(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> Callable[[], object]:
+    return lambda: model(*args, **kwargs)
+
+
+def _inputs(
+    model: nn.Module, args: Any, kwargs: Mapping[str, Any]
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Return what each layer that can be replaced is called with, and why others cannot be."""
+    seen: dict[str, torch.Tensor] = {}
+    left: dict[str, str] = {}
+    candidates: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        reason = _unsuitable(module)
+        if reason is None:
+            candidates[name] = module
+        elif reason and _sparse_itself(module):
+            left[name] = reason
+    handles = []
+    for name, module in candidates.items():
+
+        def keep(_: nn.Module, given: tuple[Any, ...], name: str = name) -> None:
+            if given:
+                seen.setdefault(name, given[0].detach())
+
+        handles.append(module.register_forward_pre_hook(keep))
+    try:
+        run(model, args, kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, module in candidates.items():
+        if name not in seen and _sparse_itself(module):
+            left[name] = "it is not called on this example, or only its weight is read"
+    return seen, left
+
+
+def _sparse_itself(module: nn.Module) -> bool:
+    return any(
+        p.dim() > 1 and bool((p == 0).sum() > (1 - _DENSEST) * p.numel())
+        for p in module.parameters(recurse=False)
+    )
+
+
+def _unsuitable(module: nn.Module) -> str | None:
+    """Return None of a layer that can be replaced, else why not; nothing of what has no weight."""
+    kind = type(module)
+    if kind not in (nn.Linear, nn.Conv1d, nn.Conv2d):
+        return f"a {kind.__name__} has no sparse counterpart"
+    weight = module.weight
+    if weight.dtype != torch.float32 or weight.device.type != "cpu":
+        return f"its weight is {weight.dtype} on {weight.device}, not float32 on the CPU"
+    if isinstance(module, nn.Conv1d | nn.Conv2d):
+        if module.padding_mode != "zeros":
+            return f"its padding_mode is {module.padding_mode!r}, not 'zeros'"
+        if len(set(module.stride)) > 1:
+            return f"its strides {module.stride} differ"
+    if module._forward_hooks or module._forward_pre_hooks:
+        return "it has hooks"
+    return None
+
+
+def _timed(chain: Chain, x: torch.Tensor) -> LayerTiming:
+    """Time a layer, with what can be fused into it, against the sparse one."""
+    layer = chain.layer
+    weight = layer.weight
+    density = float((weight != 0).float().mean()) if weight.numel() else 1.0
+    dense_ms = sparse_ms = float("nan")
+    if density < _DENSEST and x.numel():
+
+        def dense() -> object:
+            y: Any = layer(x)
+            for module in chain.others:
+                y = module(y)
+            return y
+
+        faster = _sparse(chain, by_item=False)
+        medians = _medians({"dense": dense, "sparse": lambda: faster(x)})
+        dense_ms, sparse_ms = 1e3 * medians["dense"], 1e3 * medians["sparse"]
+    return LayerTiming(
+        name=chain.name,
+        kind=type(layer).__name__,
+        shape=tuple(weight.shape),
+        density=density,
+        dense_ms=dense_ms,
+        sparse_ms=sparse_ms,
+        sparse=sparse_ms < _MARGIN * dense_ms,
+        fused=chain.names,
+    )
+
+
+def _sparse(chain: Chain, *, by_item: bool) -> nn.Module:
+    """Return a sparse layer that does the work of a chain; of convolutions in their one layout."""
+    from prunus.runtime.layers import SparseConv, SparseLinear  # brings Numba along
+
+    layer = chain.merged()
+    if isinstance(layer, nn.Linear):
+        return SparseLinear(layer, rectified=chain.rectified, by_item=by_item)
+    return SparseConv(layer, rectified=chain.rectified)
+
+
+def _medians(variants: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    """Return the median seconds of a call of each, timed by turns for a fraction of a second."""
+    slowest = 0.0
+    for call in variants.values():
+        call()  # compiles, and fills caches
+        start = time.perf_counter()
+        call()
+        slowest = max(slowest, time.perf_counter() - start)
+    rounds = int(np.clip(_SECONDS / max(slowest, 1e-6), 5, 50))
+    seconds = interleaved(variants, rounds=rounds, calls=2, warm=1)
+    return {name: float(np.median(each)) for name, each in seconds.items()}
+
+
+def _replaced(model: nn.Module, chosen: list[Chain], by_item: bool) -> nn.Module:
+    fast = copied(model)
+    for chain in chosen:
+        _put(fast, chain.name, _sparse(chain, by_item=by_item))
+        for name in chain.names:
+            _put(fast, name, nn.Identity())
+    for module in fast.modules():
+        # In evaluation mode these hand the weights of their layers to one fused dense kernel.
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
+        elif isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
+    return fast.requires_grad_(False)
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Replace the module of that name, under all the names that it has."""
+    module.eval()
+    if not name:
+        raise UserError(
+            f"the network is a lone {type(module).__name__}: put it into nn.Sequential, so that "
+            "it can be replaced"
+        )
+    former = model.get_submodule(name)
+    for place, held in list(model.named_modules(remove_duplicate=False)):
+        if held is former:
+            parent, _, child = place.rpartition(".")
+            setattr(model.get_submodule(parent), child, module)

@@ -1,0 +1,109 @@
+"""Which layers a sparse layer can do the work of besides its own."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.fx import Node, Tracer
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import fuse_conv_bn_eval
+
+__all__ = ["Chain", "chains"]
+
+_Layer = nn.Linear | nn.Conv1d | nn.Conv2d
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A layer, and those after it that may become a part of it.
+
+    Attributes:
+        name: Of the layer in the model.
+        layer: It.
+        names: Of those after it: a batch norm, a rectifier, both, or none.
+        others: They.
+    """
+
+    name: str
+    layer: _Layer
+    names: tuple[str, ...] = ()
+    others: tuple[nn.Module, ...] = ()
+
+    @property
+    def rectified(self) -> bool:
+        """Whether a rectifier is among them."""
+        return any(isinstance(other, nn.ReLU) for other in self.others)
+
+    @torch.no_grad()
+    def merged(self) -> _Layer:
+        """Return the layer with what the batch norm after it does, or itself if there is none."""
+        layer = self.layer
+        for norm in self.others:
+            if isinstance(norm, _BatchNorm) and not isinstance(layer, nn.Linear):
+                layer = fuse_conv_bn_eval(layer, norm)
+        return layer
+
+
+def chains(model: nn.Module, names: Collection[str]) -> Iterator[Chain]:
+    """Yield these layers of a model, in the order of its modules, each with what follows it.
+
+    What follows is known if the model can be traced by ``torch.fx``. A module is fused if it is
+    called in one place only, and reads what nobody else reads. A module that stands in the model
+    under several names is yielded by itself, under its first one.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten())
+        >>> [(chain.name, chain.names) for chain in chains(model.eval(), {"0"})]
+        [('0', ('1', '2'))]
+    """
+    following = _following(model)
+    for name, module in model.named_modules():
+        if name not in names or not isinstance(module, _Layer):
+            continue
+        found: list[str] = []
+        kinds: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.ReLU)
+        if isinstance(module, nn.Linear):
+            kinds = (nn.ReLU,)
+        after = following.get(name)
+        while after is not None and type(after_module := model.get_submodule(after)) in kinds:
+            if after_module._forward_hooks or after_module._forward_pre_hooks:
+                break
+            if not isinstance(after_module, nn.ReLU) and not _foldable(after_module):
+                break
+            found.append(after)
+            kinds = () if isinstance(after_module, nn.ReLU) else (nn.ReLU,)
+            after = following.get(after)
+        yield Chain(name, module, tuple(found), tuple(map(model.get_submodule, found)))
+
+
+def _foldable(norm: nn.Module) -> bool:
+    return getattr(norm, "running_mean", None) is not None and not norm.training
+
+
+def _following(model: nn.Module) -> dict[str, str]:
+    """Return which module alone reads what another one returns, of modules called once."""
+    try:
+        graph = Tracer().trace(model)
+    except Exception:  # whatever a model's own code raises on what is no tensor
+        return {}
+    calls: dict[str, list[Node]] = {}
+    modules = dict(model.named_modules())
+    for node in graph.nodes:
+        if node.op == "call_module":
+            calls.setdefault(_first_name(modules, str(node.target)), []).append(node)
+    single = {own[0]: name for name, own in calls.items() if len(own) == 1}
+    found = {}
+    for node, name in single.items():
+        users = list(node.users)
+        if len(users) == 1 and users[0] in single and users[0].args == (node,):
+            found[name] = single[users[0]]
+    return found
+
+
+def _first_name(modules: dict[str, nn.Module], target: str) -> str:
+    """Return the first of a module's names; tracing knows a shared module by each of them."""
+    wanted = modules.get(target)
+    return next((name for name, module in modules.items() if module is wanted), target)

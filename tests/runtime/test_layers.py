@@ -1,0 +1,276 @@
+"""Sparse layers against torch's own in float64."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from prunus import UserError
+from prunus.runtime.layers import SparseConv, SparseLinear
+
+THREADS = (1, 2)
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before() -> Any:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def thin(layer: nn.Module, sparsity: float, seed: int = 0) -> None:
+    """Zero that share of a layer's weight, and the first rows of it altogether."""
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        weight = layer.weight
+        assert isinstance(weight, torch.Tensor)
+        weight.mul_(torch.rand(weight.shape, generator=draw) >= sparsity)
+        weight[: len(weight) // 5] = 0
+
+
+def check(sparse: nn.Module, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Compare with float64: the error of a sum of n products is below n rounding errors."""
+    with torch.no_grad():
+        found: torch.Tensor = sparse(x)
+        wide = copy.deepcopy(layer).double()(x.double())
+    assert found.shape == wide.shape
+    assert found.dtype == torch.float32
+    weight = next(layer.parameters()).detach()
+    products = weight[0].numel() + 1
+    largest = float(x.abs().max()) * float(weight.abs().max()) if x.numel() else 0.0
+    bound = 6e-8 * products * (products * largest + 1) + 1e-7
+    assert float((found - wide).abs().max() if found.numel() else 0.0) <= bound
+    return found
+
+
+@st.composite
+def layouts(draw: st.DrawFn, *shape: int) -> torch.Tensor:
+    """A matrix of random numbers in one of the layouts that tensors may have."""
+    x = torch.randn(*shape, generator=torch.Generator().manual_seed(draw(st.integers(0, 99))))
+    kind = draw(st.sampled_from(["rows", "columns", "strided", "offset"]))
+    if kind == "columns":
+        return x.t().contiguous().t()
+    if kind == "strided":
+        return torch.stack([x, torch.full_like(x, torch.nan)], dim=-1)[..., 0]
+    if kind == "offset":
+        return torch.cat([torch.full_like(x[:1], torch.nan), x]).t().contiguous().t()[1:]
+    return x
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    data=st.data(),
+    items=st.one_of(st.integers(0, 40), st.sampled_from([63, 64, 65, 128, 129, 300])),
+    inputs=st.one_of(st.integers(1, 40), st.just(700)),
+    outputs=st.integers(1, 40),
+    sparsity=st.sampled_from([0.0, 0.5, 0.95, 1.0]),
+    bias=st.booleans(),
+    rectified=st.booleans(),
+    by_item=st.booleans(),
+    threads=st.sampled_from(THREADS),
+)
+def test_linear_is_that_of_torch(
+    data: st.DataObject,
+    items: int,
+    inputs: int,
+    outputs: int,
+    sparsity: float,
+    bias: bool,
+    rectified: bool,
+    by_item: bool,
+    threads: int,
+) -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(threads)
+    linear = nn.Linear(inputs, outputs, bias=bias)
+    thin(linear, sparsity)
+    sparse = SparseLinear(linear, rectified=rectified, by_item=by_item)
+    x = data.draw(layouts(items, inputs))
+    expected = nn.Sequential(linear, nn.ReLU()) if rectified else linear
+    found = check(sparse, expected, x)
+    if by_item:
+        assert found.is_contiguous()
+
+
+def test_threads_share_large_layers_and_batches_of_many_tiles() -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(600, 500)
+    thin(linear, 0.5)
+    sparse = SparseLinear(linear)
+    for threads in THREADS:
+        torch.set_num_threads(threads)
+        for items in (1, 64, 1000):
+            check(sparse, linear, torch.randn(items, 600))
+
+
+def test_indices_beyond_sixteen_bits() -> None:
+    linear = nn.Linear(70_000, 3)
+    thin(linear, 0.9)
+    assert SparseLinear(linear).rows.columns.dtype == torch.int32
+    for items in (1, 4):
+        check(SparseLinear(linear), linear, torch.rand(items, 70_000))
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    images=st.integers(1, 3),
+    height=st.integers(1, 20),
+    width=st.one_of(st.integers(1, 20), st.sampled_from([28, 32, 40, 70])),
+    kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    stride=st.integers(1, 3),
+    padding=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    groups=st.sampled_from([1, 2, 4]),
+    sparsity=st.sampled_from([0.0, 0.7, 1.0]),
+    rectified=st.booleans(),
+    layout=st.sampled_from(["planes", "last", "strided", "cut"]),
+    threads=st.sampled_from(THREADS),
+)
+def test_convolution_is_that_of_torch(
+    images: int,
+    height: int,
+    width: int,
+    kernel: tuple[int, int],
+    stride: int,
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    sparsity: float,
+    rectified: bool,
+    layout: str,
+    threads: int,
+) -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(threads)
+    conv = nn.Conv2d(4, 8, kernel, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    thin(conv, sparsity)
+    sparse = SparseConv(conv, rectified=rectified)
+    x = torch.randn(images, 4, height, width)
+    if layout == "last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    elif layout == "strided":
+        x = torch.stack([x, torch.full_like(x, torch.nan)], dim=-1)[..., 0]
+    elif layout == "cut":
+        x = nn.functional.pad(x, (3, 2, 1, 2), value=torch.nan)[:, :, 1:-2, 3:-2]
+    expected = nn.Sequential(conv, nn.ReLU()) if rectified else conv
+    reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    if height + 2 * padding[0] < reach[0] or width + 2 * padding[1] < reach[1]:
+        with pytest.raises(UserError, match=r"the kernel covers \d+×\d+ pixels, but the input has"):
+            sparse(x)
+    else:
+        check(sparse, expected, x)
+        check(sparse, expected, x + 1)  # the planes are used again, and their borders still zero
+
+
+def test_convolutions_of_threads_share_images_or_rows() -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(2)
+    for padding in (0, 1):
+        conv = nn.Conv2d(16, 24, 3, padding=padding)
+        thin(conv, 0.8)
+        for images in (1, 2, 5):
+            check(SparseConv(conv), conv, torch.randn(images, 16, 24, 24))
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.parametrize("padding", ["same", "valid", 1])
+def test_one_dimension_and_lone_images(padding: Any) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv1d(3, 5, 4, padding=padding)
+    thin(conv, 0.5)
+    check(SparseConv(conv), conv, torch.randn(2, 3, 50))
+    check(SparseConv(conv), conv, torch.randn(3, 50))
+    plane = nn.Conv2d(3, 5, 4, padding=padding)
+    check(SparseConv(plane), plane, torch.randn(3, 9, 9))
+    assert SparseConv(plane)(torch.zeros(0, 3, 9, 9)).shape[0] == 0
+
+
+def test_not_a_number_is_kept_where_torch_keeps_it() -> None:
+    linear = nn.Linear(2, 2)
+    linear.weight.data = torch.tensor([[1.0, 0.0], [2.0, 3.0]])
+    sparse = SparseLinear(linear, rectified=True)
+    for items in (1, 5):
+        y = sparse(torch.tensor([[torch.nan, 1.0]]).expand(items, 2))
+        assert y.isnan().all()
+        assert not sparse(torch.zeros(items, 2)).isnan().any()
+
+
+def test_more_dimensions_are_kept() -> None:
+    linear = nn.Linear(6, 4)
+    for shape in ((6,), (2, 3, 6), (2, 0, 6), (1, 1, 6)):
+        check(SparseLinear(linear), linear, torch.randn(shape))
+
+
+def test_copies_and_pickles_have_weights_of_their_own() -> None:
+    linear = nn.Linear(50, 40)
+    thin(linear, 0.8)
+    x = torch.randn(3, 50)
+    sparse = SparseLinear(linear)
+    before = check(sparse, linear, x)
+    twins = [copy.deepcopy(sparse), pickle.loads(pickle.dumps(sparse))]
+    sparse.rows.values.zero_()
+    sparse.rows.bias.zero_()
+    assert not sparse(x).any()
+    for twin in twins:
+        torch.testing.assert_close(twin(x), before, rtol=0, atol=0)
+
+
+def test_a_state_is_loaded_into_a_layer_that_has_run() -> None:
+    linear = nn.Linear(50, 40)
+    thin(linear, 0.8)
+    sparse, x = SparseLinear(linear), torch.randn(3, 50)
+    before = check(sparse, linear, x)
+    state = {key: value.clone() for key, value in sparse.state_dict().items()}
+    sparse.rows.values.zero_()
+    sparse.load_state_dict(state)
+    assert torch.equal(sparse(x), before)
+
+
+def test_python_threads_may_share_a_layer() -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(8, 8, 3, padding=1)
+    thin(conv, 0.5)
+    sparse = SparseConv(conv)
+    inputs = [torch.randn(2, 8, 16, 16) for _ in range(4)]
+    with torch.no_grad():
+        expected = [sparse(x) for x in inputs]
+    wrong: list[int] = []
+
+    def work(i: int) -> None:
+        with torch.no_grad():
+            wrong.extend(i for _ in range(50) if not torch.equal(sparse(inputs[i]), expected[i]))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(2, 5), r"of shape \(\.\.\., 6\), but is of shape \(2, 5\)"),
+        (torch.zeros(()), r"of shape \(\.\.\., 6\), but is of shape \(\)"),
+        (torch.zeros(2, 6).double(), "float32, but is float64"),
+        (torch.zeros(2, 6, device="meta"), "on the CPU, but is on meta"),
+        (torch.zeros(2, 6, requires_grad=True), "without a gradient.*torch.no_grad"),
+    ],
+)
+def test_inputs_that_do_not_fit(x: torch.Tensor, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        SparseLinear(nn.Linear(6, 4))(x)
+
+
+def test_every_fault_of_an_input_is_listed() -> None:
+    with pytest.raises(UserError, match=r"\(items, 3, height, width\).*float32, but is float64"):
+        SparseConv(nn.Conv2d(3, 4, 3))(torch.zeros(1, 2, 8, 8).double())

@@ -1,0 +1,330 @@
+"""Networks that are sped up say the same as before, and are left alone where nothing is gained."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from prunus import UserError, speed_up
+from prunus.runtime import choosing, sped_up
+from prunus.runtime.fusion import chains
+from prunus.runtime.layers import SparseLinear
+
+
+def thinned(model: nn.Module, sparsity: float = 0.95) -> Any:
+    """Zero that share of every matrix."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(torch.rand_like(parameter) >= sparsity)
+    return model.eval()
+
+
+@pytest.fixture
+def _always_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the sparse network and its layers win every timing, so that tests do not hang on it."""
+
+    def medians(variants: Any) -> dict[str, float]:
+        return {name: 1.0 if name == "dense" else 0.5 + 0.1 * i for i, name in enumerate(variants)}
+
+    monkeypatch.setattr(choosing, "_medians", medians)
+
+
+def same(fast: nn.Module, model: nn.Module, *inputs: torch.Tensor) -> None:
+    with torch.no_grad():
+        expected = model(*inputs)
+        torch.testing.assert_close(
+            fast(*inputs), expected, rtol=0, atol=2e-5 * float(expected.abs().max())
+        )
+
+
+def test_a_very_sparse_perceptron_is_sped_up_by_real_timings() -> None:
+    torch.manual_seed(0)
+    model = thinned(nn.Sequential(nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10)), 0.99)
+    x = torch.randn(64, 1024)
+    done = sped_up(model, x)
+    assert "0" in done.replaced
+    assert done.layers[0].fused == ("1",)
+    assert done.layers[0].density == pytest.approx(0.01, abs=0.001)
+    assert done.layers[0].dense_ms > 2 * done.layers[0].sparse_ms  # 20 times in truth
+    assert done.dense_ms > done.sparse_ms
+    assert isinstance(done.model.get_submodule("0"), SparseLinear)
+    assert isinstance(done.model.get_submodule("1"), nn.Identity)
+    same(done.model, model, x)
+    same(done.model, model, torch.randn(3, 1024))
+    assert isinstance(model[0], nn.Linear)  # the network itself is as it was
+
+
+def test_a_dense_network_comes_back_as_it_is_and_says_why() -> None:
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    x = torch.randn(8, 16)
+    with pytest.warns(UserWarning, match=r"returned as it is.*0 \(100% non-zero\).*Prune further"):
+        fast = speed_up(model, x)
+    assert fast is not model
+    assert torch.equal(fast(x), model(x))
+
+
+class Residual(nn.Module):
+    """A network that can be traced, with norms and rectifiers of each kind of use."""
+
+    def __init__(self, groups: int = 1) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.relu = nn.ReLU()  # used twice, so that it stays
+        self.second = nn.Conv2d(8, 8, 3, padding=1, groups=groups)
+        self.own_norm = nn.BatchNorm2d(8)
+        self.own_relu = nn.ReLU(inplace=True)
+        self.read_twice = nn.Conv2d(8, 8, 1)
+        self.its_relu = nn.ReLU()
+        self.head = nn.Linear(8, 5)
+        for norm in (self.norm, self.own_norm):
+            nn.init.uniform_(norm.weight)
+            nn.init.normal_(norm.bias)
+            norm.running_mean = torch.randn(8)
+            norm.running_var = torch.rand(8) + 0.5
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.relu(self.norm(self.first(x)))
+        y = self.own_relu(self.own_norm(self.second(x)))
+        z = self.read_twice(y)
+        x = self.relu(x + z + self.its_relu(z))
+        x = x.mean(dim=(2, 3))
+        return self.head(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.usefixtures("_always_faster")
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_norms_and_rectifiers_are_fused_where_nobody_else_reads(groups: int) -> None:
+    torch.manual_seed(0)
+    model = thinned(Residual(groups), 0.6)
+    x = torch.randn(2, 3, 16, 16)
+    done = sped_up(model, x)
+    assert {layer.name: layer.fused for layer in done.layers} == {
+        "first": ("norm",),  # its rectifier is called elsewhere too
+        "second": ("own_norm", "own_relu"),
+        "read_twice": (),
+        "head": (),
+    }
+    same(done.model, model, x)
+    same(done.model, model, torch.randn(5, 3, 9, 11))
+
+
+def test_what_stands_under_several_names_is_not_fused() -> None:
+    linear, relu = nn.Linear(4, 4), nn.ReLU()
+    model = nn.Sequential(linear, relu, linear, nn.ReLU(), nn.Linear(4, 4), relu)
+    assert [(c.name, c.names) for c in chains(model, {"0", "4"})] == [("0", ()), ("4", ())]
+
+
+@pytest.mark.usefixtures("_always_faster")
+def test_shared_layers_stay_shared() -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(12, 12)
+    model = thinned(nn.Sequential(linear, nn.Tanh(), linear, nn.Tanh(), linear))
+    fast = speed_up(model, torch.randn(4, 12))
+    assert fast.get_submodule("0") is fast.get_submodule("2") is fast.get_submodule("4")
+    same(fast, model, torch.randn(4, 12))
+
+
+class Dynamic(nn.Module):
+    """A network whose course hangs on its input, so that it cannot be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(12, 12)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.linear(x)
+        return self.relu(y) if float(x.sum()) > 0 else y  # type: ignore[no-any-return]
+
+
+@pytest.mark.usefixtures("_always_faster")
+def test_dynamic_control_flow_is_kept() -> None:
+    torch.manual_seed(0)
+    model = thinned(Dynamic())
+    done = sped_up(model, torch.ones(4, 12))
+    assert done.layers[0].sparse
+    assert done.layers[0].fused == ()
+    for x in (torch.ones(4, 12), -torch.ones(4, 12)):
+        same(done.model, model, x)
+
+
+@pytest.mark.usefixtures("_always_faster")
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_encoders_of_torch_do_not_hand_their_weights_to_the_dense_kernel(
+    batch_first: bool,
+) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=batch_first)
+    model = thinned(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), 0.7)
+    x = torch.randn(4, 6, 16)
+    done = sped_up(model, x)
+    assert done.replaced == (
+        "layers.0.linear1",
+        "layers.0.linear2",
+        "layers.1.linear1",
+        "layers.1.linear2",
+    )
+    assert "MultiheadAttention has no sparse counterpart" in done.left["layers.0.self_attn"]
+    same(done.model, model, x)
+    mask = torch.zeros((4, 6) if batch_first else (6, 4), dtype=torch.bool)
+    mask[0, -2:] = True
+    with torch.no_grad():
+        expected = model(x, src_key_padding_mask=mask)
+        found = done.model(x, src_key_padding_mask=mask)
+    kept = ~mask if batch_first else ~mask.t()
+    torch.testing.assert_close(found[kept], expected[kept], rtol=0, atol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    data=st.data(),
+    widths=st.lists(st.integers(1, 24), min_size=2, max_size=5),
+    items=st.integers(1, 70),
+    sparsity=st.sampled_from([0.4, 0.9, 1.0]),
+    by_item=st.booleans(),
+)
+def test_random_perceptrons_keep_their_outputs(
+    data: st.DataObject, widths: list[int], items: int, sparsity: float, by_item: bool
+) -> None:
+    torch.manual_seed(data.draw(st.integers(0, 9)))
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(widths):
+        layers.append(nn.Linear(inputs, outputs, bias=data.draw(st.booleans())))
+        layers += data.draw(
+            st.sampled_from([[], [nn.ReLU()], [nn.LayerNorm(outputs)], [nn.Tanh(), nn.ReLU()]])
+        )
+    model = thinned(nn.Sequential(*layers), sparsity)
+    seen = {name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    fast = choosing._replaced(model, list(chains(model, seen)), by_item)
+    x = torch.randn(items, widths[0])
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("_always_faster")
+def test_others_are_listed_by_name_with_the_reason() -> None:
+    class Several(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(8, 8)
+            self.recurrent = nn.LSTM(8, 8)
+            self.wrapped = nn.Conv1d(8, 8, 3, padding=1, padding_mode="circular")
+            self.uneven = nn.Conv2d(1, 1, 3, stride=(1, 2))
+            self.hooked = nn.Linear(8, 8)
+            self.hooked.register_forward_hook(lambda *_: None)
+            self.idle = nn.Linear(8, 8)
+            self.wide = nn.Linear(8, 8).double()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.hooked(self.linear(x))
+            x = self.wrapped(self.recurrent(x)[0].t()).t()
+            x = self.uneven(x[None, None])[0, 0]
+            return x + self.wide(torch.ones(8).double()).sum().float()  # type: ignore[no-any-return]
+
+    model = thinned(Several(), 0.9)
+    done = sped_up(model, torch.randn(5, 8))
+    assert done.replaced == ("linear",)
+    for name, reason in {
+        "recurrent": "a LSTM has no sparse counterpart",
+        "wrapped": "padding_mode is 'circular'",
+        "uneven": "strides .* differ",
+        "hooked": "it has hooks",
+        "idle": "not called on this example",
+        "wide": "float64",
+    }.items():
+        assert name in done.left, name
+        assert reason.split(".*")[0] in done.left[name]
+
+
+@pytest.mark.usefixtures("_always_faster")
+def test_keyword_arguments_and_several_outputs() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, *, left: torch.Tensor, right: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"sum": self.one(left + right), "head": self.other(right)}
+
+    model = thinned(Two())
+    example = {"left": torch.randn(2, 6), "right": torch.randn(2, 6)}
+    fast = speed_up(model, example)
+    with torch.no_grad():
+        for key, value in model(**example).items():
+            torch.testing.assert_close(fast(**example)[key], value)
+
+
+@pytest.mark.usefixtures("_always_faster")
+def test_the_copy_takes_no_gradients_and_can_be_copied() -> None:
+    model = thinned(nn.Sequential(nn.Linear(6, 6), nn.ReLU()), 0.5)
+    fast = speed_up(model, torch.randn(2, 6))
+    assert not any(p.requires_grad for p in fast.parameters())
+    with pytest.raises(UserError, match="without a gradient.*train the network that it was made"):
+        fast(torch.randn(2, 6, requires_grad=True))
+    same(copy.deepcopy(fast), model, torch.randn(2, 6))
+
+
+def test_a_lone_layer_is_asked_to_be_wrapped() -> None:
+    model = thinned(nn.Linear(600, 600), 0.99)
+    with pytest.raises(UserError, match=r"lone SparseLinear: put it into nn\.Sequential"):
+        speed_up(model, torch.randn(64, 600))
+
+
+class Noisy(nn.Sequential):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = super().forward(x)  # type: ignore[no-untyped-call]
+        return out + torch.rand(()) * next(self.count)
+
+    count = iter(range(10**9))
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "message"),
+    [
+        (lambda x: x, torch.ones(1), "must be a torch.nn.Module, but is function"),
+        (nn.ReLU(), torch.ones(1), "ReLU has no parameters"),
+        (nn.LazyLinear(3), torch.ones(1, 3), "no values: weight"),
+        (
+            nn.Sequential(nn.Linear(3, 3)),
+            torch.ones(1, 4),
+            r"fails on the example inputs \(float32 of shape \(1, 4\)\)",
+        ),
+        (nn.Sequential(nn.Linear(3, 3)), 7, "example_inputs must be a tensor.*but is int"),
+        (Noisy(nn.Linear(3, 3)), torch.ones(1, 3), "Is it random in evaluation mode"),
+    ],
+)
+def test_mistakes(model: Any, example: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        speed_up(model, example)
+
+
+def test_the_missing_extra_is_named() -> None:
+    code = """
+import sys
+sys.modules["numba"] = None
+import torch, prunus
+try:
+    prunus.speed_up(torch.nn.Sequential(torch.nn.Linear(2, 2)), torch.ones(1, 2))
+except prunus.UserError as error:
+    print(error)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pip install 'prunus[runtime]'" in ran.stdout
+
+
+def test_timings_that_were_not_taken_are_not_numbers() -> None:
+    done = sped_up(nn.Sequential(nn.Linear(4, 4)), torch.ones(1, 4))
+    assert math.isnan(done.layers[0].dense_ms)
+    assert done.sparse_ms == done.dense_ms
