@@ -52,6 +52,7 @@ def render() -> str:
             _networks(),
             *_comparisons(),
             _sparse_files(),
+            _kernels(),
             _overhead(),
             _threshold(),
             _processes(),
@@ -182,6 +183,38 @@ def _sparse_files() -> str:
         f"within {fuzzed['slowest_seconds']:.2f} s and twice the memory that the reader allowed, "
         "by "
         "`python benchmarks/fuzz_sparse_files.py`.\n"
+    )
+    return "\n".join(lines)
+
+
+def _kernels() -> str:
+    record = _load("kernels")
+    shown = (0.7, 0.85, 0.9, 0.95, 0.99)
+    lines = [
+        "Sparse layers against torch's dense ones and its CSR matrix, one thread, how many times "
+        "faster than dense; activations lie feature by feature for sparse and CSR, pixel by pixel "
+        "for convolutions:\n",
+        "| layer | batch | " + " | ".join(f"{s:.0%} zeros" for s in shown) + " |",
+        "|---|---|" + "---|" * len(shown),
+    ]
+    kinds: dict[tuple[Any, ...], dict[float, Any]] = {}
+    for row in record["rows"]:
+        key = (row["layer"], tuple(row["shape"]), row.get("image"), row["batch"])
+        kinds.setdefault(key, {})[row["sparsity"]] = row["times_faster_than_dense"]
+    for (layer, shape, image, batch), rows in kinds.items():
+        size = "×".join(map(str, shape[:2] if layer == "linear" else shape))
+        where = f" on {image}×{image}" if image else ""
+        cells = []
+        for sparsity in shown:
+            csr = f" (CSR {rows[sparsity]['csr']:.1f})" if "csr" in rows[sparsity] else ""
+            cells.append(f"{rows[sparsity]['sparse']:.1f}{csr}")
+        lines.append(f"| {layer} {size}{where} | {batch} | {' | '.join(cells)} |")
+    lines.append(
+        f"\n{_machine(record['environment'])}, {record['date'][:10]}, by "
+        "`python benchmarks/kernels.py`; medians of interleaved calls. One thread of it multiplies "
+        f"and adds at {record['peak_gflops']:.0f} GFLOP/s from registers and the first cache, and "
+        f"copies at {record['copy_gb_per_s']:.0f} GB/s; the sparse layers reach "
+        f"{max(row['sparse_gflops'] for row in record['rows']):.0f} GFLOP/s at best.\n"
     )
     return "\n".join(lines)
 

@@ -46,8 +46,8 @@ def main() -> None:
                 continue
             rows.append(_row(_linear(shape, batch, sparsity), arguments.quick))
             print(_line(rows[-1]), flush=True)
-        for shape, images, sparsity in itertools.product(CONVOLUTIONS, IMAGES, sparsities):
-            rows.append(_row(_convolution(shape, images, sparsity), arguments.quick))
+        for image, images, sparsity in itertools.product(CONVOLUTIONS, IMAGES, sparsities):
+            rows.append(_row(_convolution(image, images, sparsity), arguments.quick))
             print(_line(rows[-1]), flush=True)
         figures = {"peak_gflops": _peak(), "copy_gb_per_s": _bandwidth(), "rows": rows}
     save(arguments.out, arguments.seed, figures)
@@ -67,11 +67,12 @@ def _linear(shape: tuple[int, int], batch: int, sparsity: float) -> _Case:
     by_item = torch.randn(batch, inputs)
     by_feature = by_item.t().contiguous()
     sparse, through = SparseLinear(linear), SparseLinear(linear, by_item=True)
+    given = by_feature.t()
     csr = linear.weight.to_sparse_csr()
     about = {"layer": "linear", "shape": [outputs, inputs], "batch": batch, "sparsity": sparsity}
     calls: dict[str, Callable[[], object]] = {
         "dense": lambda: linear(by_item),
-        "sparse": lambda: sparse(by_feature.t()),
+        "sparse": lambda: sparse(given),
         "sparse, by item": lambda: through(by_item),
         "csr": lambda: csr @ by_feature,
     }

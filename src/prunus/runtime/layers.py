@@ -27,7 +27,10 @@ _TALLEST = 8
 
 def _threads() -> int:
     """Return how many threads torch would use."""
-    return min(torch.get_num_threads(), int(numba.config.NUMBA_NUM_THREADS))
+    return min(torch.get_num_threads(), _MOST_THREADS)
+
+
+_MOST_THREADS = int(numba.config.NUMBA_NUM_THREADS)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -150,7 +153,9 @@ class SparseLinear(_SparseLayer):
     def _single(self, x: torch.Tensor) -> torch.Tensor:
         x, y = x.contiguous(), torch.empty(1, self.out_features)
         threads = _threads()
-        call, weight = self._planned((1, threads), lambda: self._plan_of_one(threads))
+        call, weight = self._plans.get((1, threads)) or self._planned(
+            (1, threads), lambda: self._plan_of_one(threads)
+        )
         call(*weight, x.data_ptr(), y.data_ptr(), self._floor)
         return y
 
@@ -163,19 +168,23 @@ class SparseLinear(_SparseLayer):
 
     def _several(self, x: torch.Tensor, items: int) -> torch.Tensor:
         threads = _threads()
-        call, weight, width, count, chunk, packed = self._planned(
-            (items, threads), lambda: self._plan_of_several(items, threads)
-        )
+        call, weight, width, count, chunk, packed, beside, apart = self._plans.get(
+            (items, threads)
+        ) or self._planned((items, threads), lambda: self._plan_of_several(items, threads))
         padded = width * count
         item, feature = x.stride()
-        if item == 1 and not packed and _reaches(x, (self.in_features - 1) * feature + padded):
-            source, step, apart = x, 4 * feature, 4 * width
+        if (
+            item == 1
+            and not packed
+            and (padded == items or _reaches(x, (self.in_features - 1) * feature + padded))
+        ):
+            source, step, starts = x, 4 * feature, beside
         else:
             if item != 1 and feature != 1:
                 x = x.contiguous()
                 item, feature = x.stride()
             source, step = torch.empty(count, self.in_features, width), 4 * width
-            apart = step * self.in_features
+            starts = apart
             # A lone item or feature has any step; the other one's is then that of floats.
             contiguous = 4 if feature == 1 or self.in_features == 1 else 4 * feature
             pack(
@@ -183,7 +192,6 @@ class SparseLinear(_SparseLayer):
                 source.data_ptr(), width,
             )  # fmt: skip
         y = torch.empty(self.out_features, padded)
-        starts = _starts(count, apart, 4 * width)
         call(
             *weight, chunk, source.data_ptr(), step, 0, y.data_ptr(), 4 * padded, 0, self._floor,
             starts.data_ptr(), count,
@@ -203,8 +211,11 @@ class SparseLinear(_SparseLayer):
         chunk = rows.chunk(max(_CHUNK_BYTES, 4 * tile.width * self.in_features))
         reads = len(rows.values) / max(1, self.in_features)
         crowded = 4 * self.in_features * tile.width * count > 2 * _PANEL_BYTES
-        packed = count > 1 and (reads > _WORTH_PACKING or crowded)
-        own = tile.width, count, chunk, packed
+        packed = count > 1 and reads > (_WORTH_PACKING_CROWDED if crowded else _WORTH_PACKING)
+        panels = torch.arange(count)[:, None]
+        beside = panels * torch.tensor([4 * tile.width, 4 * tile.width])
+        apart = panels * torch.tensor([4 * tile.width * self.in_features, 4 * tile.width])
+        own = tile.width, count, chunk, packed, beside, apart
         if threads > 1 and len(rows.values) * tile.width * count > _WORTH_SHARING:
             call = functools.partial(with_threads, matrix(tile, bits, True), threads)
             return call, rows.shared(threads), *own
@@ -223,6 +234,9 @@ _CHUNK_BYTES = 1 << 17
 _WORTH_PACKING = 100
 """How often each input must be read that it pays to lay those of a tile side by side first."""
 
+_WORTH_PACKING_CROWDED = 16
+"""The same where the lines of a tile would meet in a few places of the second-level cache."""
+
 _REMEMBERED = 32
 """Kinds of input of which a layer keeps what it worked out."""
 
@@ -230,11 +244,6 @@ _REMEMBERED = 32
 def _reaches(x: torch.Tensor, floats: int) -> bool:
     """Tell whether so many floats from its first on belong to a tensor's storage."""
     return (x.storage_offset() + floats) * 4 <= x.untyped_storage().nbytes()
-
-
-@functools.lru_cache(maxsize=4096)
-def _starts(count: int, x: int, y: int) -> torch.Tensor:
-    return torch.arange(count)[:, None] * torch.tensor([x, y])
 
 
 @dataclass(frozen=True)
