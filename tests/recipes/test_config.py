@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from prunus.coefficients import Constant, Exponential, Linear
@@ -229,6 +229,8 @@ def test_any_text_is_a_setting_or_a_users_mistake(key: str, text: str) -> None:
 
 
 @given(st.sampled_from(sorted(SETTINGS)), st.text(alphabet="0123456789.-+einfasdu_ ") | st.text())
+@example("begin", "nan")
+@example("end", "inf")
 def test_any_value_is_taken_or_a_users_mistake(key: str, text: str) -> None:
     try:
         changed = BASE.changed([f"{key}={text}"])

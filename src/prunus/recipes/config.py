@@ -130,6 +130,9 @@ class Config:
                 part()
             except UserError as error:
                 problems.append(str(error))
+            except (ValueError, OverflowError):
+                if not problems:  # else it cannot work with what was named already, such as NaN
+                    raise
         if problems:
             raise UserError("; ".join(dict.fromkeys(problems)))
 
