@@ -156,10 +156,10 @@ def _comparisons() -> list[str]:
     )
     for name, record in records.items():
         seeds = sorted({run["summary"]["seed"] for run in record["runs"]})
-        environment = record["runs"][-1]["summary"]["environment"]
+        machines = [_machine(run["summary"]["environment"]) for run in record["runs"]]
         lines.append(
-            f"- {LANGUAGE[name]}: seeds {', '.join(map(str, seeds))}; {_machine(environment)}, "
-            f"{record['date'][:10]}, by `python benchmarks/compare.py {name}"
+            f"- {LANGUAGE[name]}: seeds {', '.join(map(str, seeds))}; "
+            f"{' and '.join(dict.fromkeys(machines))}, {record['date'][:10]}, by `python benchmarks/compare.py {name}"
             f"{' --set autocast=true' if record['settings']['autocast'] else ''}`."
         )
     return ["\n".join([*lines, ""])]
