@@ -159,7 +159,8 @@ def _comparisons() -> list[str]:
         machines = [_machine(run["summary"]["environment"]) for run in record["runs"]]
         lines.append(
             f"- {LANGUAGE[name]}: seeds {', '.join(map(str, seeds))}; "
-            f"{' and '.join(dict.fromkeys(machines))}, {record['date'][:10]}, by `python benchmarks/compare.py {name}"
+            f"{' and '.join(dict.fromkeys(machines))}, {record['date'][:10]}, by "
+            f"`python benchmarks/compare.py {name}"
             f"{' --set autocast=true' if record['settings']['autocast'] else ''}`."
         )
     return ["\n".join([*lines, ""])]
