@@ -19,7 +19,7 @@ ExampleInputs = torch.Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 """What a model is called with: a tensor, positional arguments, or keyword arguments."""
 
 
-def check_model(model: nn.Module, pruned: str = "the network that was pruned") -> None:
+def check_model(model: nn.Module) -> None:
     """Raise a UserError unless it is a network with parameters that have values."""
     if not isinstance(model, nn.Module):
         raise UserError(
@@ -28,7 +28,8 @@ def check_model(model: nn.Module, pruned: str = "the network that was pruned") -
         )
     if next(model.parameters(), None) is None:
         raise UserError(
-            f"{type(model).__name__} has no parameters, so there is nothing to gain: pass {pruned}"
+            f"{type(model).__name__} has no parameters, so there is nothing to gain: pass the "
+            "network that was pruned"
         )
     unusable = [
         f"{name} ({'not initialized' if isinstance(p, UninitializedParameter) else 'no memory'})"

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from prunus.compaction.contraction import Layer, Operands
-from prunus.compaction.graph import Call, Graph, alike
+from prunus.compaction.graph import Call, Graph, alike, anywhere
 from prunus.compaction.rules import Rule, rule_of
 from prunus.compaction.selecting import SELECTING
 from prunus.compaction.units import FROZEN, Reconsider, Units
@@ -200,10 +200,7 @@ def _gone(graph: Graph, units: Units) -> torch.Tensor:
     needed[FROZEN] = True
     places = [(value, dim, own) for value in graph.values for dim, own in value.units.items()]
     for value, dim, own in places:
-        here = value.needed.movedim(dim, 0).flatten(1).any(1) if value.data.dim() > 1 else (
-            value.needed
-        )  # fmt: skip
-        needed[root[own[here]]] = True
+        needed[root[own[anywhere(value.needed, dim)]]] = True
     gone = ~needed[root]
     for _, _, own in places:
         # No dimension becomes empty: one unit more is kept, with what is tied to it.

@@ -171,7 +171,6 @@ def compacted(model: nn.Module, example_inputs: ExampleInputs) -> Compaction:
         return _attempt(model, original, graph, held, taken, right)
 
     plan, small, error, reason = attempt(())
-    reasons = list(plan.reasons)
     if small is None and plan.sized:
         # Sizes are written down somewhere as numbers: find out where, and let those stay.
         held = set(plan.sized)
@@ -181,12 +180,11 @@ def compacted(model: nn.Module, example_inputs: ExampleInputs) -> Compaction:
             if freer[1] is not None:
                 held.discard(place)
                 plan, small, error, reason = freer
-        reasons = list(plan.reasons)
     if small is None:
         raise UserError(
             f"{type(model).__name__} cannot be made smaller with the same outputs: {reason}"
         )
-    return _described(model, small, plan, reasons, error)
+    return _described(model, small, plan, error)
 
 
 def _attempt(
@@ -220,9 +218,7 @@ def _attempt(
     return plan, None, 0.0, reason
 
 
-def _described(
-    model: nn.Module, small: nn.Module, plan: Plan, reasons: list[str], error: float
-) -> Compaction:
+def _described(model: nn.Module, small: nn.Module, plan: Plan, error: float) -> Compaction:
     before = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     after = {**dict(small.named_parameters()), **dict(small.named_buffers())}
     removed = tuple(
@@ -235,7 +231,7 @@ def _described(
         removed=removed,
         biases=tuple(plan.created),
         selecting=tuple(plan.selected),
-        frozen=tuple(reasons),
+        frozen=tuple(plan.reasons),
         parameters_before=total_parameters(model),
         parameters=total_parameters(small),
         error=error,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from prunus.compaction.elementwise import broadcast, gathered
-from prunus.compaction.graph import Call, Value, alike
+from prunus.compaction.graph import Call, Value, alike, anywhere
 from prunus.compaction.layout import spread
 from prunus.compaction.units import Units
 
@@ -95,11 +95,6 @@ def operands(call: Call) -> Operands | None:
                        "out_dim": found.out_dim % call.out.data.dim()})  # fmt: skip
 
 
-def _any(mask: torch.Tensor, dim: int) -> torch.Tensor:
-    """Return for each position of a dimension whether the mask is True anywhere."""
-    return mask.movedim(dim, 0).flatten(1).any(1) if mask.dim() > 1 else mask
-
-
 def _reaches(links: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Return which rows are linked to a column where the mask is True."""
     return (links.float() @ mask.float()) > 0
@@ -152,7 +147,7 @@ class Layer:
         values = values.flatten(1) if values.dim() > 1 else values[:, None]
         constant = values[:, 0] if values.shape[1] else torch.zeros(len(values))
         even = alike(values, constant[:, None]).all(1) & constant.isfinite()
-        varies = _any(given.source.varies, given.source_dim) | ~even
+        varies = anywhere(given.source.varies, given.source_dim) | ~even
         varies |= call.facts.get("spoiled", torch.tensor(False))
         call.facts.update(varies=varies, constant=constant)
 
@@ -206,7 +201,7 @@ class Layer:
         given: Operands = call.facts["operands"]
         links, reads = call.facts["links"], call.facts["reads"]
         live = call.out.needed & call.out.varies
-        rows = _any(live, given.out_dim)
+        rows = anywhere(live, given.out_dim)
         if given.groups == 1:
             columns = _reaches(links.T, rows) & reads
         else:
@@ -223,7 +218,7 @@ class Layer:
             kept &= spread(reads, given.weight_in, kept.shape)
         given.weight.needed |= kept
         if given.bias is not None:
-            needed = _any(call.out.needed, given.out_dim)
+            needed = anywhere(call.out.needed, given.out_dim)
             given.bias.needed |= needed.expand(given.bias.shape)
 
 

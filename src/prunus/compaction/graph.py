@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from prunus.errors import UserError
 
-__all__ = ["Call", "Graph", "Value", "alike", "trace"]
+__all__ = ["Call", "Graph", "Value", "alike", "anywhere", "trace"]
 
 
 def alike(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -30,6 +30,11 @@ def alike(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         return one == other
     close = (one - other).abs() <= 16 * torch.finfo(one.dtype).eps * other.abs()
     return (one == other) | close
+
+
+def anywhere(mask: torch.Tensor, dim: int) -> torch.Tensor:
+    """Return for each position of a dimension whether the mask is True anywhere."""
+    return mask.movedim(dim, 0).flatten(1).any(1) if mask.dim() > 1 else mask
 
 
 @dataclass(eq=False)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from prunus.compaction.graph import Call, Value, alike
+from prunus.compaction.graph import Call, Value, alike, anywhere
 from prunus.compaction.layout import spread
 from prunus.compaction.units import Units
 
@@ -112,7 +112,7 @@ class BatchNorm:
         """Say what the call needs of its inputs."""
         source = call["input"]
         source.needed |= call.out.needed & call.out.varies
-        needed = call.out.needed.movedim(1, 0).flatten(1).any(1)
+        needed = anywhere(call.out.needed, 1)
         for one in self._beside(call):
             one.needed |= needed
 

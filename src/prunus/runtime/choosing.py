@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -183,7 +183,7 @@ def sped_up(model: nn.Module, example_inputs: ExampleInputs) -> SpeedUp:
             f"the largest ({_TOLERANCE:g} is accepted). Is it random in evaluation mode?"
         )
     if best == "dense":
-        layers = [LayerTiming(**{**vars(layer), "sparse": False}) for layer in layers]
+        layers = [replace(layer, sparse=False) for layer in layers]
     return SpeedUp(
         model=fastest,
         layers=tuple(layers),

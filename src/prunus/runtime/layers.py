@@ -33,7 +33,6 @@ def _threads() -> int:
 _MOST_THREADS = int(numba.config.NUMBA_NUM_THREADS)
 
 
-@functools.lru_cache(maxsize=4096)
 def _panels(items: int, features: int) -> tuple[Tile, int]:
     """Return the tile that costs least for so many items, and how many there are beside."""
     fitting = [width for width in _COST if 4 * width * features <= _PANEL_BYTES]
@@ -475,7 +474,6 @@ def _covering(length: int, step: int) -> list[int]:
     return [min(start, max(0, length - step)) for start in range(0, length, step)]
 
 
-@functools.lru_cache(maxsize=4096)
 def _fitting(lines: int, columns: int) -> Tile:
     """Return the tile that covers an image by the fewest vectors, and the largest among such."""
     shapes = [
@@ -483,8 +481,8 @@ def _fitting(lines: int, columns: int) -> Tile:
         for lanes in (4, 8, 16)
         for across in (1, 2, 4, 8)
         for down in (1, 2, 4, 8)
-        if across * down <= _TALLEST and down <= lines and (lanes * across <= columns or lanes == 4)
-        if across == 1 or lanes * across <= columns
+        if across * down <= _TALLEST and down <= lines
+        if lanes * across <= columns or (lanes, across) == (4, 1)
     ]
 
     def cost(shape: tuple[int, int, int]) -> tuple[float, int]:

@@ -18,7 +18,6 @@ from numba.extending import intrinsic
 __all__ = ["float_at", "gather_dot", "number_at", "put_float", "sum_of_rows", "transposed"]
 
 _FLOAT = ir.FloatType()
-_BYTE = ir.IntType(8)
 _SHORT = ir.IntType(32)
 _LONG = ir.IntType(64)
 
@@ -31,7 +30,6 @@ class _Code:
     def __init__(self, builder: Any, lanes: int) -> None:
         self.builder, self.lanes = builder, lanes
         self.vector = ir.VectorType(_FLOAT, lanes)
-        self.zero = ir.Constant(self.vector, [0.0] * lanes)
 
     def at(self, address: Any, kind: Any) -> Any:
         return self.builder.inttoptr(address, kind.as_pointer())
@@ -267,26 +265,28 @@ def transposed(typing: Any, lanes: Any, x: Any, x_step: Any, y: Any, y_step: Any
     return signature, generate
 
 
+def _element(kind: Any) -> Callable[..., Any]:
+    """Return what reads the i-th number of a kind, floats or of 64 bits, at an address."""
+    size = 4 if kind is _FLOAT else 8
+
+    def generate(context: Any, builder: Any, _: Any, arguments: Sequence[Any]) -> Any:
+        address, i = arguments
+        code = _Code(builder, 1)
+        return code.load(code.plus(address, code.times(i, size)), kind)
+
+    return generate
+
+
 @intrinsic  # type: ignore[untyped-decorator]
 def float_at(typing: Any, address: Any, i: Any) -> Any:
     """Return the i-th float at an address."""
-
-    def generate(context: Any, builder: Any, _: Any, arguments: Sequence[Any]) -> Any:
-        code = _Code(builder, 1)
-        return code.load(code.plus(arguments[0], code.times(arguments[1], 4)), _FLOAT)
-
-    return types.float32(_ADDRESS, _NUMBER), generate
+    return types.float32(_ADDRESS, _NUMBER), _element(_FLOAT)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def number_at(typing: Any, address: Any, i: Any) -> Any:
     """Return the i-th whole number of 64 bits at an address."""
-
-    def generate(context: Any, builder: Any, _: Any, arguments: Sequence[Any]) -> Any:
-        code = _Code(builder, 1)
-        return code.load(code.plus(arguments[0], code.times(arguments[1], 8)), _LONG)
-
-    return types.int64(_ADDRESS, _NUMBER), generate
+    return types.int64(_ADDRESS, _NUMBER), _element(_LONG)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
