@@ -19,9 +19,9 @@ ROOT = Path(prunus.__file__).parent
 # The layers of the design, lowest first. A module may import from its own layer and those below.
 LAYERS = (
     {"errors", "version", "environment", "timing"},
-    {"files", "pieces", "shards", "examples"},
+    {"files", "pieces", "shards"},
     {"world"},
-    {"selection"},
+    {"selection", "examples", "attention"},
     {"masks", "threshold", "coefficients", "strengths", "floor"},
     {"scores", "penalty", "optimizer_state", "best"},
     {"removal", "schedules", "hooks"},

@@ -12,15 +12,36 @@ from torch.nn.parameter import UninitializedParameter
 from torch.utils import _pytree as pytree
 
 from prunus.errors import UserError, listing
+from prunus.world import check_wrappers, unwrapped
 
-__all__ = ["ExampleInputs", "arguments", "check_model", "copied", "difference", "expected", "run"]
+__all__ = ["ExampleInputs", "arguments", "copied", "difference", "expected", "prepared", "run"]
 
 ExampleInputs = torch.Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 """What a model is called with: a tensor, positional arguments, or keyword arguments."""
 
 
-def check_model(model: nn.Module) -> None:
-    """Raise a UserError unless it is a network with parameters that have values."""
+def prepared(
+    model: nn.Module, example_inputs: ExampleInputs
+) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
+    """Return a network without what is wrapped around it, and the arguments of a call.
+
+    Args:
+        model: Perhaps within ``torch.compile`` or DistributedDataParallel.
+        example_inputs: What it is called with.
+
+    Returns:
+        The network within, and the positional and the keyword arguments.
+
+    Raises:
+        UserError: It is no network with parameters that have values, it is sharded by a wrapper
+            that does not tell which weights it holds, or the example is of no such kind.
+    """
+    _check_model(model)
+    check_wrappers(model)
+    return unwrapped(model), *arguments(example_inputs)
+
+
+def _check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise UserError(
             f"model must be a torch.nn.Module, but is {type(model).__name__}: pass the network "

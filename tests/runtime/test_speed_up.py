@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from prunus import UserError, speed_up
+from prunus import UserError, compact, speed_up
 from prunus.runtime import choosing, sped_up
 from prunus.runtime.fusion import chains
 from prunus.runtime.layers import SparseLinear
@@ -170,13 +170,12 @@ def test_encoders_of_torch_do_not_hand_their_weights_to_the_dense_kernel(
     model = thinned(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), 0.7)
     x = torch.randn(4, 6, 16)
     done = sped_up(model, x)
-    assert done.replaced == (
-        "layers.0.linear1",
-        "layers.0.linear2",
-        "layers.1.linear1",
-        "layers.1.linear2",
+    assert done.replaced == tuple(
+        f"layers.{i}.{name}"
+        for i in range(2)
+        for name in ("self_attn.inputs", "self_attn.out", "linear1", "linear2")
     )
-    assert "MultiheadAttention has no sparse counterpart" in done.left["layers.0.self_attn"]
+    assert not done.left
     same(done.model, model, x)
     mask = torch.zeros((4, 6) if batch_first else (6, 4), dtype=torch.bool)
     mask[0, -2:] = True
@@ -207,7 +206,8 @@ def test_random_perceptrons_keep_their_outputs(
         )
     model = thinned(nn.Sequential(*layers), sparsity)
     seen = {name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
-    fast = choosing._replaced(model, list(chains(model, seen)), by_item)
+    chosen = [(chain, chain.layer.weight.shape[1]) for chain in chains(model, seen)]
+    fast = choosing._replaced(model, chosen, {}, by_item)
     x = torch.randn(items, widths[0])
     with torch.no_grad():
         torch.testing.assert_close(fast(x), model(x), rtol=1e-5, atol=1e-5)
@@ -276,10 +276,98 @@ def test_the_copy_takes_no_gradients_and_can_be_copied() -> None:
     same(copy.deepcopy(fast), model, torch.randn(2, 6))
 
 
-def test_a_lone_layer_is_asked_to_be_wrapped() -> None:
+def test_a_lone_layer_is_replaced_itself() -> None:
     model = thinned(nn.Linear(600, 600), 0.99)
-    with pytest.raises(UserError, match=r"lone SparseLinear: put it into nn\.Sequential"):
-        speed_up(model, torch.randn(64, 600))
+    fast = speed_up(model, torch.randn(64, 600))
+    assert isinstance(fast, SparseLinear)
+    same(fast, model, torch.randn(64, 600))
+
+
+@pytest.mark.usefixtures("_always_faster")
+@pytest.mark.parametrize("kind", ["self", "cross", "sizes", "no bias"])
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_projections_of_attention_are_replaced(kind: str, batch_first: bool) -> None:
+    torch.manual_seed(0)
+    others: dict[str, Any] = {"sizes": {"kdim": 6, "vdim": 10}, "no bias": {"bias": False}}
+    attention = nn.MultiheadAttention(16, 4, batch_first=batch_first, **others.get(kind, {}))
+    with torch.no_grad():
+        for name, tensor in attention.named_parameters():
+            if name.endswith("bias"):  # which torch sets to 0
+                nn.init.normal_(tensor)
+    model = thinned(attention, 0.6)
+    one = torch.randn(5, 5, 16)
+    key, value = torch.randn(5, 5, 6 if kind == "sizes" else 16), torch.randn(5, 5, 16)
+    if kind == "sizes":
+        value = torch.randn(5, 5, 10)
+    given = (one, one, one) if kind == "self" else (one, key, value)
+    done = sped_up(model, given)
+    names = ("inputs",) if kind == "self" else ("query", "key", "value")
+    # The attention is the model itself, so that nothing stands before the dot.
+    assert done.replaced == (*names, "out")
+    padding = torch.zeros(5, 5, dtype=torch.bool)
+    padding[1, 3:] = True
+    causal = torch.ones(5, 5, dtype=torch.bool).triu(1)
+    calls: list[dict[str, Any]] = [
+        {},
+        {"need_weights": False},
+        {"key_padding_mask": padding, "average_attn_weights": False},
+        {"attn_mask": causal, "is_causal": True, "need_weights": False},
+        {"attn_mask": torch.randn(20, 5, 5)},
+    ]
+    swapped = (one, one.flip(0), one.flip(1)) if kind == "self" else given
+    with torch.no_grad():
+        for inputs, settings in itertools.product((given, swapped), calls):
+            expected, found = model(*inputs, **settings), done.model(*inputs, **settings)
+            torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-5)
+            if settings.get("need_weights", True):
+                torch.testing.assert_close(found[1], expected[1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("_always_faster")
+def test_attention_that_someone_looks_into_stays_closed() -> None:
+    class Curious(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.linear = nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.attention(x, x, x)[0] * self.attention.in_proj_weight.sum()
+            return self.linear(x)  # type: ignore[no-any-return]
+
+    model = thinned(Curious())
+    x = torch.randn(2, 3, 8)
+    done = sped_up(model, x)
+    assert done.replaced == ("linear",)
+    assert "MultiheadAttention has no sparse counterpart" in done.left["attention"]
+    same(done.model, model, x)
+
+
+@pytest.mark.usefixtures("_always_faster")
+@pytest.mark.parametrize("wrap", [lambda m: m, lambda m: torch.compile(m, backend="eager")])
+def test_what_compact_has_made_is_sped_up(wrap: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(8, 6, 3),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(6 * 16, 20),
+        nn.ReLU(),
+        nn.Linear(20, 4),
+    )
+    with torch.no_grad():
+        for name, part in (("0.weight", slice(2, 5)), ("4.weight", slice(10, 80))):
+            model.get_parameter(name)[:, part] = 0
+    x = torch.randn(3, 8, 6, 6)
+    small = compact(thinned(model, 0.6), x)
+    kinds = {type(layer).__name__ for layer in small.modules()}
+    assert {"SelectingConv2d", "SelectingLinear"} <= kinds
+    done = sped_up(wrap(small), x)
+    assert done.replaced == ("0", "4", "6")
+    assert done.layers[0].fused == ("1", "2")
+    assert done.layers[1].fused == ("5",)
+    same(done.model, model, x)
 
 
 class Noisy(nn.Sequential):

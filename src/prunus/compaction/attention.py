@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from prunus.attention import Attention
 
 __all__ = ["SmallerAttention"]
 
@@ -35,65 +37,21 @@ class SmallerAttention(nn.MultiheadAttention):
             module.num_heads = width // module.head_dim
             module.out_proj.in_features = width
 
-    def forward(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        key_padding_mask: torch.Tensor | None = None,
-        need_weights: bool = True,
-        attn_mask: torch.Tensor | None = None,
-        average_attn_weights: bool = True,
-        is_causal: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        batched = query.dim() == 3
-        inputs = [query, key, value]
-        if not batched:
-            inputs = [one[None] for one in inputs]
-            key_padding_mask = None if key_padding_mask is None else key_padding_mask[None]
-        elif not self.batch_first:
-            inputs = [one.transpose(0, 1) for one in inputs]
+    def forward(self, *arguments: Any, **settings: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return what ``nn.MultiheadAttention`` returns."""
+        attention = Attention(
+            self._project,
+            self.out_proj,
+            self.head_dim,
+            self.batch_first,
+            self.dropout if self.training else 0.0,
+        )
+        return attention(*arguments, **settings)
+
+    def _project(
+        self, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         weights = self.in_proj_weight.chunk(3)
         biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
-        split = [
-            F.linear(one, weight, bias).view(*one.shape[:2], -1, self.head_dim).transpose(1, 2)
-            for one, weight, bias in zip(inputs, weights, biases, strict=True)
-        ]
-        mask = self._mask(split[0], attn_mask, key_padding_mask)
-        dropout = self.dropout if self.training else 0.0
-        attended: torch.Tensor | None = None
-        if need_weights:
-            scores = split[0] @ split[1].mT / math.sqrt(self.head_dim)
-            attended = (scores if mask is None else scores + mask).softmax(-1)
-            attended = F.dropout(attended, dropout)
-            made = attended @ split[2]
-            attended = attended.mean(1) if average_attn_weights else attended
-            attended = attended if batched else attended[0]
-        else:
-            causal = is_causal and mask is None
-            made = F.scaled_dot_product_attention(
-                split[0], split[1], split[2], mask, dropout, is_causal=causal
-            )
-        out = self.out_proj(made.transpose(1, 2).flatten(2))
-        if not batched:
-            return out[0], attended
-        return (out if self.batch_first else out.transpose(0, 1)), attended
-
-    def _mask(
-        self, query: torch.Tensor, mask: torch.Tensor | None, padding: torch.Tensor | None
-    ) -> torch.Tensor | None:
-        """Return what to add to the scores of each head: -inf where a key is not to be seen."""
-        parts = []
-        if mask is not None:
-            parts.append(
-                mask if mask.dim() == 2 else mask.view(query.shape[0], -1, *mask.shape[1:])
-            )
-        if padding is not None:
-            parts.append(padding[:, None, None, :])
-        added = [
-            torch.zeros(p.shape, dtype=query.dtype, device=p.device).masked_fill(p, -math.inf)
-            if p.dtype == torch.bool
-            else p.to(query.dtype)
-            for p in parts
-        ]
-        return sum(added[1:], added[0]) if added else None
+        one, other, third = map(F.linear, inputs, weights, biases)
+        return one, other, third

@@ -16,17 +16,8 @@ from prunus.compaction.check import draws, tolerance
 from prunus.compaction.graph import Graph, trace
 from prunus.compaction.surgery import operate, readings
 from prunus.errors import UserError
-from prunus.examples import (
-    ExampleInputs,
-    arguments,
-    check_model,
-    copied,
-    difference,
-    expected,
-    run,
-)
+from prunus.examples import ExampleInputs, copied, difference, expected, prepared, run
 from prunus.selection import total_parameters
-from prunus.world import check_wrappers, unwrapped
 
 __all__ = ["Compaction", "Removed", "compact", "compacted"]
 
@@ -142,10 +133,7 @@ def compacted(model: nn.Module, example_inputs: ExampleInputs) -> Compaction:
         >>> done.removed[0]
         Removed(name='0.weight', before=(8, 4), after=(1, 4))
     """
-    check_model(model)
-    check_wrappers(model)
-    model = unwrapped(model)
-    args, kwargs = arguments(example_inputs)
+    model, args, kwargs = prepared(model, example_inputs)
     original = copied(model)
     inputs = list(draws(args, kwargs))
     right = [expected(original, *inputs[0])]

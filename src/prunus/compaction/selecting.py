@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import torch
 from torch import nn
 
-__all__ = ["SELECTING", "SelectingConv1d", "SelectingConv2d", "SelectingConv3d", "SelectingLinear"]
+__all__ = [
+    "SELECTING",
+    "SelectingConv1d",
+    "SelectingConv2d",
+    "SelectingConv3d",
+    "SelectingLinear",
+    "reading_all",
+]
 
 
 class SelectingLinear(nn.Linear):
@@ -62,3 +70,33 @@ SELECTING: Mapping[type[nn.Module], type[nn.Module]] = {
     nn.Conv3d: SelectingConv3d,
 }
 """What a layer becomes that selects features."""
+
+
+def reading_all(layer: nn.Module, features: int) -> nn.Module:
+    """Return an ordinary layer that does the same, with zeros for what a selecting one leaves out.
+
+    Args:
+        layer: A selecting layer; any other is returned as it is.
+        features: How many features it is given.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> layer.__class__ = SelectingLinear
+        >>> layer.register_buffer("selected", torch.tensor([0, 3]))
+        >>> whole = reading_all(layer, 5)
+        >>> x = torch.randn(4, 5)
+        >>> torch.allclose(whole(x), layer(x)), type(whole).__name__, whole.weight.shape
+        (True, 'Linear', torch.Size([1, 5]))
+    """
+    kind = next((plain for plain, own in SELECTING.items() if type(layer) is own), None)
+    if kind is None:
+        return layer
+    whole = copy.deepcopy(layer)
+    selected: torch.Tensor = whole._buffers.pop("selected")  # type: ignore[assignment]
+    whole.__class__ = kind
+    weight: torch.Tensor = whole.weight  # type: ignore[assignment]
+    wide = torch.zeros(weight.shape[0], features, *weight.shape[2:], dtype=weight.dtype)
+    wide[:, selected] = weight.detach()
+    whole.weight = nn.Parameter(wide, requires_grad=weight.requires_grad)
+    setattr(whole, "in_features" if kind is nn.Linear else "in_channels", features)
+    return whole

@@ -12,8 +12,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from prunus.compaction.attention import SmallerAttention
+from prunus.compaction.selecting import SELECTING, reading_all
 from prunus.errors import UserError, listing
-from prunus.examples import ExampleInputs, arguments, check_model, copied, difference, expected, run
+from prunus.examples import ExampleInputs, copied, difference, expected, prepared, run
+from prunus.runtime.attention import OpenAttention
 from prunus.runtime.fusion import Chain, chains
 from prunus.timing import interleaved
 
@@ -35,7 +38,8 @@ class LayerTiming:
     """What became of one layer.
 
     Attributes:
-        name: In the model.
+        name: In the model; of a projection of attention that of the attention and, after a dot,
+            "inputs" (query, key and value in one), "query", "key", "value" or "out".
         kind: Its class.
         shape: Of its weight.
         density: The share of its weight that is not zero.
@@ -86,15 +90,17 @@ class SpeedUp:
 def speed_up(model: nn.Module, example_inputs: ExampleInputs) -> nn.Module:
     """Return a copy of a sparse network for inference on the CPU that is faster.
 
-    Each ``nn.Linear``, ``nn.Conv1d`` and ``nn.Conv2d`` is timed against a layer that computes with
-    its non-zero weights only, on what the example brings it, with the number of threads that torch
-    is set to, and is replaced where the sparse one is faster. Batch norms after a convolution and
-    rectifiers become a part of the replaced layer where the network can be traced. In the end the
-    whole network is timed, and is left as it is where that is not slower.
+    Each ``nn.Linear``, ``nn.Conv1d`` and ``nn.Conv2d``, and each projection of a
+    ``nn.MultiheadAttention``, is timed against a layer that computes with its non-zero weights
+    only, on what the example brings it, with the number of threads that torch is set to, and is
+    replaced where the sparse one is faster. Batch norms after a convolution and rectifiers become a
+    part of the replaced layer where the network can be traced. In the end the whole network is
+    timed, and is left as it is where that is not slower.
 
     Args:
-        model: Any network in float32 on the CPU; it is not changed. Sparse means that weights are
-            zero; masks are not asked for.
+        model: Any network in float32 on the CPU, also one that was made by :func:`prunus.compact`,
+            or within ``torch.compile`` or DistributedDataParallel. It is not changed. Sparse means
+            that weights are zero; masks are not asked for.
         example_inputs: What the model is called with: a tensor, a tuple of positional arguments or
             a mapping of keyword arguments. The sizes are those to be fast at; others work too.
 
@@ -155,23 +161,25 @@ def sped_up(model: nn.Module, example_inputs: ExampleInputs) -> SpeedUp:
         raise UserError(
             "the sparse runtime needs Numba: pip install 'prunus[runtime]'"
         ) from missing
-    check_model(model)
-    args, kwargs = arguments(example_inputs)
+    model, args, kwargs = prepared(model, example_inputs)
     dense = copied(model)
     right = expected(dense, args, kwargs)
-    seen, left = _inputs(dense, args, kwargs)
+    opened, attentions = _opened(model, args, kwargs, right)
+    seen, left = _inputs(opened, args, kwargs)
     layers: list[LayerTiming] = []
-    chosen: list[Chain] = []
+    chosen: list[tuple[Chain, int]] = []
     with torch.inference_mode():
-        for chain in chains(dense, seen):
-            timing = _timed(chain, seen[chain.name])
+        for chain in chains(opened, seen):
+            x = seen[chain.name]
+            features = x.shape[1 - chain.layer.weight.dim()]
+            timing = _timed(chain, features, x)
             layers.append(timing)
             if timing.sparse:
-                chosen.append(chain)
+                chosen.append((chain, features))
         call = _caller(dense, args, kwargs)
         candidates = {"dense": (dense, call)}
         for by_item in (False, True) if chosen else ():
-            candidate = _replaced(model, chosen, by_item)
+            candidate = _replaced(model, chosen, attentions, by_item)
             candidates[str(by_item)] = (candidate, _caller(candidate, args, kwargs))
         seconds = _medians({name: each for name, (_, each) in candidates.items()})
     best = min(seconds, key=seconds.__getitem__)
@@ -197,6 +205,46 @@ def sped_up(model: nn.Module, example_inputs: ExampleInputs) -> SpeedUp:
 
 def _caller(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> Callable[[], object]:
     return lambda: model(*args, **kwargs)
+
+
+def _opened(
+    model: nn.Module, args: Any, kwargs: Mapping[str, Any], right: list[torch.Tensor]
+) -> tuple[nn.Module, dict[str, bool]]:
+    """Return a copy whose sparse attentions have projections of their own.
+
+    Returns:
+        The copy, and of the name of each opened attention whether its inputs are one tensor. The
+        attentions stay closed where the code around them wants what is within.
+    """
+    joint: dict[str, bool] = {}
+    copy = copied(model)
+    for name, module in copy.named_modules():
+        if type(module) not in (nn.MultiheadAttention, SmallerAttention):
+            continue
+        if module.bias_k is not None or module.add_zero_attn or _unsuitable_tensor(module):
+            continue
+        if any(map(_sparse_itself, module.modules())):
+
+            def note(_: nn.Module, given: Any, named: Any, name: str = name) -> None:
+                query, key, value = [*given, *map(named.get, ("query", "key", "value"))][:3]
+                joint[name] = joint.get(name, True) and query is key is value
+
+            module.register_forward_pre_hook(note, with_kwargs=True)
+    run(copy, args, kwargs)
+    opened = _with_open(copied(model), joint)
+    try:
+        alike = difference(right, run(opened, args, kwargs)) <= _TOLERANCE
+    except Exception:  # whatever a model's own code raises that looks into an attention
+        alike = False
+    return (opened, joint) if alike else (copied(model), {})
+
+
+def _with_open(model: nn.Module, attentions: Mapping[str, bool]) -> nn.Module:
+    """Open these attentions of a model, in place."""
+    for name, joint in attentions.items():
+        attention: Any = model.get_submodule(name)
+        model = _put(model, name, OpenAttention(attention, joint=joint))
+    return model
 
 
 def _inputs(
@@ -239,13 +287,12 @@ def _sparse_itself(module: nn.Module) -> bool:
 
 
 def _unsuitable(module: nn.Module) -> str | None:
-    """Return None of a layer that can be replaced, else why not; nothing of what has no weight."""
+    """Return None of a layer that can be replaced, else why not."""
     kind = type(module)
-    if kind not in (nn.Linear, nn.Conv1d, nn.Conv2d):
+    if kind not in (*_REPLACED, *(SELECTING[each] for each in _REPLACED)):
         return f"a {kind.__name__} has no sparse counterpart"
-    weight = module.weight
-    if weight.dtype != torch.float32 or weight.device.type != "cpu":
-        return f"its weight is {weight.dtype} on {weight.device}, not float32 on the CPU"
+    if reason := _unsuitable_tensor(module):
+        return reason
     if isinstance(module, nn.Conv1d | nn.Conv2d):
         if module.padding_mode != "zeros":
             return f"its padding_mode is {module.padding_mode!r}, not 'zeros'"
@@ -256,7 +303,18 @@ def _unsuitable(module: nn.Module) -> str | None:
     return None
 
 
-def _timed(chain: Chain, x: torch.Tensor) -> LayerTiming:
+_REPLACED: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d)
+"""What has a sparse counterpart, also where it selects some of its features."""
+
+
+def _unsuitable_tensor(module: nn.Module) -> str | None:
+    for name, tensor in module.named_parameters():
+        if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+            return f"its {name} is {tensor.dtype} on {tensor.device}, not float32 on the CPU"
+    return None
+
+
+def _timed(chain: Chain, features: int, x: torch.Tensor) -> LayerTiming:
     """Time a layer, with what can be fused into it, against the sparse one."""
     layer = chain.layer
     weight = layer.weight
@@ -270,7 +328,7 @@ def _timed(chain: Chain, x: torch.Tensor) -> LayerTiming:
                 y = module(y)
             return y
 
-        faster = _sparse(chain, by_item=False)
+        faster = _sparse(chain, features, by_item=False)
         medians = _medians({"dense": dense, "sparse": lambda: faster(x)})
         dense_ms, sparse_ms = 1e3 * medians["dense"], 1e3 * medians["sparse"]
     return LayerTiming(
@@ -285,13 +343,14 @@ def _timed(chain: Chain, x: torch.Tensor) -> LayerTiming:
     )
 
 
-def _sparse(chain: Chain, *, by_item: bool) -> nn.Module:
+def _sparse(chain: Chain, features: int, *, by_item: bool) -> nn.Module:
     """Return a sparse layer that does the work of a chain; of convolutions in their one layout."""
     from prunus.runtime.layers import SparseConv, SparseLinear  # brings Numba along
 
-    layer = chain.merged()
+    layer = reading_all(chain.merged(), features)
     if isinstance(layer, nn.Linear):
         return SparseLinear(layer, rectified=chain.rectified, by_item=by_item)
+    assert isinstance(layer, nn.Conv1d | nn.Conv2d)
     return SparseConv(layer, rectified=chain.rectified)
 
 
@@ -308,12 +367,23 @@ def _medians(variants: Mapping[str, Callable[[], object]]) -> dict[str, float]:
     return {name: float(np.median(each)) for name, each in seconds.items()}
 
 
-def _replaced(model: nn.Module, chosen: list[Chain], by_item: bool) -> nn.Module:
-    fast = copied(model)
-    for chain in chosen:
-        _put(fast, chain.name, _sparse(chain, by_item=by_item))
+def _replaced(
+    model: nn.Module,
+    chosen: list[tuple[Chain, int]],
+    attentions: Mapping[str, bool],
+    by_item: bool,
+) -> nn.Module:
+    names = [chain.name for chain, _ in chosen]
+    open_here = {
+        name: joint
+        for name, joint in attentions.items()
+        if any(each.rpartition(".")[0] == name for each in names)
+    }
+    fast = _with_open(copied(model), open_here)
+    for chain, features in chosen:
+        fast = _put(fast, chain.name, _sparse(chain, features, by_item=by_item))
         for name in chain.names:
-            _put(fast, name, nn.Identity())
+            fast = _put(fast, name, nn.Identity())
     for module in fast.modules():
         # In evaluation mode these hand the weights of their layers to one fused dense kernel.
         if isinstance(module, nn.TransformerEncoder):
@@ -323,16 +393,14 @@ def _replaced(model: nn.Module, chosen: list[Chain], by_item: bool) -> nn.Module
     return fast.requires_grad_(False)
 
 
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Replace the module of that name, under all the names that it has."""
+def _put(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
+    """Return the model with the module of that name replaced, under all the names that it has."""
     module.eval()
     if not name:
-        raise UserError(
-            f"the network is a lone {type(module).__name__}: put it into nn.Sequential, so that "
-            "it can be replaced"
-        )
+        return module
     former = model.get_submodule(name)
     for place, held in list(model.named_modules(remove_duplicate=False)):
         if held is former:
             parent, _, child = place.rpartition(".")
             setattr(model.get_submodule(parent), child, module)
+    return model

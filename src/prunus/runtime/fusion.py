@@ -11,6 +11,8 @@ from torch.fx import Node, Tracer
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import fuse_conv_bn_eval
 
+from prunus.runtime.attention import OpenAttention
+
 __all__ = ["Chain", "chains"]
 
 _Layer = nn.Linear | nn.Conv1d | nn.Conv2d
@@ -83,10 +85,18 @@ def _foldable(norm: nn.Module) -> bool:
     return getattr(norm, "running_mean", None) is not None and not norm.training
 
 
+class _Tracer(Tracer):
+    """Goes into no layer and no attention, also of classes that are not torch's own."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        whole = isinstance(m, _Layer | OpenAttention | nn.MultiheadAttention)
+        return whole or super().is_leaf_module(m, module_qualified_name)
+
+
 def _following(model: nn.Module) -> dict[str, str]:
     """Return which module alone reads what another one returns, of modules called once."""
     try:
-        graph = Tracer().trace(model)
+        graph = _Tracer().trace(model)
     except Exception:  # whatever a model's own code raises on what is no tensor
         return {}
     calls: dict[str, list[Node]] = {}
