@@ -9,7 +9,6 @@ former. Weights are random, and so is where their zeros are.
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch import nn
 from measuring import options, save
 from prunus.runtime.kernels import Tile, matrix
 from prunus.runtime.layers import SparseConv, SparseLinear
-from prunus.timing import interleaved, spread
+from prunus.timing import fitting_rounds, interleaved, spread
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.995)
 MATRICES = ((256, 256), (1024, 1024), (4096, 1024), (1024, 4096), (4096, 4096))
@@ -98,13 +97,7 @@ def _convolution(shape: tuple[int, int, int], images: int, sparsity: float) -> _
 
 def _row(case: _Case, quick: bool) -> dict[str, Any]:
     about, calls, operations = case
-    for call in calls.values():
-        call()
-    start = time.perf_counter()
-    for call in calls.values():
-        call()
-    once = time.perf_counter() - start
-    rounds = 3 if quick else int(np.clip(0.3 / once, 5, 60))
+    rounds = 3 if quick else fitting_rounds(calls, 0.3, least=5, most=60)
     times = {
         name: spread(seconds)
         for name, seconds in interleaved(calls, rounds=rounds, calls=3, warm=1).items()

@@ -42,6 +42,7 @@ def test_the_subcommands_and_their_flags_are_these() -> None:
         "run": {"recipe", "--data", "--seed", "--out", "--dense", "--resume", "--set"},
         "inspect": {"path"},
         "export": {"path", "--to", "--out"},
+        "bench": {"path", "--batch", "--threads"},
     }
 
 
@@ -58,7 +59,8 @@ def test_every_recipe_is_listed_with_its_summary_and_data() -> None:
 
 
 @pytest.mark.parametrize(
-    "flag", ["--help", "run --help", "inspect --help", "export --help", "recipes --help"]
+    "flag",
+    ["--help", "run --help", "inspect --help", "export --help", "bench --help", "recipes --help"],
 )
 def test_help_is_given(flag: str) -> None:
     outcome = prunus(*flag.split())
@@ -68,7 +70,7 @@ def test_help_is_given(flag: str) -> None:
 
 def test_without_arguments_help_is_given() -> None:
     outcome = prunus()
-    for name in ("Usage: ", "recipes", "run", "inspect", "export"):
+    for name in ("Usage: ", "recipes", "run", "inspect", "export", "bench"):
         assert name in outcome.out + outcome.err
 
 

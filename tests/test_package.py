@@ -27,7 +27,7 @@ LAYERS = (
     {"removal", "schedules", "hooks"},
     {"pruner"},
     {"integrations", "export", "compaction", "runtime"},
-    {"inspection"},
+    {"inspection", "bench"},
     {"recipes"},
     {"terminal"},
     {"cli"},

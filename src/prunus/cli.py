@@ -1,4 +1,4 @@
-"""The command ``prunus``: ``recipes``, ``run``, ``inspect`` and ``export``.
+"""The command ``prunus``: ``recipes``, ``run``, ``inspect``, ``export`` and ``bench``.
 
 It exits with 0 when all went well, 2 after a mistake of the user's (one message, no traceback), 1
 after a failure of its own, 130 when interrupted, and 143 when it was asked to terminate, has
@@ -173,29 +173,115 @@ def inspect(
     file = model_file(path)
     console = _Screen()
     table = densities_table(tensor_densities(file))
-    console.print(str(file), highlight=False, markup=False, soft_wrap=True)
+    _say(console, str(file))
     console.print(table)
 
 
 @app.command()
 def export(
     path: Annotated[Path, typer.Argument(help="A safetensors file, or the directory of a run.")],
-    to: Annotated[Literal["sparse"], typer.Option(help="The form: a file without zeros.")],
+    to: Annotated[
+        Literal["sparse", "compact", "onnx", "csr"],
+        typer.Option(
+            help="The form: a file without zeros; a smaller network without what is dead; that for "
+            "ONNX runtimes; compressed sparse rows."
+        ),
+    ],
     out: Annotated[
         Path | None,
         typer.Option(help="The file to write. Default: beside the model, by the form's name."),
     ] = None,
 ) -> None:
     """Write a network in a form that is smaller."""
+    from prunus.export.to_csr import to_csr
     from prunus.export.to_sparse import to_sparse
     from prunus.inspection import model_file
     from prunus.terminal import exported_table
 
-    forms = {"sparse": to_sparse}
-    exported = forms[to](model_file(path), out)
-    console = _Screen()
-    console.print(exported_table(exported))
-    console.print(f"written to {exported.path}", highlight=False, markup=False, soft_wrap=True)
+    file, console = model_file(path), _Screen()
+    if to == "sparse" or to == "csr":
+        exported = (to_sparse if to == "sparse" else to_csr)(file, out)
+        console.print(exported_table(exported))
+        written = exported.path
+    else:
+        written = _export_network(file, to, out, console)
+    _say(console, f"written to {written}")
+
+
+def _export_network(
+    file: Path, to: Literal["compact", "onnx"], out: Path | None, console: _Screen
+) -> Path:
+    from prunus.compaction import compacted, save_compact
+    from prunus.export.to_onnx import to_onnx
+    from prunus.export.to_sparse import target
+    from prunus.recipes.finished import finished, recipe_of
+
+    network, out = finished(file), target(file, out, to)
+    done = compacted(network.model, network.example(2))
+    _say(
+        console,
+        f"{done.parameters_before:,} parameters, {done.parameters:,} without what is dead",
+    )
+    if to == "compact":
+        save_compact(done, out, about={"recipe": recipe_of(file)})
+        return out
+    written = to_onnx(done.model, network.example(2), out)
+    batches = "of any size" if written.any_batch else "of two"
+    _say(
+        console,
+        f"{written.bytes:,} bytes, for batches {batches}; in onnxruntime no output is off by more "
+        f"than {written.error:.1g} of the largest",
+    )
+    return out
+
+
+@app.command()
+def bench(
+    path: Annotated[Path, typer.Argument(help="A safetensors file, or the directory of a run.")],
+    batch: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Inputs at a time; may be repeated. Default: 1 and 64."),
+    ] = None,
+    threads: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="To compute with; may be repeated. Default: 1 and all."),
+    ] = None,
+) -> None:
+    """Time a network dense, compact, with sparse layers and in onnxruntime."""
+    from prunus.bench import Matrices
+    from prunus.bench import bench as time_network
+    from prunus.export.sparse_file import load_sparse
+    from prunus.inspection import model_file
+    from prunus.recipes.finished import finished, recipe_of
+    from prunus.recipes.network import Network
+    from prunus.terminal import bench_sizes, bench_table
+
+    file, console = model_file(path), _Screen()
+    if recipe_of(file) is None:
+        matrices = Matrices(load_sparse(file))
+        network = Network(matrices, matrices.example)
+        _say(
+            console,
+            f"{file} does not say of which network it is: its matrices are timed by themselves",
+        )
+    else:
+        network = finished(file)
+    done = time_network(
+        network.model,
+        network.example,
+        batches=batch or (1, 64),
+        threads=threads or (),
+        say=lambda message: _say(console, message),
+    )
+    console.print(bench_table(done))
+    _say(console, bench_sizes(done))
+    for name, reason in done.left_out.items():
+        _say(console, f"{name} left out: {reason}")
+    _say(console, done.recommendation)
+
+
+def _say(console: _Screen, message: str) -> None:
+    console.print(message, highlight=False, markup=False, soft_wrap=True)
 
 
 class _Screen(Console):

@@ -14,7 +14,16 @@ from torch.utils import _pytree as pytree
 from prunus.errors import UserError, listing
 from prunus.world import check_wrappers, unwrapped
 
-__all__ = ["ExampleInputs", "arguments", "copied", "difference", "expected", "prepared", "run"]
+__all__ = [
+    "ExampleInputs",
+    "arguments",
+    "copied",
+    "difference",
+    "expected",
+    "prepared",
+    "run",
+    "tensors_of",
+]
 
 ExampleInputs = torch.Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 """What a model is called with: a tensor, positional arguments, or keyword arguments."""
@@ -108,7 +117,7 @@ def run(
     """Return the tensors that a model returns, in order; the state of torch's draws stays."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return list(_tensors(model(*args, **kwargs)))
+        return tensors_of(model(*args, **kwargs))
 
 
 def expected(
@@ -133,6 +142,16 @@ def _shown(held: Any) -> str:
     if isinstance(held, torch.Tensor):
         return f"{str(held.dtype).removeprefix('torch.')} of shape {tuple(held.shape)}"
     return repr(held)[:60]
+
+
+def tensors_of(returned: Any) -> list[torch.Tensor]:
+    """Return the tensors in what a model returns, in order.
+
+    Example:
+        >>> tensors_of({"a": torch.ones(1), "b": [torch.zeros(1), 3]})
+        [tensor([1.]), tensor([0.])]
+    """
+    return list(_tensors(returned))
 
 
 def _tensors(returned: Any) -> Iterator[torch.Tensor]:

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from prunus.bench import Bench
 from prunus.export.to_sparse import Exported
 from prunus.inspection import TensorDensity
 from prunus.recipes.config import Config
@@ -20,6 +21,8 @@ from prunus.recipes.recipe import Recipe
 
 __all__ = [
     "Watcher",
+    "bench_sizes",
+    "bench_table",
     "densities_table",
     "exported_table",
     "kinds_table",
@@ -169,11 +172,44 @@ def exported_table(exported: Exported) -> Table:
     for stored in exported.tensors:
         dense, own = f"{stored.dense_bytes:,}", f"{stored.bytes:,}"
         table.add_row(Text(stored.name), stored.encoding, dense, own)
-    table.caption = (
-        f"{exported.bytes / exported.bound:.3f} times what any file takes at least, "
-        f"{exported.bound:,.0f} bytes, if the zeros lie at random"
-    )
+    if exported.bound:
+        table.caption = (
+            f"{exported.bytes / exported.bound:.3f} times what any file takes at least, "
+            f"{exported.bound:,.0f} bytes, if the zeros lie at random"
+        )
     return table
+
+
+def bench_table(bench: Bench) -> Table:
+    """Set the variants of a network below each other, for each batch and number of threads."""
+    table = Table()
+    for column in ("batch", "threads", "network", "median ms", "quartiles", "times faster"):
+        table.add_column(column, justify="left" if column == "network" else "right")
+    for row in bench.rows:
+        for name, own in row.times.items():
+            first = name == "dense"
+            table.add_row(
+                str(row.batch) if first else "",
+                str(row.threads) if first else "",
+                name,
+                f"{own['median_ms']:.3g}",
+                f"{own['quartile_1_ms']:.3g} to {own['quartile_3_ms']:.3g}",
+                f"{row.times_faster[name]:.2f}",
+                end_section=name == list(row.times)[-1],
+            )
+    return table
+
+
+def bench_sizes(bench: Bench) -> str:
+    """Say how many parameters there are, and what they take on disk."""
+    parameters, sizes = bench.parameters, bench.bytes
+    compact = f", {parameters['compact']:,} without what is dead" if "compact" in parameters else ""
+    return (
+        f"{parameters['dense']:,} parameters{compact}\n"
+        f"{sizes['dense']:,.0f} bytes, {sizes['sparse']:,.0f} in a sparse file, which is "
+        f"{sizes['sparse'] / sizes['bound']:.3f} times what any file takes at least if the zeros "
+        "lie at random"
+    )
 
 
 def recipes_table(recipes: Iterable[Recipe]) -> Table:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Seconds", "interleaved", "spread"]
+__all__ = ["Seconds", "fitting_rounds", "interleaved", "spread"]
 
 Seconds = npt.NDArray[np.float64]
 """Of one variant: a row per round, a column per call in the round."""
@@ -54,6 +54,26 @@ def interleaved(
                 call()
                 seconds[name][turn, i] = time.perf_counter() - start
     return seconds
+
+
+def fitting_rounds(
+    variants: Mapping[str, Callable[[], object]], seconds: float, *, least: int, most: int
+) -> int:
+    """Return how many calls of all variants fit into a time, once each has been called.
+
+    Args:
+        variants: What to call, by name.
+        seconds: The time.
+        least: The fewest to return.
+        most: The most to return.
+    """
+    for call in variants.values():
+        call()  # compiles, and fills caches
+    start = time.perf_counter()
+    for call in variants.values():
+        call()
+    once = time.perf_counter() - start
+    return int(np.clip(seconds / max(once, 1e-9), least, most))
 
 
 def spread(seconds: Seconds) -> dict[str, float]:

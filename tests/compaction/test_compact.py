@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from torch import nn
 import prunus
 from prunus import UserError, compaction
 from prunus.selection import total_parameters
+
+from .through_files import compact
 
 
 def zero(tensor: torch.Tensor, *index: Any) -> None:
@@ -28,7 +31,6 @@ def fill(tensor: torch.Tensor, *values: float) -> None:
 
 
 # Modules and their attributes are of any type to a type checker, and so are these.
-compact: Any = prunus.compact
 compacted: Any = compaction.compacted
 
 
@@ -626,3 +628,88 @@ def test_copies_are_independent() -> None:
     kept = copy.deepcopy(model.state_dict())
     zero(small[0].weight)
     assert torch.equal(model[0].weight, kept["0.weight"])
+
+
+def test_files_of_other_models_are_refused(tmp_path: Path) -> None:
+    model: Any = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    zero(model[0].weight, slice(0, 2))
+    path = tmp_path / "model.safetensors"
+    done = compaction.compacted(model, torch.ones(2, 4))
+    compaction.save_compact(done, path, about={"recipe": "mine"})
+    with prunus.SparseFile(path) as file:
+        assert file.about["recipe"] == "mine"
+    for other, message in {
+        nn.Sequential(nn.Linear(4, 6), nn.ReLU()): "does not fit Sequential, which must be built",
+        nn.Sequential(
+            nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Linear(6, 2)
+        ): "0 has no number out_features",
+        nn.Linear(4, 6): "does not fit Linear",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            compaction.load_compact(path, other)
+    prunus.save_sparse(model, path)
+    with pytest.raises(UserError, match=r"is not the file of a compact model: .*load_sparse"):
+        compaction.load_compact(path, model)
+    with pytest.raises(UserError, match="there is no file"):
+        compaction.load_compact(tmp_path / "no", model)
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        7,
+        {},
+        {"kinds": {"0": "Sequential"}, "sizes": {}, "biases": []},
+        {"kinds": {}, "sizes": {"0": {"in_features": -1}}, "biases": []},
+        {"kinds": {}, "sizes": {"0": {"in_features": "3"}}, "biases": []},
+        {"kinds": {}, "sizes": {"0": 3}, "biases": []},
+        {"kinds": {}, "sizes": {}, "biases": [3]},
+        {"kinds": [], "sizes": {}, "biases": None},
+    ],
+)
+def test_damaged_files_are_refused(held: Any, tmp_path: Path) -> None:
+    model: Any = nn.Sequential(nn.Linear(4, 6))
+    prunus.save_sparse(model, tmp_path / "a", about={"compact": held})
+    with pytest.raises(prunus.SparseFileError, match="metadata do not describe a compact model"):
+        compaction.load_compact(tmp_path / "a", model)
+
+
+@pytest.mark.parametrize(
+    ("held", "message"),
+    [
+        ({"kinds": {"1": "SelectingLinear"}}, "1 is a ReLU, not a Linear"),
+        ({"kinds": {"7": "SelectingLinear"}}, "no attribute"),
+        ({"sizes": {"0": {"forward": 3}}}, "0 has no number forward"),
+        ({"biases": ["7"]}, "no attribute"),
+    ],
+)
+def test_files_may_change_only_what_compaction_changes(
+    held: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    model: Any = nn.Sequential(nn.Linear(4, 6), nn.ReLU())
+    whole = {"kinds": {}, "sizes": {}, "biases": [], **held}
+    prunus.save_sparse(model, tmp_path / "a", about={"compact": whole})
+    with pytest.raises(UserError, match=message):
+        compaction.load_compact(tmp_path / "a", model)
+    assert type(model[0]) is nn.Linear
+
+
+def test_a_smaller_buffer_that_is_not_saved_is_named(tmp_path: Path) -> None:
+    class Scaled(nn.Module):
+        scale: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Linear(4, 6), nn.Linear(6, 2)
+            self.register_buffer("scale", torch.ones(6), persistent=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.other(torch.relu(self.one(x)) * self.scale)  # type: ignore[no-any-return]
+
+    model: Any = Scaled()
+    zero(model.one.weight, slice(0, 2))
+    zero(model.one.bias, slice(0, 2))
+    done = compaction.compacted(model, torch.ones(2, 4))
+    assert "scale" in [removed.name for removed in done.removed]
+    with pytest.raises(UserError, match="scale became smaller.*persistent=True"):
+        compaction.save_compact(done, tmp_path / "a")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-import prunus
+from .through_files import compact
 
 transformers: Any = pytest.importorskip("transformers")
 
@@ -63,7 +63,7 @@ def test_heads_and_neurons_go(name: str) -> None:
                 parameter.add_(0.1 * torch.randn(parameter.shape))
     words = torch.randint(50, (2, 7))
     options = {} if name == "Bert" else {"use_cache": False}
-    small: Any = prunus.compact(model, {"input_ids": words, **options})
+    small: Any = compact(model, {"input_ids": words, **options})
     for layer, shape in SMALLER[name].items():
         assert tuple(small.get_submodule(layer).weight.shape) == shape, layer
     # Of other lengths, and with padding, as well.

@@ -39,7 +39,7 @@ class Outcome:
             assert part in self.err, f"{part!r} is not in {self.err!r}"
 
 
-def prunus(*arguments: str | Path) -> Outcome:
+def prunus(*arguments: str | Path | int) -> Outcome:
     """Run ``prunus`` with these arguments; anything but an exit is passed on, as a traceback is."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     plain = {"COLUMNS": "200", "NO_COLOR": "1"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,8 @@ class Compaction:
         selecting: The layers that now select some of the features that they are given.
         frozen: Why some units stay even where they are dead: operators of which nothing is known,
             statistics that hang on every feature, sizes that the code writes down as numbers.
+        kinds: The class of each module that has become one of prunus's own.
+        sizes: Of each module the numbers it writes down that have changed, by attribute.
         parameters_before: How many parameters the model had, tied ones counted once.
         parameters: How many it has now.
         error: The largest difference of an output that was found, relative to the largest
@@ -59,6 +61,8 @@ class Compaction:
     biases: tuple[str, ...]
     selecting: tuple[str, ...]
     frozen: tuple[str, ...]
+    kinds: Mapping[str, str]
+    sizes: Mapping[str, Mapping[str, int]]
     parameters_before: int
     parameters: int
     error: float
@@ -214,13 +218,30 @@ def _described(model: nn.Module, small: nn.Module, plan: Plan, error: float) -> 
         for name, old in before.items()
         if old.shape != after[name].shape
     )
+    modules = dict(model.named_modules())
+    sizes = {name: _numbers(modules[name], own) for name, own in small.named_modules()}
     return Compaction(
         model=small,
         removed=removed,
         biases=tuple(plan.created),
         selecting=tuple(plan.selected),
         frozen=tuple(plan.reasons),
+        kinds={
+            name: type(module).__name__
+            for name, module in small.named_modules()
+            if type(module) is not type(modules[name])
+        },
+        sizes={name: own for name, own in sizes.items() if own},
         parameters_before=total_parameters(model),
         parameters=total_parameters(small),
         error=error,
     )
+
+
+def _numbers(before: nn.Module, after: nn.Module) -> dict[str, int]:
+    """Return the whole numbers among a module's attributes that are not what they were."""
+    return {
+        name: value
+        for name, value in vars(after).items()
+        if type(value) is int and vars(before).get(name) != value
+    }

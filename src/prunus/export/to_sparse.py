@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from prunus.errors import UserError
 from prunus.export.sparse_file import SparseFile, StoredTensor, as_bits, save_sparse, size_bound
 
-__all__ = ["Exported", "to_sparse"]
+__all__ = ["Exported", "bound_of", "target", "to_sparse"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,6 @@ def to_sparse(source: Path, out: Path | None = None) -> Exported:
 
     Example:
         >>> import tempfile
-        >>> import torch
         >>> from safetensors.torch import save_file
         >>> path = Path(tempfile.mkdtemp()) / "model.safetensors"
         >>> save_file({"weight": torch.eye(100)}, path)
@@ -54,9 +54,7 @@ def to_sparse(source: Path, out: Path | None = None) -> Exported:
         >>> exported.path.name, exported.source_bytes > 40 * exported.bytes
         ('model.sparse.safetensors', True)
     """
-    out = out or source.with_name(f"{source.name.removesuffix('.safetensors')}.sparse.safetensors")
-    if out.exists() and out.samefile(source):
-        raise UserError(f"{out} is the file to read: choose another --out")
+    out = target(source, out, "sparse")
     with SparseFile(source) as file:
         state = {name: file.read(name) for name in file.tensors}
         state |= {alias: state[name] for alias, name in file.tied.items()}
@@ -65,6 +63,24 @@ def to_sparse(source: Path, out: Path | None = None) -> Exported:
     with SparseFile(out) as file:
         tensors = [file[name] for name in file.tensors]
         for stored in tensors:
-            kept = int(np.count_nonzero(as_bits(state[stored.name])))
-            bound += size_bound(stored.numel, kept, 8 * stored.dtype.itemsize)
+            bound += bound_of(state[stored.name])
     return Exported(source, out, source.stat().st_size, out.stat().st_size, bound, tensors)
+
+
+def target(source: Path, out: Path | None, form: str) -> Path:
+    """Return the file to write: ``out``, or one beside the source with the form in its name.
+
+    Raises:
+        UserError: It is the source itself.
+    """
+    end = "" if form == "onnx" else ".safetensors"
+    out = out or source.with_name(f"{source.name.removesuffix('.safetensors')}.{form}{end}")
+    if out.exists() and out.samefile(source):
+        raise UserError(f"{out} is the file to read: choose another --out")
+    return out
+
+
+def bound_of(tensor: torch.Tensor) -> float:
+    """Return the bytes that a tensor takes at least in any file, if its zeros lie at random."""
+    kept = int(np.count_nonzero(as_bits(tensor)))
+    return size_bound(tensor.numel(), kept, 8 * tensor.element_size())

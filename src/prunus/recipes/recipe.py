@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -16,6 +17,7 @@ from prunus.recipes.corpora import TURN, dialogues, texts, translations
 from prunus.recipes.data import digits, hub_images
 from prunus.recipes.language_model import LanguageModel, LanguageModelConfig
 from prunus.recipes.models import lenet5, lenet300, perceptron
+from prunus.recipes.network import Network, image_network, language_network
 from prunus.recipes.sequences import SequenceConfig, SequenceToSequence
 from prunus.recipes.task import Task
 
@@ -33,6 +35,7 @@ class Recipe:
         config: Its settings.
         prepare: Loads the data, given the settings, what the user gave as --data (or None), and the
             seed.
+        network: Builds the network that a file of a run is for, wanting no data.
     """
 
     name: str
@@ -40,20 +43,32 @@ class Recipe:
     data: str
     config: Config
     prepare: Callable[[Any, str | None, int], Task]
+    network: Callable[[Path], Network] = language_network
 
 
-def _digits(config: ImageConfig, source: str | None, seed: int) -> Task:
-    if source is not None:
-        raise UserError(f"the recipe digits has its data embedded: leave out --data {source}")
-    images = digits(config.validation, seed)
-    return Classification(config, images, partial(perceptron, 64, 300, 100, 10))
+def _digits_recipe(summary: str, config: ImageConfig) -> Recipe:
+    build = partial(perceptron, 64, 300, 100, 10)
+
+    def prepare(config: ImageConfig, source: str | None, seed: int) -> Task:
+        if source is not None:
+            raise UserError(f"the recipe digits has its data embedded: leave out --data {source}")
+        return Classification(config, digits(config.validation, seed), build)
+
+    network = partial(image_network, build=build, shape=(1, 8, 8))
+    return Recipe("digits", summary, "embedded", config, prepare, network)
 
 
-def _images(
-    config: ImageConfig, source: str | None, seed: int, *, name: str, build: Callable[[], nn.Module]
-) -> Task:
-    images = hub_images(source or name, size=(28, 28), validation=config.validation, seed=seed)
-    return Classification(config, images, build)
+def _images_recipe(
+    name: str, summary: str, data: str, config: ImageConfig, build: Callable[[], nn.Module]
+) -> Recipe:
+    size = (28, 28)
+
+    def prepare(config: ImageConfig, source: str | None, seed: int) -> Task:
+        images = hub_images(source or data, size=size, validation=config.validation, seed=seed)
+        return Classification(config, images, build)
+
+    network = partial(image_network, build=build, shape=(1, *size))
+    return Recipe(name, summary, data, config, prepare, network)
 
 
 def _translation(
@@ -140,10 +155,8 @@ _SELECTIVE: dict[str, Any] = {
 }
 
 _BOOK = (
-    Recipe(
-        "digits",
+    _digits_recipe(
         "a small perceptron on scikit-learn's 8×8 digits, by the paper's iterative pruning",
-        "embedded",
         ImageConfig(
             dense_epochs=40,
             epochs=100,
@@ -157,9 +170,8 @@ _BOOK = (
             floor="dense-0.01",
             ratio=25.0,
         ),
-        _digits,
     ),
-    Recipe(
+    _images_recipe(
         "mnist-lenet300",
         "LeNet-300-100 on MNIST, to 1/67 of its parameters",
         _MNIST,
@@ -176,21 +188,21 @@ _BOOK = (
             start="fresh",
             shift=1,
         ),
-        partial(_images, name=_MNIST, build=lenet300),
+        lenet300,
     ),
-    Recipe(
+    _images_recipe(
         "mnist-lenet5",
         "LeNet-5 (Caffe widths) on MNIST, to 1/200 of its parameters",
         _MNIST,
         _LENET5,
-        partial(_images, name=_MNIST, build=lenet5),
+        lenet5,
     ),
-    Recipe(
+    _images_recipe(
         "fashion-lenet5",
         "LeNet-5 (Caffe widths) on Fashion-MNIST, to 1/50 of its parameters",
         _FASHION,
         _LENET5.changed(["ratio=50"]),
-        partial(_images, name=_FASHION, build=lenet5),
+        lenet5,
     ),
     Recipe(
         "multi30k-translation",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import nn
 
-from prunus.errors import CheckpointError
+from prunus.errors import CheckpointError, UserError
+from prunus.export.sparse_file import load_sparse
 
 __all__ = ["load_into", "to_bytes"]
 
@@ -28,16 +28,16 @@ def to_bytes(model: nn.Module, **about: str | float) -> bytes:
 
 
 def load_into(model: nn.Module, path: Path) -> nn.Module:
-    """Load such a file into a network of the same shape, and return that.
+    """Load such a file, or a sparse one, into a network of the same shape, and return that.
 
     Raises:
         CheckpointError: The file is absent, damaged, or of another network.
     """
     try:
-        tensors = load_file(path)
+        tensors = load_sparse(path)
         first = {alias: tensors[name] for alias, name in _aliases(model).items() if name in tensors}
         model.load_state_dict({**tensors, **first})
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except (UserError, RuntimeError) as error:
         raise CheckpointError(
             f"the network {path} is damaged or absent: {error}; restore it from a copy or start "
             "anew"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from prunus.errors import UserError, listing
 from prunus.examples import ExampleInputs, copied, difference, expected, prepared, run
 from prunus.runtime.attention import OpenAttention
 from prunus.runtime.fusion import Chain, chains
-from prunus.timing import interleaved
+from prunus.timing import fitting_rounds, interleaved
 
 __all__ = ["LayerTiming", "SpeedUp", "sped_up", "speed_up"]
 
@@ -356,13 +355,7 @@ def _sparse(chain: Chain, features: int, *, by_item: bool) -> nn.Module:
 
 def _medians(variants: Mapping[str, Callable[[], object]]) -> dict[str, float]:
     """Return the median seconds of a call of each, timed by turns for a fraction of a second."""
-    slowest = 0.0
-    for call in variants.values():
-        call()  # compiles, and fills caches
-        start = time.perf_counter()
-        call()
-        slowest = max(slowest, time.perf_counter() - start)
-    rounds = int(np.clip(_SECONDS / max(slowest, 1e-6), 5, 50))
+    rounds = fitting_rounds(variants, 2 * _SECONDS, least=5, most=50)
     seconds = interleaved(variants, rounds=rounds, calls=2, warm=1)
     return {name: float(np.median(each)) for name, each in seconds.items()}
 

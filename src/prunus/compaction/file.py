@@ -1,0 +1,173 @@
+"""Files of compact models, from which a model of the original size is made as small again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunus.compaction.attention import SmallerAttention
+from prunus.compaction.compact import Compaction
+from prunus.compaction.selecting import SELECTING
+from prunus.errors import SparseFileError, UserError, listing
+from prunus.examples import copied
+from prunus.export.sparse_file import LIMIT, SparseFile, load_sparse, save_sparse
+
+__all__ = ["load_compact", "save_compact"]
+
+_REPLACED: Mapping[type[nn.Module], type[nn.Module]] = {
+    **SELECTING,
+    nn.MultiheadAttention: SmallerAttention,
+}
+
+_KINDS = {own.__name__: (plain, own) for plain, own in _REPLACED.items()}
+"""Classes that take the place of others, by name, each after the one it takes the place of."""
+
+_OWN_SIZES = frozenset({"width"})
+"""Numbers that only modules of these classes have."""
+
+
+def save_compact(
+    done: Compaction, path: str | Path, *, about: Mapping[str, Any] | None = None
+) -> None:
+    """Write a compact model's tensors, and what else must change in a model to hold them.
+
+    It is a sparse file, as of :func:`prunus.save_sparse`, for zeros are left in a compact model.
+
+    Args:
+        done: What :func:`compacted` returned; ``done.model`` may have been trained since.
+        path: The file to write or replace.
+        about: Facts to keep in the file's metadata, such as can be said in JSON.
+
+    Raises:
+        UserError: A tensor became smaller that the ``state_dict`` leaves out, or the file cannot be
+            written.
+
+    Example:
+        >>> import tempfile
+        >>> from prunus.compaction import compacted
+        >>> def build():
+        ...     return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> model = build()
+        >>> _ = model[2].weight.data[:, 1:].zero_()
+        >>> path = Path(tempfile.mkdtemp()) / "model.safetensors"
+        >>> save_compact(compacted(model, torch.ones(1, 4)), path)
+        >>> load_compact(path, build())
+        Sequential(
+          (0): Linear(in_features=4, out_features=1, bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=1, out_features=2, bias=True)
+        )
+    """
+    state = done.model.state_dict()
+    unsaved = [removed.name for removed in done.removed if removed.name not in state]
+    if unsaved:
+        raise UserError(
+            f"{listing(unsaved)} became smaller, but is not part of the state_dict: register it by "
+            "register_buffer(..., persistent=True)"
+        )
+    held = {"kinds": done.kinds, "sizes": done.sizes, "biases": list(done.biases)}
+    save_sparse(state, path, about={**(about or {}), "compact": held})
+
+
+def load_compact(path: str | Path, model: nn.Module, *, limit: int = LIMIT) -> nn.Module:
+    """Return the model that :func:`save_compact` wrote.
+
+    Args:
+        path: The file.
+        model: One as it was before, built by the same code; its weights do not matter, and it is
+            not changed.
+        limit: The bytes that the tensors may come to.
+
+    Returns:
+        The compact model, in evaluation mode.
+
+    Raises:
+        SparseFileError: The file is damaged, or its tensors are beyond the limit.
+        UserError: There is no such file, it is not of a compact model, or the model is another one.
+
+    Example:
+        See :func:`save_compact`.
+    """
+    with SparseFile(path, limit=limit) as file:
+        held = file.about.get("compact")
+    if held is None:
+        raise UserError(
+            f"{path} is not the file of a compact model: read it by prunus.load_sparse, or write "
+            "one by prunus.compaction.save_compact"
+        )
+    kinds, sizes, biases = _checked(Path(path), held)
+    state = load_sparse(path, limit=limit)
+    small = copied(model)
+    try:
+        for name, kind in kinds.items():
+            _change(small, name, kind)
+        for name in biases:
+            small.get_submodule(name).bias = nn.Parameter(torch.empty(0))
+        for name, numbers in sizes.items():
+            _write_down(small, name, numbers)
+        _make_room(small, state)
+        small.load_state_dict(state)
+    except (AttributeError, RuntimeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} does not fit {type(model).__name__}, which must be built as the model was "
+            f"before it became smaller: {error}"
+        ) from error
+    return small
+
+
+def _checked(path: Path, held: Any) -> tuple[dict[str, str], dict[str, dict[str, int]], list[str]]:
+    """Return what the metadata say, if it is of the right form."""
+    try:
+        kinds, sizes, biases = dict(held["kinds"]), dict(held["sizes"]), list(held["biases"])
+        right = (
+            all(isinstance(own, dict) for own in sizes.values())
+            and all(type(n) is int and n >= 0 for own in sizes.values() for n in own.values())
+            and all(kind in _KINDS for kind in kinds.values())
+            and all(isinstance(name, str) for name in (*kinds, *sizes, *biases))
+        )
+    except (KeyError, TypeError, ValueError):
+        right = False
+    if not right:
+        raise SparseFileError(f"{path} is damaged: its metadata do not describe a compact model")
+    return kinds, sizes, biases
+
+
+def _change(model: nn.Module, name: str, kind: str) -> None:
+    module = model.get_submodule(name)
+    plain, own = _KINDS[kind]
+    if type(module) is not plain:
+        raise TypeError(f"{name} is a {type(module).__name__}, not a {plain.__name__}")
+    module.__class__ = own
+    if own is not SmallerAttention:
+        module.register_buffer("selected", torch.empty(0, dtype=torch.int64))
+
+
+def _write_down(model: nn.Module, name: str, numbers: Mapping[str, int]) -> None:
+    module = model.get_submodule(name)
+    for attribute, value in numbers.items():
+        known = type(vars(module).get(attribute)) is int
+        if not known and not (attribute in _OWN_SIZES and isinstance(module, SmallerAttention)):
+            raise TypeError(f"{name} has no number {attribute}")
+        setattr(module, attribute, value)
+
+
+def _make_room(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """Give each tensor of a model the shape that it has in a state; shared ones stay shared."""
+    made: dict[int, torch.Tensor] = {}
+    for prefix, module in model.named_modules():
+        for held in (module._parameters, module._buffers):
+            for own, old in list(held.items()):
+                new = state.get(f"{prefix}.{own}" if prefix else own)
+                if old is None or new is None or new.shape == old.shape:
+                    continue
+                if id(old) not in made:
+                    empty = torch.empty(new.shape, dtype=old.dtype, device=old.device)
+                    is_parameter = isinstance(old, nn.Parameter)
+                    made[id(old)] = (
+                        nn.Parameter(empty, old.requires_grad) if is_parameter else empty
+                    )
+                setattr(module, own, made[id(old)])

@@ -1,0 +1,207 @@
+"""Writing a network for ONNX runtimes."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from prunus.errors import UserError
+from prunus.examples import ExampleInputs, copied, difference, expected, prepared
+from prunus.files import write_atomically
+
+__all__ = ["OnnxFile", "OnnxSession", "to_onnx"]
+
+_TOLERANCE = 1e-4
+"""The largest difference of an output to accept, relative to its largest magnitude."""
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """A network for ONNX runtimes.
+
+    Attributes:
+        path: The file.
+        bytes: Its size.
+        any_batch: Whether it takes batches of any size; else that of the example.
+        error: The largest difference of an output in onnxruntime, relative to the largest
+            magnitude.
+    """
+
+    path: Path
+    bytes: int
+    any_batch: bool
+    error: float
+
+
+def to_onnx(model: nn.Module, example_inputs: ExampleInputs, path: str | Path) -> OnnxFile:
+    """Write a network to an ONNX file, whose outputs in onnxruntime are compared with its own.
+
+    The first dimension of the inputs may be of any size there, if all inputs have as many items and
+    the network can be traced so.
+
+    Args:
+        model: Any module that ``torch.onnx.export`` can trace; it is not changed.
+        example_inputs: What it is called with: a tensor, a tuple of positional arguments or a
+            mapping of keyword arguments.
+        path: The file to write or replace.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UserError: It is no network, fails on the example or cannot be traced; onnxruntime's outputs
+            differ by more than 1e-4 of the largest; onnx, onnxscript or onnxruntime is missing; or
+            the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+        >>> file = to_onnx(model, torch.randn(2, 4), Path(tempfile.mkdtemp()) / "model.onnx")
+        >>> file.any_batch, file.error < 1e-4
+        (True, True)
+    """
+    _check_extra()
+    model, args, kwargs = prepared(model, example_inputs)
+    model = copied(model)
+    examples = [(args, kwargs)]
+    right = [expected(model, args, kwargs)]
+    doubled = pytree.tree_map(_doubled, (args, kwargs))
+    shapes = _free_batch(model, args, kwargs)
+    if shapes is not None:
+        # A network may not take another batch than the example's.
+        with contextlib.suppress(UserError):
+            right.append(expected(model, *doubled))
+            examples.append(doubled)
+    any_batch = len(examples) > 1
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder) / "model.onnx"
+        if any_batch:
+            try:
+                _export(model, args, kwargs, written, shapes)
+            except UserError:
+                any_batch = False
+        if not any_batch:
+            _export(model, args, kwargs, written, None)
+            examples, right = examples[:1], right[:1]
+        session = OnnxSession(written)
+        error = max(
+            difference(wanted, session.caller(*given)())
+            for given, wanted in zip(examples, right, strict=True)
+        )
+        if error > _TOLERANCE:
+            raise UserError(
+                f"{type(model).__name__} cannot be exported: in onnxruntime its outputs are off by "
+                f"{error:.2g} of the largest ({_TOLERANCE:g} is accepted)"
+            )
+        content = written.read_bytes()
+    write_atomically(Path(path), content)
+    return OnnxFile(Path(path), len(content), any_batch, error)
+
+
+class OnnxSession:
+    """An ONNX file, opened by onnxruntime.
+
+    Args:
+        path: The file.
+        threads: How many to compute with; default: as many as onnxruntime likes.
+    """
+
+    def __init__(self, path: str | Path, threads: int = 0) -> None:
+        _check_extra()
+        import onnxruntime
+
+        wanted = onnxruntime.SessionOptions()
+        wanted.intra_op_num_threads = threads
+        wanted.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(path, wanted, ["CPUExecutionProvider"])
+        self._names = [given.name for given in self._session.get_inputs()]
+
+    def caller(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Callable[[], list[torch.Tensor]]:
+        """Return a function that computes the network's output tensors, in order, for an input."""
+        given = [x for x in pytree.tree_leaves((args, dict(kwargs))) if isinstance(x, torch.Tensor)]
+        fed = {name: x.numpy() for name, x in zip(self._names, given, strict=True)}
+        return lambda: [torch.from_numpy(made) for made in self._session.run(None, fed)]
+
+
+def _check_extra() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as missing:
+        raise UserError(
+            f"writing ONNX files needs the 'onnx' extra: pip install 'prunus[onnx]' ({missing})"
+        ) from missing
+
+
+def _doubled(x: Any) -> Any:
+    return torch.cat([x, x]) if isinstance(x, torch.Tensor) and x.dim() else x
+
+
+def _free_batch(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return by argument that its first dimension may be of any size; None if they differ."""
+    tensors = [x for x in pytree.tree_leaves((args, dict(kwargs))) if isinstance(x, torch.Tensor)]
+    # torch.export takes a size of 1 for a number that stays.
+    if not tensors or any(not x.dim() for x in tensors) or len({len(x) for x in tensors}) > 1:
+        return None
+    if len(tensors[0]) < 2:
+        return None
+    bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    batch = torch.export.Dim.DYNAMIC
+    free: dict[str, Any] = pytree.tree_map(
+        lambda x: {0: batch} if isinstance(x, torch.Tensor) else None, dict(bound)
+    )
+    return free
+
+
+def _export(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    path: Path,
+    shapes: dict[str, Any] | None,
+) -> None:
+    with _quiet():
+        try:
+            torch.onnx.export(
+                model,
+                args,
+                path,
+                kwargs=dict(kwargs),
+                dynamo=True,
+                verbose=False,
+                external_data=False,
+                dynamic_shapes=shapes,
+            )
+        except Exception as error:  # of many kinds, whatever stands in the way
+            first = str(error).strip().partition("\n")[0]
+            raise UserError(
+                f"{type(model).__name__} cannot be exported: {type(error).__name__}: {first}"
+            ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what the exporter says about its own workings from the user."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)

@@ -1,0 +1,67 @@
+"""The finished networks of recipes, and what they are called with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunus.errors import UserError
+from prunus.examples import ExampleInputs
+
+__all__ = ["Network", "image_network", "language_network"]
+
+_WORDS = 32
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network, and what it is called with.
+
+    Attributes:
+        model: The network, in evaluation mode.
+        example: Returns random inputs for a batch of that size.
+    """
+
+    model: nn.Module
+    example: Callable[[int], ExampleInputs]
+
+
+def image_network(_: Path, build: Callable[[], nn.Module], shape: tuple[int, ...]) -> Network:
+    """Return a network of images of that shape, with new random weights."""
+    return Network(build().eval(), lambda batch: torch.rand(batch, *shape))
+
+
+def language_network(file: Path) -> Network:
+    """Return the network in ``pretrained/`` beside a run's file.
+
+    Raises:
+        UserError: There is none, or transformers is missing.
+    """
+    folder = file.parent / "pretrained"
+    if not folder.is_dir():
+        raise UserError(
+            f"{file} holds the weights of a language model, whose form is in the directory of its "
+            f"run: {folder} is not there"
+        )
+    try:
+        import transformers
+    except ImportError as missing:
+        raise UserError(
+            "recipes on language need the 'language' extra: pip install 'prunus[language]'"
+        ) from missing
+    config: Any = transformers.AutoConfig.from_pretrained(folder)
+    kind: Any = getattr(transformers, config.architectures[0])
+    config.use_cache = False  # which would be returned, too
+    model: Any = kind(config).eval()
+    names = ["input_ids", *(["decoder_input_ids"] if config.is_encoder_decoder else [])]
+    length = min(_WORDS, config.max_position_embeddings)
+
+    def example(batch: int) -> ExampleInputs:
+        return {name: torch.randint(config.vocab_size, (batch, length)) for name in names}
+
+    return Network(model, example)

@@ -1,0 +1,41 @@
+"""Compaction followed by a file, so that what holds of compact models holds of loaded ones."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prunus.compaction import compacted, load_compact, save_compact
+from prunus.world import unwrapped
+
+__all__ = ["compact"]
+
+
+def compact(model: Any, example: Any) -> Any:
+    """Return what ``prunus.compact`` returns, written to a file and read again."""
+    done = compacted(model, example)
+    other = copy.deepcopy(unwrapped(model))
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.fill_(7)  # the file must bring its own
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        save_compact(done, path)
+        loaded = load_compact(path, other)
+    state = done.model.state_dict()
+    assert list(loaded.state_dict()) == list(state)
+    for name, tensor in loaded.state_dict().items():
+        torch.testing.assert_close(tensor, state[name], rtol=0, atol=0, equal_nan=True)
+    before = [(name, type(module)) for name, module in done.model.named_modules()]
+    assert [(name, type(module)) for name, module in loaded.named_modules()] == before
+    tied = {
+        names
+        for network in (done.model, loaded)
+        for names in [tuple(n for n, _ in network.named_parameters())]
+    }
+    assert len(tied) == 1  # what was one parameter is still one
+    return loaded

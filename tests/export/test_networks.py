@@ -1,0 +1,219 @@
+"""What ``prunus export`` makes of a run's network, and how ``prunus bench`` times it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from prunus import SparseFile, UserError, save_sparse
+from prunus.compaction import load_compact
+from prunus.export.to_csr import to_csr
+from prunus.export.to_onnx import OnnxSession, to_onnx
+from prunus.recipes.finished import finished
+from prunus.recipes.models import perceptron
+from recipes.commands import SHORT, prunus
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    options = (*SHORT, "--set", "floor=none", "--set", "fraction=0.8")
+    assert prunus("run", "digits", *options, "--out", out).code == 0
+    return out
+
+
+def outputs(file: Path, x: torch.Tensor) -> torch.Tensor:
+    model = perceptron(64, 300, 100, 10)
+    model.load_state_dict(load_file(file))
+    with torch.no_grad():
+        made: torch.Tensor = model(x)
+    return made
+
+
+def test_a_run_becomes_a_smaller_network(run: Path) -> None:
+    outcome = prunus("export", run, "--to", "compact")
+    assert outcome.code == 0, outcome.err
+    path = run / "model.compact.safetensors"
+    assert f"written to {path}" in outcome.out
+    small = load_compact(path, perceptron(64, 300, 100, 10))
+    count = sum(p.numel() for p in small.parameters())
+    assert count < 50_610
+    assert f"50,610 parameters, {count:,} without what is dead" in outcome.out
+    x = torch.rand(7, 1, 8, 8)
+    right = outputs(run / "model.safetensors", x)
+    with torch.no_grad():
+        torch.testing.assert_close(small(x), right, rtol=1e-5, atol=1e-5)
+        # The command itself reads it again, and a sparse file of the run.
+        torch.testing.assert_close(finished(path).model(x), right, rtol=1e-5, atol=1e-5)
+        assert prunus("export", run, "--to", "sparse").code == 0
+        sparse = finished(run / "model.sparse.safetensors").model
+        torch.testing.assert_close(sparse(x), right, rtol=1e-5, atol=1e-5)
+
+
+def test_a_run_becomes_an_onnx_file(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mine.onnx"
+    outcome = prunus("export", run, "--to", "onnx", "--out", out)
+    assert outcome.code == 0, outcome.err
+    assert "for batches of any size" in outcome.out
+    assert f"{out.stat().st_size:,} bytes" in outcome.out
+    assert sorted(tmp_path.iterdir()) == [out]  # the weights are in it
+    for batch in (1, 5):
+        x = torch.rand(batch, 1, 8, 8)
+        (made,) = OnnxSession(out).caller((x,), {})()
+        right = outputs(run / "model.safetensors", x)
+        torch.testing.assert_close(made, right, rtol=1e-5, atol=1e-5)
+
+
+def test_a_run_becomes_compressed_rows(run: Path) -> None:
+    outcome = prunus("export", run, "--to", "csr")
+    assert outcome.code == 0, outcome.err
+    path, source = run / "model.csr.safetensors", load_file(run / "model.safetensors")
+    held = load_file(path)
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+    assert '"csr"' in about["prunus"]
+    rebuilt = {}
+    for name, tensor in source.items():
+        if name in held:
+            rebuilt[name] = held[name]
+            continue
+        values, columns, begins = (
+            held[f"{name}.{part}"].numpy() for part in ("values", "col_indices", "crow_indices")
+        )
+        assert columns.dtype == begins.dtype == np.int32
+        matrix = np.zeros(tensor.shape, np.float32)
+        for row in range(len(begins) - 1):
+            part = slice(begins[row], begins[row + 1])
+            matrix[row, columns[part]] = values[part]
+        rebuilt[name] = torch.from_numpy(matrix)
+    for name, tensor in source.items():
+        assert torch.equal(rebuilt[name], tensor), name
+    assert "1.weight.values" in held
+    assert f"{path.stat().st_size:,}" in outcome.out
+
+
+def test_rows_of_images_ties_and_awkward_names(tmp_path: Path) -> None:
+    kernel = torch.zeros(4, 3, 5, 5)
+    kernel[1, 2, 3, 4] = 2
+    tensors = {"a": torch.zeros(50, 50), "a.values": torch.ones(2), "kernel": kernel,
+               "whole": torch.ones(3, 3), "number": torch.tensor(3.0)}  # fmt: skip
+    save_sparse({**tensors, "tied": tensors["kernel"]}, tmp_path / "m")
+    exported = to_csr(tmp_path / "m")
+    held = load_file(exported.path)
+    assert torch.equal(held["a"], tensors["a"])  # of whose parts one would have another's name
+    assert held["kernel.values"].tolist() == [2]
+    assert held["kernel.col_indices"].tolist() == [2 * 25 + 3 * 5 + 4]
+    assert held["kernel.crow_indices"].tolist() == [0, 0, 1, 1, 1]
+    assert torch.equal(held["whole"], tensors["whole"])
+    with SparseFile(exported.path) as file:
+        assert file.about == {"csr": {"kernel": [4, 3, 5, 5]}, "tied": {"tied": "kernel"}}
+
+
+def test_bench_compares_and_recommends(run: Path) -> None:
+    outcome = prunus("bench", run, "--batch", 1, "--batch", 32, "--threads", 1)
+    assert outcome.code == 0, outcome.err
+    rows = [
+        [cell.strip() for cell in line.strip("│").split("│")]
+        for line in outcome.out.splitlines()
+        if line.startswith("│")
+    ]
+    names = [row[2] for row in rows]
+    assert names.count("dense") == names.count("compact") == names.count("onnxruntime") == 2
+    assert [row[:2] for row in rows if row[2] == "dense"] == [["1", "1"], ["32", "1"]]
+    dense = 0.0
+    for row in rows:
+        dense = float(row[3]) if row[2] == "dense" else dense
+        assert float(row[5]) == pytest.approx(dense / float(row[3]), rel=0.02)
+        low, high = map(float, row[4].split(" to "))
+        assert low <= float(row[3]) <= high
+    assert re.search(r"^(use .* as fast as the dense network|keep the dense)", outcome.out, re.M)
+    assert "times what any file takes at least" in outcome.out
+
+
+def test_bench_of_a_file_times_its_matrices(tmp_path: Path) -> None:
+    path = tmp_path / "any.safetensors"
+    save_file({"a": torch.eye(40), "b": torch.ones(3), "c": torch.zeros(4, 2, 3)}, path)
+    outcome = prunus("bench", path, "--batch", 2, "--threads", 1)
+    assert outcome.code == 0, outcome.err
+    assert "does not say of which network it is" in outcome.out
+    assert "1,624 parameters" in outcome.out
+    save_file({"b": torch.ones(3)}, path)
+    prunus("bench", path).refused("there is no matrix in float32")
+
+
+def test_mistakes(run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "any.safetensors"
+    save_file({"a": torch.eye(40)}, path)
+    for to in ("compact", "onnx"):
+        prunus("export", path, "--to", to).refused("does not say by which recipe", "directory of a")
+    model = run / "model.safetensors"
+    prunus("export", run, "--to", "compact", "--out", model).refused("is the file to read")
+    prunus("export", run, "--to", "onnx", "--out", tmp_path / "no" / "a").refused("cannot write")
+    prunus("bench", tmp_path / "no").refused("there is no file or directory")
+    assert prunus("bench", run, "--batch", 0).code == 2
+    assert prunus("export", run, "--to", "zip").code == 2
+    damaged = tmp_path / "model.safetensors"
+    damaged.write_bytes(model.read_bytes()[:-8])
+    prunus("bench", damaged).refused("is not a whole safetensors file")
+    save_sparse({"1.weight": torch.ones(2, 2)}, path, about={"recipe": "digits"})
+    prunus("bench", path).refused("any.safetensors is damaged or absent", "Missing key")
+    save_sparse({"1.weight": torch.ones(2, 2)}, path, about={"recipe": "gone"})
+    prunus("bench", path).refused("there is no recipe 'gone'")
+    save_sparse({"1.weight": torch.ones(2, 2)}, path, about={"recipe": "shakespeare-lm"})
+    prunus("bench", path).refused("language model", "pretrained is not there")
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(3, 4), nn.Linear(5, 4)
+
+    def forward(self, left: torch.Tensor, *, right: torch.Tensor) -> dict[str, Any]:
+        return {"sum": self.one(left) + self.other(right), "left": left.sum(-1)}
+
+
+def test_keyword_arguments_and_several_outputs_go_to_onnx(tmp_path: Path) -> None:
+    model = Two()
+    example = {"left": torch.randn(3, 3), "right": torch.randn(3, 5)}
+    written = to_onnx(model, example, tmp_path / "a.onnx")
+    assert written.any_batch
+    other = {"left": torch.randn(7, 3), "right": torch.randn(7, 5)}
+    made = OnnxSession(tmp_path / "a.onnx", threads=1).caller((), other)()
+    right = model(**other)
+    torch.testing.assert_close(made[0], right["sum"])
+    torch.testing.assert_close(made[1], right["left"])
+
+
+def test_one_batch_where_the_sizes_are_fixed(tmp_path: Path) -> None:
+    class Fixed(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            made: torch.Tensor = super().forward(x.reshape(2, -1))  # type: ignore[no-untyped-call]
+            return made
+
+    model = Fixed(nn.Linear(3, 3))
+    assert not to_onnx(model, torch.randn(2, 3), tmp_path / "a.onnx").any_batch
+    # Of 1, for which torch.export takes the size for a number.
+    assert not to_onnx(model[0], torch.randn(1, 3), tmp_path / "b.onnx").any_batch
+
+
+def test_what_cannot_be_traced_is_refused_and_the_old_file_stays(tmp_path: Path) -> None:
+    class Branching(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            made: torch.Tensor = super().forward(x)  # type: ignore[no-untyped-call]
+            return made if x.sum() > 0 else -made
+
+    path = tmp_path / "a.onnx"
+    path.write_text("old")
+    with pytest.raises(UserError, match="Branching cannot be exported: "):
+        to_onnx(Branching(nn.Linear(3, 3)), torch.randn(2, 3), path)
+    assert path.read_text() == "old"
+    with pytest.raises(UserError, match="fails on the example inputs"):
+        to_onnx(nn.Linear(3, 3), torch.randn(2, 4), path)
