@@ -10,10 +10,11 @@ import argparse
 import json
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from compare import METHODS, dense_values, digits, outcomes, spread
+from compare import METHODS, Outcome, digits, outcomes, spread
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
@@ -50,6 +51,8 @@ KERNELS_LEFT_OUT = {
 }
 """The README shows a choice of the timings: kind, width and batch of what it does not."""
 
+NUMBERS = {1: "one thread", 2: "two threads"}
+
 MARKED = re.compile(r"(?<=<!-- figures -->\n).*?(?=<!-- end of figures -->)", re.DOTALL)
 
 
@@ -61,6 +64,7 @@ def render() -> str:
             *_comparisons(),
             _sparse_files(),
             _kernels(),
+            *_whole_networks(),
             _overhead(),
             _threshold(),
             _processes(),
@@ -121,8 +125,7 @@ def _comparisons() -> list[str]:
         for name in LANGUAGE
         if (RESULTS / f"compare-{name}.json").exists()
     }
-    # A mean of fewer than three seeds is none.
-    records = {name: record for name, record in begun.items() if len(dense_values(record)) >= 3}
+    records = {name: record for name, record in begun.items() if any(_rows(record))}
     if not records:
         return []
     lines = [
@@ -132,38 +135,53 @@ def _comparisons() -> list[str]:
         "|---|---|---|---|" + "---|" * len(METHODS),
     ]
     for name, record in records.items():
-        got = outcomes(record)
         first = record["runs"][0]["summary"]
-        dense = spread(dense_values(record), digits(record))
         title = f"{LANGUAGE[name]}, {first['parameters'] / 1e6:.1f} M parameters"
-        everyone = {run["summary"]["seed"] for run in record["runs"]}
-        for ratio in dict.fromkeys(ratio for ratio, _ in got):
-            found = [got[ratio, method] for method in METHODS if (ratio, method) in got]
-            if [len(outcome.values) for outcome in found] != [len(everyone)] * len(METHODS):
-                continue  # methods are compared over the same seeds, and all of them
+        above = ""
+        for found in _rows(record):
             cells = [spread(outcome.values, digits(record)) for outcome in found]
-            sparsity = found[0].sparsity
+            dense = spread(found[0].dense, digits(record))
             lines.append(
                 f"| {title} | {METRICS.get(first['metric']['name'], first['metric']['name'])} "
-                f"| {dense} | {sparsity:.0%} | {' | '.join(cells)} |"
+                f"| {'' if dense == above else dense} | {found[0].sparsity:.0%} "
+                f"| {' | '.join(cells)} |"
             )
-            title = dense = ""
+            title, above = "", dense
     lines.append(
         "\nMean ± standard deviation over the seeds. Sparsity is that of all prunable weights: of "
         "embeddings, attention, feed-forward layers, norms and biases. The strength of relevance "
         "was chosen on the validation split with another seed; that of L2 likewise on Tiny "
-        "Shakespeare, and carried over to the others.\n"
+        "Shakespeare and Multi30k, and carried over to the dialogues.\n"
     )
     for name, record in records.items():
-        seeds = sorted({run["summary"]["seed"] for run in record["runs"]})
         machines = [_machine(run["summary"]["environment"]) for run in record["runs"]]
         lines.append(
-            f"- {LANGUAGE[name]}: seeds {', '.join(map(str, seeds))}; "
+            f"- {LANGUAGE[name]}: seeds {_seeds(record)}; "
             f"{' and '.join(dict.fromkeys(machines))}, {record['date'][:10]}, by "
             f"`python benchmarks/compare.py {name}"
             f"{' --set autocast=true' if record['settings']['autocast'] else ''}`."
         )
     return ["\n".join([*lines, ""])]
+
+
+def _rows(record: dict[str, Any]) -> Iterator[list[Outcome]]:
+    """Yield what the methods reach at each ratio, over the same seeds, of which a mean needs 3."""
+    got = outcomes(record)
+    for ratio in dict.fromkeys(ratio for ratio, _ in got):
+        found = [got[ratio, method] for method in METHODS if (ratio, method) in got]
+        seeds = set.intersection(*(set(outcome.seeds) for outcome in found))
+        if len(found) == len(METHODS) and len(seeds) >= 3:
+            yield [outcome.only(seeds) for outcome in found]
+
+
+def _seeds(record: dict[str, Any]) -> str:
+    """Name the seeds of a comparison, and of its rows if they differ."""
+    rows: dict[str, list[str]] = {}
+    for first, *_ in _rows(record):
+        rows.setdefault(", ".join(map(str, first.seeds)), []).append(f"{first.sparsity:.0%}")
+    if len(rows) == 1:
+        return next(iter(rows))
+    return " and ".join(f"{seeds} ({', '.join(own)})" for seeds, own in rows.items())
 
 
 def _sparse_files() -> str:
@@ -231,9 +249,61 @@ def _kernels() -> str:
         "`python benchmarks/kernels.py`; medians of interleaved calls, further shapes in its "
         f"result file. At best, torch's dense layers reach {dense:.0f} GFLOP/s, the sparse kernel "
         f"{record['peak_gflops']:.0f} on one line of the first cache, and sparse layers "
-        f"{sparse:.0f}; memory is copied at {record['copy_gb_per_s']:.0f} GB/s.\n"
+        f"{sparse:.0f}; memory is copied at {record['copy_gb_per_s']:.0f} GB/s."
     )
-    return "\n".join(lines)
+    if (RESULTS / "kernels-2-threads.json").exists():
+        lines.append(_two_threads())
+    return "\n".join([*lines, ""])
+
+
+def _two_threads() -> str:
+    record = _load("kernels-2-threads")
+    faster = {
+        row["sparsity"]: row["times_faster_than_dense"]["sparse"]
+        for row in record["rows"]
+        if (row["layer"], row["shape"], row["batch"]) == ("linear", [1024, 1024], 64)
+    }
+    shown = ", ".join(f"{faster[s]:.1f} at {s:.0%}" for s in (0.7, 0.9, 0.95, 0.99))
+    return (
+        "With two threads, against dense layers with two, a linear layer of 1024×1024 and a batch "
+        f"of 64 is as many times faster: {shown}."
+    )
+
+
+def _whole_networks() -> list[str]:
+    if not (RESULTS / "networks.json").exists():
+        return []
+    record = _load("networks")
+    lines = [
+        f"Whole networks as `prunus bench` times them, {NUMBERS[record['threads']]}, how many "
+        "times faster than dense:\n",
+        "| network | batch | dense | compact | sparse | compact, sparse | onnxruntime |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for network in record["networks"]:
+        for row in network["rows"]:
+            faster = row["times_faster"]
+            cells = [
+                f"{faster[name]:.2f}" if name in faster else "–"
+                for name in ("compact", "sparse", "compact, sparse", "onnxruntime")
+            ]
+            title = RECIPES.get(network["network"], network["network"])
+            dense = f"{row['times']['dense']['median_ms']:.3g} ms"
+            lines.append(f"| {title} | {row['batch']} | {dense} | {' | '.join(cells)} |")
+    errors = [
+        error
+        for network in record["networks"]
+        for row in network["rows"]
+        for error in row["errors"].values()
+    ]
+    lines.append(
+        f"\n{_machine(record['environment'])}, {record['date'][:10]}, by "
+        "`python benchmarks/networks.py`; medians of interleaved calls. The LeNets are those of "
+        "the recipes; the others have random weights, and zeros at random, and so have nothing "
+        "that is dead. onnxruntime is given the compact network. No output is off by more than "
+        f"{max(errors):.1g} of the largest.\n"
+    )
+    return ["\n".join(lines)]
 
 
 def _overhead() -> str:

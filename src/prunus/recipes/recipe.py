@@ -225,7 +225,7 @@ _BOOK = (
             label_smoothing=0.1,
             validation_pairs=500,
             sequence_distillation=True,
-            strength=0.65,
+            strength=0.3,
             end=0.4,
             ratio=10.0,
         ),
