@@ -33,9 +33,15 @@ def _threads() -> int:
 _MOST_THREADS = int(numba.config.NUMBA_NUM_THREADS)
 
 
-def _panels(items: int, features: int) -> tuple[Tile, int]:
-    """Return the tile that costs least for so many items, and how many there are beside."""
-    fitting = [width for width in _COST if 4 * width * features <= _PANEL_BYTES]
+def _panels(items: int, features: int, room: int) -> tuple[Tile, int]:
+    """Return the tile that costs least for so many items, and how many there are beside.
+
+    Args:
+        items: How many.
+        features: Of each.
+        room: Bytes that the activations of a tile may take.
+    """
+    fitting = [width for width in _COST if 4 * width * features <= room]
     widths = fitting or [min(_COST)]
     width = min(widths, key=lambda width: (math.ceil(items / width) * _COST[width], width))
     lanes = min(width, 16)
@@ -204,13 +210,16 @@ class SparseLinear(_SparseLayer):
     def _plan_of_several(self, items: int, threads: int) -> Any:
         rows = self.rows
         bits = 8 * rows.columns.element_size()
-        tile, count = _panels(items, self.in_features)
+        tile, count = _panels(items, self.in_features, _PANEL_BYTES)
         # Of the matrix as much at a time as of the activations, so that neither is read over and
         # over from farther away than the second-level cache.
         chunk = rows.chunk(max(_CHUNK_BYTES, 4 * tile.width * self.in_features))
         reads = len(rows.values) / max(1, self.in_features)
         crowded = 4 * self.in_features * tile.width * count > 2 * _PANEL_BYTES
         packed = count > 1 and reads > (_WORTH_PACKING_CROWDED if crowded else _WORTH_PACKING)
+        if crowded and not packed:
+            # They will not stay there anyway: longer runs of each feature are what is left to gain.
+            tile, count = _panels(items, self.in_features, 2 * _PANEL_BYTES)
         panels = torch.arange(count)[:, None]
         beside = panels * torch.tensor([4 * tile.width, 4 * tile.width])
         apart = panels * torch.tensor([4 * tile.width * self.in_features, 4 * tile.width])
