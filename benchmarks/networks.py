@@ -20,7 +20,7 @@ from torch import nn
 from measuring import options, save
 from prunus.bench import bench
 from prunus.examples import ExampleInputs
-from prunus.recipes.finished import finished, recipe_of
+from prunus.recipes.finished import about, finished
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ def main() -> None:
 def _trained(runs: list[Path]) -> Iterator[Case]:
     for run in runs:
         network = finished(run / "model.safetensors")
-        name = recipe_of(run / "model.safetensors")
-        yield Case(str(name), network.model, network.example, (1, 256))
+        name = str(about(run / "model.safetensors")["recipe"])
+        yield Case(name, network.model, network.example, (1, 256))
 
 
 def _random() -> Iterator[Case]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from prunus.errors import UserError, listing
+
 __all__ = ["Attention"]
 
 _Three = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -16,7 +18,7 @@ _Three = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class Attention:
-    """What ``nn.MultiheadAttention`` computes, with projections that are free in their form.
+    """What ``nn.MultiheadAttention`` computes, whatever computes the projections.
 
     Args:
         project: Query, key and value, of shape (items, length, features) each, into as many
@@ -44,16 +46,21 @@ class Attention:
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return what ``nn.MultiheadAttention`` returns for these arguments."""
+        """Return what ``nn.MultiheadAttention`` returns for these arguments.
+
+        Raises:
+            UserError: ``is_causal`` without ``attn_mask``, or a mask of whole numbers.
+        """
+        if is_causal and attn_mask is None:
+            raise UserError("attention with is_causal needs attn_mask, of which it is a hint")
         batched = query.dim() == 3
         same = query is key is value
-        one, other, third = query, key, value
         if not batched:
-            one, other, third = query[None], key[None], value[None]
+            query, key, value = query[None], key[None], value[None]
             key_padding_mask = None if key_padding_mask is None else key_padding_mask[None]
         elif not self.batch_first:
-            one, other, third = (x.transpose(0, 1) for x in (query, key, value))
-        projected = self.project((one, one, one) if same else (one, other, third))
+            query, key, value = (x.transpose(0, 1) for x in (query, key, value))
+        projected = self.project((query, query, query) if same else (query, key, value))
         q, k, v = (x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2) for x in projected)
         mask = _added(q, attn_mask, key_padding_mask)
         attended: torch.Tensor | None = None
@@ -65,8 +72,7 @@ class Attention:
             attended = attended.mean(1) if average_attn_weights else attended
             attended = attended if batched else attended[0]
         else:
-            causal = is_causal and mask is None
-            made = F.scaled_dot_product_attention(q, k, v, mask, self.dropout, is_causal=causal)
+            made = F.scaled_dot_product_attention(q, k, v, mask, self.dropout)
         out = self.out(made.transpose(1, 2).flatten(2))
         if not batched:
             return out[0], attended
@@ -77,6 +83,9 @@ def _added(
     query: torch.Tensor, mask: torch.Tensor | None, padding: torch.Tensor | None
 ) -> torch.Tensor | None:
     """Return what to add to the scores of each head: -inf where a key is not to be seen."""
+    wrong = [str(m.dtype) for m in (mask, padding) if m is not None and _is_whole(m)]
+    if wrong:
+        raise UserError(f"masks must be of bool or floating point, but are {listing(wrong)}")
     parts = []
     if mask is not None:
         parts.append(mask if mask.dim() == 2 else mask.view(query.shape[0], -1, *mask.shape[1:]))
@@ -89,3 +98,7 @@ def _added(
         for p in parts
     ]
     return sum(added[1:], added[0]) if added else None
+
+
+def _is_whole(mask: torch.Tensor) -> bool:
+    return mask.dtype != torch.bool and not mask.is_floating_point()

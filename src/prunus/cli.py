@@ -192,9 +192,8 @@ def export(
         typer.Option(help="The file to write. Default: beside the model, by the form's name."),
     ] = None,
 ) -> None:
-    """Write a network in a form that is smaller."""
-    from prunus.export.to_csr import to_csr
-    from prunus.export.to_sparse import to_sparse
+    """Write a network in another form: smaller, or for other runtimes."""
+    from prunus.export import to_csr, to_sparse
     from prunus.inspection import model_file
     from prunus.terminal import exported_table
 
@@ -212,20 +211,29 @@ def _export_network(
     file: Path, to: Literal["compact", "onnx"], out: Path | None, console: _Screen
 ) -> Path:
     from prunus.compaction import compacted, save_compact
-    from prunus.export.to_onnx import to_onnx
-    from prunus.export.to_sparse import target
-    from prunus.recipes.finished import finished, recipe_of
+    from prunus.export import to_onnx
+    from prunus.export.exported import target
+    from prunus.recipes.finished import about, finished
 
-    network, out = finished(file), target(file, out, to)
-    done = compacted(network.model, network.example(2))
-    _say(
-        console,
-        f"{done.parameters_before:,} parameters, {done.parameters:,} without what is dead",
-    )
-    if to == "compact":
-        save_compact(done, out, about={"recipe": recipe_of(file)})
-        return out
-    written = to_onnx(done.model, network.example(2), out)
+    said, out = about(file), target(file, out, to)
+    if to == "compact" and "compact" in said:
+        raise UserError(f"{file} is compact already: export the run that it came from")
+    network = finished(file)
+    model, example = network.model, network.example(2)
+    try:
+        done = compacted(model, example)
+    except UserError as refusal:
+        if to == "compact":
+            raise
+        _say(console, f"{refusal}: what is dead stays")
+    else:
+        model = done.model
+        before, after = done.parameters_before, done.parameters
+        _say(console, f"{before:,} parameters, {after:,} without what is dead")
+        if to == "compact":
+            save_compact(done, out, about={"recipe": said["recipe"]})
+            return out
+    written = to_onnx(model, example, out)
     batches = "of any size" if written.any_batch else "of two"
     _say(
         console,
@@ -252,12 +260,13 @@ def bench(
     from prunus.bench import bench as time_network
     from prunus.export.sparse_file import load_sparse
     from prunus.inspection import model_file
-    from prunus.recipes.finished import finished, recipe_of
+    from prunus.recipes.finished import about, finished
     from prunus.recipes.network import Network
     from prunus.terminal import bench_sizes, bench_table
 
     file, console = model_file(path), _Screen()
-    if recipe_of(file) is None:
+    said = about(file)
+    if not {"recipe", "csr"} & said.keys():
         matrices = Matrices(load_sparse(file))
         network = Network(matrices, matrices.example)
         _say(

@@ -15,6 +15,7 @@ from prunus.errors import UserError, listing
 from prunus.world import check_wrappers, unwrapped
 
 __all__ = [
+    "TOLERANCE",
     "ExampleInputs",
     "arguments",
     "copied",
@@ -24,6 +25,11 @@ __all__ = [
     "run",
     "tensors_of",
 ]
+
+TOLERANCE = 1e-4
+"""The largest difference of an output to accept where the same network is computed in another way,
+relative to its largest magnitude: sums of float32 in another order differ by rounding, the more so
+the deeper a network."""
 
 ExampleInputs = torch.Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 """What a model is called with: a tensor, positional arguments, or keyword arguments."""

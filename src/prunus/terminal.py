@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prunus.bench import Bench
-from prunus.export.to_sparse import Exported
+from prunus.export import Exported
 from prunus.inspection import TensorDensity
 from prunus.recipes.config import Config
 from prunus.recipes.progress import Epoch
@@ -204,11 +204,15 @@ def bench_sizes(bench: Bench) -> str:
     """Say how many parameters there are, and what they take on disk."""
     parameters, sizes = bench.parameters, bench.bytes
     compact = f", {parameters['compact']:,} without what is dead" if "compact" in parameters else ""
+    bound = ""
+    if sizes["bound"]:
+        bound = (
+            f", which is {sizes['sparse'] / sizes['bound']:.3f} times what any file takes at least "
+            "if the zeros lie at random"
+        )
     return (
         f"{parameters['dense']:,} parameters{compact}\n"
-        f"{sizes['dense']:,.0f} bytes, {sizes['sparse']:,.0f} in a sparse file, which is "
-        f"{sizes['sparse'] / sizes['bound']:.3f} times what any file takes at least if the zeros "
-        "lie at random"
+        f"{sizes['dense']:,.0f} bytes, {sizes['sparse']:,.0f} in a sparse file{bound}"
     )
 
 

@@ -510,6 +510,10 @@ def test_other_types(dtype: torch.dtype) -> None:
     if dtype == torch.float64:
         assert done.error < 1e-14
         same(model, done.model, torch.randn(5, 8).to(dtype), within=1e-12)
+    loaded = compact(model, torch.randn(2, 8).to(dtype))
+    assert loaded[2].bias is not None  # for the constants of the neurons that went
+    x = torch.randn(3, 8).to(dtype)
+    assert torch.equal(loaded(x), done.model(x))
 
 
 def test_keyword_arguments_and_integers() -> None:
@@ -654,21 +658,29 @@ def test_files_of_other_models_are_refused(tmp_path: Path) -> None:
         compaction.load_compact(tmp_path / "no", model)
 
 
+UNCHANGED: dict[str, Any] = {"kinds": {}, "sizes": {}, "biases": [], "shapes": {}}
+
+
 @pytest.mark.parametrize(
     "held",
     [
         7,
         {},
-        {"kinds": {"0": "Sequential"}, "sizes": {}, "biases": []},
-        {"kinds": {}, "sizes": {"0": {"in_features": -1}}, "biases": []},
-        {"kinds": {}, "sizes": {"0": {"in_features": "3"}}, "biases": []},
-        {"kinds": {}, "sizes": {"0": 3}, "biases": []},
-        {"kinds": {}, "sizes": {}, "biases": [3]},
-        {"kinds": [], "sizes": {}, "biases": None},
+        {"kinds": {"0": "Sequential"}},
+        {"sizes": {"0": {"in_features": -1}}},
+        {"sizes": {"0": {"in_features": "3"}}},
+        {"sizes": {"0": 3}},
+        {"biases": [3]},
+        {"biases": None},
+        {"kinds": [1]},
+        {"shapes": {"0.weight": 3}},
+        {"shapes": None},
     ],
 )
 def test_damaged_files_are_refused(held: Any, tmp_path: Path) -> None:
     model: Any = nn.Sequential(nn.Linear(4, 6))
+    if held:
+        held = UNCHANGED | held if isinstance(held, dict) else held
     prunus.save_sparse(model, tmp_path / "a", about={"compact": held})
     with pytest.raises(prunus.SparseFileError, match="metadata do not describe a compact model"):
         compaction.load_compact(tmp_path / "a", model)
@@ -679,19 +691,58 @@ def test_damaged_files_are_refused(held: Any, tmp_path: Path) -> None:
     [
         ({"kinds": {"1": "SelectingLinear"}}, "1 is a ReLU, not a Linear"),
         ({"kinds": {"7": "SelectingLinear"}}, "no attribute"),
+        ({"kinds": {"0": "SelectingLinear"}}, "selected"),  # which is not in the file
         ({"sizes": {"0": {"forward": 3}}}, "0 has no number forward"),
+        ({"sizes": {"0": {"width": 3}}}, "0 has no number width"),
         ({"biases": ["7"]}, "no attribute"),
+        ({"biases": ["0"]}, "0 is no layer that has room for a bias and none in it"),
+        ({"biases": ["1"]}, "1 is no layer that has room for a bias and none in it"),
     ],
 )
 def test_files_may_change_only_what_compaction_changes(
     held: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     model: Any = nn.Sequential(nn.Linear(4, 6), nn.ReLU())
-    whole = {"kinds": {}, "sizes": {}, "biases": [], **held}
-    prunus.save_sparse(model, tmp_path / "a", about={"compact": whole})
+    prunus.save_sparse(model, tmp_path / "a", about={"compact": UNCHANGED | held})
     with pytest.raises(UserError, match=message):
         compaction.load_compact(tmp_path / "a", model)
     assert type(model[0]) is nn.Linear
+
+
+@pytest.mark.parametrize(
+    "selected",
+    [torch.tensor([0, 4]), torch.tensor([-1, 0]), torch.tensor([0]), torch.tensor([[0, 1]])],
+)  # fmt: skip
+def test_features_that_are_not_there_are_not_selected(
+    selected: torch.Tensor, tmp_path: Path
+) -> None:
+    state = {"0.weight": torch.ones(6, 2), "0.bias": torch.ones(6), "0.selected": selected}
+    held = UNCHANGED | {"kinds": {"0": "SelectingLinear"}, "shapes": {"0.weight": [6, 4]}}
+    prunus.save_sparse(state, tmp_path / "a", about={"compact": held})
+    model: Any = nn.Sequential(nn.Linear(4, 6))
+    with pytest.raises(UserError, match=r"0\.selected are no numbers of features"):
+        compaction.load_compact(tmp_path / "a", model)
+    state["0.selected"] = torch.tensor([1, 3])
+    prunus.save_sparse(state, tmp_path / "a", about={"compact": held})
+    wrapped: Any = torch.compile(model, backend="eager")
+    loaded = compaction.load_compact(tmp_path / "a", wrapped)
+    assert loaded(torch.tensor([[5.0, 1.0, 7.0, 2.0]]))[0, 0] == 1 + 2 + 1
+
+
+def test_what_a_call_changes_is_not_taken_for_a_size(tmp_path: Path) -> None:
+    class Counting(nn.Sequential):
+        calls = 0
+        longest = None
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls, self.longest = self.calls + 1, len(x)
+            made: torch.Tensor = super().forward(x)  # type: ignore[no-untyped-call]
+            return made
+
+    model: Any = Counting(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    zero(model[0].weight, slice(0, 2))
+    compact(model, torch.ones(2, 4))
+    assert not {"calls", "longest"} & compacted(model, torch.ones(2, 4)).sizes.get("", {}).keys()
 
 
 def test_a_smaller_buffer_that_is_not_saved_is_named(tmp_path: Path) -> None:

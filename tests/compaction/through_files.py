@@ -32,10 +32,9 @@ def compact(model: Any, example: Any) -> Any:
         torch.testing.assert_close(tensor, state[name], rtol=0, atol=0, equal_nan=True)
     before = [(name, type(module)) for name, module in done.model.named_modules()]
     assert [(name, type(module)) for name, module in loaded.named_modules()] == before
-    tied = {
-        names
-        for network in (done.model, loaded)
-        for names in [tuple(n for n, _ in network.named_parameters())]
-    }
-    assert len(tied) == 1  # what was one parameter is still one
+    names = [[name for name, _ in network.named_parameters()] for network in (done.model, loaded)]
+    assert names[0] == names[1]  # what was one parameter is still one
+    for one, two in zip(done.model.parameters(), loaded.parameters(), strict=True):
+        assert one.requires_grad == two.requires_grad
+        assert one.dtype == two.dtype
     return loaded

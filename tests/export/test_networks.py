@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from prunus import SparseFile, UserError, save_sparse
+from prunus.bench import Bench, BenchRow
 from prunus.compaction import load_compact
-from prunus.export.to_csr import to_csr
-from prunus.export.to_onnx import OnnxSession, to_onnx
+from prunus.export import to_csr, to_onnx
+from prunus.export.onnx_file import OnnxSession
 from prunus.recipes.finished import finished
 from prunus.recipes.models import perceptron
 from recipes.commands import SHORT, prunus
@@ -67,7 +68,7 @@ def test_a_run_becomes_an_onnx_file(run: Path, tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == [out]  # the weights are in it
     for batch in (1, 5):
         x = torch.rand(batch, 1, 8, 8)
-        (made,) = OnnxSession(out).caller((x,), {})()
+        (made,) = OnnxSession(out).outputs((x,), {})
         right = outputs(run / "model.safetensors", x)
         torch.testing.assert_close(made, right, rtol=1e-5, atol=1e-5)
 
@@ -149,6 +150,74 @@ def test_bench_of_a_file_times_its_matrices(tmp_path: Path) -> None:
     prunus("bench", path).refused("there is no matrix in float32")
 
 
+def row(batch: int, **milliseconds: float) -> BenchRow:
+    """A row of timings by hand, a comma for each underscore of a variant's name."""
+    times = {
+        name.replace("_", ", "): {"median_ms": ms, "quartile_1_ms": ms, "quartile_3_ms": ms}
+        for name, ms in milliseconds.items()
+    }
+    return BenchRow(batch, 1, times, dict.fromkeys(times, 0.0), ())
+
+
+@pytest.mark.parametrize(
+    ("rows", "left_out", "advice"),
+    [
+        ([row(1, dense=1), row(64, dense=8)], {}, "keep the dense network, for nothing is faster"),
+        ([row(1, dense=1, compact=0.98)], {}, "keep the dense network"),
+        (
+            [row(1, dense=1, compact=0.5), row(64, dense=8, compact=4, sparse=1)],
+            {},  # sparse gains nothing at 1, and that much more at 64
+            r"use prunus\.speed_up\(model, example\): 1\.0× to 8\.0× as fast",
+        ),
+        (
+            [row(1, dense=1, compact_sparse=0.25, onnxruntime=0.5)],
+            {},
+            r"use prunus\.speed_up\(prunus\.compact\(model, example\), example\): 4\.0× as fast",
+        ),
+        (
+            [row(1, dense=1, onnxruntime=0.1), row(64, dense=1, compact=0.9)],
+            {"onnxruntime": "fails"},
+            r"use prunus\.compact\(model, example\): 1\.0× to 1\.1× as fast",
+        ),
+    ],
+)
+def test_the_recommendation_is_the_fastest_on_the_whole(
+    rows: list[BenchRow], left_out: dict[str, str], advice: str
+) -> None:
+    bench = Bench(tuple(rows), left_out, {}, {})
+    assert re.match(advice, bench.recommendation), bench.recommendation
+
+
+def test_a_variant_that_is_off_is_left_out_and_threads_are_as_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from prunus import bench as module
+
+    model = nn.Sequential(nn.Linear(8, 300), nn.ReLU(), nn.Linear(300, 2))
+    with torch.no_grad():
+        model.get_parameter("0.weight")[:200] = 0
+    calls = iter([0.0, 1.0] + [0.0] * 9)  # the second is that of the compact network
+    monkeypatch.setattr(module, "difference", lambda *_: next(calls))
+    before = torch.get_num_threads()
+    done = module.bench(model, lambda n: torch.randn(n, 8), batches=[2], threads=[1], seconds=0.01)
+    assert done.left_out["compact"] == "its outputs are off by 1 of the largest"
+    assert "compact" not in done.rows[0].times
+    assert torch.get_num_threads() == before
+    with pytest.raises(UserError, match="no batch to time"):
+        module.bench(model, lambda n: torch.randn(n, 8), batches=[])
+    with pytest.raises(UserError, match="fails on the example inputs"):
+        module.bench(model, lambda n: torch.randn(n, 9), threads=[1])
+    assert torch.get_num_threads() == before
+
+
+def test_a_file_of_zeros_is_benched(tmp_path: Path) -> None:
+    path = tmp_path / "any.safetensors"
+    save_file({"a": torch.zeros(20, 20)}, path)
+    outcome = prunus("bench", path, "--batch", 1, "--threads", 1)
+    assert outcome.code == 0, outcome.err
+    assert "1,600 bytes" in outcome.out
+
+
 def test_mistakes(run: Path, tmp_path: Path) -> None:
     path = tmp_path / "any.safetensors"
     save_file({"a": torch.eye(40)}, path)
@@ -169,6 +238,15 @@ def test_mistakes(run: Path, tmp_path: Path) -> None:
     prunus("bench", path).refused("there is no recipe 'gone'")
     save_sparse({"1.weight": torch.ones(2, 2)}, path, about={"recipe": "shakespeare-lm"})
     prunus("bench", path).refused("language model", "pretrained is not there")
+    (tmp_path / "pretrained").mkdir()
+    (tmp_path / "pretrained" / "config.json").write_text("{}")
+    prunus("bench", path).refused("pretrained is damaged, or not of a language model")
+    csr = tmp_path / "csr"
+    assert prunus("export", run, "--to", "csr", "--out", csr).code == 0
+    prunus("bench", csr).refused("holds compressed rows", "that it was exported from")
+    small = tmp_path / "small"
+    assert prunus("export", run, "--to", "compact", "--out", small).code == 0
+    prunus("export", small, "--to", "compact", "--out", path).refused("is compact already")
 
 
 class Two(nn.Module):
@@ -185,8 +263,8 @@ def test_keyword_arguments_and_several_outputs_go_to_onnx(tmp_path: Path) -> Non
     example = {"left": torch.randn(3, 3), "right": torch.randn(3, 5)}
     written = to_onnx(model, example, tmp_path / "a.onnx")
     assert written.any_batch
-    other = {"left": torch.randn(7, 3), "right": torch.randn(7, 5)}
-    made = OnnxSession(tmp_path / "a.onnx", threads=1).caller((), other)()
+    other = {"right": torch.randn(7, 5), "left": torch.randn(7, 3)}  # in another order
+    made = OnnxSession(tmp_path / "a.onnx", threads=1).outputs((), other)
     right = model(**other)
     torch.testing.assert_close(made[0], right["sum"])
     torch.testing.assert_close(made[1], right["left"])
@@ -200,8 +278,24 @@ def test_one_batch_where_the_sizes_are_fixed(tmp_path: Path) -> None:
 
     model = Fixed(nn.Linear(3, 3))
     assert not to_onnx(model, torch.randn(2, 3), tmp_path / "a.onnx").any_batch
-    # Of 1, for which torch.export takes the size for a number.
-    assert not to_onnx(model[0], torch.randn(1, 3), tmp_path / "b.onnx").any_batch
+    # The size of 1 is as free as others, though torch.export would take it for a number.
+    assert to_onnx(model[0], torch.randn(1, 3), tmp_path / "b.onnx").any_batch
+    (made,) = OnnxSession(tmp_path / "b.onnx").outputs((torch.ones(5, 3),), {})
+    assert made.shape == (5, 3)
+
+
+def test_what_onnxruntime_refuses_is_a_users_error(tmp_path: Path) -> None:
+    wide = nn.Sequential(nn.Linear(3, 3), nn.GELU()).to(torch.bfloat16)
+    with pytest.raises(UserError, match="onnxruntime|cannot be exported"):
+        to_onnx(wide, torch.randn(2, 3, dtype=torch.bfloat16), tmp_path / "a.onnx")
+    to_onnx(nn.Linear(3, 3), torch.randn(2, 3, requires_grad=True), tmp_path / "a.onnx")
+    session = OnnxSession(tmp_path / "a.onnx")
+    for wrong in ((torch.ones(2, 4),), (torch.ones(2, 3), torch.ones(2, 3)), ()):
+        with pytest.raises(UserError, match="onnxruntime fails on the inputs"):
+            session.outputs(wrong, {})
+    (tmp_path / "b.onnx").write_text("no network")
+    with pytest.raises(UserError, match="onnxruntime refuses the network"):
+        OnnxSession(tmp_path / "b.onnx")
 
 
 def test_what_cannot_be_traced_is_refused_and_the_old_file_stays(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prunus import SparseFile, load_sparse
+from prunus.export import to_sparse
 from prunus.export.sparse_file import size_bound
-from prunus.export.to_sparse import to_sparse
 from recipes.commands import SHORT, prunus
 
 from .test_sparse_file import assert_same

@@ -28,6 +28,7 @@ from transformers.pytorch_utils import Conv1D
 from prunus.errors import DataError, UserError
 from prunus.recipes.corpora import Pairs, dialogues, texts, translations
 from prunus.recipes.directory import RunDirectory
+from prunus.recipes.finished import finished
 from prunus.recipes.language import bucketed
 from prunus.recipes.language_model import LanguageModel, LanguageModelConfig
 from prunus.recipes.objective import NO_CLASS, Teacher
@@ -82,6 +83,17 @@ def test_a_recipe_runs_from_a_folder_of_the_same_columns(tmp_path: Path, name: s
     assert held["nonzero"] == sum(int((p != 0).sum()) for p in loaded.parameters())
     tokenizer = AutoTokenizer.from_pretrained(out / "pretrained")
     assert tokenizer.decode(tokenizer.encode("fünf, sechs?")) == "fünf, sechs?"
+
+    # And what the command exports and times.
+    taken = finished(out / "model.safetensors")
+    given: Any = taken.example(2)
+    with torch.no_grad():
+        right = loaded.eval()(**given).logits
+        assert torch.equal(taken.model(**given).logits, right)
+        if name.endswith("lm"):
+            assert prunus("export", out, "--to", "compact").code == 0
+            compact = finished(out / "model.compact.safetensors").model
+            torch.testing.assert_close(compact(**given).logits, right, rtol=1e-4, atol=1e-5)
 
 
 def test_bleu_is_sacrebleus_on_what_the_saved_network_writes(tmp_path: Path) -> None:

@@ -307,6 +307,12 @@ def test_projections_of_attention_are_replaced(kind: str, batch_first: bool) -> 
     padding = torch.zeros(5, 5, dtype=torch.bool)
     padding[1, 3:] = True
     causal = torch.ones(5, 5, dtype=torch.bool).triu(1)
+    with pytest.raises(UserError, match="is_causal needs attn_mask"):
+        done.model(*given, is_causal=True)
+    with pytest.raises(
+        UserError, match="masks must be of bool or floating point, but are torch.int64"
+    ):
+        done.model(*given, key_padding_mask=padding.long())
     calls: list[dict[str, Any]] = [
         {},
         {"need_weights": False},
@@ -329,18 +335,68 @@ def test_attention_that_someone_looks_into_stays_closed() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.other = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.hooked = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.hooked.register_forward_hook(lambda *_: None)
+            self.biased = nn.MultiheadAttention(8, 2, batch_first=True, add_bias_kv=True)
             self.linear = nn.Linear(8, 8)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             x = self.attention(x, x, x)[0] * self.attention.in_proj_weight.sum()
+            for attention in (self.other, self.hooked, self.biased):
+                x = x + attention(x, x, x)[0]
             return self.linear(x)  # type: ignore[no-any-return]
 
     model = thinned(Curious())
     x = torch.randn(2, 3, 8)
     done = sped_up(model, x)
-    assert done.replaced == ("linear",)
-    assert "MultiheadAttention has no sparse counterpart" in done.left["attention"]
+    assert done.replaced == ("other.inputs", "other.out", "linear")
+    assert done.left["attention"] == "its weights are read by the code around it"
+    assert done.left["hooked"] == "it has hooks"
+    assert "keys and values of its own" in done.left["biased"]
     same(done.model, model, x)
+
+
+@pytest.mark.usefixtures("_always_faster")
+def test_an_attention_is_joint_by_keywords_too_shared_and_without_a_batch() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2)
+            self.again = self.attention
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.attention(x, key=x, value=x)[0]
+            return self.again(query=x, key=x, value=x)[0]  # type: ignore[no-any-return]
+
+    model = thinned(Twice(), 0.5)
+    for x in (torch.randn(5, 8), torch.randn(5, 3, 8)):
+        done = sped_up(model, x)
+        assert done.replaced == ("attention.inputs", "attention.out")
+        assert done.model.get_submodule("again") is done.model.get_submodule("attention")
+        same(done.model, model, x)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.usefixtures("_always_faster")
+@pytest.mark.parametrize("nested", [True, False])
+def test_encoders_of_padded_inputs(nested: bool) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    model = thinned(nn.TransformerEncoder(layer, 1, enable_nested_tensor=nested), 0.8)
+    mask = torch.zeros(4, 6, dtype=torch.bool)
+    mask[1, -2:] = True
+    x = torch.randn(4, 6, 16)
+    done = sped_up(model, {"src": x, "src_key_padding_mask": mask})
+    if nested:  # where what is padded is 0 in the output, which no other way would yield
+        assert done.replaced == ()
+        assert "enable_nested_tensor=False" in done.left["layers.0.linear1"]
+    else:
+        assert "layers.0.self_attn.inputs" in done.replaced, done.left
+    with torch.no_grad():
+        expected = model(x, src_key_padding_mask=mask)
+        found = done.model(x, src_key_padding_mask=mask)
+    torch.testing.assert_close(found[~mask], expected[~mask], rtol=0, atol=2e-5)
 
 
 @pytest.mark.usefixtures("_always_faster")

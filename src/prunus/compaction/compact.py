@@ -159,24 +159,36 @@ def compacted(model: nn.Module, example_inputs: ExampleInputs) -> Compaction:
             taken.append(drawn)
     graph = trace(original, args, kwargs)
 
-    def attempt(held: Collection[str]) -> tuple[Plan, nn.Module | None, float, str]:
+    def attempt(held: Collection[str]) -> _Attempt:
         return _attempt(model, original, graph, held, taken, right)
 
-    plan, small, error, reason = attempt(())
-    if small is None and plan.sized:
+    made = attempt(())
+    if made.model is None and made.plan.sized:
         # Sizes are written down somewhere as numbers: find out where, and let those stay.
-        held = set(plan.sized)
-        plan, small, error, reason = attempt(held)
-        for place in sorted(held) if small is not None else ():
+        held = set(made.plan.sized)
+        made = attempt(held)
+        for place in sorted(held) if made.model is not None else ():
             freer = attempt(held - {place})
-            if freer[1] is not None:
+            if freer.model is not None:
                 held.discard(place)
-                plan, small, error, reason = freer
-    if small is None:
+                made = freer
+    if made.model is None:
         raise UserError(
-            f"{type(model).__name__} cannot be made smaller with the same outputs: {reason}"
+            f"{type(model).__name__} cannot be made smaller with the same outputs: {made.reason}"
         )
-    return _described(model, small, plan, error)
+    return _described(model, made.model, made)
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """A smaller model if it says the same, else why it does not."""
+
+    plan: Plan
+    model: nn.Module | None
+    kinds: Mapping[str, str]
+    sizes: Mapping[str, Mapping[str, int]]
+    error: float
+    reason: str
 
 
 def _attempt(
@@ -186,13 +198,14 @@ def _attempt(
     held: Collection[str],
     inputs: list[tuple[tuple[Any, ...], dict[str, Any]]],
     wanted: list[list[torch.Tensor]],
-) -> tuple[Plan, nn.Module | None, float, str]:
-    """Return a plan, and the smaller model if it says the same; else why it does not."""
+) -> _Attempt:
     plan = analyse(original, graph, held)
     reason = ""
     for sizes in readings(original, plan.resizes):
         small = copy.deepcopy(model).eval()
         operate(small, plan, sizes)
+        # Before it is called, for a model may count its calls, or keep what it has computed.
+        kinds, numbers = _changes(original, small)
         error, failure = 0.0, ""
         for (args, kwargs), right in zip(inputs, wanted, strict=True):
             try:
@@ -205,12 +218,32 @@ def _attempt(
                 failure = f"an output of the copy is off by {apart:.2g} of the largest"
                 break
         if not failure:
-            return plan, small, error, ""
+            return _Attempt(plan, small, kinds, numbers, error, "")
         reason = reason or failure
-    return plan, None, 0.0, reason
+    return _Attempt(plan, None, {}, {}, 0.0, reason)
 
 
-def _described(model: nn.Module, small: nn.Module, plan: Plan, error: float) -> Compaction:
+def _changes(
+    before: nn.Module, after: nn.Module
+) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
+    """Return by module the class that it has become, and its whole numbers that have changed."""
+    modules = dict(before.named_modules())
+    kinds, sizes = {}, {}
+    for name, module in after.named_modules():
+        old = modules[name]
+        if type(module) is not type(old):
+            kinds[name] = type(module).__name__
+        numbers = {
+            attribute: value
+            for attribute, value in vars(module).items()
+            if type(value) is int and vars(old).get(attribute) != value
+        }
+        if numbers:
+            sizes[name] = numbers
+    return kinds, sizes
+
+
+def _described(model: nn.Module, small: nn.Module, made: _Attempt) -> Compaction:
     before = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     after = {**dict(small.named_parameters()), **dict(small.named_buffers())}
     removed = tuple(
@@ -218,30 +251,15 @@ def _described(model: nn.Module, small: nn.Module, plan: Plan, error: float) -> 
         for name, old in before.items()
         if old.shape != after[name].shape
     )
-    modules = dict(model.named_modules())
-    sizes = {name: _numbers(modules[name], own) for name, own in small.named_modules()}
     return Compaction(
         model=small,
         removed=removed,
-        biases=tuple(plan.created),
-        selecting=tuple(plan.selected),
-        frozen=tuple(plan.reasons),
-        kinds={
-            name: type(module).__name__
-            for name, module in small.named_modules()
-            if type(module) is not type(modules[name])
-        },
-        sizes={name: own for name, own in sizes.items() if own},
+        biases=tuple(made.plan.created),
+        selecting=tuple(made.plan.selected),
+        frozen=tuple(made.plan.reasons),
+        kinds=made.kinds,
+        sizes=made.sizes,
         parameters_before=total_parameters(model),
         parameters=total_parameters(small),
-        error=error,
+        error=made.error,
     )
-
-
-def _numbers(before: nn.Module, after: nn.Module) -> dict[str, int]:
-    """Return the whole numbers among a module's attributes that are not what they were."""
-    return {
-        name: value
-        for name, value in vars(after).items()
-        if type(value) is int and vars(before).get(name) != value
-    }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,16 @@ from prunus.compaction.selecting import SELECTING
 from prunus.errors import SparseFileError, UserError, listing
 from prunus.examples import copied
 from prunus.export.sparse_file import LIMIT, SparseFile, load_sparse, save_sparse
+from prunus.world import unwrapped
 
 __all__ = ["load_compact", "save_compact"]
 
-_REPLACED: Mapping[type[nn.Module], type[nn.Module]] = {
+_IN_PLACE_OF: Mapping[type[nn.Module], type[nn.Module]] = {
     **SELECTING,
     nn.MultiheadAttention: SmallerAttention,
 }
 
-_KINDS = {own.__name__: (plain, own) for plain, own in _REPLACED.items()}
+_KINDS = {own.__name__: (plain, own) for plain, own in _IN_PLACE_OF.items()}
 """Classes that take the place of others, by name, each after the one it takes the place of."""
 
 _OWN_SIZES = frozenset({"width"})
@@ -69,7 +71,12 @@ def save_compact(
             f"{listing(unsaved)} became smaller, but is not part of the state_dict: register it by "
             "register_buffer(..., persistent=True)"
         )
-    held = {"kinds": done.kinds, "sizes": done.sizes, "biases": list(done.biases)}
+    held = {
+        "kinds": done.kinds,
+        "sizes": done.sizes,
+        "biases": list(done.biases),
+        "shapes": {removed.name: removed.before for removed in done.removed},
+    }
     save_sparse(state, path, about={**(about or {}), "compact": held})
 
 
@@ -79,7 +86,7 @@ def load_compact(path: str | Path, model: nn.Module, *, limit: int = LIMIT) -> n
     Args:
         path: The file.
         model: One as it was before, built by the same code; its weights do not matter, and it is
-            not changed.
+            not changed. It may be within ``torch.compile`` or DistributedDataParallel.
         limit: The bytes that the tensors may come to.
 
     Returns:
@@ -99,19 +106,22 @@ def load_compact(path: str | Path, model: nn.Module, *, limit: int = LIMIT) -> n
             f"{path} is not the file of a compact model: read it by prunus.load_sparse, or write "
             "one by prunus.compaction.save_compact"
         )
-    kinds, sizes, biases = _checked(Path(path), held)
+    changes = _checked(Path(path), held)
     state = load_sparse(path, limit=limit)
-    small = copied(model)
+    small = copied(unwrapped(model))
     try:
-        for name, kind in kinds.items():
+        for name, kind in changes.kinds.items():
             _change(small, name, kind)
-        for name in biases:
-            small.get_submodule(name).bias = nn.Parameter(torch.empty(0))
-        for name, numbers in sizes.items():
+        for name in changes.biases:
+            _add_bias(small, name)
+        for name, numbers in changes.sizes.items():
             _write_down(small, name, numbers)
-        _make_room(small, state)
+        _make_room(small, changes.shapes, state)
         small.load_state_dict(state)
-    except (AttributeError, RuntimeError, KeyError, TypeError) as error:
+        for name, kind in changes.kinds.items():
+            if kind != SmallerAttention.__name__:
+                _check_selected(name, small.get_submodule(name), changes.shapes)
+    except (AttributeError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} does not fit {type(model).__name__}, which must be built as the model was "
             f"before it became smaller: {error}"
@@ -119,31 +129,61 @@ def load_compact(path: str | Path, model: nn.Module, *, limit: int = LIMIT) -> n
     return small
 
 
-def _checked(path: Path, held: Any) -> tuple[dict[str, str], dict[str, dict[str, int]], list[str]]:
+@dataclass(frozen=True)
+class _Changes:
+    """What a file says must change in a model.
+
+    Attributes:
+        kinds: The class that takes a module's place, by the module's name.
+        sizes: Of each module its attributes that are other whole numbers.
+        biases: The layers that get a bias.
+        shapes: The shapes, as they were, of the tensors that become smaller.
+    """
+
+    kinds: Mapping[str, str]
+    sizes: Mapping[str, Mapping[str, int]]
+    biases: Sequence[str]
+    shapes: Mapping[str, Sequence[int]]
+
+
+def _checked(path: Path, held: Any) -> _Changes:
     """Return what the metadata say, if it is of the right form."""
     try:
-        kinds, sizes, biases = dict(held["kinds"]), dict(held["sizes"]), list(held["biases"])
+        kinds, sizes, shapes = dict(held["kinds"]), dict(held["sizes"]), dict(held["shapes"])
+        biases = list(held["biases"])
         right = (
             all(isinstance(own, dict) for own in sizes.values())
             and all(type(n) is int and n >= 0 for own in sizes.values() for n in own.values())
+            and all(isinstance(own, list) for own in shapes.values())
             and all(kind in _KINDS for kind in kinds.values())
-            and all(isinstance(name, str) for name in (*kinds, *sizes, *biases))
+            and all(isinstance(name, str) for name in (*kinds, *sizes, *biases, *shapes))
         )
     except (KeyError, TypeError, ValueError):
         right = False
     if not right:
         raise SparseFileError(f"{path} is damaged: its metadata do not describe a compact model")
-    return kinds, sizes, biases
+    return _Changes(kinds, sizes, biases, shapes)
 
 
 def _change(model: nn.Module, name: str, kind: str) -> None:
     module = model.get_submodule(name)
     plain, own = _KINDS[kind]
-    if type(module) is not plain:
+    attention = own is SmallerAttention
+    if not (isinstance(module, plain) if attention else type(module) is plain):
         raise TypeError(f"{name} is a {type(module).__name__}, not a {plain.__name__}")
     module.__class__ = own
-    if own is not SmallerAttention:
-        module.register_buffer("selected", torch.empty(0, dtype=torch.int64))
+    if not attention:
+        weight: torch.Tensor = module.weight  # type: ignore[assignment]
+        selected = torch.empty(0, dtype=torch.int64, device=weight.device)
+        module.register_buffer("selected", selected)
+
+
+def _add_bias(model: nn.Module, name: str) -> None:
+    layer = model.get_submodule(name)
+    if layer._parameters.get("bias", layer) is not None:
+        raise TypeError(f"{name} is no layer that has room for a bias and none in it")
+    weight: torch.Tensor = layer.weight  # type: ignore[assignment]
+    layer.bias = nn.Parameter(weight.new_empty(0), requires_grad=weight.requires_grad)
 
 
 def _write_down(model: nn.Module, name: str, numbers: Mapping[str, int]) -> None:
@@ -155,19 +195,40 @@ def _write_down(model: nn.Module, name: str, numbers: Mapping[str, int]) -> None
         setattr(module, attribute, value)
 
 
-def _make_room(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Give each tensor of a model the shape that it has in a state; shared ones stay shared."""
+def _make_room(
+    model: nn.Module, shapes: Mapping[str, Sequence[int]], state: Mapping[str, torch.Tensor]
+) -> None:
+    """Give the tensors that become smaller, and new ones, the shapes that they have in a state."""
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    smaller = {id(tensor) for name, tensor in tensors if name in shapes or not tensor.numel()}
+    unlike = [
+        f"{name} is of shape {tuple(tensor.shape)} and must be {tuple(shapes[name])}"
+        for name, tensor in tensors
+        if name in shapes and tuple(tensor.shape) != tuple(shapes[name])
+    ]
+    if unlike:
+        raise ValueError(listing(unlike))
     made: dict[int, torch.Tensor] = {}
     for prefix, module in model.named_modules():
         for held in (module._parameters, module._buffers):
             for own, old in list(held.items()):
                 new = state.get(f"{prefix}.{own}" if prefix else own)
-                if old is None or new is None or new.shape == old.shape:
+                if old is None or new is None or id(old) not in smaller:
                     continue
-                if id(old) not in made:
-                    empty = torch.empty(new.shape, dtype=old.dtype, device=old.device)
+                if id(old) not in made:  # tied ones stay tied
+                    empty = old.detach().new_empty(new.shape)
                     is_parameter = isinstance(old, nn.Parameter)
                     made[id(old)] = (
                         nn.Parameter(empty, old.requires_grad) if is_parameter else empty
                     )
                 setattr(module, own, made[id(old)])
+
+
+def _check_selected(name: str, layer: Any, shapes: Mapping[str, Sequence[int]]) -> None:
+    selected, weight = layer.selected, layer.weight
+    most = shapes.get(f"{name}.weight".lstrip("."), weight.shape)[1]
+    within = selected.shape == weight.shape[1:2] and bool(
+        ((selected >= 0) & (selected < most)).all()
+    )
+    if not within:
+        raise ValueError(f"{name}.selected are no numbers of features, one for each that is read")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,18 +15,17 @@ from prunus.recipes.network import Network
 from prunus.recipes.recipe import find
 from prunus.recipes.weights import load_into
 
-__all__ = ["finished", "recipe_of"]
+__all__ = ["about", "finished"]
 
 
-def recipe_of(file: Path) -> str | None:
-    """Return the recipe by which the network in a file was trained; None if it does not say.
+def about(file: Path) -> dict[str, Any]:
+    """Return what a file says about its network; "recipe" is that by which it was trained.
 
     Raises:
         UserError: It is damaged or no safetensors file.
     """
     with SparseFile(file) as opened:
-        recipe = opened.about.get("recipe")
-    return recipe if isinstance(recipe, str) else None
+        return dict(opened.about)
 
 
 def finished(file: Path) -> Network:
@@ -38,17 +38,20 @@ def finished(file: Path) -> Network:
     Raises:
         UserError: It is not of a recipe, damaged, or its run's directory is not complete.
     """
-    recipe = recipe_of(file)
-    if recipe is None:
+    said = about(file)
+    if "csr" in said:
+        raise UserError(
+            f"{file} holds compressed rows, for other libraries: give the file or the run that it "
+            "was exported from"
+        )
+    if not isinstance(recipe := said.get("recipe"), str):
         raise UserError(
             f"{file} does not say by which recipe it was trained, so that its network is not known "
             "here: give the directory of a run, or call prunus from Python, where your network is"
         )
     with torch.random.fork_rng(devices=[]):
         network = find(recipe).network(file)
-    with SparseFile(file) as opened:
-        small = "compact" in opened.about
-    if small:
+    if "compact" in said:
         return dataclasses.replace(network, model=load_compact(file, network.model))
     load_into(network.model, file)
     return network

@@ -16,6 +16,7 @@ from prunus.examples import ExampleInputs
 __all__ = ["Network", "image_network", "language_network"]
 
 _WORDS = 32
+"""How many random words, at most, each text of a language network's example has."""
 
 
 @dataclass(frozen=True)
@@ -31,16 +32,18 @@ class Network:
     example: Callable[[int], ExampleInputs]
 
 
-def image_network(_: Path, build: Callable[[], nn.Module], shape: tuple[int, ...]) -> Network:
+def image_network(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> Network:
     """Return a network of images of that shape, with new random weights."""
     return Network(build().eval(), lambda batch: torch.rand(batch, *shape))
 
 
 def language_network(file: Path) -> Network:
-    """Return the network in ``pretrained/`` beside a run's file.
+    """Return a network of the form that ``pretrained/`` beside a run's file describes.
+
+    Its example are texts of 32 random words, or as many as it has positions.
 
     Raises:
-        UserError: There is none, or transformers is missing.
+        UserError: There is none, it is damaged, or transformers is missing.
     """
     folder = file.parent / "pretrained"
     if not folder.is_dir():
@@ -54,11 +57,19 @@ def language_network(file: Path) -> Network:
         raise UserError(
             "recipes on language need the 'language' extra: pip install 'prunus[language]'"
         ) from missing
-    config: Any = transformers.AutoConfig.from_pretrained(folder)
-    kind: Any = getattr(transformers, config.architectures[0])
-    config.use_cache = False  # which would be returned, too
-    model: Any = kind(config).eval()
-    names = ["input_ids", *(["decoder_input_ids"] if config.is_encoder_decoder else [])]
+    try:
+        config: Any = transformers.AutoConfig.from_pretrained(folder)
+        two_sided = bool(config.is_encoder_decoder)
+        config.use_cache = False  # which would be returned, too
+        kind: Any = (
+            transformers.AutoModelForSeq2SeqLM if two_sided else transformers.AutoModelForCausalLM
+        )
+        model: Any = kind.from_config(config).eval()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{folder} is damaged, or not of a language model: {error}; restore it from a copy"
+        ) from error
+    names = ["input_ids", *(["decoder_input_ids"] if two_sided else [])]
     length = min(_WORDS, config.max_position_embeddings)
 
     def example(batch: int) -> ExampleInputs:

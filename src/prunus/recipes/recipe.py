@@ -35,7 +35,7 @@ class Recipe:
         config: Its settings.
         prepare: Loads the data, given the settings, what the user gave as --data (or None), and the
             seed.
-        network: Builds the network that a file of a run is for, wanting no data.
+        network: Builds the network that a file of a run is for, given the file and wanting no data.
     """
 
     name: str
@@ -54,8 +54,14 @@ def _digits_recipe(summary: str, config: ImageConfig) -> Recipe:
             raise UserError(f"the recipe digits has its data embedded: leave out --data {source}")
         return Classification(config, digits(config.validation, seed), build)
 
-    network = partial(image_network, build=build, shape=(1, 8, 8))
-    return Recipe("digits", summary, "embedded", config, prepare, network)
+    return Recipe(
+        "digits",
+        summary,
+        "embedded",
+        config,
+        prepare,
+        lambda _: image_network(build, (1, 8, 8)),
+    )
 
 
 def _images_recipe(
@@ -67,8 +73,7 @@ def _images_recipe(
         images = hub_images(source or data, size=size, validation=config.validation, seed=seed)
         return Classification(config, images, build)
 
-    network = partial(image_network, build=build, shape=(1, *size))
-    return Recipe(name, summary, data, config, prepare, network)
+    return Recipe(name, summary, data, config, prepare, lambda _: image_network(build, (1, *size)))
 
 
 def _translation(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,16 +14,20 @@ from torch import nn
 from prunus.compaction.attention import SmallerAttention
 from prunus.compaction.selecting import SELECTING, reading_all
 from prunus.errors import UserError, listing
-from prunus.examples import ExampleInputs, copied, difference, expected, prepared, run
+from prunus.examples import (
+    TOLERANCE,
+    ExampleInputs,
+    copied,
+    difference,
+    expected,
+    prepared,
+    run,
+)
 from prunus.runtime.attention import OpenAttention
 from prunus.runtime.fusion import Chain, chains
 from prunus.timing import fitting_rounds, interleaved
 
 __all__ = ["LayerTiming", "SpeedUp", "sped_up", "speed_up"]
-
-_TOLERANCE = 1e-4
-"""The largest difference of an output to accept, relative to its largest magnitude: sums in another
-order differ by rounding, the more so the deeper a network."""
 
 _DENSEST = 0.7
 """Share of weights that are not zero from which on a sparse layer is not even tried."""
@@ -163,8 +167,9 @@ def sped_up(model: nn.Module, example_inputs: ExampleInputs) -> SpeedUp:
     model, args, kwargs = prepared(model, example_inputs)
     dense = copied(model)
     right = expected(dense, args, kwargs)
-    opened, attentions = _opened(model, args, kwargs, right)
+    opened, attentions, closed = _opened(model, args, kwargs, right)
     seen, left = _inputs(opened, args, kwargs)
+    left |= closed
     layers: list[LayerTiming] = []
     chosen: list[tuple[Chain, int]] = []
     with torch.inference_mode():
@@ -184,10 +189,10 @@ def sped_up(model: nn.Module, example_inputs: ExampleInputs) -> SpeedUp:
     best = min(seconds, key=seconds.__getitem__)
     fastest = candidates[best][0]
     error = difference(right, run(fastest, args, kwargs))
-    if error > _TOLERANCE:
+    if error > TOLERANCE:
         raise UserError(
             f"{type(model).__name__} cannot be sped up: its outputs would be off by {error:.2g} of "
-            f"the largest ({_TOLERANCE:g} is accepted). Is it random in evaluation mode?"
+            f"the largest ({TOLERANCE:g} is accepted). Is it random in evaluation mode?"
         )
     if best == "dense":
         layers = [replace(layer, sparse=False) for layer in layers]
@@ -208,34 +213,60 @@ def _caller(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> Callable[
 
 def _opened(
     model: nn.Module, args: Any, kwargs: Mapping[str, Any], right: list[torch.Tensor]
-) -> tuple[nn.Module, dict[str, bool]]:
+) -> tuple[nn.Module, dict[str, bool], dict[str, str]]:
     """Return a copy whose sparse attentions have projections of their own.
 
     Returns:
-        The copy, and of the name of each opened attention whether its inputs are one tensor. The
-        attentions stay closed where the code around them wants what is within.
+        The copy; of the name of each opened attention whether its inputs are one tensor; and why
+        others with zeros among their weights stay closed.
     """
     joint: dict[str, bool] = {}
+    closed: dict[str, str] = {}
     copy = copied(model)
     for name, module in copy.named_modules():
         if type(module) not in (nn.MultiheadAttention, SmallerAttention):
             continue
-        if module.bias_k is not None or module.add_zero_attn or _unsuitable_tensor(module):
+        if not any(map(_sparse_itself, module.modules())):
             continue
-        if any(map(_sparse_itself, module.modules())):
+        if reason := _closed(module):
+            closed[name] = reason
+            continue
 
-            def note(_: nn.Module, given: Any, named: Any, name: str = name) -> None:
-                query, key, value = [*given, *map(named.get, ("query", "key", "value"))][:3]
-                joint[name] = joint.get(name, True) and query is key is value
+        def note(_: nn.Module, given: Any, named: Any, name: str = name) -> None:
+            inputs = dict(zip(("query", "key", "value"), given, strict=False)) | named
+            same = inputs["query"] is inputs["key"] is inputs["value"]
+            joint[name] = joint.get(name, True) and same
 
-            module.register_forward_pre_hook(note, with_kwargs=True)
+        module.register_forward_pre_hook(note, with_kwargs=True)
     run(copy, args, kwargs)
-    opened = _with_open(copied(model), joint)
-    try:
-        alike = difference(right, run(opened, args, kwargs)) <= _TOLERANCE
-    except Exception:  # whatever a model's own code raises that looks into an attention
-        alike = False
-    return (opened, joint) if alike else (copied(model), {})
+
+    def alike(names: Iterable[str]) -> nn.Module | None:
+        opened = _with_open(copied(model), {name: joint[name] for name in names})
+        try:
+            apart = difference(right, run(opened, args, kwargs))
+        except Exception:  # whatever a model's own code raises that looks into an attention
+            return None
+        return opened if apart <= TOLERANCE else None
+
+    opened = alike(joint)
+    if opened is None:
+        for name in [name for name in joint if alike([name]) is None]:
+            closed[name] = "its weights are read by the code around it"
+            del joint[name]
+        opened = alike(joint)
+    if opened is None:
+        closed |= dict.fromkeys(joint, "opened together with others it does not say the same")
+        return copied(model), {}, closed
+    return opened, joint, closed
+
+
+def _closed(attention: Any) -> str | None:
+    """Return why the projections of an attention cannot be layers of their own."""
+    if attention.bias_k is not None or attention.add_zero_attn:
+        return "it has keys and values of its own, by add_bias_kv or add_zero_attn"
+    if attention._forward_hooks or attention._forward_pre_hooks:
+        return "it has hooks"
+    return _unsuitable_tensor(attention)
 
 
 def _with_open(model: nn.Module, attentions: Mapping[str, bool]) -> nn.Module:
@@ -243,6 +274,12 @@ def _with_open(model: nn.Module, attentions: Mapping[str, bool]) -> nn.Module:
     for name, joint in attentions.items():
         attention: Any = model.get_submodule(name)
         model = _put(model, name, OpenAttention(attention, joint=joint))
+    for module in model.modules():
+        # In evaluation mode these hand the weights of their layers to one fused dense kernel.
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
+        elif isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
     return model
 
 
@@ -262,18 +299,24 @@ def _inputs(
     handles = []
     for name, module in candidates.items():
 
-        def keep(_: nn.Module, given: tuple[Any, ...], name: str = name) -> None:
-            if given:
-                seen.setdefault(name, given[0].detach())
+        def keep(_: nn.Module, given: Any, named: Any, name: str = name) -> None:
+            x = next(iter([*given, *named.values()]), None)
+            if isinstance(x, torch.Tensor) and x.is_nested:
+                left[name] = (
+                    "it is called on nested tensors, which nn.TransformerEncoder makes of padded "
+                    "ones unless built with enable_nested_tensor=False"
+                )
+            elif isinstance(x, torch.Tensor):
+                seen.setdefault(name, x.detach())
 
-        handles.append(module.register_forward_pre_hook(keep))
+        handles.append(module.register_forward_pre_hook(keep, with_kwargs=True))
     try:
         run(model, args, kwargs)
     finally:
         for handle in handles:
             handle.remove()
     for name, module in candidates.items():
-        if name not in seen and _sparse_itself(module):
+        if name not in seen and name not in left and _sparse_itself(module):
             left[name] = "it is not called on this example, or only its weight is read"
     return seen, left
 
@@ -288,7 +331,7 @@ def _sparse_itself(module: nn.Module) -> bool:
 def _unsuitable(module: nn.Module) -> str | None:
     """Return None of a layer that can be replaced, else why not."""
     kind = type(module)
-    if kind not in (*_REPLACED, *(SELECTING[each] for each in _REPLACED)):
+    if kind not in (*_LAYERS, *(SELECTING[each] for each in _LAYERS)):
         return f"a {kind.__name__} has no sparse counterpart"
     if reason := _unsuitable_tensor(module):
         return reason
@@ -302,7 +345,7 @@ def _unsuitable(module: nn.Module) -> str | None:
     return None
 
 
-_REPLACED: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d)
+_LAYERS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d)
 """What has a sparse counterpart, also where it selects some of its features."""
 
 
@@ -377,12 +420,6 @@ def _replaced(
         fast = _put(fast, chain.name, _sparse(chain, features, by_item=by_item))
         for name in chain.names:
             fast = _put(fast, name, nn.Identity())
-    for module in fast.modules():
-        # In evaluation mode these hand the weights of their layers to one fused dense kernel.
-        if isinstance(module, nn.TransformerEncoder):
-            module.use_nested_tensor = False
-        elif isinstance(module, nn.TransformerEncoderLayer):
-            module.activation_relu_or_gelu = 0
     return fast.requires_grad_(False)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
+from prunus.export.exported import Exported, bound_of, target
 from prunus.export.sparse_file import SparseFile, StoredTensor
-from prunus.export.to_sparse import Exported, bound_of, target
 from prunus.files import write_atomically
 
 __all__ = ["to_csr"]
@@ -18,10 +18,11 @@ __all__ = ["to_csr"]
 def to_csr(source: Path, out: Path | None = None) -> Exported:
     """Write the matrices of a file as compressed sparse rows, for other libraries to read.
 
-    A tensor is a matrix of as many rows as its first dimension has elements. Those that are smaller
-    so are stored as ``NAME.values``, ``NAME.col_indices`` and ``NAME.crow_indices``, the last two
-    as int32, and their shapes in the metadata; other tensors lie whole under their names, and of
-    tied ones only the first.
+    A tensor is a matrix of as many rows as its first dimension has elements. Those that take fewer
+    bytes in this form are stored as ``NAME.values``, ``NAME.col_indices`` and
+    ``NAME.crow_indices``, the last two as int32, and their shapes in the metadata. Other tensors
+    lie whole under their names, also where one of those names is another tensor's; and of tied ones
+    only the first.
 
     Args:
         source: A safetensors file, sparse or not.

@@ -17,13 +17,10 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from prunus.errors import UserError
-from prunus.examples import ExampleInputs, copied, difference, expected, prepared
+from prunus.examples import TOLERANCE, ExampleInputs, copied, difference, expected, prepared
 from prunus.files import write_atomically
 
 __all__ = ["OnnxFile", "OnnxSession", "to_onnx"]
-
-_TOLERANCE = 1e-4
-"""The largest difference of an output to accept, relative to its largest magnitude."""
 
 
 @dataclass(frozen=True)
@@ -74,35 +71,36 @@ def to_onnx(model: nn.Module, example_inputs: ExampleInputs, path: str | Path) -
     _check_extra()
     model, args, kwargs = prepared(model, example_inputs)
     model = copied(model)
-    examples = [(args, kwargs)]
+    inputs = [(args, kwargs)]
     right = [expected(model, args, kwargs)]
-    doubled = pytree.tree_map(_doubled, (args, kwargs))
-    shapes = _free_batch(model, args, kwargs)
-    if shapes is not None:
+    free = _free_batch(model, args, kwargs)
+    if free is not None:
+        doubled = pytree.tree_map(_doubled, (args, kwargs))
         # A network may not take another batch than the example's.
         with contextlib.suppress(UserError):
             right.append(expected(model, *doubled))
-            examples.append(doubled)
-    any_batch = len(examples) > 1
+            inputs.append(doubled)
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "model.onnx"
+        any_batch = len(inputs) > 1
         if any_batch:
             try:
-                _export(model, args, kwargs, written, shapes)
+                # Of the doubled one, for torch.export takes a size of 1 for a number that stays.
+                _export(model, *inputs[1], written, free)
             except UserError:
                 any_batch = False
         if not any_batch:
             _export(model, args, kwargs, written, None)
-            examples, right = examples[:1], right[:1]
+            inputs, right = inputs[:1], right[:1]
         session = OnnxSession(written)
         error = max(
-            difference(wanted, session.caller(*given)())
-            for given, wanted in zip(examples, right, strict=True)
+            difference(wanted, session.outputs(*given))
+            for given, wanted in zip(inputs, right, strict=True)
         )
-        if error > _TOLERANCE:
+        if error > TOLERANCE:
             raise UserError(
                 f"{type(model).__name__} cannot be exported: in onnxruntime its outputs are off by "
-                f"{error:.2g} of the largest ({_TOLERANCE:g} is accepted)"
+                f"{error:.2g} of the largest ({TOLERANCE:g} is accepted)"
             )
         content = written.read_bytes()
     write_atomically(Path(path), content)
@@ -115,6 +113,9 @@ class OnnxSession:
     Args:
         path: The file.
         threads: How many to compute with; default: as many as onnxruntime likes.
+
+    Raises:
+        UserError: onnxruntime refuses the file or, on a call, the inputs.
     """
 
     def __init__(self, path: str | Path, threads: int = 0) -> None:
@@ -124,16 +125,38 @@ class OnnxSession:
         wanted = onnxruntime.SessionOptions()
         wanted.intra_op_num_threads = threads
         wanted.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(path, wanted, ["CPUExecutionProvider"])
+        with _as_user_error("refuses the network"):
+            self._session = onnxruntime.InferenceSession(path, wanted, ["CPUExecutionProvider"])
         self._names = [given.name for given in self._session.get_inputs()]
+
+    def outputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+        """Return the network's output tensors, in order, for what the network is called with."""
+        with _as_user_error("fails on the inputs"):
+            return self.caller(args, kwargs)()
 
     def caller(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Callable[[], list[torch.Tensor]]:
-        """Return a function that computes the network's output tensors, in order, for an input."""
-        given = [x for x in pytree.tree_leaves((args, dict(kwargs))) if isinstance(x, torch.Tensor)]
-        fed = {name: x.numpy() for name, x in zip(self._names, given, strict=True)}
+        """Return a function that does so again and again."""
+        named = {name: x for name, x in kwargs.items() if name in self._names}
+        rest = {name: x for name, x in kwargs.items() if name not in named}
+        names = [name for name in self._names if name not in named]
+        given = [x for x in pytree.tree_leaves((args, rest)) if isinstance(x, torch.Tensor)]
+        fed = {
+            name: x.detach().cpu().numpy()
+            for name, x in (*named.items(), *zip(names, given, strict=True))
+        }
         return lambda: [torch.from_numpy(made) for made in self._session.run(None, fed)]
+
+
+@contextlib.contextmanager
+def _as_user_error(what: str) -> Iterator[None]:
+    """Say in one line what onnxruntime, or handing over to it, raises: errors of many kinds."""
+    try:
+        yield
+    except Exception as error:
+        first = str(error).strip().partition("\n")[0]
+        raise UserError(f"onnxruntime {what}: {type(error).__name__}: {first}") from error
 
 
 def _check_extra() -> None:
@@ -154,10 +177,7 @@ def _doubled(x: Any) -> Any:
 def _free_batch(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return by argument that its first dimension may be of any size; None if they differ."""
     tensors = [x for x in pytree.tree_leaves((args, dict(kwargs))) if isinstance(x, torch.Tensor)]
-    # torch.export takes a size of 1 for a number that stays.
     if not tensors or any(not x.dim() for x in tensors) or len({len(x) for x in tensors}) > 1:
-        return None
-    if len(tensors[0]) < 2:
         return None
     bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
     batch = torch.export.Dim.DYNAMIC
