@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from prunus import UserError
+from prunus.runtime.fusion import fits_pool
 from prunus.runtime.layers import SparseConv, SparseLinear
 
 THREADS = (1, 2)
@@ -168,6 +169,70 @@ def test_convolution_is_that_of_torch(
     else:
         check(sparse, expected, x)
         check(sparse, expected, x + 1)  # the planes are used again, and their borders still zero
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    images=st.integers(1, 3),
+    height=st.integers(3, 20),
+    width=st.one_of(st.integers(3, 20), st.sampled_from([28, 40, 70])),
+    kernel=st.sampled_from([1, 2, 3]),
+    padding=st.sampled_from([0, 1]),
+    window=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 2)),
+    rectified=st.booleans(),
+    threads=st.sampled_from(THREADS),
+)
+def test_pooling_is_that_of_torch(
+    images: int,
+    height: int,
+    width: int,
+    kernel: int,
+    padding: int,
+    window: tuple[int, int],
+    stride: tuple[int, int],
+    rectified: bool,
+    threads: int,
+) -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(threads)
+    conv, pool = nn.Conv2d(4, 6, kernel, padding=padding), nn.MaxPool2d(window, stride)
+    thin(conv, 0.6)
+    assert fits_pool(pool)
+    sparse = SparseConv(conv, rectified=rectified, pool=pool)
+    x = torch.randn(images, 4, height, width)
+    layers = [conv, *([nn.ReLU()] if rectified else []), pool]
+    size = [n + 2 * padding - kernel + 1 for n in (height, width)]
+    if size[0] < window[0] or size[1] < window[1]:
+        with pytest.raises(RuntimeError, match="too small"):
+            sparse(x)
+        return
+    expected = nn.Sequential(*layers)
+    check(sparse, expected, x)
+    check(sparse, expected, x[0] + 1)
+
+
+def test_pooling_of_large_convolutions_in_threads() -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(2)
+    conv, pool = nn.Conv2d(16, 24, 3, padding=1), nn.MaxPool2d(3, 2)
+    thin(conv, 0.5)
+    for images in (1, 2, 5):
+        check(
+            SparseConv(conv, pool=pool), nn.Sequential(conv, pool), torch.randn(images, 16, 24, 24)
+        )
+
+
+def test_pooling_keeps_what_is_not_a_number() -> None:
+    conv, pool = nn.Conv2d(1, 1, 1, bias=False), nn.MaxPool2d(2)
+    nn.init.ones_(conv.weight)
+    x = torch.arange(64.0).reshape(1, 1, 8, 8)
+    for place in ((0, 0), (1, 1), (0, 3), (7, 6)):
+        x[0, 0, place[0], place[1]] = torch.nan
+    x[0, 0, 4, 4] = -torch.inf
+    with torch.no_grad():
+        found, expected = SparseConv(conv, pool=pool)(x), pool(x)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
 def test_convolutions_of_threads_share_images_or_rows() -> None:

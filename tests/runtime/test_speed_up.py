@@ -120,6 +120,25 @@ def test_norms_and_rectifiers_are_fused_where_nobody_else_reads(groups: int) -> 
     same(done.model, model, torch.randn(5, 3, 9, 11))
 
 
+@pytest.mark.usefixtures("_always_faster")
+def test_poolings_are_fused_before_or_after_the_rectifier() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2),  # 14
+        nn.Conv2d(4, 4, 3), nn.MaxPool2d(3, 1), nn.ReLU(), nn.MaxPool2d(2),  # 12, 10, 5
+        nn.Conv2d(4, 4, 2), nn.MaxPool2d(2, padding=1), nn.ReLU(),  # 4, 3
+        nn.Conv2d(4, 4, 1), nn.MaxPool2d(2, ceil_mode=True),
+        nn.Conv2d(4, 4, 1), nn.MaxPool2d(1), nn.BatchNorm2d(4),
+    )  # fmt: skip
+    model = thinned(model, 0.6)
+    x = torch.randn(3, 1, 30, 30)
+    done = sped_up(model, x)
+    fused = {layer.name: layer.fused for layer in done.layers}
+    expected = {"0": ("1", "2", "3"), "4": ("5", "6"), "8": (), "11": (), "13": ("14",)}
+    assert fused == expected
+    same(done.model, model, x)
+
+
 def test_what_stands_under_several_names_is_not_fused() -> None:
     linear, relu = nn.Linear(4, 4), nn.ReLU()
     model = nn.Sequential(linear, relu, linear, nn.ReLU(), nn.Linear(4, 4), relu)

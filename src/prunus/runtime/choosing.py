@@ -96,9 +96,9 @@ def speed_up(model: nn.Module, example_inputs: ExampleInputs) -> nn.Module:
     Each ``nn.Linear``, ``nn.Conv1d`` and ``nn.Conv2d``, and each projection of a
     ``nn.MultiheadAttention``, is timed against a layer that computes with its non-zero weights
     only, on what the example brings it, with the number of threads that torch is set to, and is
-    replaced where the sparse one is faster. Batch norms after a convolution and rectifiers become a
-    part of the replaced layer where the network can be traced. In the end the whole network is
-    timed, and is left as it is where that is not slower.
+    replaced where the sparse one is faster. Rectifiers, and batch norms and max poolings after a
+    convolution, become a part of the replaced layer where the network can be traced. In the end
+    the whole network is timed, and is left as it is where that is not slower.
 
     Args:
         model: Any network in float32 on the CPU, also one that was made by :func:`prunus.compact`,
@@ -393,7 +393,7 @@ def _sparse(chain: Chain, features: int, *, by_item: bool) -> nn.Module:
     if isinstance(layer, nn.Linear):
         return SparseLinear(layer, rectified=chain.rectified, by_item=by_item)
     assert isinstance(layer, nn.Conv1d | nn.Conv2d)
-    return SparseConv(layer, rectified=chain.rectified)
+    return SparseConv(layer, rectified=chain.rectified, pool=chain.pool)
 
 
 def _medians(variants: Mapping[str, Callable[[], object]]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 from prunus.runtime.attention import OpenAttention
 
-__all__ = ["Chain", "chains"]
+__all__ = ["Chain", "chains", "fits_pool", "square"]
 
 _Layer = nn.Linear | nn.Conv1d | nn.Conv2d
 
@@ -25,7 +25,8 @@ class Chain:
     Attributes:
         name: Of the layer in the model.
         layer: It.
-        names: Of those after it: a batch norm, a rectifier, both, or none.
+        names: Of those after it: a batch norm, a rectifier, a max pooling, in this order or the
+            latter two the other way round, or none.
         others: They.
     """
 
@@ -38,6 +39,11 @@ class Chain:
     def rectified(self) -> bool:
         """Whether a rectifier is among them."""
         return any(isinstance(other, nn.ReLU) for other in self.others)
+
+    @property
+    def pool(self) -> nn.MaxPool2d | None:
+        """The max pooling among them."""
+        return next((other for other in self.others if isinstance(other, nn.MaxPool2d)), None)
 
     @torch.no_grad()
     def merged(self) -> _Layer:
@@ -66,23 +72,50 @@ def chains(model: nn.Module, names: Collection[str]) -> Iterator[Chain]:
         if name not in names or not isinstance(module, _Layer):
             continue
         found: list[str] = []
-        kinds: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.ReLU)
-        if isinstance(module, nn.Linear):
-            kinds = (nn.ReLU,)
+        kinds: tuple[type[nn.Module], ...] = (nn.ReLU,)
+        if isinstance(module, nn.Conv1d | nn.Conv2d):
+            kinds += (nn.BatchNorm1d, nn.BatchNorm2d)
+        if isinstance(module, nn.Conv2d):
+            kinds += (nn.MaxPool2d,)
         after = following.get(name)
         while after is not None and type(after_module := model.get_submodule(after)) in kinds:
             if after_module._forward_hooks or after_module._forward_pre_hooks:
                 break
-            if not isinstance(after_module, nn.ReLU) and not _foldable(after_module):
+            if isinstance(after_module, _BatchNorm) and not _foldable(after_module):
+                break
+            if isinstance(after_module, nn.MaxPool2d) and not fits_pool(after_module):
                 break
             found.append(after)
-            kinds = () if isinstance(after_module, nn.ReLU) else (nn.ReLU,)
+            # A rectifier and a pooling may change places; a norm must be next to the layer.
+            gone = (type(after_module), nn.BatchNorm1d, nn.BatchNorm2d)
+            kinds = tuple(kind for kind in kinds if kind not in gone)
             after = following.get(after)
         yield Chain(name, module, tuple(found), tuple(map(model.get_submodule, found)))
 
 
 def _foldable(norm: nn.Module) -> bool:
     return getattr(norm, "running_mean", None) is not None and not norm.training
+
+
+def fits_pool(pool: nn.MaxPool2d) -> bool:
+    """Tell whether a sparse convolution can do the work of a pooling after it."""
+    return (
+        square(pool.padding) == (0, 0)
+        and square(pool.dilation) == (1, 1)
+        and square(pool.stride)[1] in (1, 2)
+        and not pool.return_indices
+        and not pool.ceil_mode
+    )
+
+
+def square(size: int | tuple[int, ...]) -> tuple[int, int]:
+    """Return a size that may be one number for both dimensions as two.
+
+    Example:
+        >>> square(3), square((1, 2))
+        ((3, 3), (1, 2))
+    """
+    return (size, size) if isinstance(size, int) else (size[0], size[-1])
 
 
 class _Tracer(Tracer):

@@ -20,13 +20,14 @@ from numba import njit, prange
 from prunus.runtime.vectors import (
     float_at,
     gather_dot,
+    largest,
     number_at,
     put_float,
     sum_of_rows,
     transposed,
 )
 
-__all__ = ["Tile", "convolve", "dot", "matrix", "pack", "unpack", "with_threads"]
+__all__ = ["Pool", "Tile", "convolve", "dot", "matrix", "pack", "unpack", "with_threads"]
 
 _IN_FLIGHT = 8
 """Sums that are worked on at a time, so that none waits for its own last addition."""
@@ -58,6 +59,25 @@ class Tile:
     def vectors(self) -> int:
         """Vectors in all."""
         return self.across * self.down
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Max pooling of an image that a convolution has computed.
+
+    Attributes:
+        height: Lines of a window.
+        width: Floats in a line of it.
+        down: Lines from window to window.
+        across: Floats from window to window, 1 or 2.
+        lanes: How many windows beside each other are worked on at a time.
+    """
+
+    height: int
+    width: int
+    down: int
+    across: int
+    lanes: int
 
 
 def with_threads(call: Callable[..., None], threads: int, *arguments: Any) -> None:
@@ -173,34 +193,75 @@ def _transpose(x, x_row, rows, columns, y, y_row):
 
 
 @njit(nogil=True, cache=True)
-def pack(x, x_item, x_feature, items, features, y, width):
-    """Write panels of ``width`` items each: y[panel, feature, item].
+def _pack_part(x, x_item, x_feature, items, features, y, width, start, step):
+    """Write the items from ``start`` on, ``step`` at most, to the panel that they belong to."""
+    count, place = min(step, items - start), start % width
+    at = x + np.uint64(start * x_item)
+    panel = y + np.uint64((start - place) * features * 4 + place * 4)
+    if x_feature == 4:
+        _transpose(at, x_item, count, features, panel, width * 4)
+    else:
+        for feature in range(features):
+            source = at + np.uint64(feature * x_feature)
+            line = panel + np.uint64(feature * width * 4)
+            for item in range(count):
+                put_float(line, item, float_at(source, item))
+    if start + count == items:
+        for feature in range(features):
+            for item in range(place + count, width):
+                put_float(panel, feature * width + item - place, np.float32(0))
+
+
+@functools.cache
+def pack(parallel: bool) -> Any:
+    """Return the kernel that writes panels of ``width`` items each: y[panel, feature, item].
 
     One of the two steps of x, given in bytes, must be that of contiguous floats. What is left of
-    the last panel holds zeros.
+    the last panel holds zeros. In parallel the first argument is the number of threads.
     """
-    for start in range(0, items, width):
-        count = min(width, items - start)
-        panel = y + np.uint64(start * features * 4)
-        if x_feature == 4:
-            at = x + np.uint64(start * x_item)
-            _transpose(at, x_item, count, features, panel, width * 4)
-        else:
-            for feature in range(features):
-                at = x + np.uint64(feature * x_feature + start * 4)
-                line = panel + np.uint64(feature * width * 4)
-                for item in range(count):
-                    put_float(line, item, float_at(at, item))
-        if count < width:
-            for feature in range(features):
-                for item in range(count, width):
-                    put_float(panel, feature * width + item, np.float32(0))
+    if not parallel:
+
+        @njit(nogil=True, cache=True)
+        def panels(x, x_item, x_feature, items, features, y, width):
+            for start in range(0, items, width):
+                _pack_part(x, x_item, x_feature, items, features, y, width, start, width)
+
+        return panels
+
+    @njit(nogil=True, cache=True, parallel=True)
+    def shared(threads, x, x_item, x_feature, items, features, y, width):
+        # Parts of a panel too, where they are transposed; else a panel's lines are copied whole.
+        step = min(width, _LANES) if x_feature == 4 else width
+        for part in prange((items + step - 1) // step):
+            _pack_part(x, x_item, x_feature, items, features, y, width, part * step, step)
+
+    return shared
 
 
-@njit(nogil=True, cache=True)
-def unpack(x, x_feature, items, features, y):
-    """Write y[item, feature] = x[feature, item], both contiguous but for the step of x's lines."""
-    _transpose(x, x_feature, features, items, y, features * 4)
+@functools.cache
+def unpack(parallel: bool) -> Any:
+    """Return the kernel that writes y[item, feature] = x[feature, item].
+
+    Both are contiguous but for the step of x's lines. In parallel the first argument is the number
+    of threads.
+    """
+    if not parallel:
+
+        @njit(nogil=True, cache=True)
+        def whole(x, x_feature, items, features, y):
+            _transpose(x, x_feature, features, items, y, features * 4)
+
+        return whole
+
+    @njit(nogil=True, cache=True, parallel=True)
+    def shared(threads, x, x_feature, items, features, y):
+        for part in prange((items + _LANES - 1) // _LANES):
+            start = part * _LANES
+            count = min(_LANES, items - start)
+            at = y + np.uint64(start * features * 4)
+            _transpose(x + np.uint64(start * 4), x_feature, features, count, at, features * 4)
+
+    return shared
 
 
 @njit(nogil=True, cache=True)
@@ -228,19 +289,51 @@ def _spread(x, x_channel, x_line, channels, height, width, top, left, stride, pl
 
 
 @functools.cache
-def convolve(tile: Tile, bits: int, parallel: bool) -> Any:
+def _pooling(pool: Pool | None) -> Any:
+    """Return the kernel that pools planes [first, last) of an image; that of None does nothing."""
+    if pool is None:
+
+        @njit(nogil=True, cache=True)
+        def nothing(x, x_plane, x_line, first, last, tall, wide, y):
+            pass
+
+        return nothing
+    lanes, height, width, down, across = (
+        pool.lanes, pool.height, pool.width, pool.down, pool.across,
+    )  # fmt: skip
+
+    @njit(nogil=True, cache=True)
+    def planes(x, x_plane, x_line, first, last, tall, wide, y):
+        for plane in range(first, last):
+            for row in range(tall):
+                source = x + np.uint64(plane * x_plane + row * down * x_line)
+                target = y + np.uint64((plane * tall + row) * wide * 4)
+                for start in range(0, wide, lanes):
+                    column = min(start, wide - lanes)
+                    largest(
+                        lanes, height, width, across,
+                        source + np.uint64(column * across * 4), x_line,
+                        target + np.uint64(column * 4),
+                    )  # fmt: skip
+
+    return planes
+
+
+@functools.cache
+def convolve(tile: Tile, bits: int, parallel: bool, pool: Pool | None = None) -> Any:
     """Return the kernel of convolutions: of images copied onto planes, or as they are.
 
     In parallel each thread works on images of its own if there are enough of them, and otherwise
-    on rows of its own.
+    on rows of its own. With pooling, each image is first computed at y, the same place for all
+    images of a thread, and then pooled to where it belongs.
     """
-    rows = _rows(tile, bits)
+    rows, pooled = _rows(tile, bits), _pooling(pool)
 
     @njit(nogil=True, cache=True)
     def images(
         start, stop, values, index, pointers, bias, first, last, chunk, x, x_image, x_channel,
         x_line, channels, height, width, top, left, stride, planes, line, plane, y, y_image, y_row,
-        y_line, floor, tiles, count,
+        y_line, floor, tiles, count, pool_line, tall, wide, pools, pools_image,
     ):  # fmt: skip
         for image in range(start, stop):
             source = x + np.uint64(image * x_image)
@@ -254,6 +347,8 @@ def convolve(tile: Tile, bits: int, parallel: bool) -> Any:
                 values, index, pointers, bias, first, last, chunk, source, 4, line * 4,
                 y + np.uint64(image * y_image), y_row, y_line, floor, tiles, count,
             )  # fmt: skip
+            at = pools + np.uint64(image * pools_image)
+            pooled(y, y_row, pool_line, first, last, tall, wide, at)
 
     if not parallel:
         return images
@@ -262,17 +357,18 @@ def convolve(tile: Tile, bits: int, parallel: bool) -> Any:
     def shared(
         threads, total, values, index, pointers, bias, bounds, chunk, x, x_image, x_channel,
         x_line, channels, height, width, top, left, stride, planes, line, plane, apart, y, y_image,
-        y_row, y_line, floor, tiles, count,
+        y_row, y_line, floor, tiles, count, pool_line, tall, wide, pools, pools_image, y_apart,
     ):  # fmt: skip
         if total >= threads:
-            last = number_at(bounds, threads)
+            all_rows = number_at(bounds, threads)
             for thread in prange(threads):
+                own = planes + np.uint64(thread * apart * min(planes, 1))  # 0 stays 0
                 images(
                     thread * total // threads, (thread + 1) * total // threads,
-                    values, index, pointers, bias, 0, last, chunk, x, x_image, x_channel, x_line,
-                    channels, height, width, top, left, stride,
-                    planes + np.uint64(thread * apart) if planes else planes, line, plane,
-                    y, y_image, y_row, y_line, floor, tiles, count,
+                    values, index, pointers, bias, 0, all_rows, chunk, x, x_image, x_channel,
+                    x_line, channels, height, width, top, left, stride, own, line, plane,
+                    y + np.uint64(thread * y_apart), y_image, y_row, y_line, floor, tiles,
+                    count, pool_line, tall, wide, pools, pools_image,
                 )  # fmt: skip
         else:
             for image in range(total):
@@ -285,11 +381,13 @@ def convolve(tile: Tile, bits: int, parallel: bool) -> Any:
                             planes + np.uint64(channel * plane * 4), line, plane,
                         )  # fmt: skip
                     source = planes
+                at = pools + np.uint64(image * pools_image)
                 for thread in prange(threads):
+                    first, last = number_at(bounds, thread), number_at(bounds, thread + 1)
                     rows(
-                        values, index, pointers, bias, number_at(bounds, thread),
-                        number_at(bounds, thread + 1), chunk, source, 4, line * 4,
+                        values, index, pointers, bias, first, last, chunk, source, 4, line * 4,
                         y + np.uint64(image * y_image), y_row, y_line, floor, tiles, count,
                     )  # fmt: skip
+                    pooled(y, y_row, pool_line, first, last, tall, wide, at)
 
     return shared

@@ -14,7 +14,17 @@ import torch
 from torch import nn
 
 from prunus.errors import UserError
-from prunus.runtime.kernels import Tile, convolve, dot, matrix, pack, unpack, with_threads
+from prunus.runtime.fusion import square
+from prunus.runtime.kernels import (
+    Pool,
+    Tile,
+    convolve,
+    dot,
+    matrix,
+    pack,
+    unpack,
+    with_threads,
+)
 from prunus.runtime.rows import SparseRows, as_index, from_index
 
 __all__ = ["SparseConv", "SparseLinear"]
@@ -167,13 +177,13 @@ class SparseLinear(_SparseLayer):
     def _plan_of_one(self, threads: int) -> Any:
         rows = self.rows
         bits = 8 * rows.columns.element_size()
-        if threads > 1 and len(rows.values) > _WORTH_SHARING:
+        if threads > 1 and len(rows.values) > _WORTH_SHARING_ONE:
             return functools.partial(with_threads, dot(bits, True), threads), rows.shared(threads)
         return dot(bits, False), rows.whole()
 
     def _several(self, x: torch.Tensor, items: int) -> torch.Tensor:
         threads = _threads()
-        call, weight, width, count, chunk, packed, beside, apart = self._plans.get(
+        call, weight, width, count, chunk, packed, beside, apart, move = self._plans.get(
             (items, threads)
         ) or self._planned((items, threads), lambda: self._plan_of_several(items, threads))
         padded = width * count
@@ -192,7 +202,7 @@ class SparseLinear(_SparseLayer):
             starts = apart
             # A lone item or feature has any step; the other one's is then that of floats.
             contiguous = 4 if feature == 1 or self.in_features == 1 else 4 * feature
-            pack(
+            move(pack)(
                 x.data_ptr(), 4 * item, contiguous, items, self.in_features,
                 source.data_ptr(), width,
             )  # fmt: skip
@@ -204,7 +214,7 @@ class SparseLinear(_SparseLayer):
         if not self.by_item:
             return y.t() if padded == items else y.t()[:items]
         result = torch.empty(items, self.out_features)
-        unpack(y.data_ptr(), 4 * padded, items, self.out_features, result.data_ptr())
+        move(unpack)(y.data_ptr(), 4 * padded, items, self.out_features, result.data_ptr())
         return result
 
     def _plan_of_several(self, items: int, threads: int) -> Any:
@@ -226,12 +236,19 @@ class SparseLinear(_SparseLayer):
         own = tile.width, count, chunk, packed, beside, apart
         if threads > 1 and len(rows.values) * tile.width * count > _WORTH_SHARING:
             call = functools.partial(with_threads, matrix(tile, bits, True), threads)
-            return call, rows.shared(threads), *own
-        return matrix(tile, bits, False), rows.whole(), *own
+
+            def together(kernel: Callable[[bool], Any]) -> Callable[..., None]:
+                return functools.partial(with_threads, kernel(True), threads)
+
+            return call, rows.shared(threads), *own, together
+        return matrix(tile, bits, False), rows.whole(), *own, lambda kernel: kernel(False)
 
 
-_WORTH_SHARING = 100_000
+_WORTH_SHARING = 200_000
 """Multiplications from which on it pays to wake another thread."""
+
+_WORTH_SHARING_ONE = 15_000
+"""The same of a single item, whose multiplications take longer, for each reads another place."""
 
 _PANEL_BYTES = 1 << 20
 """Activations that stay in the second-level cache while the matrix goes over them."""
@@ -297,7 +314,10 @@ class _Plan:
         seen: Its height and width as the kernel sees them.
         shape: Its height and width.
         floats: Of the planes; 0 for none.
-        planes: Such as were used, and whose borders are zero.
+        scratch: Floats for images that are not pooled yet; 0 for none.
+        pooling: The last arguments: those that describe the pooled output.
+        pooled: The shape of the pooled output; None without pooling.
+        planes: Such as were used, and whose borders are zero; what is scratch comes after them.
         kept: What the addresses among the arguments belong to.
     """
 
@@ -310,11 +330,14 @@ class _Plan:
     seen: tuple[int, int]
     shape: tuple[int, int]
     floats: int
+    scratch: int
+    pooling: tuple[int, ...]
+    pooled: tuple[int, int, int, int] | None
     planes: list[torch.Tensor]
     kept: _Geometry
 
     def new_planes(self) -> torch.Tensor:
-        return torch.zeros(self.floats)
+        return torch.zeros(self.floats + self.scratch)
 
 
 class SparseConv(_SparseLayer):
@@ -327,6 +350,8 @@ class SparseConv(_SparseLayer):
     Args:
         conv: The layer to do the work of: nn.Conv1d or nn.Conv2d with zero padding, float32.
         rectified: Whether to do the work of a ReLU after it as well.
+        pool: A max pooling after it whose work to do as well, as
+            :func:`prunus.runtime.fusion.fits_pool` allows.
 
     Raises:
         UserError: On a call: the input has other channels, is smaller than the kernel, or is not
@@ -340,9 +365,16 @@ class SparseConv(_SparseLayer):
         True
     """
 
-    def __init__(self, conv: nn.Conv1d | nn.Conv2d, *, rectified: bool = False) -> None:
+    def __init__(
+        self,
+        conv: nn.Conv1d | nn.Conv2d,
+        *,
+        rectified: bool = False,
+        pool: nn.MaxPool2d | None = None,
+    ) -> None:
         rows = SparseRows(conv.weight.flatten(1), conv.bias)
         super().__init__(rows, conv.weight.numel(), rectified)
+        self.pool = pool
         self.dimensions = conv.weight.dim() - 2
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
         self.groups, self.kernel_size = conv.groups, _pair(conv.kernel_size)
@@ -355,7 +387,7 @@ class SparseConv(_SparseLayer):
         """Return the sizes."""
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
-            f"{self._about()}"
+            f"{self._about()}{', with max pooling' if self.pool else ''}"
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -377,16 +409,21 @@ class SparseConv(_SparseLayer):
         threads = _threads()
         key = (x.shape, x.stride(), threads)
         plan: _Plan = self._planned(key, lambda: self._plan(x.shape, x.stride(), threads))
-        y = torch.empty(plan.stored)
         planes = plan.planes.pop() if plan.planes else plan.new_planes()
+        at = planes.data_ptr()
+        y = torch.empty(plan.pooled or plan.stored)
         plan.call(
-            *plan.weight, x.data_ptr(), *plan.source, planes.data_ptr() if plan.floats else 0,
-            *plan.geometry, y.data_ptr(), *plan.target,
+            *plan.weight, x.data_ptr(), *plan.source, at if plan.floats else 0,
+            *plan.geometry, at + 4 * plan.floats if plan.scratch else y.data_ptr(), *plan.target,
+            y.data_ptr(), *plan.pooling,
         )  # fmt: skip
         plan.planes.append(planes)
+        if plan.pooled is not None:
+            return y
         if plan.stored[3] > plan.seen[1]:
             y = y[..., : plan.seen[1]]
-        return y if plan.seen == plan.shape else y.view(*plan.stored[:2], *plan.shape)
+        y = y if plan.seen == plan.shape else y.view(*plan.stored[:2], *plan.shape)
+        return y if self.pool is None else self.pool(y)
 
     def _plan(self, shape: torch.Size, strides: tuple[int, ...], threads: int) -> _Plan:
         items, channels, height, width = shape
@@ -398,7 +435,12 @@ class SparseConv(_SparseLayer):
         floats = 0
         if geometry.copied:
             floats = apart * (threads if share and items >= threads else 1)
-        kernel = convolve(geometry.tile, geometry.bits, share)
+        pool, high, wide = self._pooling(geometry)
+        image = self.out_channels * tall * room
+        pooled = (items, self.out_channels, high, wide) if pool else None
+        own = image + _SLACK if pool else 0  # for each thread that works on images of its own
+        scratch = own * (threads if share and items >= threads else 1)
+        kernel = convolve(geometry.tile, geometry.bits, share, pool)
         if share:
             call = functools.partial(with_threads, kernel, threads, items)
             weight = rows.shared(threads, geometry.index)
@@ -415,16 +457,32 @@ class SparseConv(_SparseLayer):
             ),
             lines,
             (
-                4 * self.out_channels * tall * room, 4 * tall * room, 4 * room, self._floor,
+                0 if pool else 4 * image, 4 * tall * room, 4 * room, self._floor,
                 geometry.starts.data_ptr(), len(geometry.starts),
+                4 * (room if geometry.seen == geometry.shape else geometry.shape[1]), high, wide,
             ),
             (items, self.out_channels, tall, room),
             geometry.seen,
             geometry.shape,
             floats,
+            scratch,
+            (4 * self.out_channels * high * wide, *([4 * own] if share else [])),
+            pooled,
             [],
             geometry,
         )  # fmt: skip
+
+    def _pooling(self, geometry: _Geometry) -> tuple[Pool | None, int, int]:
+        """Return the pooling, None if it is not done here, and what comes out: height and width."""
+        if self.pool is None:
+            return None, 0, 0
+        (tall, wide), (down, across) = square(self.pool.kernel_size), square(self.pool.stride)
+        high = (geometry.shape[0] - tall) // down + 1
+        broad = (geometry.shape[1] - wide) // across + 1
+        if high < 1 or broad < 2:
+            return None, 0, 0  # too small for a vector, or for a window: torch does it, or says so
+        lanes = min(16, 1 << (broad.bit_length() - 1))
+        return Pool(tall, wide, down, across, lanes), high, broad
 
     def _laid_out(self, height: int, width: int, by_channel: int) -> _Geometry:
         (top, bottom), (left, right) = self.padding

@@ -15,7 +15,15 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-__all__ = ["float_at", "gather_dot", "number_at", "put_float", "sum_of_rows", "transposed"]
+__all__ = [
+    "float_at",
+    "gather_dot",
+    "largest",
+    "number_at",
+    "put_float",
+    "sum_of_rows",
+    "transposed",
+]
 
 _FLOAT = ir.FloatType()
 _SHORT = ir.IntType(32)
@@ -139,6 +147,12 @@ class _Code:
         below = self.builder.fcmp_ordered("<", value, floor)
         return self.builder.select(below, floor, value)
 
+    def larger(self, one: Any, other: Any) -> Any:
+        """Return the larger; NaN wins, as in torch's pooling."""
+        above = self.builder.fcmp_ordered(">", other, one)
+        no_number = self.builder.fcmp_unordered("uno", other, other)
+        return self.builder.select(self.builder.or_(above, no_number), other, one)
+
 
 _ADDRESS, _NUMBER = types.uintp, types.int64
 
@@ -260,6 +274,37 @@ def transposed(typing: Any, lanes: Any, x: Any, x_step: Any, y: Any, y_step: Any
             lines = [code.shuffled(*pair, order) for pair in pairs for order in (low, high)]
         for row, line in enumerate(lines):
             code.store(line, code.plus(at_y, code.times(y_line, row)))
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def largest(
+    typing: Any, lanes: Any, height: Any, width: Any, step: Any, x: Any, x_line: Any, y: Any
+) -> Any:
+    """Write ``lanes`` floats beside each other, the largest of a window each.
+
+    The windows have ``height`` lines of ``width`` floats; the first starts at x, each next one
+    ``step`` floats further, which is 1 or 2. All four must be literal numbers. Up to ``lanes``
+    floats are read beyond the last window.
+    """
+    count, tall, wide, by = (kind.literal_value for kind in (lanes, height, width, step))
+    signature = types.void(lanes, height, width, step, _ADDRESS, _NUMBER, _ADDRESS)
+
+    def generate(context: Any, builder: Any, _: Any, arguments: Sequence[Any]) -> Any:
+        at_x, line, at_y = arguments[4:]
+        code = _Code(builder, count)
+        best: Any = None
+        for row in range(tall):
+            start = code.plus(at_x, code.times(line, row))
+            for column in range(wide):
+                here = code.load(code.plus(start, 4 * column))
+                if by == 2:
+                    after = code.load(code.plus(start, 4 * (column + count)))
+                    here = code.shuffled(here, after, range(0, 2 * count, 2))
+                best = here if best is None else code.larger(best, here)
+        code.store(best, at_y)
         return context.get_dummy_value()
 
     return signature, generate
