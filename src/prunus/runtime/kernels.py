@@ -122,10 +122,11 @@ def matrix(tile: Tile, bits: int, parallel: bool) -> Any:
 
     Its arguments: values, index, pointers (a row's first element, one row more than there are) and
     bias of the sparse matrix, all addresses; for one thread the first row and the last + 1, for
-    several their number and the address of ``threads + 1`` bounds; rows to work on before the next
-    tile has its turn; x; the bytes by which an index advances in x; the bytes between lines in x;
+    several the address of ``threads + 1`` bounds; rows to work on before the next tile has its
+    turn; x; the bytes by which an index advances in x; the bytes between lines in x;
     y; those between rows and lines in y; the least output; the address of the tiles, of each the
-    bytes from x and from y at which it starts; their number.
+    bytes from x and from y at which it starts; their number. For several threads their number comes
+    first of all, and whether they share out the tiles in place of the rows.
     """
     rows = _rows(tile, bits)
     if not parallel:
@@ -133,15 +134,23 @@ def matrix(tile: Tile, bits: int, parallel: bool) -> Any:
 
     @njit(nogil=True, cache=True, parallel=True)
     def shared(
-        threads, values, index, pointers, bias, bounds, chunk, x, scale, x_down, y, y_row, y_down,
-        floor, tiles, count,
+        threads, by_tiles, values, index, pointers, bias, bounds, chunk, x, scale, x_down, y, y_row,
+        y_down, floor, tiles, count,
     ):  # fmt: skip
+        last_row = number_at(bounds, threads)
         for thread in prange(threads):
-            first, last = number_at(bounds, thread), number_at(bounds, thread + 1)
-            rows(
-                values, index, pointers, bias, first, last, chunk, x, scale, x_down,
-                y, y_row, y_down, floor, tiles, count,
-            )  # fmt: skip
+            if by_tiles:
+                begin, end = thread * count // threads, (thread + 1) * count // threads
+                rows(
+                    values, index, pointers, bias, 0, last_row, chunk, x, scale, x_down,
+                    y, y_row, y_down, floor, tiles + np.uint64(16 * begin), end - begin,
+                )  # fmt: skip
+            else:
+                first, last = number_at(bounds, thread), number_at(bounds, thread + 1)
+                rows(
+                    values, index, pointers, bias, first, last, chunk, x, scale, x_down,
+                    y, y_row, y_down, floor, tiles, count,
+                )  # fmt: skip
 
     return shared
 

@@ -235,7 +235,11 @@ class SparseLinear(_SparseLayer):
         apart = panels * torch.tensor([4 * tile.width * self.in_features, 4 * tile.width])
         own = tile.width, count, chunk, packed, beside, apart
         if threads > 1 and len(rows.values) * tile.width * count > _WORTH_SHARING:
-            call = functools.partial(with_threads, matrix(tile, bits, True), threads)
+            # Each thread reads the whole of what is not shared out: that should be the smaller.
+            activations = 4 * self.in_features * tile.width * count
+            elements = (4 + bits // 8) * len(rows.values)
+            by_tiles = count % threads == 0 and activations > elements
+            call = functools.partial(with_threads, matrix(tile, bits, True), threads, by_tiles)
 
             def together(kernel: Callable[[bool], Any]) -> Callable[..., None]:
                 return functools.partial(with_threads, kernel(True), threads)
