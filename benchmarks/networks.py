@@ -38,6 +38,7 @@ def main() -> None:
     parser.set_defaults(threads=1)
     parser.add_argument("--run", type=Path, action="append", default=[], help="of a LeNet's recipe")
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     networks = []
     for case in [*_trained(arguments.run), *_random()]:
