@@ -265,8 +265,8 @@ def _two_threads() -> str:
     }
     shown = ", ".join(f"{faster[s]:.1f} at {s:.0%}" for s in (0.7, 0.9, 0.95, 0.99))
     return (
-        "\nWith two threads, against dense layers with two, a linear layer of 1024×1024 and a batch "
-        f"of 64 is as many times faster: {shown}."
+        "\nWith two threads, against dense layers with two, a linear layer of 1024×1024 and a "
+        f"batch of 64 is as many times faster: {shown}."
     )
 
 
@@ -298,8 +298,8 @@ def _whole_networks() -> list[str]:
     ]
     lines.append(
         f"\n{_machine(record['environment'] | {'threads': record['threads']})}, "
-        f"{record['date'][:10]}, by `python benchmarks/networks.py`; medians of interleaved calls. The LeNets are those of "
-        "the recipes; the others have random weights, and zeros at random, and so have nothing "
+        f"{record['date'][:10]}, by `python benchmarks/networks.py`; medians of "
+        "interleaved calls. The LeNets are those of the recipes; the others have random weights, and zeros at random, and so have nothing "
         "that is dead. onnxruntime is given the compact network. No output is off by more than "
         f"{max(errors):.1g} of the largest.\n"
     )
