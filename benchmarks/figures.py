@@ -298,10 +298,10 @@ def _whole_networks() -> list[str]:
     ]
     lines.append(
         f"\n{_machine(record['environment'] | {'threads': record['threads']})}, "
-        f"{record['date'][:10]}, by `python benchmarks/networks.py`; medians of "
-        "interleaved calls. The LeNets are those of the recipes; the others have random weights, and zeros at random, and so have nothing "
-        "that is dead. onnxruntime is given the compact network. No output is off by more than "
-        f"{max(errors):.1g} of the largest.\n"
+        f"{record['date'][:10]}, by `python benchmarks/networks.py`; medians of interleaved "
+        "calls. The LeNets are those of the recipes; the others have random weights, and zeros at "
+        "random, and so have nothing that is dead. onnxruntime is given the compact network. No "
+        f"output is off by more than {max(errors):.1g} of the largest.\n"
     )
     return ["\n".join(lines)]
 
