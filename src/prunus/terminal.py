@@ -181,9 +181,9 @@ def exported_table(exported: Exported) -> Table:
 
 
 def bench_table(bench: Bench) -> Table:
-    """Set the variants of a network below each other, for each batch and number of threads."""
+    """Set the variants of a network below each other, medians and how many times faster."""
     table = Table()
-    for column in ("batch", "threads", "network", "median ms", "quartiles", "times faster"):
+    for column in ("batch", "threads", "network", "ms", "quartiles", "faster"):
         table.add_column(column, justify="left" if column == "network" else "right")
     for row in bench.rows:
         for name, own in row.times.items():
@@ -194,7 +194,7 @@ def bench_table(bench: Bench) -> Table:
                 name,
                 f"{own['median_ms']:.3g}",
                 f"{own['quartile_1_ms']:.3g} to {own['quartile_3_ms']:.3g}",
-                f"{row.times_faster[name]:.2f}",
+                f"{row.times_faster[name]:.2f}×",
                 end_section=name == list(row.times)[-1],
             )
     return table

@@ -132,7 +132,7 @@ def test_bench_compares_and_recommends(run: Path) -> None:
     dense = 0.0
     for row in rows:
         dense = float(row[3]) if row[2] == "dense" else dense
-        assert float(row[5]) == pytest.approx(dense / float(row[3]), rel=0.02)
+        assert float(row[5].rstrip("×")) == pytest.approx(dense / float(row[3]), rel=0.02)
         low, high = map(float, row[4].split(" to "))
         assert low <= float(row[3]) <= high
     assert re.search(r"^(use .* as fast as the dense network|keep the dense)", outcome.out, re.M)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -319,6 +323,40 @@ def test_python_threads_may_share_a_layer() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+PROCESS = """
+import sys, torch
+from torch import nn
+from prunus.runtime.layers import SparseConv
+torch.manual_seed(0)
+worst = 0.0
+for window in sys.argv[1:]:
+    conv, pool = nn.Conv2d(2, 3, 1), nn.MaxPool2d(int(window), 1)
+    x = torch.randn(1, 2, 6, 6)
+    with torch.no_grad():
+        apart = SparseConv(conv, pool=pool)(x) - pool(conv(x))
+    worst = max(worst, float(apart.abs().max()))
+print(worst)
+"""
+
+
+def test_processes_that_compile_at_once_do_not_mix_up_their_kernels(tmp_path: Path) -> None:
+    def start(*windows: str) -> subprocess.Popen[str]:
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", PROCESS, *windows]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+    def error(process: subprocess.Popen[str]) -> float:
+        out, _ = process.communicate(timeout=120)
+        assert process.returncode == 0
+        return float(out)
+
+    assert max(map(error, [start("1"), start("2"), start("3")])) < 1e-5
+    # What they have left on disk is right for each of them, though they wrote it at once.
+    assert error(start("3", "2", "1")) < 1e-5
+    of_pools = [path.name for path in tmp_path.rglob("*.nbi") if "planes" in path.name]
+    assert len(of_pools) == 3  # a list of its own for each
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,19 @@ than its arithmetic; nothing here checks a bound. The callers in :mod:`prunus.ru
 from __future__ import annotations
 
 import functools
+import hashlib
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
 from numba import njit, prange
 
+from prunus.runtime import vectors
 from prunus.runtime.vectors import (
     float_at,
     gather_dot,
@@ -34,6 +38,31 @@ _IN_FLIGHT = 8
 
 _LANES = 16
 _parallel = threading.Lock()
+
+_SOURCES = hashlib.sha256(
+    b"".join(Path(str(module)).read_bytes() for module in (__file__, vectors.__file__))
+).hexdigest()[:12]
+
+
+def _compiled(*shape: Any, parallel: bool = False) -> Callable[[Any], Any]:
+    """Compile a function, and keep the result on disk under a name that is of this kernel alone.
+
+    Numba keeps all that a function was compiled to beside one list of it, which two processes may
+    write at once, and which a killed one may leave behind without what it promises: what is then
+    found under one shape is code for another, or of an older release. It would run, and be wrong.
+
+    Args:
+        shape: What the function takes from around it, but for the shapes of what it calls.
+        parallel: Whether it has loops for several threads.
+    """
+    made_for = "_".join(re.sub(r"\W+", "_", repr(each)) for each in (*shape, parallel))
+
+    def decorate(function: Any) -> Any:
+        own = re.sub(r"\W+", "_", function.__qualname__)
+        function.__qualname__ = f"{own}_{made_for}_{_SOURCES}"
+        return njit(nogil=True, cache=True, parallel=parallel)(function)
+
+    return decorate
 
 
 @dataclass(frozen=True)
@@ -96,7 +125,7 @@ def _rows(tile: Tile, bits: int) -> Any:
     lanes, across, down = tile.lanes, tile.across, tile.down
     unroll = max(1, _IN_FLIGHT // tile.vectors)
 
-    @njit(nogil=True, cache=True)
+    @_compiled(tile, bits)
     def rows(
         values, index, pointers, bias, first, last, chunk, x, scale, x_down, y, y_row, y_down,
         floor, tiles, count,
@@ -132,7 +161,7 @@ def matrix(tile: Tile, bits: int, parallel: bool) -> Any:
     if not parallel:
         return rows
 
-    @njit(nogil=True, cache=True, parallel=True)
+    @_compiled(tile, bits, parallel=True)
     def shared(
         threads, by_tiles, values, index, pointers, bias, bounds, chunk, x, scale, x_down, y, y_row,
         y_down, floor, tiles, count,
@@ -159,7 +188,7 @@ def matrix(tile: Tile, bits: int, parallel: bool) -> Any:
 def dot(bits: int, parallel: bool) -> Any:
     """Return the kernel that multiplies a sparse matrix by one vector of contiguous floats."""
 
-    @njit(nogil=True, cache=True)
+    @_compiled(bits)
     def rows(values, index, pointers, bias, first, last, x, y, floor):
         for row in range(first, last):
             begin, end = number_at(pointers, row), number_at(pointers, row + 1)
@@ -169,7 +198,7 @@ def dot(bits: int, parallel: bool) -> Any:
     if not parallel:
         return rows
 
-    @njit(nogil=True, cache=True, parallel=True)
+    @_compiled(bits, parallel=True)
     def shared(threads, values, index, pointers, bias, bounds, x, y, floor):
         for thread in prange(threads):
             first, last = number_at(bounds, thread), number_at(bounds, thread + 1)
@@ -178,7 +207,7 @@ def dot(bits: int, parallel: bool) -> Any:
     return shared
 
 
-@njit(nogil=True, cache=True)
+@_compiled()
 def _transpose(x, x_row, rows, columns, y, y_row):
     """Write y[column, row] = x[row, column], of contiguous columns; row steps in bytes."""
     whole_rows, whole_columns = rows - rows % _LANES, columns - columns % _LANES
@@ -201,7 +230,7 @@ def _transpose(x, x_row, rows, columns, y, y_row):
             put_float(y + np.uint64(column * y_row), row, value)
 
 
-@njit(nogil=True, cache=True)
+@_compiled()
 def _pack_part(x, x_item, x_feature, items, features, y, width, start, step):
     """Write the items from ``start`` on, ``step`` at most, to the panel that they belong to."""
     count, place = min(step, items - start), start % width
@@ -230,14 +259,14 @@ def pack(parallel: bool) -> Any:
     """
     if not parallel:
 
-        @njit(nogil=True, cache=True)
+        @_compiled()
         def panels(x, x_item, x_feature, items, features, y, width):
             for start in range(0, items, width):
                 _pack_part(x, x_item, x_feature, items, features, y, width, start, width)
 
         return panels
 
-    @njit(nogil=True, cache=True, parallel=True)
+    @_compiled(parallel=True)
     def shared(threads, x, x_item, x_feature, items, features, y, width):
         # Parts of a panel too, where they are transposed; else a panel's lines are copied whole.
         step = min(width, _LANES) if x_feature == 4 else width
@@ -256,13 +285,13 @@ def unpack(parallel: bool) -> Any:
     """
     if not parallel:
 
-        @njit(nogil=True, cache=True)
+        @_compiled()
         def whole(x, x_feature, items, features, y):
             _transpose(x, x_feature, features, items, y, features * 4)
 
         return whole
 
-    @njit(nogil=True, cache=True, parallel=True)
+    @_compiled(parallel=True)
     def shared(threads, x, x_feature, items, features, y):
         for part in prange((items + _LANES - 1) // _LANES):
             start = part * _LANES
@@ -273,7 +302,7 @@ def unpack(parallel: bool) -> Any:
     return shared
 
 
-@njit(nogil=True, cache=True)
+@_compiled()
 def _spread(x, x_channel, x_line, channels, height, width, top, left, stride, planes, line, plane):
     """Copy an image onto planes with a border, one for each remainder of a place by the stride."""
     phase = plane // (stride * stride)
@@ -302,7 +331,7 @@ def _pooling(pool: Pool | None) -> Any:
     """Return the kernel that pools planes [first, last) of an image; that of None does nothing."""
     if pool is None:
 
-        @njit(nogil=True, cache=True)
+        @_compiled(pool)
         def nothing(x, x_plane, x_line, first, last, tall, wide, y):
             pass
 
@@ -311,7 +340,7 @@ def _pooling(pool: Pool | None) -> Any:
         pool.lanes, pool.height, pool.width, pool.down, pool.across,
     )  # fmt: skip
 
-    @njit(nogil=True, cache=True)
+    @_compiled(pool)
     def planes(x, x_plane, x_line, first, last, tall, wide, y):
         for plane in range(first, last):
             for row in range(tall):
@@ -338,7 +367,7 @@ def convolve(tile: Tile, bits: int, parallel: bool, pool: Pool | None = None) ->
     """
     rows, pooled = _rows(tile, bits), _pooling(pool)
 
-    @njit(nogil=True, cache=True)
+    @_compiled(tile, bits, pool)
     def images(
         start, stop, values, index, pointers, bias, first, last, chunk, x, x_image, x_channel,
         x_line, channels, height, width, top, left, stride, planes, line, plane, y, y_image, y_row,
@@ -362,7 +391,7 @@ def convolve(tile: Tile, bits: int, parallel: bool, pool: Pool | None = None) ->
     if not parallel:
         return images
 
-    @njit(nogil=True, cache=True, parallel=True)
+    @_compiled(tile, bits, pool, parallel=True)
     def shared(
         threads, total, values, index, pointers, bias, bounds, chunk, x, x_image, x_channel,
         x_line, channels, height, width, top, left, stride, planes, line, plane, apart, y, y_image,

@@ -183,7 +183,7 @@ class SparseLinear(_SparseLayer):
 
     def _several(self, x: torch.Tensor, items: int) -> torch.Tensor:
         threads = _threads()
-        call, weight, width, count, chunk, packed, beside, apart, move = self._plans.get(
+        call, weight, width, count, chunk, packed, beside, apart = self._plans.get(
             (items, threads)
         ) or self._planned((items, threads), lambda: self._plan_of_several(items, threads))
         padded = width * count
@@ -202,7 +202,7 @@ class SparseLinear(_SparseLayer):
             starts = apart
             # A lone item or feature has any step; the other one's is then that of floats.
             contiguous = 4 if feature == 1 or self.in_features == 1 else 4 * feature
-            move(pack)(
+            _moving(pack, items * self.in_features, threads)(
                 x.data_ptr(), 4 * item, contiguous, items, self.in_features,
                 source.data_ptr(), width,
             )  # fmt: skip
@@ -214,7 +214,9 @@ class SparseLinear(_SparseLayer):
         if not self.by_item:
             return y.t() if padded == items else y.t()[:items]
         result = torch.empty(items, self.out_features)
-        move(unpack)(y.data_ptr(), 4 * padded, items, self.out_features, result.data_ptr())
+        _moving(unpack, items * self.out_features, threads)(
+            y.data_ptr(), 4 * padded, items, self.out_features, result.data_ptr()
+        )
         return result
 
     def _plan_of_several(self, items: int, threads: int) -> Any:
@@ -240,19 +242,27 @@ class SparseLinear(_SparseLayer):
             elements = (4 + bits // 8) * len(rows.values)
             by_tiles = count % threads == 0 and activations > elements
             call = functools.partial(with_threads, matrix(tile, bits, True), threads, by_tiles)
-
-            def together(kernel: Callable[[bool], Any]) -> Callable[..., None]:
-                return functools.partial(with_threads, kernel(True), threads)
-
-            return call, rows.shared(threads), *own, together
-        return matrix(tile, bits, False), rows.whole(), *own, lambda kernel: kernel(False)
+            return call, rows.shared(threads), *own
+        return matrix(tile, bits, False), rows.whole(), *own
 
 
-_WORTH_SHARING = 200_000
+def _moving(
+    kernel: Callable[[bool], Callable[..., None]], floats: int, threads: int
+) -> Callable[..., None]:
+    """Return the kernel that lays so many floats out anew, by one thread or by several."""
+    if threads > 1 and floats > _WORTH_SHARING_MOVES:
+        return functools.partial(with_threads, kernel(True), threads)
+    return kernel(False)
+
+
+_WORTH_SHARING = 400_000
 """Multiplications from which on it pays to wake another thread."""
 
 _WORTH_SHARING_ONE = 15_000
 """The same of a single item, whose multiplications take longer, for each reads another place."""
+
+_WORTH_SHARING_MOVES = 200_000
+"""Floats to be laid out anew from which on it pays."""
 
 _PANEL_BYTES = 1 << 20
 """Activations that stay in the second-level cache while the matrix goes over them."""
