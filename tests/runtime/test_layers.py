@@ -357,6 +357,9 @@ def test_processes_that_compile_at_once_do_not_mix_up_their_kernels(tmp_path: Pa
     assert error(start("3", "2", "1")) < 1e-5
     of_pools = [path.name for path in tmp_path.rglob("*.nbi") if "planes" in path.name]
     assert len(of_pools) == 3  # a list of its own for each
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nb*")}
+    assert error(start("2")) < 1e-5
+    assert kept == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nb*")}
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,11 @@ def _compiled(*shape: Any, parallel: bool = False) -> Callable[[Any], Any]:
     def decorate(function: Any) -> Any:
         own = re.sub(r"\W+", "_", function.__qualname__)
         function.__qualname__ = f"{own}_{made_for}_{_SOURCES}"
-        return njit(nogil=True, cache=True, parallel=parallel)(function)
+        made = njit(nogil=True, cache=True, parallel=parallel)(function)
+        # The name says all that there is to tell. Numba's own key holds the functions that this one
+        # calls, pickled, which differ from process to process: nothing would be found again.
+        made._cache._index_key = lambda sig, codegen: (sig, codegen.magic_tuple())
+        return made
 
     return decorate
 
