@@ -152,7 +152,7 @@ def dense_values(record: dict[str, Any]) -> list[float]:
 def outcomes(record: dict[str, Any]) -> dict[tuple[float, str], Outcome]:
     """Return the outcome of each ratio and method."""
     gathered: dict[tuple[float, str], list[dict[str, Any]]] = {}
-    for run in record["runs"]:
+    for run in sorted(record["runs"], key=lambda run: int(run["summary"]["seed"])):
         gathered.setdefault((run["ratio"], run["method"]), []).append(run["summary"])
     return {
         key: Outcome(
@@ -161,10 +161,7 @@ def outcomes(record: dict[str, Any]) -> dict[tuple[float, str], Outcome]:
             [summary["dense"]["test"] for summary in own],
             [summary["sparse"]["test"] for summary in own],
         )
-        for key, own in (
-            (key, sorted(summaries, key=lambda summary: int(summary["seed"])))
-            for key, summaries in gathered.items()
-        )
+        for key, own in gathered.items()
     }
 
 

@@ -266,7 +266,8 @@ def _two_threads() -> str:
     shown = ", ".join(f"{faster[s]:.1f} at {s:.0%}" for s in (0.7, 0.9, 0.95, 0.99))
     return (
         "\nWith two threads, against dense layers with two, a linear layer of 1024×1024 and a "
-        f"batch of 64 is as many times faster: {shown}."
+        f"batch of 64 is as many times faster: {shown} ({_machine(record['environment'])}, "
+        f"{record['date'][:10]}, by `{record['command']}`)."
     )
 
 

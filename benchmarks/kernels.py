@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from measuring import options, save
+from measuring import options, save, thin
 from prunus.runtime.kernels import Tile, matrix
 from prunus.runtime.layers import SparseConv, SparseLinear
 from prunus.timing import fitting_rounds, interleaved, spread
@@ -55,14 +55,10 @@ def main() -> None:
 _Case = tuple[dict[str, Any], dict[str, Callable[[], object]], float]
 
 
-def _thin(weight: torch.Tensor, sparsity: float) -> None:
-    weight.mul_(torch.rand_like(weight) >= sparsity)
-
-
 def _linear(shape: tuple[int, int], batch: int, sparsity: float) -> _Case:
     outputs, inputs = shape
     linear = nn.Linear(inputs, outputs)
-    _thin(linear.weight, sparsity)
+    thin(linear, sparsity)
     by_item = torch.randn(batch, inputs)
     by_feature = by_item.t().contiguous()
     sparse, through = SparseLinear(linear), SparseLinear(linear, by_item=True)
@@ -81,7 +77,7 @@ def _linear(shape: tuple[int, int], batch: int, sparsity: float) -> _Case:
 def _convolution(shape: tuple[int, int, int], images: int, sparsity: float) -> _Case:
     channels, size, kernel = shape
     conv = nn.Conv2d(channels, channels, kernel, padding=kernel // 2)
-    _thin(conv.weight, sparsity)
+    thin(conv, sparsity)
     x = torch.randn(images, channels, size, size)
     last = x.contiguous(memory_format=torch.channels_last)
     sparse = SparseConv(conv)

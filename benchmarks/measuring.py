@@ -10,10 +10,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from prunus.environment import environment
 from prunus.files import write_atomically
 
-__all__ = ["options", "save"]
+__all__ = ["options", "save", "thin"]
 
 
 def options(description: str, name: str) -> argparse.ArgumentParser:
@@ -25,6 +28,14 @@ def options(description: str, name: str) -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="a few rounds: does it run at all?")
     parser.add_argument("--out", type=Path, default=default, help="default: beside the benchmarks")
     return parser
+
+
+@torch.no_grad()
+def thin(model: nn.Module, sparsity: float) -> None:
+    """Zero that share of every matrix of a model, at random places."""
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter[torch.rand_like(parameter) < sparsity] = 0
 
 
 def save(out: Path, seed: int, figures: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from measuring import options, save
+from measuring import options, save, thin
 from prunus.bench import bench
 from prunus.examples import ExampleInputs
 from prunus.recipes.finished import about, finished
@@ -67,28 +67,23 @@ def _trained(runs: list[Path]) -> Iterator[Case]:
 def _random() -> Iterator[Case]:
     for sparsity in (0.9, 0.95):
         layers = [part for _ in range(5) for part in (nn.Linear(2048, 2048), nn.ReLU())]
+        perceptron = nn.Sequential(*layers)
+        thin(perceptron, sparsity)
         yield Case(
             f"perceptron 5×2048, {sparsity:.0%}",
-            _thin(nn.Sequential(*layers), sparsity),
+            perceptron,
             lambda batch: torch.randn(batch, 2048),
             (1, 64, 256),
         )
         layer = nn.TransformerEncoderLayer(256, 4, 1024, batch_first=True)
         encoder = nn.TransformerEncoder(layer, 6, enable_nested_tensor=False)
+        thin(encoder, sparsity)
         yield Case(
             f"encoder 6×256, {sparsity:.0%}",
-            _thin(encoder, sparsity),
+            encoder,
             lambda batch: torch.randn(batch, 64, 256),
             (1, 8),
         )
-
-
-def _thin(model: nn.Module, sparsity: float) -> nn.Module:
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter[torch.rand_like(parameter) < sparsity] = 0
-    return model.eval()
 
 
 if __name__ == "__main__":

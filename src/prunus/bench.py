@@ -9,6 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,6 @@ from prunus.timing import fitting_rounds, interleaved, spread
 
 __all__ = ["Bench", "BenchRow", "Matrices", "bench"]
 
-_SECONDS = 1.0
 _WORTH = 1.05
 """How many times faster than dense a variant must be to be recommended."""
 
@@ -154,9 +154,6 @@ class Matrices(nn.Module):
         return tuple(torch.randn(batch, size) for size in self._widths)
 
 
-_Call = Callable[[], Any]
-
-
 def bench(
     model: nn.Module,
     example: Callable[[int], ExampleInputs],
@@ -164,7 +161,7 @@ def bench(
     batches: Sequence[int] = (1, 64),
     threads: Sequence[int] = (),
     say: Callable[[str], None] = lambda _: None,
-    seconds: float = _SECONDS,
+    seconds: float = 1.0,
 ) -> Bench:
     """Time a network as it is, compact, with sparse layers, both, and in onnxruntime.
 
@@ -294,14 +291,14 @@ def _row(
 ) -> BenchRow:
     args, kwargs = arguments(given)
     threads = torch.get_num_threads()
-    calls: dict[str, _Call] = {"dense": _caller(model, args, kwargs)}
+    calls: dict[str, Callable[[], Any]] = {"dense": partial(model, *args, **kwargs)}
     if small is not None:
-        calls["compact"] = _caller(small, args, kwargs)
+        calls["compact"] = partial(small, *args, **kwargs)
     replaced: tuple[str, ...] = ()
     for name, each in {"sparse": model, "compact, sparse": small}.items():
         with _unless_refused(name, left_out):
             if each is not None and (fast := sped_up(each, given)).replaced:
-                calls[name] = _caller(fast.model, args, kwargs)
+                calls[name] = partial(fast.model, *args, **kwargs)
                 replaced = fast.replaced if name == "sparse" else replaced
     with _unless_refused("onnxruntime", left_out):
         session = exported.session(batch, threads)
@@ -318,10 +315,6 @@ def _row(
         timed = interleaved(calls, rounds=rounds, calls=3, warm=1)
     times = {name: spread(own) for name, own in timed.items()}
     return BenchRow(batch, threads, times, errors, replaced)
-
-
-def _caller(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> _Call:
-    return lambda: model(*args, **kwargs)
 
 
 @contextlib.contextmanager

@@ -195,8 +195,8 @@ def bench_table(bench: Bench) -> Table:
                 f"{own['median_ms']:.3g}",
                 f"{own['quartile_1_ms']:.3g} to {own['quartile_3_ms']:.3g}",
                 f"{row.times_faster[name]:.2f}×",
-                end_section=name == list(row.times)[-1],
             )
+        table.add_section()
     return table
 
 

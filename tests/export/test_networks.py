@@ -20,15 +20,7 @@ from prunus.export import to_csr, to_onnx
 from prunus.export.onnx_file import OnnxSession
 from prunus.recipes.finished import finished
 from prunus.recipes.models import perceptron
-from recipes.commands import SHORT, prunus
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "run"
-    options = (*SHORT, "--set", "floor=none", "--set", "fraction=0.8")
-    assert prunus("run", "digits", *options, "--out", out).code == 0
-    return out
+from recipes.commands import prunus
 
 
 def outputs(file: Path, x: torch.Tensor) -> torch.Tensor:

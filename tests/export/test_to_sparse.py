@@ -11,24 +11,17 @@ from safetensors.torch import load_file, save_file
 from prunus import SparseFile, load_sparse
 from prunus.export import to_sparse
 from prunus.export.sparse_file import size_bound
-from recipes.commands import SHORT, prunus
+from recipes.commands import prunus
 
 from .test_sparse_file import assert_same
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "run"
-    assert prunus("run", "digits", *SHORT, "--set", "floor=none", "--out", out).code == 0
-    return out
-
-
-def test_a_run_becomes_a_smaller_file_of_the_same_tensors(finished: Path) -> None:
-    outcome = prunus("export", finished, "--to", "sparse")
+def test_a_run_becomes_a_smaller_file_of_the_same_tensors(run: Path) -> None:
+    outcome = prunus("export", run, "--to", "sparse")
     assert outcome.code == 0, outcome.err
-    path = finished / "model.sparse.safetensors"
+    path = run / "model.sparse.safetensors"
     assert f"written to {path}" in outcome.out
-    model = finished / "model.safetensors"
+    model = run / "model.safetensors"
     assert_same(load_file(model), load_sparse(path))
     with SparseFile(path) as file:
         assert file.about["recipe"] == "digits"
@@ -54,8 +47,8 @@ def test_the_bound_counts_every_tensor(tmp_path: Path) -> None:
     assert again.bound == exported.bound
 
 
-def test_mistakes(finished: Path, tmp_path: Path) -> None:
-    model = finished / "model.safetensors"
+def test_mistakes(run: Path, tmp_path: Path) -> None:
+    model = run / "model.safetensors"
     before = model.read_bytes()
     prunus("export", model, "--to", "sparse", "--out", model).refused("is the file to read")
     assert model.read_bytes() == before

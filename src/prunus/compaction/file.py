@@ -13,6 +13,7 @@ from torch import nn
 from prunus.compaction.attention import SmallerAttention
 from prunus.compaction.compact import Compaction
 from prunus.compaction.selecting import SELECTING
+from prunus.compaction.surgery import exchange
 from prunus.errors import SparseFileError, UserError, listing
 from prunus.examples import copied
 from prunus.export.sparse_file import LIMIT, SparseFile, load_sparse, save_sparse
@@ -199,29 +200,20 @@ def _make_room(
     model: nn.Module, shapes: Mapping[str, Sequence[int]], state: Mapping[str, torch.Tensor]
 ) -> None:
     """Give the tensors that become smaller, and new ones, the shapes that they have in a state."""
-    tensors = (*model.named_parameters(), *model.named_buffers())
-    smaller = {id(tensor) for name, tensor in tensors if name in shapes or not tensor.numel()}
     unlike = [
         f"{name} is of shape {tuple(tensor.shape)} and must be {tuple(shapes[name])}"
-        for name, tensor in tensors
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
         if name in shapes and tuple(tensor.shape) != tuple(shapes[name])
     ]
     if unlike:
         raise ValueError(listing(unlike))
-    made: dict[int, torch.Tensor] = {}
-    for prefix, module in model.named_modules():
-        for held in (module._parameters, module._buffers):
-            for own, old in list(held.items()):
-                new = state.get(f"{prefix}.{own}" if prefix else own)
-                if old is None or new is None or id(old) not in smaller:
-                    continue
-                if id(old) not in made:  # tied ones stay tied
-                    empty = old.detach().new_empty(new.shape)
-                    is_parameter = isinstance(old, nn.Parameter)
-                    made[id(old)] = (
-                        nn.Parameter(empty, old.requires_grad) if is_parameter else empty
-                    )
-                setattr(module, own, made[id(old)])
+
+    def room(name: str, old: torch.Tensor) -> torch.Tensor:
+        if name in state and (name in shapes or not old.numel()):
+            return old.detach().new_empty(state[name].shape)
+        return old
+
+    exchange(model, room)
 
 
 def _check_selected(name: str, layer: Any, shapes: Mapping[str, Sequence[int]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ from prunus.compaction.analysis import Plan, Resize
 from prunus.compaction.attention import SmallerAttention
 from prunus.compaction.selecting import SELECTING
 
-__all__ = ["operate", "readings"]
+__all__ = ["exchange", "operate", "readings"]
 
 _SIZES: dict[type[nn.Module], dict[str, tuple[str, int]]] = {
     nn.Linear: {"out_features": ("weight", 0), "in_features": ("weight", 1)},
@@ -56,25 +56,7 @@ def operate(model: nn.Module, plan: Plan, sizes: Collection[str]) -> None:
         plan: What to do.
         sizes: Attributes of modules that are sizes which change.
     """
-    names: dict[int, str] = {}
-    tensors = (
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    )
-    for name, tensor in tensors:
-        names.setdefault(id(tensor), name)
-    made: dict[int, torch.Tensor] = {}
-    changed: set[nn.Module] = set()
-    for module in list(model.modules()):
-        for held in (module._parameters, module._buffers):
-            for own, old in list(held.items()):
-                if old is None:
-                    continue
-                if id(old) not in made:
-                    made[id(old)] = _smaller(old, plan, names[id(old)])
-                if made[id(old)] is not old:
-                    setattr(module, own, made[id(old)])
-                    changed.add(module)
+    changed = exchange(model, lambda name, old: _smaller(old, plan, name))
     for name, added in plan.created.items():
         layer = model.get_submodule(name)
         weight: torch.Tensor = layer.weight  # type: ignore[assignment]
@@ -92,6 +74,44 @@ def operate(model: nn.Module, plan: Plan, sizes: Collection[str]) -> None:
     _resize(model, plan.resizes, sizes)
 
 
+def exchange(
+    model: nn.Module, made_of: Callable[[str, torch.Tensor], torch.Tensor]
+) -> set[nn.Module]:
+    """Put other tensors in the place of a model's own; tied ones stay tied, parameters parameters.
+
+    Args:
+        model: The model.
+        made_of: Returns what shall take a tensor's place, given its first name and it; itself for
+            no change.
+
+    Returns:
+        The modules that hold another tensor now.
+    """
+    names: dict[int, str] = {}
+    tensors = (
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    )
+    for name, tensor in tensors:
+        names.setdefault(id(tensor), name)
+    made: dict[int, torch.Tensor] = {}
+    changed: set[nn.Module] = set()
+    for module in list(model.modules()):
+        for held in (module._parameters, module._buffers):
+            for own, old in list(held.items()):
+                if old is None:
+                    continue
+                if id(old) not in made:
+                    new = made_of(names[id(old)], old)
+                    if new is not old and isinstance(old, nn.Parameter):
+                        new = nn.Parameter(new, requires_grad=old.requires_grad)
+                    made[id(old)] = new
+                if made[id(old)] is not old:
+                    setattr(module, own, made[id(old)])
+                    changed.add(module)
+    return changed
+
+
 def _smaller(old: torch.Tensor, plan: Plan, name: str) -> torch.Tensor:
     data = old.detach()
     if (added := plan.biases.get(name)) is not None:
@@ -100,10 +120,7 @@ def _smaller(old: torch.Tensor, plan: Plan, name: str) -> torch.Tensor:
         data = data.index_select(dim, kept.to(data.device))
     if data.shape == old.shape and name not in plan.biases:
         return old
-    data = data.clone()
-    if isinstance(old, nn.Parameter):
-        return nn.Parameter(data, requires_grad=old.requires_grad)
-    return data
+    return data.clone()
 
 
 def _note_sizes(module: nn.Module) -> None:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save
 
 from prunus.export.exported import Exported, bound_of, target
-from prunus.export.sparse_file import SparseFile, StoredTensor
+from prunus.export.sparse_file import SparseFile, StoredTensor, size_bound
 from prunus.files import write_atomically
 
 __all__ = ["to_csr"]
@@ -50,24 +50,23 @@ def to_csr(source: Path, out: Path | None = None) -> Exported:
         for name in file.tensors:
             stored = file[name]
             rows = file.csr(name) if len(stored.shape) > 1 and stored.numel < 2**31 else None
-            whole = file.read(name)
-            bound += bound_of(whole)
-            parts = {}
+            own = {}
             if rows is not None:
-                parts = {
-                    "values": rows.values(),
-                    "col_indices": rows.col_indices().to(torch.int32),
-                    "crow_indices": rows.crow_indices().to(torch.int32),
+                own = {
+                    f"{name}.values": rows.values().contiguous(),
+                    f"{name}.col_indices": rows.col_indices().to(torch.int32),
+                    f"{name}.crow_indices": rows.crow_indices().to(torch.int32),
                 }
-            taken = sum(part.nbytes for part in parts.values())
-            own = {f"{name}.{part}": data.contiguous() for part, data in parts.items()}
+            taken = sum(part.nbytes for part in own.values())
             if own and taken < stored.dense_bytes and not own.keys() & set(file.tensors):
                 held |= own
                 shapes[name] = list(stored.shape)
-                count, how = len(parts["values"]), "csr"
+                count, how = len(own[f"{name}.values"]), "csr"
+                bound += size_bound(stored.numel, count, 8 * stored.dtype.itemsize)
             else:
-                held[name], taken = whole, stored.dense_bytes
+                held[name], taken = file.read(name), stored.dense_bytes
                 count, how = stored.numel, "dense"
+                bound += bound_of(held[name])
             tensors.append(StoredTensor(name, stored.shape, stored.dtype, how, count, taken))
         if file.tied:
             about = {**about, "tied": file.tied}

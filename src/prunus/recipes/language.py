@@ -19,6 +19,7 @@ __all__ = [
     "accumulated",
     "adam",
     "bucketed",
+    "missing_extra",
     "publish",
     "ready_for_autocast",
     "set_dropout",
@@ -163,6 +164,13 @@ def accumulated(batches: Iterator[Any], count: int) -> Iterator[list[Any]]:
             step = []
     if step:
         yield step
+
+
+def missing_extra() -> UserError:
+    """Return the error for a library that is not installed."""
+    return UserError(
+        "recipes on language need the 'language' extra: pip install 'prunus[language]'"
+    )
 
 
 def publish(model: Any, tokenizer: Any, directory: Path) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from prunus.errors import UserError
 from prunus.examples import ExampleInputs
+from prunus.recipes.language import missing_extra
 
 __all__ = ["Network", "image_network", "language_network"]
 
@@ -54,9 +55,7 @@ def language_network(file: Path) -> Network:
     try:
         import transformers
     except ImportError as missing:
-        raise UserError(
-            "recipes on language need the 'language' extra: pip install 'prunus[language]'"
-        ) from missing
+        raise missing_extra() from missing
     try:
         config: Any = transformers.AutoConfig.from_pretrained(folder)
         two_sided = bool(config.is_encoder_decoder)

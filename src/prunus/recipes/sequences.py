@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from prunus.errors import DataError, UserError
+from prunus.errors import DataError
 from prunus.recipes.corpora import Pairs
 from prunus.recipes.language import (
     LanguageConfig,
     accumulated,
     adam,
     bucketed,
+    missing_extra,
     publish,
     ready_for_autocast,
     set_dropout,
@@ -318,9 +319,7 @@ def _bleu() -> Any:
     try:
         from sacrebleu.metrics import BLEU
     except ImportError as error:
-        raise UserError(
-            "recipes on language need the 'language' extra: pip install 'prunus[language]'"
-        ) from error
+        raise missing_extra() from error
     return BLEU()
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from prunus.errors import DataError, UserError
+from prunus.errors import DataError
+from prunus.recipes.language import missing_extra
 
 __all__ = ["BOS", "EOS", "PAD", "trained"]
 
@@ -38,9 +39,7 @@ def trained(texts: Iterable[str], size: int, extra: Sequence[str] = ()) -> Any:
         from tokenizers.trainers import BpeTrainer
         from transformers import PreTrainedTokenizerFast
     except ImportError as error:
-        raise UserError(
-            "recipes on language need the 'language' extra: pip install 'prunus[language]'"
-        ) from error
+        raise missing_extra() from error
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -167,7 +168,7 @@ def sped_up(model: nn.Module, example_inputs: ExampleInputs) -> SpeedUp:
     model, args, kwargs = prepared(model, example_inputs)
     dense = copied(model)
     right = expected(dense, args, kwargs)
-    opened, attentions, closed = _opened(model, args, kwargs, right)
+    opened, attentions, closed = _opened(model, dense, args, kwargs, right)
     seen, left = _inputs(opened, args, kwargs)
     left |= closed
     layers: list[LayerTiming] = []
@@ -180,14 +181,14 @@ def sped_up(model: nn.Module, example_inputs: ExampleInputs) -> SpeedUp:
             layers.append(timing)
             if timing.sparse:
                 chosen.append((chain, features))
-        call = _caller(dense, args, kwargs)
-        candidates = {"dense": (dense, call)}
+        candidates = {"dense": dense}
         for by_item in (False, True) if chosen else ():
-            candidate = _replaced(model, chosen, attentions, by_item)
-            candidates[str(by_item)] = (candidate, _caller(candidate, args, kwargs))
-        seconds = _medians({name: each for name, (_, each) in candidates.items()})
+            candidates[str(by_item)] = _replaced(model, chosen, attentions, by_item)
+        seconds = _medians(
+            {name: partial(each, *args, **kwargs) for name, each in candidates.items()}
+        )
     best = min(seconds, key=seconds.__getitem__)
-    fastest = candidates[best][0]
+    fastest = candidates[best]
     error = difference(right, run(fastest, args, kwargs))
     if error > TOLERANCE:
         raise UserError(
@@ -207,38 +208,44 @@ def sped_up(model: nn.Module, example_inputs: ExampleInputs) -> SpeedUp:
     )
 
 
-def _caller(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> Callable[[], object]:
-    return lambda: model(*args, **kwargs)
-
-
 def _opened(
-    model: nn.Module, args: Any, kwargs: Mapping[str, Any], right: list[torch.Tensor]
+    model: nn.Module,
+    dense: nn.Module,
+    args: Any,
+    kwargs: Mapping[str, Any],
+    right: list[torch.Tensor],
 ) -> tuple[nn.Module, dict[str, bool], dict[str, str]]:
     """Return a copy whose sparse attentions have projections of their own.
+
+    Args:
+        model: The network.
+        dense: A copy of it, which is returned where no attention is opened.
+        args: The positional arguments of the example.
+        kwargs: Its keyword arguments.
+        right: What the network makes of them.
 
     Returns:
         The copy; of the name of each opened attention whether its inputs are one tensor; and why
         others with zeros among their weights stay closed.
     """
+    attentions = {
+        name: module
+        for name, module in dense.named_modules()
+        if type(module) in (nn.MultiheadAttention, SmallerAttention)
+        and any(map(_sparse_itself, module.modules()))
+    }
+    closed = {name: why for name, module in attentions.items() if (why := _closed(module))}
     joint: dict[str, bool] = {}
-    closed: dict[str, str] = {}
-    copy = copied(model)
-    for name, module in copy.named_modules():
-        if type(module) not in (nn.MultiheadAttention, SmallerAttention):
-            continue
-        if not any(map(_sparse_itself, module.modules())):
-            continue
-        if reason := _closed(module):
-            closed[name] = reason
-            continue
 
-        def note(_: nn.Module, given: Any, named: Any, name: str = name) -> None:
-            inputs = dict(zip(("query", "key", "value"), given, strict=False)) | named
-            same = inputs["query"] is inputs["key"] is inputs["value"]
-            joint[name] = joint.get(name, True) and same
+    def note(name: str, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        inputs = dict(zip(("query", "key", "value"), given, strict=False)) | named
+        same = inputs["query"] is inputs["key"] is inputs["value"]
+        joint[name] = joint.get(name, True) and same
 
-        module.register_forward_pre_hook(note, with_kwargs=True)
-    run(copy, args, kwargs)
+    free = {name: module for name, module in attentions.items() if name not in closed}
+    _watched(dense, free, note, args, kwargs)
+    if not joint:
+        return dense, {}, closed
 
     def alike(names: Iterable[str]) -> nn.Module | None:
         opened = _with_open(copied(model), {name: joint[name] for name in names})
@@ -256,7 +263,7 @@ def _opened(
         opened = alike(joint)
     if opened is None:
         closed |= dict.fromkeys(joint, "opened together with others it does not say the same")
-        return copied(model), {}, closed
+        return dense, {}, closed
     return opened, joint, closed
 
 
@@ -296,29 +303,45 @@ def _inputs(
             candidates[name] = module
         elif reason and _sparse_itself(module):
             left[name] = reason
-    handles = []
-    for name, module in candidates.items():
 
-        def keep(_: nn.Module, given: Any, named: Any, name: str = name) -> None:
-            x = next(iter([*given, *named.values()]), None)
-            if isinstance(x, torch.Tensor) and x.is_nested:
-                left[name] = (
-                    "it is called on nested tensors, which nn.TransformerEncoder makes of padded "
-                    "ones unless built with enable_nested_tensor=False"
-                )
-            elif isinstance(x, torch.Tensor):
-                seen.setdefault(name, x.detach())
+    def keep(name: str, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        x = next(iter([*given, *named.values()]), None)
+        if isinstance(x, torch.Tensor) and x.is_nested:
+            left[name] = (
+                "it is called on nested tensors, which nn.TransformerEncoder makes of padded ones "
+                "unless built with enable_nested_tensor=False"
+            )
+        elif isinstance(x, torch.Tensor):
+            seen.setdefault(name, x.detach())
 
-        handles.append(module.register_forward_pre_hook(keep, with_kwargs=True))
-    try:
-        run(model, args, kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    _watched(model, candidates, keep, args, kwargs)
     for name, module in candidates.items():
         if name not in seen and name not in left and _sparse_itself(module):
             left[name] = "it is not called on this example, or only its weight is read"
     return seen, left
+
+
+def _watched(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    note: Callable[[str, tuple[Any, ...], dict[str, Any]], None],
+    args: Any,
+    kwargs: Mapping[str, Any],
+) -> None:
+    """Call a model, if there are modules to watch, and note what each of these is called with."""
+    handles = []
+    for name, module in modules.items():
+
+        def hook(_: nn.Module, given: Any, named: Any, name: str = name) -> None:
+            note(name, given, named)
+
+        handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+    try:
+        if handles:
+            run(model, args, kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _sparse_itself(module: nn.Module) -> bool:
