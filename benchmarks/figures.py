@@ -45,7 +45,7 @@ VARIANTS = {
 }
 
 KERNELS_LEFT_OUT = {
-    *(("linear", size, 16) for size in (256, 4096)),
+    *(("linear", size, batch) for size in (256, 4096) for batch in (16, 100)),
     *(("linear", size, 256) for size in (256, 4096)),
     *(("convolution", size, 1) for size in (16, 32, 64, 128, 256)),
 }
@@ -78,9 +78,9 @@ def _load(name: str) -> Any:
 
 
 def _machine(environment: dict[str, Any]) -> str:
+    threads = NUMBERS.get(environment["threads"], f"{environment['threads']} threads")
     return (
-        f"{environment['processor']}, {environment['cores']} cores, {environment['threads']} "
-        f"threads, "
+        f"{environment['processor']}, {environment['cores']} cores, {threads}, "
         f"torch {environment['torch']}"
     )
 
@@ -249,7 +249,8 @@ def _kernels() -> str:
         "`python benchmarks/kernels.py`; medians of interleaved calls, further shapes in its "
         f"result file. At best, torch's dense layers reach {dense:.0f} GFLOP/s, the sparse kernel "
         f"{record['peak_gflops']:.0f} on one line of the first cache, and sparse layers "
-        f"{sparse:.0f}; memory is copied at {record['copy_gb_per_s']:.0f} GB/s."
+        f"{sparse:.0f}; memory is copied at {record['copy_gb_per_s']:.0f} GB/s. "
+        f"{_against_csr(record)}."
     )
     if (RESULTS / "kernels-2-threads.json").exists():
         lines.append(_two_threads())
@@ -267,8 +268,20 @@ def _two_threads() -> str:
     return (
         "\nWith two threads, against dense layers with two, a linear layer of 1024×1024 and a "
         f"batch of 64 is as many times faster: {shown} ({_machine(record['environment'])}, "
-        f"{record['date'][:10]}, by `{record['command']}`)."
+        f"{record['date'][:10]}, by `{record['command']}`). {_against_csr(record)}."
     )
+
+
+def _against_csr(record: dict[str, Any]) -> str:
+    medians = [
+        {name: each["median_ms"] for name, each in row["times"].items()}
+        for row in record["rows"]
+        if "csr" in row["times"]
+    ]
+    behind = [each["sparse"] / each["csr"] - 1 for each in medians if each["csr"] < each["sparse"]]
+    if not behind:
+        return f"CSR is slower in all of {len(medians)} rows"
+    return f"CSR is faster in {len(behind)} of {len(medians)} rows, by {max(behind):.1%} at most"
 
 
 def _whole_networks() -> list[str]:

@@ -23,7 +23,7 @@ from prunus.timing import fitting_rounds, interleaved, spread
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.995)
 MATRICES = ((256, 256), (1024, 1024), (4096, 1024), (1024, 4096), (4096, 4096))
-BATCHES = (1, 16, 64, 256)
+BATCHES = (1, 16, 64, 100, 256)
 CONVOLUTIONS = ((16, 32, 3), (32, 16, 3), (64, 8, 3), (64, 32, 3), (128, 16, 3), (64, 16, 1),
                 (256, 16, 1))  # fmt: skip
 """Channels, height and width, and kernel: those of ResNets for 32×32 images and larger ones."""
@@ -115,7 +115,7 @@ def _peak() -> float:
     """Return the arithmetic of one thread without misses: one row over 64 floats of one address."""
     elements = 1 << 16
     values, index = torch.ones(elements), torch.zeros(elements, dtype=torch.int16)
-    pointers, tiles = torch.tensor([0, elements]), torch.zeros(2, dtype=torch.int64)
+    pointers, tiles = torch.tensor([0, elements]), torch.tensor([0, 0, 4 * 48])
     x, y, bias = torch.ones(64), torch.empty(64), torch.zeros(1)
     kernel = matrix(Tile(16, 4), 16, False)
     addresses = [t.data_ptr() for t in (values, index, pointers, bias)]

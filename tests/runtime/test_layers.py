@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import pickle
 import subprocess
@@ -114,6 +115,20 @@ def test_threads_share_large_layers_and_batches_of_many_tiles() -> None:
         torch.set_num_threads(threads)
         for items in (1, 64, 1000):
             check(sparse, linear, torch.randn(items, 600))
+
+
+@pytest.mark.parametrize(("inputs", "batches"), [(5_000, (256, 301)), (70_000, (40, 43))])
+def test_activations_that_lie_beyond_the_second_level_cache(
+    inputs: int, batches: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(inputs, 24)
+    for sparsity in (0.9, 0.9999, 1.0):  # in the end there are rows without an element
+        thin(linear, sparsity)
+        sparse = SparseLinear(linear)
+        for threads, items in itertools.product(THREADS, batches):
+            torch.set_num_threads(threads)
+            check(sparse, linear, torch.rand(inputs, items).t())
 
 
 def test_indices_beyond_sixteen_bits() -> None:

@@ -36,6 +36,9 @@ __all__ = ["Pool", "Tile", "convolve", "dot", "matrix", "pack", "unpack", "with_
 _IN_FLIGHT = 8
 """Sums that are worked on at a time, so that none waits for its own last addition."""
 
+_AHEAD = 8
+"""Products between asking for activations and reading them, where they are far away."""
+
 _LANES = 16
 _parallel = threading.Lock()
 
@@ -125,47 +128,53 @@ def with_threads(call: Callable[..., None], threads: int, *arguments: Any) -> No
 
 
 @functools.cache
-def _rows(tile: Tile, bits: int) -> Any:
+def _rows(tile: Tile, bits: int, far: bool = False) -> Any:
     lanes, across, down = tile.lanes, tile.across, tile.down
-    unroll = max(1, _IN_FLIGHT // tile.vectors)
+    unroll, ahead = max(1, _IN_FLIGHT // tile.vectors), _AHEAD if far else 0
 
-    @_compiled(tile, bits)
+    @_compiled(tile, bits, far)
     def rows(
         values, index, pointers, bias, first, last, chunk, x, scale, x_down, y, y_row, y_down,
         floor, tiles, count,
     ):  # fmt: skip
+        most = number_at(pointers, last) - 1
         for start in range(first, last, chunk):
             for part in range(count):
-                at_x = x + np.uint64(number_at(tiles, 2 * part))
-                at_y = y + np.uint64(number_at(tiles, 2 * part + 1))
+                at_x = x + np.uint64(number_at(tiles, 3 * part))
+                at_y = y + np.uint64(number_at(tiles, 3 * part + 1))
+                tail = number_at(tiles, 3 * part + 2)
                 for row in range(start, min(start + chunk, last)):
                     sum_of_rows(
-                        lanes, across, down, unroll, bits,
+                        lanes, across, down, unroll, bits, ahead,
                         values, index, number_at(pointers, row), number_at(pointers, row + 1),
-                        at_x, scale, x_down, at_y + np.uint64(row * y_row), y_down,
-                        float_at(bias, row), floor,
+                        most, at_x, scale, x_down, at_y + np.uint64(row * y_row), y_down,
+                        tail, float_at(bias, row), floor,
                     )  # fmt: skip
 
     return rows
 
 
 @functools.cache
-def matrix(tile: Tile, bits: int, parallel: bool) -> Any:
+def matrix(tile: Tile, bits: int, parallel: bool, far: bool = False) -> Any:
     """Return the kernel that multiplies a sparse matrix by tiles of a dense one.
+
+    With ``far`` it asks for what it reads of the dense one some time before, which pays where that
+    lies beyond the second-level cache, and costs a little where it does not.
 
     Its arguments: values, index, pointers (a row's first element, one row more than there are) and
     bias of the sparse matrix, all addresses; for one thread the first row and the last + 1, for
     several the address of ``threads + 1`` bounds; rows to work on before the next tile has its
     turn; x; the bytes by which an index advances in x; the bytes between lines in x;
     y; those between rows and lines in y; the least output; the address of the tiles, of each the
-    bytes from x and from y at which it starts; their number. For several threads their number comes
+    bytes from x and from y at which it starts, and from there to the last vector of a line; their
+    number. For several threads their number comes
     first of all, and whether they share out the tiles in place of the rows.
     """
-    rows = _rows(tile, bits)
+    rows = _rows(tile, bits, far)
     if not parallel:
         return rows
 
-    @_compiled(tile, bits, parallel=True)
+    @_compiled(tile, bits, far, parallel=True)
     def shared(
         threads, by_tiles, values, index, pointers, bias, bounds, chunk, x, scale, x_down, y, y_row,
         y_down, floor, tiles, count,
@@ -176,7 +185,7 @@ def matrix(tile: Tile, bits: int, parallel: bool) -> Any:
                 begin, end = thread * count // threads, (thread + 1) * count // threads
                 rows(
                     values, index, pointers, bias, 0, last_row, chunk, x, scale, x_down,
-                    y, y_row, y_down, floor, tiles + np.uint64(16 * begin), end - begin,
+                    y, y_row, y_down, floor, tiles + np.uint64(24 * begin), end - begin,
                 )  # fmt: skip
             else:
                 first, last = number_at(bounds, thread), number_at(bounds, thread + 1)

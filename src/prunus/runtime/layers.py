@@ -26,13 +26,19 @@ from prunus.runtime.kernels import (
     with_threads,
 )
 from prunus.runtime.rows import SparseRows, as_index, from_index
+from prunus.runtime.tiling import (
+    LANES,
+    cost,
+    covering,
+    fitting,
+    items_as_they_lie,
+    items_in_panels,
+    panels,
+    places,
+    whole_vectors,
+)
 
 __all__ = ["SparseConv", "SparseLinear"]
-
-_COST = {4: 0.35, 8: 0.4, 16: 0.46, 32: 0.7, 64: 0.94, 128: 1.88}
-"""What an element of the matrix costs by the width of the tile, beside each other."""
-
-_TALLEST = 8
 
 
 def _threads() -> int:
@@ -41,21 +47,6 @@ def _threads() -> int:
 
 
 _MOST_THREADS = int(numba.config.NUMBA_NUM_THREADS)
-
-
-def _panels(items: int, features: int, room: int) -> tuple[Tile, int]:
-    """Return the tile that costs least for so many items, and how many there are beside.
-
-    Args:
-        items: How many.
-        features: Of each.
-        room: Bytes that the activations of a tile may take.
-    """
-    fitting = [width for width in _COST if 4 * width * features <= room]
-    widths = fitting or [min(_COST)]
-    width = min(widths, key=lambda width: (math.ceil(items / width) * _COST[width], width))
-    lanes = min(width, 16)
-    return Tile(lanes, width // lanes), math.ceil(items / width)
 
 
 class _SparseLayer(nn.Module):
@@ -182,68 +173,123 @@ class SparseLinear(_SparseLayer):
         return dot(bits, False), rows.whole()
 
     def _several(self, x: torch.Tensor, items: int) -> torch.Tensor:
-        threads = _threads()
-        call, weight, width, count, chunk, packed, beside, apart = self._plans.get(
-            (items, threads)
-        ) or self._planned((items, threads), lambda: self._plan_of_several(items, threads))
-        padded = width * count
-        item, feature = x.stride()
-        if (
-            item == 1
-            and not packed
-            and (padded == items or _reaches(x, (self.in_features - 1) * feature + padded))
-        ):
-            source, step, starts = x, 4 * feature, beside
-        else:
-            if item != 1 and feature != 1:
+        threads, strides, at = _threads(), x.stride(), x.data_ptr()
+        spare = items % LANES != 0 and strides[0] == 1 and _reaches(x, whole_vectors(items))
+        key = (items, threads, strides, at % (4 * LANES), spare)
+        plan: _LinearPlan = self._plans.get(key) or self._planned(
+            key, lambda: self._plan_of_several(*key)
+        )
+        if plan.packing is not None:
+            if 1 not in strides:
                 x = x.contiguous()
-                item, feature = x.stride()
-            source, step = torch.empty(count, self.in_features, width), 4 * width
-            starts = apart
-            # A lone item or feature has any step; the other one's is then that of floats.
-            contiguous = 4 if feature == 1 or self.in_features == 1 else 4 * feature
-            _moving(pack, items * self.in_features, threads)(
-                x.data_ptr(), 4 * item, contiguous, items, self.in_features,
-                source.data_ptr(), width,
-            )  # fmt: skip
-        y = torch.empty(self.out_features, padded)
-        call(
-            *weight, chunk, source.data_ptr(), step, 0, y.data_ptr(), 4 * padded, 0, self._floor,
-            starts.data_ptr(), count,
-        )  # fmt: skip
+                at = x.data_ptr()
+            source = torch.empty(plan.packed)
+            plan.packing(at, *plan.lying, source.data_ptr(), plan.width)
+            at = source.data_ptr()
+        y = torch.empty(self.out_features, plan.room)
+        plan.call(*plan.weight, at, plan.step, 0, y.data_ptr(), *plan.target)
         if not self.by_item:
-            return y.t() if padded == items else y.t()[:items]
+            return y.t() if plan.room == items else y.t()[:items]
         result = torch.empty(items, self.out_features)
         _moving(unpack, items * self.out_features, threads)(
-            y.data_ptr(), 4 * padded, items, self.out_features, result.data_ptr()
+            y.data_ptr(), 4 * plan.room, items, self.out_features, result.data_ptr()
         )
         return result
 
-    def _plan_of_several(self, items: int, threads: int) -> Any:
-        rows = self.rows
+    def _plan_of_several(
+        self, items: int, threads: int, strides: tuple[int, ...], offset: int, spare: bool
+    ) -> _LinearPlan:
+        """Plan for so many items.
+
+        Args:
+            items: How many.
+            threads: To share the work.
+            strides: Floats from item to item, and from feature to feature.
+            offset: Bytes from where a cache line begins to the first of them.
+            spare: Whether there is something behind the last of them that makes vectors whole.
+        """
+        rows, features = self.rows, self.in_features
         bits = 8 * rows.columns.element_size()
-        tile, count = _panels(items, self.in_features, _PANEL_BYTES)
+        reads = len(rows.values) / max(1, features)
+        seen = whole_vectors(items) if spare else items
+        tile = items_as_they_lie(seen, features, _PANEL_BYTES)
+        ragged = (4 * strides[1] | offset) % (4 * tile.lanes) != 0
+        size = 4 * features * items
+        crowded = size > 2 * _PANEL_BYTES
+        far = crowded or (ragged and size > _PANEL_BYTES)
+        if far:
+            # They will not stay there anyway: longer runs of each feature are what is left to gain,
+            # and asking for them in advance.
+            tile = items_as_they_lie(seen, features, 2 * _PANEL_BYTES)
+        if crowded:
+            packed = reads > _WORTH_PACKING_CROWDED
+        elif ragged:
+            packed = reads > _WORTH_PACKING_RAGGED
+        else:
+            packed = reads > _WORTH_PACKING and tile.width < items
+        packed = packed or strides[0] != 1
+        if packed:
+            tile = items_in_panels(items, features, _PANEL_BYTES)
+            starts, room = panels(items, features, tile), tile.width * math.ceil(items / tile.width)
+        else:
+            starts, room = places(seen, tile), tile.lanes * math.ceil(seen / tile.lanes)
+        activations = 4 * features * tile.width
         # Of the matrix as much at a time as of the activations, so that neither is read over and
         # over from farther away than the second-level cache.
-        chunk = rows.chunk(max(_CHUNK_BYTES, 4 * tile.width * self.in_features))
-        reads = len(rows.values) / max(1, self.in_features)
-        crowded = 4 * self.in_features * tile.width * count > 2 * _PANEL_BYTES
-        packed = count > 1 and reads > (_WORTH_PACKING_CROWDED if crowded else _WORTH_PACKING)
-        if crowded and not packed:
-            # They will not stay there anyway: longer runs of each feature are what is left to gain.
-            tile, count = _panels(items, self.in_features, 2 * _PANEL_BYTES)
-        panels = torch.arange(count)[:, None]
-        beside = panels * torch.tensor([4 * tile.width, 4 * tile.width])
-        apart = panels * torch.tensor([4 * tile.width * self.in_features, 4 * tile.width])
-        own = tile.width, count, chunk, packed, beside, apart
-        if threads > 1 and len(rows.values) * tile.width * count > _WORTH_SHARING:
-            # Each thread reads the whole of what is not shared out: that should be the smaller.
-            activations = 4 * self.in_features * tile.width * count
+        chunk = rows.chunk(max(_CHUNK_BYTES, activations))
+        share = threads > 1 and rows.work() * cost(tile) * len(starts) > _WORTH_SHARING
+        call = matrix(tile, bits, share, far and not packed)
+        if share:
+            # Each thread reads the whole of what is not shared out: that should be the smaller. But
+            # where tiles overlap, two threads would take the same lines from each other.
             elements = (4 + bits // 8) * len(rows.values)
-            by_tiles = count % threads == 0 and activations > elements
-            call = functools.partial(with_threads, matrix(tile, bits, True), threads, by_tiles)
-            return call, rows.shared(threads), *own
-        return matrix(tile, bits, False), rows.whole(), *own
+            by_tiles = len(starts) % threads == 0 and room == tile.width * len(starts)
+            by_tiles = by_tiles and activations * len(starts) > elements
+            call = functools.partial(with_threads, call, threads, by_tiles)
+        item, feature = strides if 1 in strides else (features, 1)
+        # A lone item or feature has any step; the other one's is then that of floats.
+        contiguous = 4 if feature == 1 or features == 1 else 4 * feature
+        return _LinearPlan(
+            call,
+            (*(rows.shared(threads) if share else rows.whole()), chunk),
+            _moving(pack, items * features, threads) if packed else None,
+            (4 * item, contiguous, items, features),
+            room * features,
+            tile.width,
+            4 * tile.width if packed else 4 * feature,
+            room,
+            (4 * room, 0, self._floor, starts.data_ptr(), len(starts)),
+            starts,
+        )
+
+
+@dataclass(frozen=True)
+class _LinearPlan:
+    """What a call of a linear layer needs for inputs of one shape and layout.
+
+    Attributes:
+        call: The kernel.
+        weight: Its first arguments.
+        packing: The kernel that lays the items out in panels first; None where they stay.
+        lying: Those of its arguments that describe the input.
+        packed: Floats of the panels.
+        width: Items in a panel.
+        step: Bytes from feature to feature, of the panels or of the input itself.
+        room: Floats between the lines of the output.
+        target: The kernel's last arguments: those that describe the output and the tiles.
+        kept: What the addresses among them belong to.
+    """
+
+    call: Callable[..., None]
+    weight: tuple[int, ...]
+    packing: Callable[..., None] | None
+    lying: tuple[int, ...]
+    packed: int
+    width: int
+    step: int
+    room: int
+    target: tuple[Any, ...]
+    kept: torch.Tensor
 
 
 def _moving(
@@ -255,11 +301,11 @@ def _moving(
     return kernel(False)
 
 
-_WORTH_SHARING = 400_000
-"""Multiplications from which on it pays to wake another thread."""
+_WORTH_SHARING = 9_000
+"""What a product must cost, as :func:`cost` counts it, that it pays to wake another thread."""
 
 _WORTH_SHARING_ONE = 15_000
-"""The same of a single item, whose multiplications take longer, for each reads another place."""
+"""Elements from which on it pays where there is a single item."""
 
 _WORTH_SHARING_MOVES = 200_000
 """Floats to be laid out anew from which on it pays."""
@@ -276,13 +322,17 @@ _WORTH_PACKING = 100
 _WORTH_PACKING_CROWDED = 16
 """The same where the lines of a tile would meet in a few places of the second-level cache."""
 
+_WORTH_PACKING_RAGGED = 40
+"""The same where vectors would be read from two cache lines each."""
+
 _REMEMBERED = 32
 """Kinds of input of which a layer keeps what it worked out."""
 
 
-def _reaches(x: torch.Tensor, floats: int) -> bool:
-    """Tell whether so many floats from its first on belong to a tensor's storage."""
-    return (x.storage_offset() + floats) * 4 <= x.untyped_storage().nbytes()
+def _reaches(x: torch.Tensor, items: int) -> bool:
+    """Tell whether so many items of the last feature belong to a tensor's storage."""
+    last = x.storage_offset() + (x.shape[1] - 1) * x.stride(1) + items
+    return 4 * last <= x.untyped_storage().nbytes()
 
 
 @dataclass(frozen=True)
@@ -293,7 +343,7 @@ class _Geometry:
         index: Of each element of the weight, the floats from an output's place to what it reads.
         bits: Of each index.
         tile: What is worked on at a time.
-        starts: Of each tile, the bytes from the first input and the first output on.
+        starts: Of each tile, the bytes from the first input and the first output on, and its tail.
         line: Floats between lines of the planes.
         plane: Floats between channels of the planes.
         shape: Height and width of the output.
@@ -445,7 +495,8 @@ class SparseConv(_SparseLayer):
         geometry = self._laid_out(height, width, by_channel if by_line == width else -1)
         tall, room = geometry.seen[0], geometry.room
         rows, apart = self.rows, channels * geometry.plane + _SLACK
-        share = threads > 1 and items * len(rows.values) * tall * room > _WORTH_SHARING
+        each = rows.work() * cost(geometry.tile) * len(geometry.starts)
+        share = threads > 1 and items * each > _WORTH_SHARING
         floats = 0
         if geometry.copied:
             floats = apart * (threads if share and items >= threads else 1)
@@ -513,7 +564,7 @@ class SparseConv(_SparseLayer):
         pointwise = self.kernel_size == (1, 1) and stride == 1 and (tall, wide) == (height, width)
         copied = (tall, wide) != (height, width) or stride > 1 or by_channel < 0 or out_wide < 4
         lines, columns = (1, height * width) if pointwise and not copied else (out_tall, out_wide)
-        tile = _fitting(lines, columns)
+        tile = fitting(lines, columns)
         room = max(columns, tile.width)
         if copied:
             line = math.ceil(wide / stride)
@@ -530,14 +581,10 @@ class SparseConv(_SparseLayer):
         channel += np.repeat(group, counts) * (self.in_channels // self.groups)
         index = channel * plane + (down // stride) * line + along // stride
         index += ((down % stride) * stride + along % stride) * phase
-        starts = [
-            (4 * (row * line + column), 4 * (row * room + column))
-            for row in _covering(lines, tile.down)
-            for column in _covering(columns, tile.width)
-        ]
+        starts = covering(lines, columns, tile, line, room)
         as_numbers = as_index(index, int(index.max(initial=0)) + 1)
         return _Geometry(
-            as_numbers, 8 * as_numbers.element_size(), tile, torch.tensor(starts), line, plane,
+            as_numbers, 8 * as_numbers.element_size(), tile, starts, line, plane,
             (out_tall, out_wide), (lines, columns), room, copied,
         )  # fmt: skip
 
@@ -548,28 +595,3 @@ _SLACK = 64
 
 def _pair(numbers: tuple[int, ...]) -> tuple[int, int]:
     return (1, numbers[0]) if len(numbers) == 1 else (numbers[0], numbers[1])
-
-
-def _covering(length: int, step: int) -> list[int]:
-    """Return where runs of ``step`` begin that cover a length, the last shifted back to fit."""
-    return [min(start, max(0, length - step)) for start in range(0, length, step)]
-
-
-def _fitting(lines: int, columns: int) -> Tile:
-    """Return the tile that covers an image by the fewest vectors, and the largest among such."""
-    shapes = [
-        (lanes, across, down)
-        for lanes in (4, 8, 16)
-        for across in (1, 2, 4, 8)
-        for down in (1, 2, 4, 8)
-        if across * down <= _TALLEST and down <= lines
-        if lanes * across <= columns or (lanes, across) == (4, 1)
-    ]
-
-    def cost(shape: tuple[int, int, int]) -> tuple[float, int]:
-        lanes, across, down = shape
-        vectors = math.ceil(columns / (lanes * across)) * across * math.ceil(lines / down) * down
-        tiles = vectors / (across * down)
-        return vectors + 2 * tiles, -lanes
-
-    return Tile(*min(shapes, key=cost))

@@ -8,6 +8,9 @@ from torch import nn
 
 __all__ = ["SparseRows", "as_index", "from_index"]
 
+_ROW = 4
+"""As many elements take as long as what is done once a row: beginning sums, and writing them."""
+
 
 class SparseRows(nn.Module):
     """The non-zero elements of a matrix, row after row, with where they lie.
@@ -71,15 +74,19 @@ class SparseRows(nn.Module):
         index = self.columns if index is None else index
         return tuple(t.data_ptr() for t in (self.values, index, self.pointers, self.bias))
 
+    def work(self) -> int:
+        """Return how many elements there are, each row counted as a few more."""
+        return len(self.values) + _ROW * len(self.bias)
+
     def bounds(self, parts: int) -> torch.Tensor:
-        """Divide the rows into so many runs of about as many elements, each row counted as a few.
+        """Divide the rows into so many runs that are about as much work.
 
         Example:
             >>> rows = SparseRows(torch.tensor([[1.0] * 8, [0.0] * 8, [1.0] * 8, [1.0] * 8]), None)
             >>> rows.bounds(2).tolist()
             [0, 2, 4]
         """
-        work = self.pointers + 4 * torch.arange(len(self.pointers))
+        work = self.pointers + _ROW * torch.arange(len(self.pointers))
         wanted = torch.arange(1, parts) * work[-1] / parts
         inner = torch.searchsorted(work.double(), wanted.double())
         inner -= (wanted - work[inner - 1] < work[inner] - wanted).long()

@@ -50,6 +50,24 @@ class _Code:
     def store(self, value: Any, address: Any) -> None:
         self.builder.store(value, self.at(address, self.vector), align=4)
 
+    def fetch(self, address: Any) -> None:
+        """Begin to bring the cache line of an address into the first cache, to be read soon."""
+        kind = ir.IntType(8).as_pointer()
+        function = self._intrinsic("llvm.prefetch.p0i8", ir.VoidType(), [kind, *[_SHORT] * 3])
+        reading, keep, data = 0, 3, 1
+        hints = [ir.Constant(_SHORT, number) for number in (reading, keep, data)]
+        self.builder.call(function, [self.builder.inttoptr(address, kind), *hints])
+
+    def _intrinsic(self, name: str, result: Any, arguments: list[Any]) -> Any:
+        module = self.builder.module
+        return module.globals.get(name) or ir.Function(
+            module, ir.FunctionType(result, arguments), name
+        )
+
+    def smaller(self, one: Any, other: Any) -> Any:
+        """Return the smaller of two whole numbers."""
+        return self.builder.select(self.builder.icmp_signed("<", one, other), one, other)
+
     def plus(self, address: Any, step: Any) -> Any:
         step = ir.Constant(_LONG, step) if isinstance(step, int) else step
         return self.builder.add(address, step)
@@ -72,11 +90,7 @@ class _Code:
         """Return ``one * other + added``, rounded once."""
         kind = one.type
         name = f"llvm.fma.v{kind.count}f32" if isinstance(kind, ir.VectorType) else "llvm.fma.f32"
-        module = self.builder.module
-        function = module.globals.get(name) or ir.Function(
-            module, ir.FunctionType(kind, [kind] * 3), name
-        )
-        return self.builder.call(function, [one, other, added])
+        return self.builder.call(self._intrinsic(name, kind, [kind] * 3), [one, other, added])
 
     def index(self, address: Any, k: Any, bits: int) -> Any:
         """Return the k-th of the unsigned numbers of so many bits that lie at an address."""
@@ -165,15 +179,18 @@ def sum_of_rows(
     down: Any,
     unroll: Any,
     bits: Any,
+    ahead: Any,
     values: Any,
     index: Any,
     begin: Any,
     end: Any,
+    most: Any,
     x: Any,
     scale: Any,
     x_down: Any,
     y: Any,
     y_down: Any,
+    tail: Any,
     bias: Any,
     floor: Any,
 ) -> Any:
@@ -182,37 +199,50 @@ def sum_of_rows(
     The tile has ``down`` lines of ``across`` vectors of ``lanes`` floats. With k in [begin, end),
     the floats that values[k] is multiplied by start at x + index[k] · scale, and each line x_down
     after the one before; what is written starts at y, and each line y_down after the one before.
+    The last vector of a line, even of one vector, is ``tail`` bytes from where the line starts,
+    there as here: where the one before it ends, or earlier, if less is left than a vector.
 
-    The first five arguments must be literal numbers: the shape of the tile, how many k are worked
-    on at a time, and how many bits each index has.
+    The first six arguments must be literal numbers: the shape of the tile, how many k are worked
+    on at a time, how many bits each index has, and for how many k in advance what they will read is
+    to be fetched into the first cache (0: not at all). ``most`` is the largest k whose index may be
+    read for that.
     """
-    width, columns, lines, times, size = (
-        kind.literal_value for kind in (lanes, across, down, unroll, bits)
+    width, columns, lines, times, size, distance = (
+        kind.literal_value for kind in (lanes, across, down, unroll, bits, ahead)
     )
-    numbers = [_ADDRESS, _ADDRESS, _NUMBER, _NUMBER, _ADDRESS, _NUMBER, _NUMBER, _ADDRESS, _NUMBER]
+    numbers = [
+        _ADDRESS, _ADDRESS, _NUMBER, _NUMBER, _NUMBER, _ADDRESS, _NUMBER, _NUMBER, _ADDRESS,
+        _NUMBER, _NUMBER,
+    ]  # fmt: skip
     signature = types.void(
-        lanes, across, down, unroll, bits, *numbers, types.float32, types.float32
+        lanes, across, down, unroll, bits, ahead, *numbers, types.float32, types.float32
     )
 
     def generate(context: Any, builder: Any, _: Any, arguments: Sequence[Any]) -> Any:
-        (at_values, at_index, first, last, at_x, step, x_line, at_y, y_line, added, least) = (
-            arguments[5:]
-        )
+        at_values, at_index, first, last, furthest, at_x, step, x_line = arguments[6:14]
+        at_y, y_line, last_vector, added, least = arguments[14:]
         code = _Code(builder, width)
 
         def places(address: Any, line: Any) -> list[Any]:
             found = []
             for row in range(lines):
                 address = code.plus(address, line) if row else address
-                found += [code.plus(address, column * width * 4) for column in range(columns)]
+                steps = [column * width * 4 for column in range(columns - 1)]
+                found += [code.plus(address, step) for step in [*steps, last_vector]]
             return found
 
-        def one(k: Any, sums: list[Any]) -> list[Any]:
-            weight = code.splat(code.load(code.plus(at_values, code.times(k, 4)), _FLOAT))
+        def read_by(k: Any) -> list[Any]:
             start = code.plus(at_x, code.times(code.index(at_index, k, size), step))
+            return places(start, x_line)
+
+        def one(k: Any, sums: list[Any]) -> list[Any]:
+            if distance:
+                for place in read_by(code.smaller(code.plus(k, distance), furthest)):
+                    code.fetch(place)
+            weight = code.splat(code.load(code.plus(at_values, code.times(k, 4)), _FLOAT))
             return [
                 code.multiply_add(weight, code.load(place), total)
-                for place, total in zip(places(start, x_line), sums, strict=True)
+                for place, total in zip(read_by(k), sums, strict=True)
             ]
 
         sums = [code.splat(added)] * (columns * lines)

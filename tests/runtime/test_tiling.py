@@ -1,0 +1,83 @@
+"""What tiles cover: all there is, and nothing besides."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prunus.runtime.kernels import Tile
+from prunus.runtime.tiling import (
+    covering,
+    fitting,
+    items_as_they_lie,
+    items_in_panels,
+    panels,
+    places,
+    whole_vectors,
+)
+
+
+def vectors(table: torch.Tensor, column: int, tile: Tile) -> list[range]:
+    """Return the floats that each vector of one line of each tile covers."""
+    found = []
+    for row in table.tolist():
+        start, tail = row[column], row[2]
+        steps = [4 * tile.lanes * i for i in range(tile.across - 1)] + [tail]
+        assert all(at % 4 == 0 for at in (start, tail))
+        found += [range((start + s) // 4, (start + s) // 4 + tile.lanes) for s in steps]
+    return found
+
+
+@given(
+    items=st.integers(2, 700),
+    features=st.integers(1, 20_000),
+    room=st.sampled_from([1 << 12, 1 << 20, 1 << 21]),
+)
+def test_items_are_covered_where_they_lie(items: int, features: int, room: int) -> None:
+    tile = items_as_they_lie(items, features, room)
+    table = places(items, tile)
+    assert torch.equal(table[:, 0], table[:, 1])
+    covered = vectors(table, 0, tile)
+    assert {item for vector in covered for item in vector} == set(range(items))
+    # All vectors but the last are aligned, so that only one of each line may take two cache lines.
+    assert all(vector.start % tile.lanes == 0 for vector in covered[:-1])
+    assert len(covered) < items / tile.lanes + tile.across
+
+
+@given(
+    items=st.integers(1, 700),
+    features=st.integers(1, 3_000),
+    room=st.sampled_from([1 << 12, 1 << 20]),
+)
+def test_panels_hold_every_item_once(items: int, features: int, room: int) -> None:
+    tile = items_in_panels(items, features, room)
+    table = panels(items, features, tile)
+    assert [v.start for v in vectors(table, 1, tile)] == list(
+        range(0, len(table) * tile.width, tile.lanes)
+    )
+    assert items <= len(table) * tile.width < items + tile.width
+    assert table[:, 0].tolist() == [i * 4 * tile.width * features for i in range(len(table))]
+
+
+@given(lines=st.integers(1, 40), columns=st.integers(4, 70), wider=st.integers(0, 9))
+def test_images_are_covered(lines: int, columns: int, wider: int) -> None:
+    tile = fitting(lines, columns)
+    line, room = columns + wider, columns
+    found = np.zeros((lines, columns), dtype=bool)
+    for first, second, tail in covering(lines, columns, tile, line, room).tolist():
+        row, column = divmod(second // 4, room)
+        assert first == 4 * (row * line + column)
+        assert tail == 4 * (tile.width - tile.lanes)
+        assert row + tile.down <= lines
+        assert column + tile.width <= columns
+        found[row : row + tile.down, column : column + tile.width] = True
+    assert found.all()
+
+
+@given(items=st.integers(1, 300))
+def test_whole_vectors(items: int) -> None:
+    whole = whole_vectors(items)
+    assert items <= whole < items + 16
+    assert whole % 16 == 0 or whole in (1, 2, 4, 8)
