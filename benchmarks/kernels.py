@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 from measuring import options, save, thin
+from prunus.runtime.convolution import SparseConv
 from prunus.runtime.kernels import Tile, matrix
-from prunus.runtime.layers import SparseConv, SparseLinear
+from prunus.runtime.linear import SparseLinear
 from prunus.timing import fitting_rounds, interleaved, spread
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.995)

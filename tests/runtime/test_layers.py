@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from prunus import UserError
+from prunus.runtime.convolution import SparseConv
 from prunus.runtime.fusion import fits_pool
-from prunus.runtime.layers import SparseConv, SparseLinear
+from prunus.runtime.linear import SparseLinear
 
 THREADS = (1, 2)
 
@@ -343,7 +344,7 @@ def test_python_threads_may_share_a_layer() -> None:
 PROCESS = """
 import sys, torch
 from torch import nn
-from prunus.runtime.layers import SparseConv
+from prunus.runtime.convolution import SparseConv
 torch.manual_seed(0)
 worst = 0.0
 for window in sys.argv[1:]:

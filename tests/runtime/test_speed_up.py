@@ -18,7 +18,7 @@ from torch import nn
 from prunus import UserError, compact, speed_up
 from prunus.runtime import choosing, sped_up
 from prunus.runtime.fusion import chains
-from prunus.runtime.layers import SparseLinear
+from prunus.runtime.linear import SparseLinear
 
 
 def thinned(model: nn.Module, sparsity: float = 0.95) -> Any:

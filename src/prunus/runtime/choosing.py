@@ -410,7 +410,8 @@ def _timed(chain: Chain, features: int, x: torch.Tensor) -> LayerTiming:
 
 def _sparse(chain: Chain, features: int, *, by_item: bool) -> nn.Module:
     """Return a sparse layer that does the work of a chain; of convolutions in their one layout."""
-    from prunus.runtime.layers import SparseConv, SparseLinear  # brings Numba along
+    from prunus.runtime.convolution import SparseConv  # brings Numba along
+    from prunus.runtime.linear import SparseLinear
 
     layer = reading_all(chain.merged(), features)
     if isinstance(layer, nn.Linear):

@@ -2,7 +2,7 @@
 
 A kernel is compiled when it is first wanted, for one shape of tile, and kept on disk by Numba. All
 arguments are whole numbers, addresses among them, because unpacking arrays costs a small layer more
-than its arithmetic; nothing here checks a bound. The callers in :mod:`prunus.runtime.layers` do.
+than its arithmetic; nothing here checks a bound. The layers that call it do.
 """
 
 from __future__ import annotations
