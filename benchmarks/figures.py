@@ -1,6 +1,8 @@
-"""Render the README's figures from the committed result files, so that the two cannot drift apart.
+"""Render figures from the committed result files, so that text and files cannot drift apart.
 
-python benchmarks/figures.py          print what belongs between the README's markers
+The README shows what becomes of networks, and ``docs/figures.md`` the rest.
+
+python benchmarks/figures.py          print what belongs between the markers of each page
 python benchmarks/figures.py --write  put it there
 """
 
@@ -17,7 +19,7 @@ from typing import Any
 from compare import METHODS, Outcome, digits, outcomes, spread
 
 RESULTS = Path(__file__).parent / "results"
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
 
 RECIPES = {
     "digits": "perceptron 64-300-100-10, scikit-learn's digits (`make demo`)",
@@ -34,7 +36,7 @@ LANGUAGE = {
 METRICS = {"BLEU": "BLEU ↑", "bits per character": "bits per character ↓"}
 
 LEFT_OUT = {(dtype, sparsity) for dtype in ("bfloat16", "int8") for sparsity in (0.95, 0.98)}
-"""Matrices that the README does not show, for they say nothing new."""
+"""Matrices not shown, for they say nothing new."""
 
 VARIANTS = {
     "prunus": "prunus",
@@ -49,28 +51,30 @@ KERNELS_LEFT_OUT = {
     *(("linear", size, 256) for size in (256, 4096)),
     *(("convolution", size, 1) for size in (16, 32, 64, 128, 256)),
 }
-"""The README shows a choice of the timings: kind, width and batch of what it does not."""
+"""A choice of the timings is shown: these are kind, width and batch of what is not."""
 
 NUMBERS = {1: "one thread", 2: "two threads"}
 
 MARKED = re.compile(r"(?<=<!-- figures -->\n).*?(?=<!-- end of figures -->)", re.DOTALL)
 
 
-def render() -> str:
-    """Return the README's figures as Markdown."""
-    return "\n".join(
-        [
-            _networks(),
-            *_comparisons(),
-            _sparse_files(),
-            _kernels(),
-            *_whole_networks(),
-            _overhead(),
-            _threshold(),
-            _processes(),
-            _kills(),
-        ]
-    )
+def render() -> dict[Path, str]:
+    """Return each page's figures as Markdown."""
+    details = {
+        "Sparse layers": _kernels(),
+        "Sparse files": _sparse_files(),
+        "What a training step costs": _overhead(),
+        "What a pruning costs": _threshold(),
+        "Several processes": _processes(),
+        "Against the formulas": _contract(),
+        "Interruption": _kills(),
+    }
+    return {
+        ROOT / "README.md": "\n".join([_networks(), *_comparisons(), *_whole_networks()]),
+        ROOT / "docs" / "figures.md": "\n".join(
+            f"## {title}\n\n{text}" for title, text in details.items()
+        ),
+    }
 
 
 def _load(name: str) -> Any:
@@ -395,6 +399,40 @@ def _processes() -> str:
     return "\n".join([*lines, ""])
 
 
+def _contract() -> str:
+    record = _load("contract_table")
+    layouts, bounds = record["layouts"], record["bounds"]
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for layout in layouts.values():
+        for name, own in layout["distances"].items():
+            rows.setdefault(name, []).append(own)
+    special = [*bounds["at least, by optimizer"], *bounds["times, by optimizer"]]
+    each = ", ".join(f"{layout['cells']:,} {name}" for name, layout in layouts.items())
+    wrong = sum(len(layout["problems"]) for layout in layouts.values())
+    lines = [
+        "Every penalty, way and schedule, with every optimizer of `torch.optim` that takes dense "
+        "gradients, in every precision, with and without accumulation, as far as torch offers it, "
+        f"and in several processes ({each}), each held against the same training spelled out in "
+        "float64: zeros and densities are exact, and the end is as far off as rounding makes it, "
+        "in multiples of the whole way of the training:\n",
+        "| precision | trainings | off at most | allowed |",
+        "|---|---|---|---|",
+    ]
+    for name, allowed in bounds["by precision"].items():
+        own = rows[name]
+        lines.append(
+            f"| {name} | {sum(row['cells'] for row in own):,} "
+            f"| {max(row['largest'] for row in own):.2g} | {allowed:.2g} |"
+        )
+    lines.append(
+        f"\n{_machine(record['environment'])}, {record['date'][:10]}, by "
+        f"`{record['command']}`; {wrong or 'none'} of them off by more. Further off are optimizers "
+        f"that round by themselves or for which the last bit decides, {', '.join(special)}: "
+        "see the result file.\n"
+    )
+    return "\n".join(lines)
+
+
 def _kills() -> str:
     record = _load("kills")
     kinds = record["kinds"]
@@ -411,13 +449,15 @@ def _kills() -> str:
 
 
 def main() -> None:
-    """Print the figures, or write them to the README."""
+    """Print the figures, or write them to their pages."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="put them into the README")
-    if parser.parse_args().write:
-        README.write_text(MARKED.sub(lambda _: render(), README.read_text()))
-    else:
-        print(render())
+    parser.add_argument("--write", action="store_true", help="put them into their pages")
+    write = parser.parse_args().write
+    for page, figures in render().items():
+        if write:
+            page.write_text(MARKED.sub(figures.replace("\\", r"\\"), page.read_text()))
+        else:
+            print(f"{page.relative_to(ROOT)}:\n\n{figures}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pytest
 
 from prunus.recipes.recipe import RECIPES, find
 
-README = Path(__file__).parent.parent / "README.md"
+README = Path(__file__).resolve().parent.parent / "README.md"
 
 
 def test_the_loop_runs_and_prunes() -> None:
@@ -40,6 +40,8 @@ def test_every_recipe_is_in_the_changelog() -> None:
 def test_the_figures_are_those_of_the_result_files(monkeypatch: pytest.MonkeyPatch) -> None:
     benchmarks = README.parent / "benchmarks"
     monkeypatch.syspath_prepend(benchmarks)  # as when it is run as a script
-    render = runpy.run_path(str(benchmarks / "figures.py"))["render"]
-    shown = README.read_text().split("<!-- figures -->\n")[1].split("<!-- end of figures -->")[0]
-    assert shown == render()
+    pages = runpy.run_path(str(benchmarks / "figures.py"))["render"]()
+    assert README in pages
+    for page, figures in pages.items():
+        text = page.read_text()
+        assert text.split("<!-- figures -->\n")[1].split("<!-- end of figures -->")[0] == figures
