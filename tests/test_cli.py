@@ -46,6 +46,20 @@ def test_the_subcommands_and_their_flags_are_these() -> None:
     }
 
 
+def test_a_terminal_that_cannot_show_every_letter_ends_no_run(tmp_path: Path) -> None:
+    chosen = settings(dense_epochs=1, epochs=1, floor=0.1)
+    done = python(
+        *("-m", "prunus", "run", "digits", *chosen, "--out", str(tmp_path / "run")),
+        PYTHONIOENCODING="latin-1",
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "? floor 0.1000" in done.stdout
+    for encoding, product in (("ascii", "300?64"), ("utf-8", "300×64")):
+        shown = python("-m", "prunus", "inspect", str(tmp_path / "run"), PYTHONIOENCODING=encoding)
+        assert (shown.returncode, shown.stderr) == (0, "")
+        assert product in shown.stdout
+
+
 def test_every_recipe_is_listed_with_its_summary_and_data() -> None:
     outcome = prunus("recipes")
     assert outcome.code == 0

@@ -87,7 +87,7 @@ def test_the_score_sees_the_gradient_before_clipping() -> None:
 
 @pytest.mark.parametrize("limit", [0.0, -1.0, float("nan")])
 def test_a_bad_limit(limit: float) -> None:
-    with pytest.raises(UserError, match="max_grad_norm must be above 0"):
+    with pytest.raises(UserError, match="max_grad_norm must be .*above 0"):
         stepped(limit)
 
 

@@ -19,7 +19,7 @@ ROOT = Path(prunus.__file__).parent
 # The layers of the design, lowest first. A module may import from its own layer and those below.
 LAYERS = (
     {"errors", "version", "environment", "timing"},
-    {"files", "pieces", "shards"},
+    {"arguments", "files", "pieces", "shards"},
     {"world"},
     {"selection", "examples", "attention"},
     {"masks", "threshold", "coefficients", "strengths", "floor"},

@@ -474,15 +474,28 @@ def test_coefficients_lie_between_0_and_1_and_fall_with_the_gradient(
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Exponential(0.0), "alpha must be a finite number above 0, but is 0.0"),
+        (lambda: Exponential(0.0), "alpha must be above 0, but is 0.0"),
         (lambda: Linear(math.nan), "alpha must be a finite number above 0, but is nan"),
         (
             lambda: RelevancePenalty("much"),  # type: ignore[arg-type]
             "strength must be a number or a Strength, but is 'much'",
         ),
-        (lambda: RelevancePenalty(-1.0), "strength must be a finite number, 0 or above, but is -1"),
+        (lambda: RelevancePenalty(-1.0), "a strength must be at least 0, but is -1"),
         (lambda: FollowLearningRate(math.inf), "strength must be a finite number"),
-        (lambda: LinearDecay(1.0, steps=0), "at least 1 step, but got steps=0"),
+        (
+            lambda: RelevancePenalty(FollowLearningRate),  # type: ignore[arg-type]
+            r"strength must be .* but is the class FollowLearningRate: give an instance",
+        ),
+        (
+            lambda: RelevancePenalty(coefficient="l2"),  # type: ignore[arg-type]
+            "coefficient must be a Coefficient, but is 'l2', without unit",
+        ),
+        (
+            lambda: RelevancePenalty(coefficient=Exponential),  # type: ignore[arg-type]
+            "coefficient must be a Coefficient, but is the class Exponential: give an instance",
+        ),
+        (lambda: LinearDecay(1.0, steps=1.5), "steps must be a whole number"),  # type: ignore[arg-type]
+        (lambda: LinearDecay(1.0, steps=0), "steps must be at least 1, but is 0"),
         (
             lambda: RelevancePenalty(power=3),  # type: ignore[arg-type]
             r"power must be 1 .* or 2 .*, but is 3",
@@ -495,10 +508,13 @@ def test_coefficients_lie_between_0_and_1_and_fall_with_the_gradient(
             lambda: RelevancePenalty(smoothing=1.0),
             "smoothing must be from 0 to below 1, but is 1.0",
         ),
-        (lambda: RelevancePenalty(smoothing=math.nan), "smoothing must be from 0 to below 1"),
+        (
+            lambda: RelevancePenalty(smoothing=math.nan),
+            "smoothing must be a finite number from 0 to below 1, but is nan",
+        ),
         (
             lambda: RelevancePenalty(smoothing="much"),  # type: ignore[arg-type]
-            "smoothing must be from 0 to below 1, but is 'much'",
+            "smoothing must be a finite number from 0 to below 1, but is 'much'",
         ),
         (
             lambda: RelevancePenalty(way="loss", smoothing=0.9),

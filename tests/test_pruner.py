@@ -322,6 +322,49 @@ def test_a_metric_that_is_not_finite(metric: float) -> None:
     assert pruner.sparsity == 0.0
 
 
+@pytest.mark.parametrize("metric", ["good", "0.9", [0.9], {"accuracy": 0.9}, torch.ones(2)])
+def test_a_metric_that_is_no_number(metric: Any) -> None:
+    model = network()
+    pruner = Pruner(model, sgd(model), schedule=IterativePruning(floor=0.5))
+    for call in (pruner.step, pruner.consider):
+        with pytest.raises(UserError, match="the validation metric must be a number, but is"):
+            call(metric)
+    assert pruner.sparsity == 0.0
+
+
+def test_a_metric_may_be_a_tensor_of_one_number() -> None:
+    model = network()
+    metric: Any = torch.tensor(0.75)
+    seen = Pruner(model, sgd(model), schedule=IterativePruning(floor=0.5)).step(metric)
+    assert (type(seen.metric), seen.metric, seen.met) == (float, 0.75, True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"masks": None}, "masks must be a mapping, but is None"),
+        ({"schedule": None}, "schedule must be a mapping, but is None"),
+        ({"schedule": {"waited": "x", "reached": False}}, "invalid literal"),
+        ({"steps": "x"}, "steps must be a whole number at least 0, but is 'x'"),
+        ({"prunings": None}, "prunings must be a whole number at least 0, but is None"),
+        ({"dense_metric": "x"}, "dense_metric must be a finite number or None, but is 'x'"),
+        ({"best": {}}, "best lacks kept, metric, model, masks"),
+    ],
+)
+def test_a_damaged_state_is_refused_whole(change: dict[str, Any], message: str) -> None:
+    model = network()
+    pruner = Pruner(model, sgd(model), schedule=IterativePruning(floor=0.5))
+    pruner.step(0.9)
+    state = pruner.state_dict()
+    pruner.step(0.9)
+    before = {name: mask.clone() for name, mask in pruner.masks.items()}
+    with pytest.raises(CheckpointError, match=f"not the state of .*Pruner: .*{message}"):
+        pruner.load_state_dict({**state, **change})
+    with pytest.raises(CheckpointError, match="it must be a mapping, but is None"):
+        pruner.load_state_dict(None)  # type: ignore[arg-type]
+    assert all(torch.equal(mask, before[name]) for name, mask in pruner.masks.items())
+
+
 def test_a_schedule_that_needs_a_metric() -> None:
     model = network()
     pruner = Pruner(model, sgd(model), schedule=IterativePruning(floor=0.5))
@@ -337,6 +380,8 @@ def test_a_schedule_that_needs_a_metric() -> None:
         ({"sparsity": 0.5, "kept": 3}, "give either"),
         ({"sparsity": 1.5}, "sparsity must be from 0 to 1, but is 1.5"),
         ({"kept": 1000}, "kept must be from 0 to 736, but is 1,000"),
+        ({"kept": 3.5}, "kept must be a whole number from 0 to 736, but is 3.5"),
+        ({"sparsity": "0.9"}, "sparsity must be a finite number from 0 to 1, but is '0.9'"),
     ],
 )
 def test_bad_amounts(arguments: dict[str, float], message: str) -> None:
@@ -495,13 +540,63 @@ def test_a_state_that_is_refused_changes_nothing() -> None:
     ("arguments", "message"),
     [
         ({"penalty": 0.1}, "penalty must be a RelevancePenalty or None, but is 0.1"),
-        ({"schedule": IterativePruning}, "schedule must be a Schedule or None, but is <class"),
+        (
+            {"schedule": IterativePruning},
+            "schedule must be a Schedule or None, but is the class IterativePruning",
+        ),
+        ({"score": "magnitude"}, "score must be a Score, but is 'magnitude'"),
+        (
+            {"score": Taylor},
+            r"score must be a Score, but is the class Taylor: .*, Taylor\(\.\.\.\)",
+        ),
+        ({"selection": ["0.weight"]}, "selection must be a Selection or None, but is"),
+        ({"masks": [1]}, r"masks must be masks by name or None, but is \[1\]"),
+        ({"masks": {"0.weight": 1, "4.weight": 2}}, "0.weight: expected a boolean tensor.* got 1"),
+        ({"min_density": "0.1"}, "min_density must be a finite number .* but is '0.1'"),
+        ({"max_grad_norm": "1"}, "max_grad_norm must be a finite number .* but is '1'"),
+        ({"model": None}, "model must be a torch.nn.Module, but is None"),
+        ({"model": nn.Linear}, "model must be a torch.nn.Module, but is the class Linear"),
+        ({"optimizer": None}, "optimizer must be a torch.optim optimizer, but is None"),
     ],
 )
 def test_arguments_of_another_kind(arguments: dict[str, Any], message: str) -> None:
     model = network()
     with pytest.raises(UserError, match=message):
-        Pruner(model, sgd(model), **arguments)
+        Pruner(**{"model": model, "optimizer": sgd(model), **arguments})
+
+
+def test_a_selection_of_another_model_is_refused() -> None:
+    model, other = network(), network()
+    optimizer = sgd(nn.ModuleList([model, other]))
+    with pytest.raises(
+        UserError, match=r"the model's own, but 0\.weight, 4\.weight are not: select"
+    ):
+        Pruner(model, optimizer, selection=select(other))
+    assert other[0].weight.all()
+
+
+def test_a_layer_that_was_replaced_is_noticed_before_anything_is_said_of_it() -> None:
+    model = network()
+    pruner = Pruner(model, sgd(model), schedule=IterativePruning(floor=0.5, fraction=0.5))
+    assert pruner.step(0.9).best
+    replaced = model[4]
+    model[4] = nn.Linear(32, 5)
+    for call in (lambda: pruner.step(0.9), lambda: pruner.prune(sparsity=0.9), pruner.finish):
+        with pytest.raises(UserError, match=r"but 4\.weight are not: .*build optimizer and Pruner"):
+            call()
+    model[4] = replaced
+    pruner.finish()
+    assert model[0].weight.all()
+
+
+def test_an_infinite_limit_of_the_norm_limits_nothing() -> None:
+    one, other = network(), network()
+    for model, limit in ((one, None), (other, math.inf)):
+        optimizer = sgd(model)
+        Pruner(model, optimizer, max_grad_norm=limit)
+        torch.manual_seed(0)
+        epoch(model, optimizer)
+    assert torch.equal(one[0].weight, other[0].weight)
 
 
 def test_taylor_needs_the_gradient_of_the_loss_alone() -> None:

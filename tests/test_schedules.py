@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -126,14 +127,33 @@ def test_the_state_of_another_schedule_is_refused() -> None:
     ("make", "message"),
     [
         (lambda: IterativePruning(fraction=0.0), "fraction must be above 0 and below 1, but is 0"),
-        (lambda: IterativePruning(target=1.0), "target is a sparsity, above 0 and below 1"),
+        (
+            lambda: IterativePruning(target=1.0),
+            "target must be above 0 and below 1 or None, but is",
+        ),
         (lambda: IterativePruning(patience=0), "patience must be at least 1 or None, but is 0"),
         (lambda: GradualPruning(end=5), "either sparsity or kept.*sparsity=None and kept=None"),
         (lambda: GradualPruning(sparsity=0.5, kept=3, end=5), "either sparsity or kept"),
-        (lambda: GradualPruning(kept=0, end=5), "kept must be at least 1, but is 0"),
-        (lambda: GradualPruning(sparsity=0.5, begin=5, end=5), "0 <= begin < end.*begin=5, end=5"),
-        (lambda: OneShot(sparsity=90), "sparsity is a sparsity, above 0 and below 1, but is 90"),
-        (lambda: OneShot(sparsity=0.5, at=0), "at must be a step, 1 or above, or None, but is 0"),
+        (lambda: GradualPruning(kept=0, end=5), "kept must be at least 1 or None, but is 0"),
+        (
+            lambda: GradualPruning(sparsity=0.5, begin=5, end=5),
+            "begin must be from 0 to below 5, but is 5",
+        ),
+        (
+            lambda: GradualPruning(sparsity=0.5, end=100.5),  # type: ignore[arg-type]
+            "end must be a whole number at least 1, but is 100.5",
+        ),
+        (lambda: GradualPruning(sparsity=0.5, end=9, every=2.5), "every must be a whole number"),  # type: ignore[arg-type]
+        (lambda: OneShot(sparsity=0.5, at=2.5), "at must be a whole number at least 1 or None"),  # type: ignore[arg-type]
+        (lambda: IterativePruning(fraction="0.1"), "fraction must be a finite number .* is '0.1'"),  # type: ignore[arg-type]
+        (lambda: IterativePruning(patience=1.5), "patience must be a whole number"),  # type: ignore[arg-type]
+        (lambda: Schedule(floor=True), "a floor is a number, .* but is True"),
+        (
+            lambda: Schedule(floor="dense-0.1", dense_metric=math.nan),
+            "dense_metric must be a finite number or None, but is nan",
+        ),
+        (lambda: OneShot(sparsity=90), "sparsity must be above 0 and below 1, but is 90"),
+        (lambda: OneShot(sparsity=0.5, at=0), "at must be at least 1 or None, but is 0"),
         (lambda: Schedule(mode="up"), 'mode must be "max" or "min", but is \'up\''),  # type: ignore[arg-type]
         (lambda: Schedule(floor="dense/2"), 'a floor is a number, or "dense-0.005"'),
     ],

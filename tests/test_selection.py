@@ -165,6 +165,9 @@ def test_unusable_tensors_are_all_named_with_a_mend() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(0, 2), nn.LazyLinear(3))
     model[1].weight.requires_grad_(False)
     model.append(nn.Linear(2, 2, device="meta"))
+    model.append(nn.Linear(2, 2).to(torch.float8_e4m3fn))
+    with torch.inference_mode():
+        model.append(nn.Linear(2, 2))
     with pytest.raises(UserError) as caught:
         select(model)
     message = str(caught.value)
@@ -173,6 +176,8 @@ def test_unusable_tensors_are_all_named_with_a_mend() -> None:
     assert "2.weight is empty, of shape (2, 0)" in message
     assert "3.weight is not initialized yet" in message
     assert "4.weight is on the meta device" in message
+    assert "5.weight is of type torch.float8_e4m3fn, too narrow" in message
+    assert "6.weight was made within torch.inference_mode()" in message
     mended = select(model, exclude=lambda name, tensor, module: not name.startswith("0"))
     assert list(mended) == ["0.weight"]
 
@@ -187,3 +192,13 @@ def test_nothing_to_prune() -> None:
 def test_a_pattern_of_another_kind() -> None:
     with pytest.raises(UserError, match="a pattern is a glob.*but got 3"):
         select(nn.Linear(2, 2), [3])  # type: ignore[list-item]
+    with pytest.raises(UserError, match=r"a pattern is a glob.*but got Linear\(in_features=2"):
+        select(nn.Sequential(nn.Linear(2, 2)), nn.Linear(2, 2))
+    with pytest.raises(UserError, match="a pattern is a glob.*but got 3"):
+        select(nn.Linear(2, 2), 3)  # type: ignore[arg-type]
+
+
+def test_what_is_no_model() -> None:
+    for thing in (None, nn.Linear, [nn.Linear(2, 2)], nn.Linear(2, 2).state_dict()):
+        with pytest.raises(UserError, match=r"model must be a torch\.nn\.Module, but is .*itself"):
+            select(thing)  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunus.arguments import check_kind, check_number
 from prunus.compaction import compacted
 from prunus.compaction.check import tolerance
 from prunus.errors import UserError
@@ -34,7 +35,7 @@ from prunus.export.onnx_file import OnnxSession, to_onnx
 from prunus.export.sparse_file import save_sparse
 from prunus.files import memory_key
 from prunus.runtime import sped_up
-from prunus.selection import total_parameters
+from prunus.selection import check_model, total_parameters
 from prunus.timing import fitting_rounds, interleaved, spread
 
 __all__ = ["Bench", "BenchRow", "Matrices", "bench"]
@@ -190,8 +191,19 @@ def bench(
         >>> done.rows[0].times["dense"]["median_ms"] > 0
         True
     """
+    check_model(model)
+    if not callable(example):
+        raise UserError(
+            "example must be a function that returns inputs for a batch of a size, but is of type "
+            f"{type(example).__name__}: lambda batch: torch.randn(batch, 784)"
+        )
+    for name, numbers in (("batches", batches), ("threads", threads)):
+        check_kind(name, numbers, Sequence, "a list of numbers")
+        for each in numbers:
+            check_number(f"each of {name}", each, whole=True, least=1)
     if not batches:
         raise UserError("there is no batch to time: give sizes of at least 1")
+    check_number("seconds", seconds, above=0)
     before = torch.get_num_threads()
     left_out: dict[str, str] = {}
     rows = []

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunus.errors import CheckpointError
+from prunus.errors import CheckpointError, listing
 from prunus.files import memory_key
 from prunus.floor import Floor
 from prunus.masks import Masks
@@ -71,8 +71,14 @@ class Best:
         """Make sure that :meth:`load_state_dict` can take this.
 
         Raises:
-            CheckpointError: There was a best state when it was saved, which is not in it.
+            CheckpointError: There was a best state when it was saved, which is not in it, or it is
+                no such state.
         """
+        missing = [key for key in ("kept", "metric", "model", "masks") if key not in state]
+        if missing:
+            raise CheckpointError(
+                f"this is not the state of a Pruner: best lacks {listing(missing)}"
+            )
         if state["kept"] is not None and not state["model"]:
             raise CheckpointError(
                 "the state has no weights of the best network, though there was one when it was "

@@ -8,6 +8,7 @@ finished the step at hand and saved.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shlex
 import signal
@@ -128,7 +129,7 @@ def _run(
                 f"{directory.path} holds a run of the recipe {held['recipe']}, not {recipe}: "
                 f"prunus run {held['recipe']} --out ... --resume goes on with it"
             )
-        config = type(config).restored(held["config"])
+        config = type(config).restored(held["config"], directory.config)
         seed = held["seed"] if seed is None else seed
         data = held["data"] if data is None else data
         dense = Path(held["dense"]) if dense is None and held["dense"] else dense
@@ -345,6 +346,10 @@ def _fresh(parent: Path, recipe: str, seed: int) -> Path:
 
 def main() -> None:
     """Run the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Where a letter cannot be shown another is, rather than that a run ends for it.
+            stream.reconfigure(errors="replace")
     try:
         app()
     except UserError as error:

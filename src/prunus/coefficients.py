@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol
 
 import torch
 
-from prunus.errors import UserError
+from prunus.arguments import check_number
 
 __all__ = ["Coefficient", "Constant", "Exponential", "Linear"]
 
@@ -69,8 +69,7 @@ class _InUnits:
     relative: bool = False
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise UserError(f"alpha must be a finite number above 0, but is {self.alpha!r}")
+        check_number("alpha", self.alpha, above=0)
 
     def unit(
         self,

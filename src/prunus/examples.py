@@ -12,6 +12,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.utils import _pytree as pytree
 
 from prunus.errors import UserError, listing
+from prunus.selection import check_model
 from prunus.world import check_wrappers, unwrapped
 
 __all__ = [
@@ -49,19 +50,21 @@ def prepared(
 
     Raises:
         UserError: It is no network with parameters that have values, it is sharded by a wrapper
-            that does not tell which weights it holds, or the example is of no such kind.
+            that does not tell which weights it holds, or the example is empty or of no such kind.
     """
-    _check_model(model)
+    _check_usable(model)
     check_wrappers(model)
-    return unwrapped(model), *arguments(example_inputs)
-
-
-def _check_model(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
+    args, kwargs = arguments(example_inputs)
+    empty = [_shown(t) for t in tensors_of((args, kwargs)) if not t.numel()]
+    if empty:
         raise UserError(
-            f"model must be a torch.nn.Module, but is {type(model).__name__}: pass the network "
-            "itself, not its state_dict or a function"
+            f"example_inputs must have elements, for outputs are compared, but has {listing(empty)}"
         )
+    return unwrapped(model), args, kwargs
+
+
+def _check_usable(model: nn.Module) -> None:
+    check_model(model)
     if next(model.parameters(), None) is None:
         raise UserError(
             f"{type(model).__name__} has no parameters, so there is nothing to gain: pass the "
@@ -132,16 +135,41 @@ def expected(
     """Return what a model makes of its example.
 
     Raises:
-        UserError: The model fails on it.
+        UserError: The model fails on it, writes into it, or returns nothing that is finite.
     """
+    shown = ", ".join(
+        [*(_shown(held) for held in args), *(f"{k}={_shown(v)}" for k, v in kwargs.items())]
+    )
+    before = _versions(args, kwargs)
     try:
-        return run(model, args, kwargs)
+        outputs = run(model, args, kwargs)
     except Exception as error:
-        shown = [_shown(held) for held in args] + [f"{k}={_shown(v)}" for k, v in kwargs.items()]
         raise UserError(
-            f"{type(model).__name__} itself fails on the example inputs ({', '.join(shown)}): "
+            f"{type(model).__name__} itself fails on the example inputs ({shown}): "
             f"{type(error).__name__}: {error}. Give it inputs as its forward takes them"
         ) from error
+    name = type(model).__name__
+    if _versions(args, kwargs) != before:
+        raise UserError(
+            f"{name} writes into its inputs, so that a second call on them says something else: "
+            "let its forward work on copies of them"
+        )
+    if not outputs:
+        raise UserError(
+            f"{name} returns no tensors on the example inputs, so that there is nothing to "
+            "compare: let its forward return them"
+        )
+    if not any(bool(output.isfinite().any()) for output in outputs):
+        raise UserError(
+            f"{name} returns nothing finite on the example inputs ({shown}), so that there is "
+            "nothing to compare: give it others"
+        )
+    return outputs
+
+
+def _versions(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[int]:
+    """Return how often each input has been written to."""
+    return [t._version for t in tensors_of((args, kwargs)) if not t.is_inference()]
 
 
 def _shown(held: Any) -> str:

@@ -52,7 +52,8 @@ class Floor:
         match = _RELATIVE.fullmatch(self.bound) if isinstance(self.bound, str) else None
         sign, text = (match[1] or "+", match[2] or "0") if match else ("=", self.bound)
         try:
-            number = float(text)
+            # For bool is a number to Python, and a mistake here.
+            number = math.nan if isinstance(text, bool) else float(text)
         except (ValueError, TypeError):
             number = math.nan
         if not math.isfinite(number):

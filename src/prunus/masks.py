@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from prunus.arguments import check_kind
 from prunus.errors import CheckpointError, UserError, listing
 from prunus.pieces import bits, pieces
 from prunus.selection import Selection, Target
@@ -71,6 +72,7 @@ class Masks(Mapping[str, torch.Tensor]):
     """
 
     def __init__(self, selection: Selection) -> None:
+        check_kind("selection", selection, Selection, "a Selection", mend="prunus.select(model)")
         self.selection = selection
         self._seen: list[tuple[_Holder, torch.Tensor, int]] = []
         self._lowered: list[str] = []
@@ -308,9 +310,10 @@ class Masks(Mapping[str, torch.Tensor]):
         self._check_names(other)
         wrong = [
             f"{name}: expected a boolean tensor of shape {tuple(self[name].shape)}, got "
-            f"{other[name].dtype} of shape {tuple(other[name].shape)}"
-            for name in self
-            if other[name].shape != self[name].shape or other[name].dtype != torch.bool
+            + (f"{mask.dtype} of shape {tuple(mask.shape)}" if is_tensor else repr(mask))
+            for name, mask in ((name, other[name]) for name in self)
+            for is_tensor in [isinstance(mask, torch.Tensor)]
+            if not is_tensor or mask.shape != self[name].shape or mask.dtype != torch.bool
         ]
         if wrong:
             raise UserError(f"these masks do not fit: {listing(wrong)}")

@@ -26,12 +26,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Literal
 
 import torch
 from torch import nn
 
+from prunus.arguments import check_methods, check_number
 from prunus.coefficients import Coefficient, Exponential
 from prunus.errors import UserError
 from prunus.pieces import CPU_PIECE, bits, pieces
@@ -85,8 +85,8 @@ class RelevancePenalty:
             raise UserError(f"power must be 1 (Σ c·|w|) or 2 (Σ c·w²), but is {self.power!r}")
         if self.way not in _WAYS:
             raise UserError(f"way must be one of {', '.join(_WAYS)}, but is {self.way!r}")
-        if not isinstance(self.smoothing, Real) or not 0 <= self.smoothing < 1:
-            raise UserError(f"smoothing must be from 0 to below 1, but is {self.smoothing!r}")
+        check_methods("coefficient", self.coefficient, ["unit", "__call__"], "a Coefficient")
+        check_number("smoothing", self.smoothing, least=0, below=1)
         if self.smoothing and self.way == "loss":
             raise UserError(
                 f'smoothing needs way="gradient" or "decoupled", but is {self.smoothing} with '

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import nn
 
+from prunus.arguments import check_kind, check_methods, check_number, number
 from prunus.best import Best
 from prunus.errors import CheckpointError, FloorNotReachedError, NonFiniteError, UserError, listing
 from prunus.floor import Floor
@@ -24,11 +25,11 @@ from prunus.penalty import PenaltyTerm, RelevancePenalty
 from prunus.removal import Remover
 from prunus.schedules import Schedule
 from prunus.scores import Magnitude, Score
-from prunus.selection import Selection, select
+from prunus.selection import Selection, check_model, select
 from prunus.strengths import ConstantStrength, as_strength
 from prunus.world import World, check_wrappers, let_go_of_copies, replicas_of, unwrapped
 
-__all__ = ["Pruner", "Validation"]
+__all__ = ["Pruner", "Validation", "check_choices"]
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ class Pruner:
             before they are clipped.
 
     Raises:
-        UserError: A chosen tensor cannot be pruned, or the optimizer does not hold it.
+        UserError: An argument is of another kind or out of range, a chosen tensor cannot be
+            pruned, is not the model's, or the optimizer does not hold it.
         PeerError: Another process that trains the model did not do as this one did.
 
     With several processes each builds a pruner, and all must call :meth:`step`, :meth:`prune`,
@@ -116,17 +118,19 @@ class Pruner:
         keep_best: bool = True,
         max_grad_norm: float | None = None,
     ) -> None:
-        _check_kinds(penalty, schedule)
+        check_model(model)
         check_wrappers(model)
+        _check_optimizer(optimizer)
+        check_choices(penalty, schedule, score, min_density)
+        check_kind("selection", selection, Selection, "a Selection", mend="select()", optional=True)
+        check_kind("masks", masks, Mapping, "masks by name", optional=True)
         if score is not None and score.uses_gradient and penalty and penalty.way == "loss":
             raise UserError(
                 f'{type(score).__name__} needs the gradient of the loss alone, but with way="loss" '
                 "the optimizer's gradient holds the penalty too: choose another way or score"
             )
-        if not 0 <= min_density < 1:
-            raise UserError(f"min_density must be from 0 to below 1, but is {min_density!r}")
-        if max_grad_norm is not None and not max_grad_norm > 0:
-            raise UserError(f"max_grad_norm must be above 0 or None, but is {max_grad_norm!r}")
+        if max_grad_norm != math.inf:  # which limits nothing, as in torch's function
+            check_number("max_grad_norm", max_grad_norm, above=0, optional=True)
         self.model: nn.Module = unwrapped(model)
         self.optimizer = optimizer
         # A copy, for a schedule keeps count, and one that is used twice would count on.
@@ -138,6 +142,7 @@ class Pruner:
         self.max_grad_norm = max_grad_norm
         self._penalty = penalty
         _check_held(self.selection, optimizer)
+        self._check_in_model()
         self._world = self._find_world(model)
         _check_alone(self)
         _warn_of_rounding(penalty, self.selection)
@@ -242,6 +247,7 @@ class Pruner:
                 f"{type(self.schedule).__name__} with floor={self.schedule.floor!r} needs the "
                 "validation metric: call pruner.step(metric)"
             )
+        metric = None if metric is None else number(_METRIC, metric)
         self._agree_on(metric)
         best = metric is not None and self._consider(metric)
         met = metric is None or self._floor.met(metric, self._dense_metric)
@@ -274,14 +280,15 @@ class Pruner:
                 metrics.
             PeerError: Another process did not answer.
         """
+        metric = number(_METRIC, metric)
         self._agree_on(metric)
         return self._consider(metric)
 
     def _consider(self, metric: float) -> bool:
+        self._check_in_model()
         self._check_zeros()
-        metric = float(metric)
         if not math.isfinite(metric):
-            raise NonFiniteError(f"the validation metric must be finite, but is {metric}")
+            raise NonFiniteError(f"{_METRIC} must be finite, but is {metric}")
         if self._dense_metric is None:
             self._dense_metric = metric
         return (
@@ -306,12 +313,10 @@ class Pruner:
             raise UserError(f"give either sparsity or kept, but got {sparsity=} and {kept=}")
         prunable = self.selection.prunable
         if sparsity is not None:
-            if not 0 <= sparsity <= 1:
-                raise UserError(f"sparsity must be from 0 to 1, but is {sparsity!r}")
+            check_number("sparsity", sparsity, least=0, most=1)
             kept = prunable - round(sparsity * prunable)
         assert kept is not None
-        if not 0 <= kept <= prunable:
-            raise UserError(f"kept must be from 0 to {prunable:,}, but is {kept:,}")
+        check_number("kept", kept, whole=True, least=0, most=prunable)
         return self._lower(kept)
 
     def finish(self) -> None:
@@ -321,8 +326,10 @@ class Pruner:
 
         Raises:
             FloorNotReachedError: There is a floor and no validation met it.
+            UserError: Layers of the model were replaced since.
         """
         if self._best.kept is not None:
+            self._check_in_model()
             let_go_of_copies(self.model)
             self._best.restore(self.model, self.masks)
             self._hooks.remainders.clear()  # which were those of other weights
@@ -374,16 +381,16 @@ class Pruner:
         Raises:
             CheckpointError: The state is not a pruner's or of another model.
         """
-        known = ("masks", "steps", "steps_since_pruning", "prunings", "dense_metric", "schedule")
-        missing = [key for key in (*known, *self._hooks.KEYS, "best") if key not in state]
-        if missing:
-            raise CheckpointError(f"this is not the state of a Pruner: it lacks {listing(missing)}")
+        _check_state(state, self._hooks.KEYS)
         self._hooks.check(state)
         self._best.check(state["best"])
         let_go_of_copies(self.model)
         # All that may be refused comes before the first change.
         schedule = copy.deepcopy(self.schedule)
-        schedule.load_state_dict(state["schedule"])
+        try:
+            schedule.load_state_dict(state["schedule"])
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"this is not the state of this Pruner: {error}") from error
         self.masks.load_packed(state["masks"])
         self.masks.apply_()
         self._steps = int(state["steps"])
@@ -398,11 +405,24 @@ class Pruner:
         self._world.agree(
             {
                 "number of validation metrics": float(metric is not None),
-                "validation metric": 0.0 if metric is None else float(metric),
+                "validation metric": 0.0 if metric is None else metric,
             },
             "call pruner.step(metric) in all of them, with what was measured over all of the data, "
             "or averaged over the processes",
         )
+
+    def _check_in_model(self) -> None:
+        """Refuse to work on tensors that are not, or no longer, the model's."""
+        if self.selection.world.sharded:
+            return  # while a layer is gathered, the model shows other tensors than these
+        held = {id(parameter) for parameter in self.model.parameters()}
+        foreign = [n for n, target in self.selection.items() if id(target.parameter) not in held]
+        if foreign:
+            raise UserError(
+                f"the tensors to prune must be the model's own, but {listing(foreign)} are not: "
+                "select them from this very model, and if layers were replaced since, build "
+                "optimizer and Pruner anew"
+            )
 
     def _check_zeros(self) -> None:
         revived = self.masks.revived()
@@ -453,6 +473,7 @@ class Pruner:
     def _lower(self, kept: int) -> int:
         """Remove weights until ``kept`` are left; return how many that took."""
         before = self.masks.kept
+        self._check_in_model()
         let_go_of_copies(self.model)
         agree = None
         if self._world.group is not None and not self._world.sharded:
@@ -469,6 +490,8 @@ class Pruner:
             self._steps_since_pruning = 0
         return removed
 
+
+_METRIC = "the validation metric"
 
 _UNLIKE = (
     "their weights differ, so that they cannot prune alike. Let each start from the same state, "
@@ -498,11 +521,51 @@ def _check_alone(pruner: Pruner) -> None:
     others.add(pruner)
 
 
-def _check_kinds(penalty: object, schedule: object) -> None:
-    if penalty is not None and not isinstance(penalty, RelevancePenalty):
-        raise UserError(f"penalty must be a RelevancePenalty or None, but is {penalty!r}")
-    if schedule is not None and not isinstance(schedule, Schedule):
-        raise UserError(f"schedule must be a Schedule or None, but is {schedule!r}")
+def check_choices(penalty: object, schedule: object, score: object, min_density: object) -> None:
+    """Make sure that what a pruner is given besides model and optimizer is of the right kind.
+
+    Raises:
+        UserError: Something is of another kind or out of range.
+    """
+    check_kind("penalty", penalty, RelevancePenalty, "a RelevancePenalty", optional=True)
+    check_kind("schedule", schedule, Schedule, "a Schedule", optional=True)
+    if score is not None:
+        check_methods("score", score, ["observe", "of"], "a Score")
+    check_number("min_density", min_density, least=0, below=1)
+
+
+def _check_optimizer(optimizer: object) -> None:
+    check_kind(
+        "optimizer",
+        optimizer,
+        torch.optim.Optimizer,
+        "a torch.optim optimizer",
+        mend="give the one that moves the weights itself",
+    )
+    if isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        raise UserError(
+            f"optimizer must be a torch.optim optimizer itself, but {type(optimizer).__name__} is "
+            "wrapped around one: give the one within, or use what prunus.integrations has for it, "
+            "AcceleratedPruner for accelerate"
+        )
+
+
+def _check_state(state: Mapping[str, Any], remembered: Sequence[str]) -> None:
+    """Make sure that a state has everything that a pruner's has, of the kinds it should be."""
+    counts = ("steps", "steps_since_pruning", "prunings")
+    parts = ("masks", "schedule", *remembered, "best")
+    try:
+        check_kind("it", state, Mapping, "a mapping")
+        missing = [key for key in (*parts, *counts, "dense_metric") if key not in state]
+        if missing:
+            raise UserError(f"it lacks {listing(missing)}")
+        for key in parts:
+            check_kind(key, state[key], Mapping, "a mapping")
+        for key in counts:
+            check_number(key, state[key], whole=True, least=0)
+        check_number("dense_metric", state["dense_metric"], optional=True)
+    except UserError as error:
+        raise CheckpointError(f"this is not the state of a Pruner: {error}") from error
 
 
 def _warn_of_rounding(penalty: RelevancePenalty | None, selection: Selection) -> None:

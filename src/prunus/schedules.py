@@ -7,10 +7,10 @@ or penalties. The base class never removes anything: the dense baseline.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
+from prunus.arguments import check_number
 from prunus.errors import UserError
 from prunus.floor import Floor, Mode
 
@@ -38,6 +38,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         Floor(self.floor, self.mode)
+        check_number("dense_metric", self.dense_metric, optional=True)
 
     @property
     def done(self) -> bool:
@@ -112,12 +113,9 @@ class IterativePruning(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.fraction < 1:
-            raise UserError(f"fraction must be above 0 and below 1, but is {self.fraction!r}")
-        if self.target is not None:
-            _check_sparsity(self.target, "target")
-        if self.patience is not None and self.patience < 1:
-            raise UserError(f"patience must be at least 1 or None, but is {self.patience!r}")
+        check_number("fraction", self.fraction, above=0, below=1)
+        check_number("target", self.target, above=0, below=1, optional=True)
+        check_number("patience", self.patience, whole=True, least=1, optional=True)
         self._waited = 0
         self._reached = False
 
@@ -195,15 +193,12 @@ class GradualPruning(Schedule):
                 "give either sparsity or kept, but got "
                 f"sparsity={self.sparsity!r} and kept={self.kept!r}"
             )
-        if self.sparsity is not None:
-            _check_sparsity(self.sparsity, "sparsity")
-        if self.kept is not None and self.kept < 1:
-            raise UserError(f"kept must be at least 1, but is {self.kept!r}")
-        if not (0 <= self.begin < self.end and self.every >= 1 and self.power > 0):
-            raise UserError(
-                "GradualPruning needs 0 <= begin < end, every >= 1 and power > 0, but got "
-                f"begin={self.begin}, end={self.end}, every={self.every}, power={self.power}"
-            )
+        check_number("sparsity", self.sparsity, above=0, below=1, optional=True)
+        check_number("kept", self.kept, whole=True, least=1, optional=True)
+        check_number("end", self.end, whole=True, least=1)
+        check_number("begin", self.begin, whole=True, least=0, below=self.end)
+        check_number("every", self.every, whole=True, least=1)
+        check_number("power", self.power, above=0)
         self._step = 0
 
     @property
@@ -256,9 +251,8 @@ class OneShot(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_sparsity(self.sparsity, "sparsity")
-        if self.at is not None and self.at < 1:
-            raise UserError(f"at must be a step, 1 or above, or None, but is {self.at!r}")
+        check_number("sparsity", self.sparsity, above=0, below=1)
+        check_number("at", self.at, whole=True, least=1, optional=True)
         self._done = False
 
     @property
@@ -288,11 +282,6 @@ class OneShot(Schedule):
         """Take over what :meth:`state_dict` returned."""
         super().load_state_dict(state)
         self._done = bool(state["done"])
-
-
-def _check_sparsity(value: float, name: str) -> None:
-    if not (math.isfinite(value) and 0 < value < 1):
-        raise UserError(f"{name} is a sparsity, above 0 and below 1, but is {value!r}")
 
 
 def _kept(prunable: int, sparsity: float) -> int:

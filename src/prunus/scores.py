@@ -8,6 +8,7 @@ from typing import ClassVar, Protocol
 
 import torch
 
+from prunus.arguments import check_number
 from prunus.errors import UserError
 
 __all__ = ["Magnitude", "Random", "Score", "Taylor", "Uniform"]
@@ -105,8 +106,7 @@ class Taylor:
     uses_gradient: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.smoothing < 1:
-            raise UserError(f"smoothing must be from 0 to below 1, but is {self.smoothing!r}")
+        check_number("smoothing", self.smoothing, least=0, below=1)
 
     def observe(
         self, weight: torch.Tensor, gradient: torch.Tensor, memory: torch.Tensor | None
@@ -138,6 +138,9 @@ class Random:
     Args:
         seed: Two runs with the same seed remove the same weights.
 
+    Raises:
+        UserError: ``seed`` is no whole number.
+
     Example:
         >>> Random(seed=7).of(torch.ones(3), None, uniform=lambda seed: torch.full((3,), seed / 8))
         tensor([0.8750, 0.8750, 0.8750])
@@ -145,6 +148,9 @@ class Random:
 
     seed: int = 0
     uses_gradient: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_number("seed", self.seed, whole=True)
 
     def observe(
         self,

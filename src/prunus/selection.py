@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
+from prunus.arguments import check_kind
 from prunus.errors import UserError, listing, nearest
 from prunus.shards import Box, box_of, local
 from prunus.world import World, check_wrappers, unwrapped, world_of
@@ -204,6 +205,7 @@ def select(
         >>> list(select(model, exclude="2", biases=True))
         ['0.weight', '0.bias']
     """
+    check_model(model)
     check_wrappers(model)
     model = unwrapped(model)  # the names are the inner ones
     includes, excludes = _as_patterns(include), _as_patterns(exclude)
@@ -237,18 +239,18 @@ def select(
 
 
 def _as_patterns(patterns: Pattern | Sequence[Pattern]) -> tuple[Pattern, ...]:
-    if isinstance(patterns, str) or callable(patterns):
-        patterns = (patterns,)
+    given = patterns if isinstance(patterns, list | tuple | set) else (patterns,)
     wrong = [
         repr(pattern)
-        for pattern in patterns
-        if not isinstance(pattern, str) and not callable(pattern)
+        for pattern in given
+        if not isinstance(pattern, str)
+        and (isinstance(pattern, nn.Module) or not callable(pattern))
     ]
     if wrong:
         raise UserError(
             f"a pattern is a glob, a module type or a predicate, but got {listing(wrong)}"
         )
-    return tuple(patterns)
+    return tuple(given)
 
 
 def _places(model: nn.Module) -> list[_Place]:
@@ -329,6 +331,10 @@ def _reject_unusable(targets: Sequence[Target]) -> None:
             problems.append(f"{target.name} is empty, of shape {tuple(parameter.shape)}")
         elif not parameter.is_floating_point():
             problems.append(f"{target.name} is of type {parameter.dtype}, not floating point")
+        elif parameter.element_size() < 2:
+            problems.append(f"{target.name} is of type {parameter.dtype}, too narrow to compute in")
+        elif parameter.is_inference():
+            problems.append(f"{target.name} was made within torch.inference_mode()")
         elif not parameter.requires_grad:
             problems.append(f"{target.name} is frozen (requires_grad is False)")
     if problems:
@@ -350,6 +356,21 @@ def _nothing_left(model: nn.Module, places: Sequence[_Place]) -> str:
     return (
         f"{message}its tensors are {found}; widen include, narrow exclude, or ask for biases=True "
         "or norms=True"
+    )
+
+
+def check_model(model: object) -> None:
+    """Make sure that a model is a module.
+
+    Raises:
+        UserError: It is not.
+    """
+    check_kind(
+        "model",
+        model,
+        nn.Module,
+        "a torch.nn.Module",
+        mend="give the network itself, not its parameters, its state_dict or a function",
     )
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from numbers import Real
 from typing import Protocol
 
-from prunus.errors import UserError
+from prunus.arguments import check_methods, check_number
 
 __all__ = ["ConstantStrength", "FollowLearningRate", "LinearDecay", "Strength", "as_strength"]
 
@@ -23,11 +22,6 @@ class Strength(Protocol):
             steps_since_pruning: Steps since weights were last removed, or since the start.
         """
         ...
-
-
-def _check(value: float) -> None:
-    if not (math.isfinite(value) and value >= 0):
-        raise UserError(f"a strength must be a finite number, 0 or above, but is {value!r}")
 
 
 @dataclass(frozen=True)
@@ -48,7 +42,7 @@ class ConstantStrength:
     value: float
 
     def __post_init__(self) -> None:
-        _check(self.value)
+        check_number("a strength", self.value, least=0)
 
     def at(self, *, lr: float, steps_since_pruning: int) -> float:
         """Return the constant."""
@@ -76,7 +70,7 @@ class FollowLearningRate:
     value: float
 
     def __post_init__(self) -> None:
-        _check(self.value)
+        check_number("a strength", self.value, least=0)
 
     def at(self, *, lr: float, steps_since_pruning: int) -> float:
         """Return the value times the learning rate."""
@@ -106,9 +100,8 @@ class LinearDecay:
     steps: int
 
     def __post_init__(self) -> None:
-        _check(self.value)
-        if self.steps < 1:
-            raise UserError(f"LinearDecay needs at least 1 step, but got steps={self.steps}")
+        check_number("a strength", self.value, least=0)
+        check_number("steps", self.steps, whole=True, least=1)
 
     def at(self, *, lr: float, steps_since_pruning: int) -> float:
         """Return the value on the line, 0 once its end is reached."""
@@ -122,8 +115,7 @@ def as_strength(strength: float | Strength) -> Strength:
         UserError: The number is negative, NaN or infinite, or it is neither a number nor a
         strength.
     """
-    if isinstance(strength, Real):
+    if isinstance(strength, int | float | Real):
         return ConstantStrength(float(strength))
-    if isinstance(strength, float) or not hasattr(strength, "at"):
-        raise UserError(f"strength must be a number or a Strength, but is {strength!r}")
+    check_methods("strength", strength, ["at"], "a number or a Strength")
     return strength

@@ -562,7 +562,11 @@ class Branching(nn.Module):
 
 
 ERRORS: dict[str, tuple[Any, Any, str]] = {
-    "no module": ({"a": 1}, torch.ones(1), r"must be a torch\.nn\.Module, but is dict: pass the"),
+    "no module": (
+        {"a": 1},
+        torch.ones(1),
+        r"must be a torch\.nn\.Module, but is \{'a': 1\}: give the network",
+    ),
     "no parameters": (nn.ReLU(), torch.ones(1), r"ReLU has no parameters"),
     "no values": (nn.LazyLinear(3), torch.ones(1), r"weight \(not initialized\), bias.*Run the"),
     "no memory": (nn.Linear(2, 2, device="meta"), torch.ones(1), r"weight \(no memory\)"),
@@ -584,6 +588,26 @@ ERRORS: dict[str, tuple[Any, Any, str]] = {
         Lambda(lambda m, x: None, a=nn.Linear(9, 9)),  # type: ignore[arg-type, return-value]
         torch.ones(2, 9),
         r"Lambda returns no tensors",
+    ),
+    "empty": (
+        nn.Linear(9, 9),
+        torch.ones(0, 9),
+        r"example_inputs must have elements, .* but has float32 of shape \(0, 9\)",
+    ),
+    "empty words": (
+        nn.Sequential(nn.Embedding(9, 9)),
+        torch.ones(2, 0, dtype=torch.int64),
+        r"example_inputs must have elements, .* but has int64 of shape \(2, 0\)",
+    ),
+    "not finite": (
+        nn.Linear(9, 9),
+        torch.full((2, 9), torch.nan),
+        r"Linear returns nothing finite on the example inputs \(float32 of shape \(2, 9\)\)",
+    ),
+    "written to": (
+        Lambda(lambda m, x: m.a(x.mul_(2)), a=nn.Linear(9, 9)),
+        torch.ones(2, 9),
+        r"Lambda writes into its inputs",
     ),
     "random": (
         Lambda(lambda m, x: F.dropout(m.a(x)), a=nn.Linear(9, 9)),

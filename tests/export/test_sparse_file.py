@@ -500,7 +500,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         refused(path, "not a whole safetensors file")
     with pytest.raises(UserError, match="there is no file"):
         load_sparse(tmp_path / "b")
-    with pytest.raises(UserError, match="there is no file"):
+    with pytest.raises(UserError, match="is a folder"):
         load_sparse(tmp_path)
 
 

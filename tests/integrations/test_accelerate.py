@@ -317,6 +317,19 @@ def test_an_optimizer_that_was_not_prepared() -> None:
         AcceleratedPruner(accelerator, model, adamw(model))
 
 
+def test_a_plain_pruner_of_a_prepared_optimizer() -> None:
+    model = network()
+    model, optimizer = Accelerator(cpu=True).prepare(model, adamw(model))
+    with pytest.raises(UserError, match="AcceleratedOptimizer is wrapped .* AcceleratedPruner"):
+        Pruner(model, optimizer)
+
+
+def test_without_the_accelerator() -> None:
+    model = network()
+    with pytest.raises(UserError, match=r"accelerator must be an accelerate\.Accelerator, but is"):
+        AcceleratedPruner(model, adamw(model), RelevancePenalty(1e-3))  # type: ignore[arg-type]
+
+
 def test_a_sharded_model(monkeypatch: pytest.MonkeyPatch) -> None:
     accelerator = Accelerator(cpu=True)
     model = network()

@@ -521,6 +521,9 @@ def floored(metric: str = "accuracy") -> PruningCallback:
             r'needs the validation metric: .*metric="\.\.\."',
         ),
         ({"metric": "val_loss"}, 'mode="min"'),
+        ({"schedule": RelevancePenalty(1e-3)}, "schedule must be a Schedule or None, but is"),
+        ({"selection": select(nn.Linear(2, 2))}, "selection must be a function .* type Selection"),
+        ({"optimizer": "0"}, "optimizer must be the number of an optimizer, .* but is '0'"),
     ],
 )
 def test_arguments_that_do_not_fit(arguments: dict[str, Any], message: str) -> None:
@@ -536,6 +539,16 @@ def test_a_metric_that_is_not_logged(tmp_path: Path) -> None:
 def test_a_metric_without_validation(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no validation, so the metric 'accuracy'"):
         fitted(tmp_path, floored(), limit_val_batches=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*length of `DataLoader`")
+def test_a_metric_without_anything_to_validate_on(tmp_path: Path) -> None:
+    class Empty(Module):
+        def val_dataloader(self) -> Any:
+            return DataLoader(TensorDataset(*(part[:0] for part in data())))
+
+    with pytest.raises(UserError, match="no batches to validate on, so the metric 'accuracy' is"):
+        trainer(tmp_path, floored()).fit(Empty())
 
 
 def test_processes_that_do_not_have_the_whole_model(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ from prunus import (
     IterativePruning,
     OneShot,
     RelevancePenalty,
+    Taylor,
     UserError,
     select,
 )
@@ -373,6 +374,11 @@ def test_an_unmet_floor(tmp_path: Path) -> None:
         ({"schedule": IterativePruning(floor=1.0)}, "needs the validation metric"),
         ({"schedule": OneShot(sparsity=0.5, floor=1.0)}, "needs the validation metric"),
         ({"metric": "eval_loss"}, 'mode="min"'),
+        ({"metric": 3}, "metric must be the name of a metric or None, but is 3"),
+        ({"penalty": OneShot(sparsity=0.5)}, "penalty must be a RelevancePenalty or None, but is"),
+        ({"selection": ["*"]}, "selection must be a function that is given the model"),
+        ({"score": Taylor}, "score must be a Score, but is the class Taylor"),
+        ({"min_density": 1.0}, "min_density must be from 0 to below 1, but is 1.0"),
     ],
 )
 def test_arguments_that_do_not_fit(arguments: dict[str, Any], message: str) -> None:

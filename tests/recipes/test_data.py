@@ -177,7 +177,9 @@ def test_an_empty_folder_is_named(tmp_path: Path) -> None:
 def test_a_folder_of_something_else_is_named(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "notes.xyz").write_text("x")
-    with pytest.raises(DataError, match=r"cannot load .*set: a file may be cut short or not be"):
+    with pytest.raises(
+        DataError, match=r"cannot load .*set: a file may be empty, cut short or not be"
+    ):
         load(tmp_path / "set")
 
 
@@ -218,7 +220,7 @@ def test_a_truncated_file_is_named(folder: Path, share: float) -> None:
     path = folder / "mnist" / "train-00000-of-00001.parquet"
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(DataError, match=r"cannot load .*set: a file may be cut short"):
+    with pytest.raises(DataError, match=r"cannot load .*set: a file may be empty, cut short"):
         load(folder)
 
 

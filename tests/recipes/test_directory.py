@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -222,6 +223,45 @@ def test_a_damaged_file_of_the_run_is_named(copy: Path, name: str, content: str)
     (copy / name).write_text(content)
     outcome = prunus("run", "digits", *SHORT, "--out", copy, "--resume")
     outcome.refused(f"{name} is damaged: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        ("config.json", '"seed": 0', '"seed": "a"', "config.json is damaged: it does not say what"),
+        (
+            "config.json",
+            '"schedule": "',
+            '"schedule": "un',
+            r"settings in \S*config.json are damaged: schedule must be iterative, .* but is 'un",
+        ),
+        ("summary.json", '"kinds"', '"kind"', "summary.json is damaged: it lacks kinds. Delete it"),
+    ],
+)
+def test_a_changed_file_of_the_run_is_named(
+    copy: Path, name: str, old: str, new: str, message: str
+) -> None:
+    text = (copy / name).read_text()
+    assert old in text
+    (copy / name).write_text(text.replace(old, new))
+    outcome = prunus("run", "digits", "--out", copy, "--resume")
+    assert outcome.code == 2
+    assert outcome.err.count("error: ") == 1
+    assert re.search(message, outcome.err)
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_a_delivered_network_that_was_lost_is_made_anew(copy: Path, damage: str) -> None:
+    before, path = contents(copy), copy / "model.safetensors"
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:3000])
+    outcome = prunus("run", "digits", *SHORT, "--out", copy, "--resume")
+    assert outcome.code == 0
+    assert f"{path} is absent or damaged: it is made anew\n" in outcome.out
+    after = contents(copy)
+    assert {name for name in before if before[name] != after[name]} <= {"summary.json"}
 
 
 def test_a_damaged_dense_network_is_named(unfinished: Path) -> None:

@@ -314,6 +314,19 @@ def test_a_run_without_a_whole_epoch_begins_anew(tmp_path: Path) -> None:
     assert_same_run(stopped, whole)
 
 
+def test_a_run_that_lost_its_checkpoints_says_so(tmp_path: Path) -> None:
+    whole, robbed = tmp_path / "whole", tmp_path / "robbed"
+    assert prunus("run", "digits", *settings(**BRIEF), "--out", whole).code == 0
+    with at_step(30, KilledError), pytest.raises(KilledError):
+        prunus("run", "digits", *settings(**BRIEF), "--out", robbed)
+    assert len(metrics(robbed)) > 1
+    for path in (robbed / "checkpoints").iterdir():
+        path.unlink()
+    done = prunus("run", "digits", *settings(**BRIEF), "--out", robbed, "--resume")
+    assert "its checkpoints are gone, so the run begins anew\n" in done.out
+    assert_same_run(robbed, whole)
+
+
 def test_an_interrupted_run_says_how_to_go_on_and_does(tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert prunus("run", "digits", *settings(**BRIEF), "--out", whole).code == 0

@@ -456,7 +456,7 @@ class Noisy(nn.Sequential):
 @pytest.mark.parametrize(
     ("model", "example", "message"),
     [
-        (lambda x: x, torch.ones(1), "must be a torch.nn.Module, but is function"),
+        (lambda x: x, torch.ones(1), "must be a torch.nn.Module, but is of type function"),
         (nn.ReLU(), torch.ones(1), "ReLU has no parameters"),
         (nn.LazyLinear(3), torch.ones(1, 3), "no values: weight"),
         (

@@ -10,13 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunus.arguments import check_kind
 from prunus.compaction.attention import SmallerAttention
 from prunus.compaction.compact import Compaction
 from prunus.compaction.selecting import SELECTING
 from prunus.compaction.surgery import exchange
 from prunus.errors import SparseFileError, UserError, listing
 from prunus.examples import copied
+from prunus.export.loading import load_state
 from prunus.export.sparse_file import LIMIT, SparseFile, load_sparse, save_sparse
+from prunus.selection import check_model
 from prunus.world import unwrapped
 
 __all__ = ["load_compact", "save_compact"]
@@ -65,6 +68,13 @@ def save_compact(
           (2): Linear(in_features=1, out_features=2, bias=True)
         )
     """
+    check_kind(
+        "done",
+        done,
+        Compaction,
+        "what compacted(model, example) returns",
+        mend="not its model alone",
+    )
     state = done.model.state_dict()
     unsaved = [removed.name for removed in done.removed if removed.name not in state]
     if unsaved:
@@ -107,6 +117,7 @@ def load_compact(path: str | Path, model: nn.Module, *, limit: int = LIMIT) -> n
             f"{path} is not the file of a compact model: read it by prunus.load_sparse, or write "
             "one by prunus.compaction.save_compact"
         )
+    check_model(model)
     changes = _checked(Path(path), held)
     state = load_sparse(path, limit=limit)
     small = copied(unwrapped(model))
@@ -118,7 +129,7 @@ def load_compact(path: str | Path, model: nn.Module, *, limit: int = LIMIT) -> n
         for name, numbers in changes.sizes.items():
             _write_down(small, name, numbers)
         _make_room(small, changes.shapes, state)
-        small.load_state_dict(state)
+        load_state(small, state, path)
         for name, kind in changes.kinds.items():
             if kind != SmallerAttention.__name__:
                 _check_selected(name, small.get_submodule(name), changes.shapes)

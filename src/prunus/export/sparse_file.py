@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +22,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from prunus.arguments import check_kind
 from prunus.errors import SparseFileError, UserError, listing, nearest
 from prunus.export.encodings import ENCODINGS, BadIndexError
+from prunus.export.loading import load_state
 from prunus.files import memory_key, write_atomically
 from prunus.shards import is_sharded
+from prunus.world import unwrapped
 
 __all__ = ["SparseFile", "StoredTensor", "as_bits", "load_sparse", "save_sparse", "size_bound"]
 
@@ -117,7 +122,8 @@ def save_sparse(
     weights) is stored once.
 
     Args:
-        model: A module, of which the ``state_dict`` is taken, or one such.
+        model: A module, of which the ``state_dict`` is taken, also from within ``torch.compile`` or
+            DistributedDataParallel; or one such.
         path: The file to write or replace.
         encoding: How to say where the elements are: "smallest" chooses for each tensor among all;
             "bitmap", "columns" or "gaps" is taken wherever it can be and is smaller than all
@@ -148,7 +154,15 @@ def save_sparse(
     known = ("smallest", *ENCODINGS)
     if encoding not in known:
         raise UserError(f"encoding must be {' or '.join(map(repr, known))}, but is {encoding!r}")
-    tensors, tied = _split(model.state_dict() if isinstance(model, nn.Module) else model)
+    check_kind(
+        "model",
+        model,
+        (nn.Module, Mapping),
+        "a torch.nn.Module or its state_dict",
+        mend="the order is save_sparse(model, path)",
+    )
+    file = _path(path)
+    tensors, tied = _split(unwrapped(model).state_dict() if isinstance(model, nn.Module) else model)
     described: dict[str, dict[str, Any]] = {}
     out: dict[str, torch.Tensor] = {}
     negative: list[str] = []
@@ -186,7 +200,7 @@ def save_sparse(
     except (TypeError, ValueError) as error:
         raise UserError(f"about must hold what JSON can say: {error}") from error
     # One key of metadata, for the order of several is drawn anew by each writing.
-    write_atomically(Path(path), save(out, {"prunus": text}))
+    write_atomically(file, save(out, {"prunus": text}))
 
 
 def load_sparse(
@@ -196,7 +210,8 @@ def load_sparse(
 
     Args:
         path: The file.
-        model: A module of the same architecture to load them into, by ``load_state_dict``.
+        model: A module of the same architecture to load them into, as ``load_state_dict`` does; it
+            is left as it was if they do not fit, or if its types would round them.
         limit: The bytes that the tensors may come to, for a small file can hold a great many zeros.
 
     Returns:
@@ -223,10 +238,7 @@ def load_sparse(
         read = {name: file.read(name) for name in file.tensors}
         state = read | {alias: read[name] for alias, name in file.tied.items()}
     if model is not None:
-        try:
-            model.load_state_dict(state)
-        except RuntimeError as error:
-            raise UserError(f"{path} does not fit the model: {error}") from error
+        load_state(model, state, path)
     return state
 
 
@@ -259,12 +271,14 @@ class SparseFile:
     """
 
     def __init__(self, path: str | Path, *, limit: int = LIMIT) -> None:
-        self.path, self._limit = Path(path), limit
+        self.path, self._limit = _path(path), limit
         if not self.path.is_file():
-            raise UserError(f"there is no file {path}")
+            raise UserError(
+                f"{path} is a folder" if self.path.is_dir() else f"there is no file {path}"
+            )
         try:
             opened: Any = safe_open(self.path, framework="pt")
-            self._file = opened
+            self._opened: Any = opened
             self._keys = frozenset(self._file.keys())
             metadata = self._file.metadata() or {}
         except (SafetensorError, OSError) as error:
@@ -276,6 +290,12 @@ class SparseFile:
         except BadIndexError as error:
             raise SparseFileError(f"{path} is damaged: {error}") from error
 
+    @property
+    def _file(self) -> Any:
+        if self._opened is None:
+            raise UserError(f"{self.path} is closed: read from it within its with block")
+        return self._opened
+
     def __enter__(self) -> Self:
         return self
 
@@ -285,7 +305,7 @@ class SparseFile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        del self._file  # which unmaps it
+        self._opened = None  # which unmaps it
 
     @property
     def tensors(self) -> Sequence[str]:
@@ -471,11 +491,17 @@ def size_bound(numel: int, kept: int, bits: int) -> float:
     return (kept * bits + numel * entropy) / 8
 
 
+def _path(path: str | Path) -> Path:
+    check_kind("path", path, (str, os.PathLike), "a path")
+    return Path(path)
+
+
 def _split(
     state: Mapping[str, Any],
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Return the tensors, each once, and the first name of tied ones by their other names."""
-    unfit = [f"{name} is {why}" for name, value in state.items() if (why := _unfit(value))]
+    unfit = [f"{name!r} is no name" for name in state if not isinstance(name, str)]
+    unfit += [f"{name} is {why}" for name, value in state.items() if (why := _unfit(value))]
     if unfit:
         raise UserError(f"a sparse file holds whole tensors alone, but {listing(unfit)}")
     tensors: dict[str, torch.Tensor] = {}
@@ -494,6 +520,8 @@ def _split(
 def _unfit(value: object) -> str | None:
     if not isinstance(value, torch.Tensor):
         return f"a {type(value).__name__}"
+    if isinstance(value, UninitializedParameter | UninitializedBuffer):
+        return "not initialized yet: run the model once first"
     if is_sharded(value):
         return "held by several processes: gather the state first"
     if value.is_meta:

@@ -7,29 +7,56 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
+from prunus.arguments import check_kind
 from prunus.errors import UserError
 from prunus.masks import Masks
-from prunus.pruner import Pruner
+from prunus.penalty import RelevancePenalty
+from prunus.pruner import Pruner, check_choices
 from prunus.schedules import Schedule
+from prunus.scores import Score
 from prunus.selection import Selection, select
 
-__all__ = ["STATE_FILE", "check_metric", "let_go", "starting_masks", "trained"]
+__all__ = ["STATE_FILE", "check_given", "let_go", "starting_masks", "trained"]
 
 STATE_FILE = "prunus.safetensors"
 """The pruner's file in a checkpoint that is a folder."""
 
 
-def check_metric(schedule: Schedule, metric: str | None, mend: str) -> None:
-    """Make sure that a schedule that needs a metric is given one, and in the right direction.
+def check_given(
+    penalty: RelevancePenalty | None,
+    schedule: Schedule | None,
+    score: Score | None,
+    min_density: float,
+    selection: Callable[[nn.Module], Selection] | None,
+    metric: str | None,
+    mend: str,
+) -> Schedule:
+    """Make sure that a callback can work with what it was given, before any training begins.
 
     Args:
-        schedule: The schedule.
+        penalty: As for :class:`~prunus.Pruner`.
+        schedule: As for :class:`~prunus.Pruner`.
+        score: As for :class:`~prunus.Pruner`.
+        min_density: As for :class:`~prunus.Pruner`.
+        selection: Chooses what may be pruned, given the model.
         metric: The metric's name, or None.
         mend: How to name one.
 
+    Returns:
+        The schedule; one that removes nothing, if none was given.
+
     Raises:
-        UserError: It is not.
+        UserError: Something is of another kind or out of range, the schedule needs a metric and is
+            given none, or the metric is a loss and the schedule maximises it.
     """
+    check_choices(penalty, schedule, score, min_density)
+    if selection is not None and (isinstance(selection, Selection) or not callable(selection)):
+        raise UserError(
+            "selection must be a function that is given the model, such as functools.partial("
+            f"prunus.select, biases=True), but is of type {type(selection).__name__}"
+        )
+    check_kind("metric", metric, str, "the name of a metric", optional=True)
+    schedule = Schedule() if schedule is None else schedule
     if metric is None and (schedule.needs_metric or schedule.floor is not None):
         raise UserError(
             f"{type(schedule).__name__} with floor={schedule.floor!r} needs the validation metric: "
@@ -40,6 +67,7 @@ def check_metric(schedule: Schedule, metric: str | None, mend: str) -> None:
             f"the metric {metric!r} is a loss, of which less is better: give the schedule "
             'mode="min"'
         )
+    return schedule
 
 
 def trained(

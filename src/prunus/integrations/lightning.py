@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from prunus.errors import CheckpointError, UserError, listing
-from prunus.integrations.common import check_metric, let_go, starting_masks, trained
+from prunus.integrations.common import check_given, let_go, starting_masks, trained
 from prunus.penalty import RelevancePenalty
 from prunus.pruner import Pruner
 from prunus.schedules import Schedule
@@ -97,7 +97,20 @@ class PruningCallback(Callback):
     ) -> None:
         self.pruner: Pruner | None = None
         self._penalty = penalty
-        self._schedule = Schedule() if schedule is None else schedule
+        self._schedule = check_given(
+            penalty,
+            schedule,
+            score,
+            min_density,
+            selection,
+            metric,
+            'name one that the module logs in its validation, metric="..."',
+        )
+        if optimizer is not None and not isinstance(optimizer, int) and not callable(optimizer):
+            raise UserError(
+                "optimizer must be the number of an optimizer, or a function that is true for it, "
+                f"but is {optimizer!r}"
+            )
         self._metric = metric
         self._optimizer = optimizer
         self._selection = selection
@@ -109,11 +122,6 @@ class PruningCallback(Callback):
         # The metric of the last validation, while the schedule has not acted upon it.
         self._waiting: list[float | None] = []
         self._clipping: Any = None
-        check_metric(
-            self._schedule,
-            metric,
-            'name one that the module logs in its validation, metric="..."',
-        )
 
     # What Lightning calls, in the order in which it does.
 
@@ -158,6 +166,14 @@ class PruningCallback(Callback):
             self.pruner.load_state_dict(loaded["pruner"])
             self._waiting = list(loaded["waiting"])
         self._loaded, self._beginning = None, False
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """See that there is something to validate on, now that the data are there."""
+        if self._metric is not None and not any(trainer.num_val_batches):
+            raise UserError(
+                f"there are no batches to validate on, so the metric {self._metric!r} is never "
+                "measured: give the validation data some rows"
+            )
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int

@@ -14,7 +14,7 @@ from prunus.errors import CheckpointError, UserError, listing
 from prunus.files import load_tree, save_tree
 from prunus.integrations.common import (
     STATE_FILE,
-    check_metric,
+    check_given,
     let_go,
     starting_masks,
     trained,
@@ -100,7 +100,15 @@ class PruningCallback(TrainerCallback):
     ) -> None:
         self.pruner: Pruner | None = None
         self._penalty = penalty
-        self._schedule = Schedule() if schedule is None else schedule
+        self._schedule = check_given(
+            penalty,
+            schedule,
+            score,
+            min_density,
+            selection,
+            metric,
+            'name one that compute_metrics returns, metric="...", or metric="loss"',
+        )
         self._metric = None if metric is None else metric.removeprefix("eval_")
         self._selection = trained if selection is None else selection
         self._score = score
@@ -112,11 +120,6 @@ class PruningCallback(TrainerCallback):
         self._found: int | None = None
         self._unmet: list[str] | None = None
         self._saved: int | None = None
-        check_metric(
-            self._schedule,
-            metric,
-            'name one that compute_metrics returns, metric="...", or metric="loss"',
-        )
 
     # What the Trainer calls, in the order in which it does.
 

@@ -8,6 +8,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, Union
 
 from prunus.coefficients import Coefficient, Constant, Exponential, Linear
@@ -119,6 +120,7 @@ class Config:
                 "choose another way or score"
             )
         # What the parts check themselves, before anything is trained.
+        named = {problem.partition(" ")[0] for problem in problems}
         parts: tuple[Callable[[], object], ...] = (
             lambda: self.make_strength(steps_per_epoch=1),
             self.make_coefficient,
@@ -129,7 +131,8 @@ class Config:
             try:
                 part()
             except UserError as error:
-                problems.append(str(error))
+                if str(error).partition(" ")[0] not in named:
+                    problems.append(str(error))
             except (ValueError, OverflowError):
                 if not problems:  # else it cannot work with what was named already, such as NaN
                     raise
@@ -188,8 +191,12 @@ class Config:
         return changed
 
     @classmethod
-    def restored(cls, settings: Mapping[str, Any]) -> Self:
+    def restored(cls, settings: Mapping[str, Any], path: Path) -> Self:
         """Return the configuration that :meth:`as_dict` gave.
+
+        Args:
+            settings: The settings.
+            path: Where they are from, for the message.
 
         Raises:
             CheckpointError: It is not one, or one of another version.
@@ -197,14 +204,19 @@ class Config:
         names = {field.name for field in dataclasses.fields(cls)}
         if set(settings) != names:
             raise CheckpointError(
-                "the settings of this run are those of another version: missing "
+                f"the settings in {path} are those of another version: missing "
                 f"{listing(sorted(names - set(settings))) or 'none'}; unknown "
                 f"{listing(sorted(set(settings) - names)) or 'none'}"
             )
-        try:
-            return cls(**settings)
-        except TypeError as error:
-            raise CheckpointError(f"the settings of this run are damaged: {error}") from error
+        hints = cls._hints()
+        damaged = [
+            f"{name} must be {_describe(hints[name])}, but is {value!r}"
+            for name, value in settings.items()
+            if not _fits(value, hints[name])
+        ]
+        if damaged:
+            raise CheckpointError(f"the settings in {path} are damaged: {'; '.join(damaged)}")
+        return cls(**settings)
 
     def described(self) -> list[tuple[str, str, str]]:
         """Return each setting's name, its value, and what it takes."""
@@ -343,6 +355,17 @@ def _parse(text: str, hint: Any) -> Any:
             except ValueError:
                 continue
     raise ValueError(text)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Say whether a value that was read back is of a type in ``hint``."""
+    return any(
+        value in typing.get_args(option)
+        if typing.get_origin(option) is Literal
+        # A float that is whole may have been written by hand; and bool is an int to Python.
+        else type(value) in ((int, float) if option is float else (option,))
+        for option in _options(hint)
+    )
 
 
 def _describe(hint: Any) -> str:

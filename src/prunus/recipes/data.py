@@ -149,14 +149,13 @@ def _decode(
             )
         images[index] = np.asarray(image)
     labels = np.asarray(found[columns[1]])
-    if (
-        not np.issubdtype(labels.dtype, np.integer)
-        or not ((labels >= 0) & (labels < classes)).all()
-    ):
+    whole = np.issubdtype(labels.dtype, np.integer)
+    wrong = labels[(labels < 0) | (labels >= classes)] if whole else labels
+    if len(wrong):
         raise DataError(
             f"the column {columns[1]} of the {split} split of {source} must hold whole numbers "
             f"from 0 to {classes - 1}, but holds {labels.dtype} values such as "
-            f"{labels[:3].tolist()}"
+            f"{wrong[:3].tolist()}"
         )
     return images, labels
 

@@ -11,9 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from prunus.errors import CheckpointError, UserError, listing
+from prunus.export.sparse_file import load_sparse
 from prunus.files import keep_as, load_tree, save_tree, write_atomically, writing
 
 __all__ = ["RunDirectory"]
+
+_SUMMARY = (
+    *("recipe", "seed", "metric", "dense", "sparse", "kinds", "seconds", "bytes"),
+    *("parameters", "nonzero", "sparsity", "compression_ratio"),
+)
+"""What a summary says at least."""
 
 
 class RunDirectory:
@@ -149,9 +156,14 @@ class RunDirectory:
         if not self.config.is_file():
             raise UserError(f"there is no run in {self.path}: it has no config.json")
         held = _read_json(self.config)
-        if set(held) != {"recipe", "seed", "data", "dense", "config"} or not isinstance(
-            held["config"], dict
-        ):
+        kinds = {
+            "recipe": str,
+            "seed": int,
+            "data": str | None,
+            "dense": str | None,
+            "config": dict,
+        }
+        if set(held) != set(kinds) or not all(isinstance(held[k], kinds[k]) for k in kinds):
             raise CheckpointError(f"{self.config} is damaged: it does not say what the run is")
         return held
 
@@ -177,6 +189,11 @@ class RunDirectory:
     def has_checkpoint(self) -> bool:
         """Whether there is anything to go on from."""
         return self.checkpoint.exists() or self.previous.exists()
+
+    @property
+    def lines(self) -> int:
+        """How many lines of metrics there are."""
+        return self.metrics.read_bytes().count(b"\n") if self.metrics.exists() else 0
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write a checkpoint, and keep the one before it.
@@ -229,8 +246,29 @@ class RunDirectory:
         self._write_json(self.summary, summary)
 
     def read_summary(self) -> dict[str, Any] | None:
-        """Return the summary, or None while the run has none."""
-        return _read_json(self.summary) if self.summary.exists() else None
+        """Return the summary, or None while the run has none.
+
+        Raises:
+            CheckpointError: It is damaged.
+        """
+        if not self.summary.exists():
+            return None
+        summary = _read_json(self.summary)
+        lacking = [key for key in _SUMMARY if key not in summary]
+        if lacking:
+            raise CheckpointError(
+                f"{self.summary} is damaged: it lacks {listing(lacking)}. Delete it, and --resume "
+                "writes it anew"
+            )
+        return summary
+
+    def delivered(self) -> bool:
+        """Say whether the delivered network is there, and whole."""
+        try:
+            load_sparse(self.model)
+        except UserError:
+            return False
+        return True
 
     @staticmethod
     def _write_json(path: Path, content: dict[str, Any]) -> None:

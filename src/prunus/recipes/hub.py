@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,12 @@ def load(source: str, name: str | None = None) -> Any:
     if looks_local and not any(path.is_file() for path in folder.rglob("*")):
         raise DataError(f"the data folder {source} is empty; expected parquet files as on the Hub")
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what fails is said once, below
     try:
         named = [] if looks_local or name is None else [name]
         return datasets.load_dataset(str(folder) if looks_local else source, *named)
     except Exception as error:  # the library raises whatever its readers do
-        local = "a file may be cut short or not be what its name says"
+        local = "a file may be empty, cut short or not be what its name says"
         remote = (
             "the Hub may be out of reach, or the set may come with a program of its own, which is "
             "not run: give a local folder with --data"

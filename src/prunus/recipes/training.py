@@ -88,9 +88,11 @@ def run(
         if resume:
             directory.check_config(identity)
             summary = directory.read_summary()
-            if summary is not None:
+            if summary is not None and directory.delivered():
                 progress.say(f"the run in {directory.path} is complete; nothing is left to do")
                 return summary
+            if summary is not None:
+                progress.say(f"{directory.model} is absent or damaged: it is made anew")
         progress.say(f"data: {data or recipe.data}")
         torch.manual_seed(seed)
         task = recipe.prepare(config, data, seed)
@@ -103,7 +105,10 @@ def run(
             training.load()
         else:
             if resume:
-                progress.say("no epoch was complete yet, so the run begins anew")
+                # The first line is written before the first checkpoint.
+                gone = directory.lines > 1
+                why = "its checkpoints are gone" if gone else "no epoch was complete yet"
+                progress.say(f"{why}, so the run begins anew")
             directory.cut_metrics(0)
         training.dense()
         training.prune()
@@ -262,7 +267,7 @@ class _Training:
                 f"the run in {other.path} is of the recipe {identity['recipe']}, not "
                 f"{self.recipe.name}: choose another --dense"
             )
-        held = type(self.config).restored(identity["config"]).of_dense()
+        held = type(self.config).restored(identity["config"], other.config).of_dense()
         wanted = self.config.of_dense()
         for key in ("seed", "data"):
             held[key], wanted[key] = identity[key], self.identity[key]

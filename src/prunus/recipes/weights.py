@@ -9,6 +9,7 @@ from safetensors.torch import save
 from torch import nn
 
 from prunus.errors import CheckpointError, UserError
+from prunus.export.loading import load_state
 from prunus.export.sparse_file import load_sparse
 
 __all__ = ["load_into", "to_bytes"]
@@ -36,8 +37,8 @@ def load_into(model: nn.Module, path: Path) -> nn.Module:
     try:
         tensors = load_sparse(path)
         first = {alias: tensors[name] for alias, name in _aliases(model).items() if name in tensors}
-        model.load_state_dict({**tensors, **first})
-    except (UserError, RuntimeError) as error:
+        load_state(model, {**tensors, **first}, path)
+    except UserError as error:
         raise CheckpointError(
             f"the network {path} is damaged or absent: {error}; restore it from a copy or start "
             "anew"

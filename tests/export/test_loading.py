@@ -1,0 +1,100 @@
+"""Loading into a model: every bit, or nothing at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from prunus import SparseFile, UserError, load_sparse, save_sparse
+
+# Of kinds that no type checker would let pass.
+NONE: Any = None
+THREE: Any = 3
+LINEAR: Any = nn.Linear
+
+
+def network(last: int = 2) -> Any:
+    return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, last))
+
+
+def copies(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("other", [network(3), nn.Sequential(*network(), nn.Linear(2, 2))])
+def test_a_model_that_does_not_fit_is_left_as_it_was(tmp_path: Path, other: nn.Module) -> None:
+    save_sparse(network(), tmp_path / "a")
+    before = copies(other)
+    with pytest.raises(UserError, match=r"does not fit the model: (?s:.*)(mismatch|Missing)"):
+        load_sparse(tmp_path / "a", other)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+
+
+def test_a_model_that_would_lose_bits_is_refused(tmp_path: Path) -> None:
+    save_sparse(network(), tmp_path / "a")
+    other = network().half()
+    before = copies(other)
+    with pytest.raises(
+        UserError, match=r"0\.weight \(torch\.float16 for torch\.float32\).* rounded"
+    ):
+        load_sparse(tmp_path / "a", other)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+
+
+def test_a_wider_model_loses_none(tmp_path: Path) -> None:
+    model, other = network(), network().double()
+    save_sparse(model, tmp_path / "a")
+    load_sparse(tmp_path / "a", other)
+    assert torch.equal(other[0].weight.float(), model[0].weight)
+
+
+def test_a_model_without_memory_is_refused(tmp_path: Path) -> None:
+    save_sparse(network(), tmp_path / "a")
+    with pytest.raises(UserError, match=r"have no memory: call model\.to_empty"):
+        load_sparse(tmp_path / "a", network().to("meta"))
+
+
+def test_a_compiled_model_is_the_one_within(tmp_path: Path) -> None:
+    model, other = network(), network()
+    compiled: Any = torch.compile(model, backend="eager")
+    save_sparse(compiled, tmp_path / "a")
+    assert set(load_sparse(tmp_path / "a")) == set(model.state_dict())
+    compiled = torch.compile(other, backend="eager")
+    load_sparse(tmp_path / "a", compiled)
+    assert torch.equal(other[0].weight, model[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda path: save_sparse(path / "a", network()),
+            r"the order is save_sparse\(model, path\)",
+        ),
+        (lambda path: save_sparse(NONE, path / "a"), "model must be .* but is None"),
+        (lambda path: save_sparse(network(), THREE), "path must be a path, but is 3"),
+        (lambda path: save_sparse({THREE: torch.ones(2)}, path / "a"), "3 is no name"),
+        (lambda path: save_sparse(nn.LazyLinear(2), path / "a"), "weight is not initialized yet"),
+        (lambda path: load_sparse(network(), path / "a"), "path must be a path"),
+        (lambda path: load_sparse(path), "is a folder"),
+        (lambda path: load_sparse(path / "b"), "there is no file"),
+        (lambda path: load_sparse(path / "there", LINEAR), "model must be .* the class Linear"),
+    ],
+)
+def test_mistakes(tmp_path: Path, call: Any, message: str) -> None:
+    save_sparse(network(), tmp_path / "there")
+    with pytest.raises(UserError, match=message):
+        call(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_a_file_that_is_closed(tmp_path: Path) -> None:
+    save_sparse(network(), tmp_path / "a")
+    with SparseFile(tmp_path / "a") as file:
+        pass
+    with pytest.raises(UserError, match="is closed: read from it within its with block"):
+        file.read("0.weight")

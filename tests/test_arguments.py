@@ -1,0 +1,95 @@
+"""Checks of what a caller gave: what passes, and what the message says of what does not."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prunus import Magnitude, UserError
+from prunus.arguments import check_kind, check_methods, check_number, number
+
+BOUND = st.one_of(st.none(), st.integers(-9, 9))
+
+
+@given(value=st.integers(-20, 20), low=BOUND, high=BOUND, open_=st.booleans())
+def test_a_number_passes_where_it_lies_within(
+    value: int, low: int | None, high: int | None, open_: bool
+) -> None:
+    limits: dict[str, Any] = {
+        "above" if open_ else "least": low,
+        "below" if open_ else "most": high,
+    }
+    allowed = range(
+        -100 if low is None else low + open_, 101 if high is None else high + (not open_)
+    )
+    if value in allowed:
+        check_number("n", value, whole=True, **limits)
+    else:
+        with pytest.raises(UserError, match=f"n must be .*, but is {value}$"):
+            check_number("n", value, whole=True, **limits)
+
+
+@pytest.mark.parametrize("value", [3, 3.5, np.float32(2), np.int64(2), Fraction(1, 3)])
+def test_numbers_of_every_type_are_numbers(value: Any) -> None:
+    check_number("n", value, above=0)
+
+
+@pytest.mark.parametrize(
+    ("value", "limits", "message"),
+    [
+        ("3", {"least": 1}, "n must be a finite number at least 1, but is '3'"),
+        (True, {}, "n must be a finite number, but is True"),
+        (math.nan, {"above": 0}, "n must be a finite number above 0, but is nan"),
+        (
+            None,
+            {"least": 0, "below": 1},
+            "n must be a finite number from 0 to below 1, but is None",
+        ),
+        (2.5, {"whole": True, "least": 1}, "n must be a whole number at least 1, but is 2.5"),
+        (2000, {"least": 0, "most": 1000}, "n must be from 0 to 1,000, but is 2,000"),
+        (2, {"above": 0, "below": 1}, "n must be above 0 and below 1, but is 2"),
+        (0, {"least": 1, "optional": True}, "n must be at least 1 or None, but is 0"),
+        (torch.ones(2), {}, "n must be a finite number, but is Tensor of shape (2,)"),
+        (int, {}, "n must be a finite number, but is the class int"),
+    ],
+)
+def test_what_is_no_such_number(value: Any, limits: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_number("n", value, **limits)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("value", [0.5, 1, np.float64(0.5), np.array([0.5]), torch.tensor([[0.5]])])
+def test_what_holds_one_number_is_one(value: Any) -> None:
+    assert number("n", value) in (0.5, 1.0)
+    assert type(number("n", value)) is float
+
+
+@pytest.mark.parametrize("value", ["0.5", [0.5], {"a": 0.5}, None, torch.ones(2), np.ones(3)])
+def test_what_holds_none_or_several_is_none(value: Any) -> None:
+    with pytest.raises(UserError, match="n must be a number, but is "):
+        number("n", value)
+
+
+def test_kinds() -> None:
+    check_kind("a", [1], list, "a list")
+    check_kind("a", None, list, "a list", optional=True)
+    with pytest.raises(UserError, match="^a must be a list or None, but is 3: give one$"):
+        check_kind("a", 3, list, "a list", mend="give one", optional=True)
+
+
+def test_methods() -> None:
+    check_methods("score", Magnitude(), ["of"], "a Score")
+    with pytest.raises(UserError, match=r"is the class Magnitude: give an instance, Magnitude\("):
+        check_methods("score", Magnitude, ["of"], "a Score")
+    with pytest.raises(
+        UserError, match="^score must be a Score, but is 'size', without of, observe"
+    ):
+        check_methods("score", "size", ["of", "observe"], "a Score")
