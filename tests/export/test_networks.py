@@ -202,6 +202,25 @@ def test_a_variant_that_is_off_is_left_out_and_threads_are_as_before(
     assert torch.get_num_threads() == before
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batches": [0, -3]}, "each of batches must be at least 1, but is 0"),
+        ({"batches": [1.5]}, "each of batches must be a whole number at least 1, but is 1.5"),
+        ({"batches": 1}, "batches must be a list of numbers, but is 1"),
+        ({"threads": [0]}, "each of threads must be at least 1, but is 0"),
+        ({"example": torch.ones(1, 8)}, "example must be a function that returns inputs"),
+        ({"model": lambda n: n}, "model must be a torch.nn.Module, but is of type function"),
+    ],
+)
+def test_what_cannot_be_benched(arguments: dict[str, Any], message: str) -> None:
+    from prunus import bench as module
+
+    whole: dict[str, Any] = {"model": nn.Linear(8, 2), "example": lambda n: torch.randn(n, 8)}
+    with pytest.raises(UserError, match=message):
+        module.bench(**{**whole, **arguments})
+
+
 def test_a_file_of_zeros_is_benched(tmp_path: Path) -> None:
     path = tmp_path / "any.safetensors"
     save_file({"a": torch.zeros(20, 20)}, path)

@@ -171,6 +171,12 @@ def test_mistakes_of_form_are_all_listed_in_one_message() -> None:
     ]
 
 
+def test_one_mistake_is_named_once() -> None:
+    with pytest.raises(UserError) as caught:
+        BASE.changed(["schedule=iterative", "patience=-1"])
+    assert str(caught.value) == "patience must be 0 or above, but is -1"
+
+
 def test_values_out_of_range_are_all_listed_in_one_message() -> None:
     with pytest.raises(UserError) as caught:
         BASE.changed(["epochs=0", "lr=-1", "momentum=1", "validation=1", "end=2", "ratio=0.5"])

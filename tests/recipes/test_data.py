@@ -128,6 +128,16 @@ def test_the_seed_decides_what_is_validated_on(folder: Path) -> None:
     assert torch.equal(one.test.labels, other.test.labels)
 
 
+def test_labels_beyond_the_classes_are_shown(tmp_path: Path) -> None:
+    kinds = (datasets.Image(), datasets.Value("int64"))
+    for split, labels in (("train", [*range(7), 39, -1, 10]), ("test", range(10))):
+        write(tmp_path / "set", split, noise(10, seed=1), list(labels), features=kinds)
+    with pytest.raises(
+        DataError, match=r"from 0 to 9, but holds int64 values such as \[39, -1, 10"
+    ):
+        load(tmp_path / "set")
+
+
 def test_labels_may_be_plain_integers(tmp_path: Path) -> None:
     kinds = (datasets.Image(), datasets.Value("int8"))
     for split in ("train", "test"):
