@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -11,9 +12,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.parameter import UninitializedParameter
 
 from prunus import Magnitude, UserError
-from prunus.arguments import check_kind, check_methods, check_number, number
+from prunus.arguments import number, refuse, wrong_kind, wrong_number, wrong_parts
 
 BOUND = st.one_of(st.none(), st.integers(-9, 9))
 
@@ -24,21 +26,24 @@ def test_a_number_passes_where_it_lies_within(
 ) -> None:
     limits: dict[str, Any] = {
         "above" if open_ else "least": low,
-        "below" if open_ else "most": high,
+        "most" if open_ else "below": high,
     }
-    allowed = range(
-        -100 if low is None else low + open_, 101 if high is None else high + (not open_)
-    )
+    allowed = range(-100 if low is None else low + open_, 101 if high is None else high + open_)
+    problem = wrong_number("n", value, whole=True, **limits)
     if value in allowed:
-        check_number("n", value, whole=True, **limits)
+        assert problem is None
     else:
-        with pytest.raises(UserError, match=f"n must be .*, but is {value}$"):
-            check_number("n", value, whole=True, **limits)
+        lower = "" if low is None else f"above {low}" if open_ else f"at least {low}"
+        upper = "" if high is None else f"at most {high}" if open_ else f"below {high}"
+        words = " and ".join(filter(None, [lower, upper]))
+        if low is not None and high is not None:
+            words = f"above {low} and at most {high}" if open_ else f"from {low} to below {high}"
+        assert problem == f"n must be {words}, but is {value}"
 
 
 @pytest.mark.parametrize("value", [3, 3.5, np.float32(2), np.int64(2), Fraction(1, 3)])
 def test_numbers_of_every_type_are_numbers(value: Any) -> None:
-    check_number("n", value, above=0)
+    assert wrong_number("n", value, above=0) is None
 
 
 @pytest.mark.parametrize(
@@ -58,38 +63,56 @@ def test_numbers_of_every_type_are_numbers(value: Any) -> None:
         (0, {"least": 1, "optional": True}, "n must be at least 1 or None, but is 0"),
         (torch.ones(2), {}, "n must be a finite number, but is Tensor of shape (2,)"),
         (int, {}, "n must be a finite number, but is the class int"),
+        (torch.tensor(0.5), {}, "n must be a finite number, but is tensor(0.5000)"),
+        (
+            UninitializedParameter(),
+            {},
+            "n must be a finite number, but is <UninitializedParameter>",
+        ),
+        (10**400, {"most": 1}, "n must be at most 1, but is a whole number of 1,329 bits"),
+        (5, {"most": 3}, "n must be at most 3, but is 5"),
+        (5, {"below": 3}, "n must be below 3, but is 5"),
     ],
 )
 def test_what_is_no_such_number(value: Any, limits: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError) as caught:
-        check_number("n", value, **limits)
-    assert str(caught.value) == message
+    assert wrong_number("n", value, **limits) == message
 
 
-@pytest.mark.parametrize("value", [0.5, 1, np.float64(0.5), np.array([0.5]), torch.tensor([[0.5]])])
+@pytest.mark.parametrize(
+    "value", [0.5, 1, np.float64(0.5), np.array([0.5]), torch.tensor([[0.5]]), Decimal("0.5")]
+)
 def test_what_holds_one_number_is_one(value: Any) -> None:
     assert number("n", value) in (0.5, 1.0)
     assert type(number("n", value)) is float
 
 
-@pytest.mark.parametrize("value", ["0.5", [0.5], {"a": 0.5}, None, torch.ones(2), np.ones(3)])
+@pytest.mark.parametrize(
+    "value", ["0.5", [0.5], {"a": 0.5}, None, True, torch.tensor(True), torch.ones(2), np.ones(3)]
+)
 def test_what_holds_none_or_several_is_none(value: Any) -> None:
     with pytest.raises(UserError, match="n must be a number, but is "):
         number("n", value)
 
 
 def test_kinds() -> None:
-    check_kind("a", [1], list, "a list")
-    check_kind("a", None, list, "a list", optional=True)
-    with pytest.raises(UserError, match="^a must be a list or None, but is 3: give one$"):
-        check_kind("a", 3, list, "a list", mend="give one", optional=True)
+    assert wrong_kind("a", [1], list, "a list") is None
+    assert wrong_kind("a", None, list, "a list", optional=True) is None
+    message = "a must be a list or None, but is 3: give one"
+    assert wrong_kind("a", 3, list, "a list", mend="give one", optional=True) == message
 
 
-def test_methods() -> None:
-    check_methods("score", Magnitude(), ["of"], "a Score")
-    with pytest.raises(UserError, match=r"is the class Magnitude: give an instance, Magnitude\("):
-        check_methods("score", Magnitude, ["of"], "a Score")
-    with pytest.raises(
-        UserError, match="^score must be a Score, but is 'size', without of, observe"
-    ):
-        check_methods("score", "size", ["of", "observe"], "a Score")
+def test_parts() -> None:
+    assert wrong_parts("score", Magnitude(), ["of"], "a Score") is None
+    assert wrong_parts("score", Magnitude, ["of"], "a Score") == (
+        "score must be a Score, but is the class Magnitude: give an instance, Magnitude(...)"
+    )
+    assert wrong_parts("score", "size", ["of", "observe"], "a Score") == (
+        "score must be a Score, but is 'size', without of, observe"
+    )
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    refuse()
+    refuse(None, None)
+    with pytest.raises(UserError, match="^one; two$"):
+        refuse("one", None, "two")

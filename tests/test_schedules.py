@@ -196,3 +196,12 @@ def test_bad_floors(bound: Any) -> None:
 def test_a_relative_floor_needs_the_dense_metric() -> None:
     with pytest.raises(UserError, match="needs the dense network's metric"):
         Floor("dense-0.1").value()
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    with pytest.raises(
+        UserError,
+        match="^give either .*; end must be at least 1, but is 0; begin must be at least 0, but is "
+        "-1; every must be at least 1, but is 0; power must be above 0, but is -1$",
+    ):
+        GradualPruning(end=0, begin=-1, every=0, power=-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import pytest
@@ -187,6 +188,11 @@ def test_nothing_to_prune() -> None:
         select(nn.ReLU())
     with pytest.raises(UserError, match=r"its tensors are weight \(norm\), bias \(norm\)"):
         select(nn.LayerNorm(3))
+
+
+@pytest.mark.parametrize("several", [{"0.weight": 1}.keys(), frozenset(["0.weight"]), deque(["0"])])
+def test_patterns_may_come_in_any_collection(several: Any) -> None:
+    assert list(select(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), several)) == ["0.weight"]
 
 
 def test_a_pattern_of_another_kind() -> None:

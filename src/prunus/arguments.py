@@ -1,4 +1,4 @@
-"""Checks of what a caller gave, in one wording: what was expected, and what came."""
+"""What is wrong with what a caller gave, in one wording: what was expected, and what came."""
 
 from __future__ import annotations
 
@@ -6,14 +6,33 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, SupportsFloat
 
 from prunus.errors import UserError, listing
 
-__all__ = ["check_kind", "check_methods", "check_number", "number"]
+__all__ = ["number", "refuse", "wrong_kind", "wrong_number", "wrong_parts"]
 
 
-def check_number(
+def refuse(*problems: str | None) -> None:
+    """Refuse what was given if anything is wrong with it, and say all of that at once.
+
+    Args:
+        *problems: What the functions of this module returned: None where nothing is wrong.
+
+    Raises:
+        UserError: Something is wrong.
+
+    Example:
+        >>> refuse(wrong_number("every", 10, least=1), wrong_number("begin", -1, least=0))
+        Traceback (most recent call last):
+        prunus.errors.UserError: begin must be at least 0, but is -1
+    """
+    said = [problem for problem in problems if problem is not None]
+    if said:
+        raise UserError("; ".join(said))
+
+
+def wrong_number(
     name: str,
     value: Any,
     *,
@@ -23,8 +42,8 @@ def check_number(
     below: float | None = None,
     most: float | None = None,
     optional: bool = False,
-) -> None:
-    """Make sure that an argument is a finite number, of a range that begins somewhere if it ends.
+) -> str | None:
+    """Say what is wrong with an argument that has to be a finite number within bounds.
 
     Args:
         name: What the argument is called.
@@ -36,18 +55,15 @@ def check_number(
         most: It must be this or below.
         optional: Whether None will do too.
 
-    Raises:
-        UserError: It is not.
-
     Example:
-        >>> check_number("fraction", 1.5, above=0, below=1)
-        Traceback (most recent call last):
-        prunus.errors.UserError: fraction must be above 0 and below 1, but is 1.5
+        >>> wrong_number("fraction", 1.5, above=0, below=1)
+        'fraction must be above 0 and below 1, but is 1.5'
     """
     if value is None and optional:
-        return
-    kind = Integral if whole else Real
-    fits = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+        return None
+    fits = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    # A whole number may be too large to be asked whether it is finite.
+    fits = fits and (isinstance(value, Integral) or math.isfinite(value))
     if (
         fits
         and (above is None or value > above)
@@ -55,15 +71,75 @@ def check_number(
         and (below is None or value < below)
         and (most is None or value <= most)
     ):
-        return
-    words = [] if fits else ["a whole number" if whole else "a finite number"]
+        return None
+    kind = "" if fits else "a whole number" if whole else "a finite number"
+    expected = " ".join(filter(None, [kind, _bounds(above, least, below, most)]))
+    return f"{name} must be {expected}{' or None' * optional}, but is {_shown(value)}"
+
+
+def _bounds(
+    above: float | None, least: float | None, below: float | None, most: float | None
+) -> str:
     upper = f"below {below:,}" if below is not None else "" if most is None else f"{most:,}"
     if least is not None:
-        words.append(f"from {least:,} to {upper}" if upper else f"at least {least:,}")
-    elif above is not None:
-        words.append(f"above {above:,}{upper and f' and {upper}'}")
-    expected = " ".join(words) + " or None" * optional
-    raise UserError(f"{name} must be {expected}, but is {_shown(value)}")
+        return f"from {least:,} to {upper}" if upper else f"at least {least:,}"
+    lower = "" if above is None else f"above {above:,}"
+    if below is None and most is not None:
+        upper = f"at most {most:,}"
+    return " and ".join(filter(None, [lower, upper]))
+
+
+def wrong_kind(
+    name: str,
+    value: Any,
+    kinds: type | tuple[type, ...],
+    expected: str,
+    *,
+    mend: str = "",
+    optional: bool = False,
+) -> str | None:
+    """Say what is wrong with an argument that has to be of a class.
+
+    Args:
+        name: What the argument is called.
+        value: What came.
+        kinds: The class or classes.
+        expected: What they are called in the message, with an article.
+        mend: What to do, if that is not plain.
+        optional: Whether None will do too.
+
+    Example:
+        >>> wrong_kind("model", [1], Mapping, "a mapping", mend="give its state_dict")
+        'model must be a mapping, but is [1]: give its state_dict'
+    """
+    if (value is None and optional) or isinstance(value, kinds):
+        return None
+    expected += " or None" * optional
+    return f"{name} must be {expected}, but is {_shown(value)}{mend and f': {mend}'}"
+
+
+def wrong_parts(name: str, value: Any, parts: Sequence[str], expected: str) -> str | None:
+    """Say what is wrong with an argument that has to be an object with these attributes.
+
+    Args:
+        name: What the argument is called.
+        value: What came.
+        parts: What it must have, methods among them.
+        expected: What such an object is called in the message, with an article.
+
+    Example:
+        >>> wrong_parts("score", [1], ["append", "of"], "a Score")
+        'score must be a Score, but is [1], without of'
+    """
+    if isinstance(value, type):
+        return (
+            f"{name} must be {expected}, but is the class {value.__name__}: give an instance, "
+            f"{value.__name__}(...)"
+        )
+    lacking = [part for part in parts if not hasattr(value, part)]
+    if not lacking:
+        return None
+    return f"{name} must be {expected}, but is {_shown(value)}, without {listing(lacking)}"
 
 
 def number(name: str, value: Any) -> float:
@@ -83,74 +159,31 @@ def number(name: str, value: Any) -> float:
     if callable(getattr(value, "item", None)):
         with contextlib.suppress(ValueError, RuntimeError):  # it holds several
             held = value.item()
-    if isinstance(held, Real):
+    # An array that holds several would be asked in vain.
+    if isinstance(held, SupportsFloat) and not isinstance(held, bool) and not _shape(held):
         return float(held)
     raise UserError(f"{name} must be a number, but is {_shown(value)}")
 
 
-def check_kind(
-    name: str,
-    value: Any,
-    kinds: type | tuple[type, ...],
-    expected: str,
-    *,
-    mend: str = "",
-    optional: bool = False,
-) -> None:
-    """Make sure that an argument is of a class.
-
-    Args:
-        name: What the argument is called.
-        value: What came.
-        kinds: The class or classes.
-        expected: What they are called in the message, with an article.
-        mend: What to do, if that is not plain.
-        optional: Whether None will do too.
-
-    Raises:
-        UserError: It is not.
-
-    Example:
-        >>> check_kind("model", [1], Mapping, "a mapping")
-        Traceback (most recent call last):
-        prunus.errors.UserError: model must be a mapping, but is [1]
-    """
-    if (value is None and optional) or isinstance(value, kinds):
-        return
-    expected += " or None" * optional
-    raise UserError(f"{name} must be {expected}, but is {_shown(value)}{mend and f': {mend}'}")
-
-
-def check_methods(name: str, value: Any, methods: Sequence[str], expected: str) -> None:
-    """Make sure that an argument is an object with these methods, and no class of such objects.
-
-    Raises:
-        UserError: It is not.
-
-    Example:
-        >>> check_methods("score", list, ["append"], "a Score")
-        Traceback (most recent call last):
-        prunus.errors.UserError: score must be a Score, but is the class list: give an instance, ...
-    """
-    if isinstance(value, type):
-        raise UserError(
-            f"{name} must be {expected}, but is the class {value.__name__}: give an instance, "
-            f"{value.__name__}(...)"
-        )
-    lacking = [method for method in methods if not callable(getattr(value, method, None))]
-    if lacking:
-        raise UserError(
-            f"{name} must be {expected}, but is {_shown(value)}, without {listing(lacking)}"
-        )
+def _shape(value: Any) -> tuple[int, ...]:
+    """Return the shape of a tensor or an array; () where there is none."""
+    try:
+        return tuple(getattr(value, "shape", ()))
+    except (TypeError, RuntimeError):  # a parameter that is not initialized has none to tell
+        return ()
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, type):
         return f"the class {value.__name__}"
     if isinstance(value, Integral) and not isinstance(value, bool):
-        return f"{value:,}"
-    if getattr(value, "shape", None):  # a tensor's elements would say little
-        return f"{type(value).__name__} of shape {tuple(value.shape)}"
-    plain = value is None or isinstance(value, str | bytes | Real | Sequence | Mapping)
+        bits = int(value).bit_length()
+        return f"{value:,}" if bits <= 64 else f"a whole number of {bits:,} bits"
+    name = type(value).__name__
+    if shape := _shape(value):  # a tensor's elements would say little
+        return f"{name} of shape {shape}"
+    plain = value is None or isinstance(
+        value, str | bytes | SupportsFloat | Sequence | Mapping | range
+    )
     text = repr(value) if plain else ""
-    return text if 0 < len(text) <= 60 and "\n" not in text else f"of type {type(value).__name__}"
+    return text if 0 < len(text) <= 60 and "\n" not in text else f"of type {name}"

@@ -7,7 +7,7 @@ import math
 import statistics
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunus.arguments import check_kind, check_number
+from prunus.arguments import refuse, wrong_number
 from prunus.compaction import compacted
 from prunus.compaction.check import tolerance
 from prunus.errors import UserError
@@ -27,8 +27,9 @@ from prunus.examples import (
     copied,
     difference,
     expected,
+    fresh,
     prepared,
-    tensors_of,
+    run,
 )
 from prunus.export.exported import bound_of
 from prunus.export.onnx_file import OnnxSession, to_onnx
@@ -159,8 +160,8 @@ def bench(
     model: nn.Module,
     example: Callable[[int], ExampleInputs],
     *,
-    batches: Sequence[int] = (1, 64),
-    threads: Sequence[int] = (),
+    batches: Iterable[int] = (1, 64),
+    threads: Iterable[int] = (),
     say: Callable[[str], None] = lambda _: None,
     seconds: float = 1.0,
 ) -> Bench:
@@ -176,7 +177,8 @@ def bench(
         batches: The sizes.
         threads: With how many threads to compute; default: one, and as many as torch has.
         say: Is told what is being done.
-        seconds: How long to time each batch, about, with each number of threads.
+        seconds: How long to time each batch, about, with each number of threads; at least five
+            rounds.
 
     Returns:
         The timings, and the sizes of the network.
@@ -197,13 +199,13 @@ def bench(
             "example must be a function that returns inputs for a batch of a size, but is of type "
             f"{type(example).__name__}: lambda batch: torch.randn(batch, 784)"
         )
-    for name, numbers in (("batches", batches), ("threads", threads)):
-        check_kind(name, numbers, Sequence, "a list of numbers")
-        for each in numbers:
-            check_number(f"each of {name}", each, whole=True, least=1)
-    if not batches:
-        raise UserError("there is no batch to time: give sizes of at least 1")
-    check_number("seconds", seconds, above=0)
+    batches, threads = _numbers("batches", batches), _numbers("threads", threads)
+    refuse(
+        *(wrong_number("each of batches", each, whole=True, least=1) for each in batches),
+        *(wrong_number("each of threads", each, whole=True, least=1) for each in threads),
+        None if batches else "there is no batch to time: give sizes of at least 1",
+        wrong_number("seconds", seconds, least=0),
+    )
     before = torch.get_num_threads()
     left_out: dict[str, str] = {}
     rows = []
@@ -229,6 +231,13 @@ def bench(
     if small is not None:
         parameters["compact"] = total_parameters(small)
     return Bench(tuple(rows), left_out, parameters, sizes)
+
+
+def _numbers(name: str, given: Iterable[int]) -> list[int]:
+    try:
+        return list(given)
+    except TypeError:
+        raise UserError(f"{name} must be a list of numbers, but is {given!r}") from None
 
 
 def _sizes(model: nn.Module, folder: Path) -> dict[str, float]:
@@ -303,26 +312,29 @@ def _row(
 ) -> BenchRow:
     args, kwargs = arguments(given)
     threads = torch.get_num_threads()
-    calls: dict[str, Callable[[], Any]] = {"dense": partial(model, *args, **kwargs)}
-    if small is not None:
-        calls["compact"] = partial(small, *args, **kwargs)
+    networks = {"dense": model} if small is None else {"dense": model, "compact": small}
     replaced: tuple[str, ...] = ()
     for name, each in {"sparse": model, "compact, sparse": small}.items():
         with _unless_refused(name, left_out):
             if each is not None and (fast := sped_up(each, given)).replaced:
-                calls[name] = partial(fast.model, *args, **kwargs)
+                networks[name] = fast.model
                 replaced = fast.replaced if name == "sparse" else replaced
+    outputs = {name: run(network, args, kwargs) for name, network in networks.items()}
+    its, named = fresh(args, kwargs)
+    calls: dict[str, Callable[[], Any]] = {
+        name: partial(network, *its, **named) for name, network in networks.items()
+    }
     with _unless_refused("onnxruntime", left_out):
         session = exported.session(batch, threads)
-        session.outputs(args, kwargs)
+        outputs["onnxruntime"] = session.outputs(args, kwargs)
         calls["onnxruntime"] = session.caller(args, kwargs)
+    right = outputs["dense"]
+    errors = {name: difference(right, each) for name, each in outputs.items()}
+    for name, error in list(errors.items()):
+        if error > max(TOLERANCE, tolerance(right)):
+            left_out[name] = f"its outputs are off by {error:.2g} of the largest"
+            del calls[name], errors[name]
     with torch.inference_mode():
-        right = tensors_of(calls["dense"]())
-        errors = {name: difference(right, tensors_of(call())) for name, call in calls.items()}
-        for name, error in list(errors.items()):
-            if error > max(TOLERANCE, tolerance(right)):
-                left_out[name] = f"its outputs are off by {error:.2g} of the largest"
-                del calls[name], errors[name]
         rounds = fitting_rounds(calls, seconds / 4, least=5, most=100)
         timed = interleaved(calls, rounds=rounds, calls=3, warm=1)
     times = {name: spread(own) for name, own in timed.items()}

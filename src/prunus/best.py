@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunus.errors import CheckpointError, listing
+from prunus.arguments import refuse, wrong_kind, wrong_number
+from prunus.errors import CheckpointError, UserError, listing
 from prunus.files import memory_key
 from prunus.floor import Floor
 from prunus.masks import Masks
@@ -67,23 +68,40 @@ class Best:
             "masks": packed,
         }
 
-    def check(self, state: Mapping[str, Any]) -> None:
+    def check(self, state: Mapping[str, Any], model: nn.Module, masks: Masks) -> None:
         """Make sure that :meth:`load_state_dict` can take this.
 
         Raises:
             CheckpointError: There was a best state when it was saved, which is not in it, or it is
-                no such state.
+                no such state, or of another model.
         """
         missing = [key for key in ("kept", "metric", "model", "masks") if key not in state]
         if missing:
             raise CheckpointError(
                 f"this is not the state of a Pruner: best lacks {listing(missing)}"
             )
-        if state["kept"] is not None and not state["model"]:
+        if state["kept"] is None:
+            return
+        try:
+            refuse(
+                wrong_number("kept", state["kept"], whole=True, least=0),
+                wrong_number("metric", state["metric"]),
+                *(wrong_kind(key, state[key], Mapping, "a mapping") for key in ("model", "masks")),
+            )
+        except UserError as error:
+            raise CheckpointError(f"this is not the state of a Pruner: best: {error}") from error
+        if not state["model"]:
             raise CheckpointError(
                 "the state has no weights of the best network, though there was one when it was "
                 "saved: read a distributed checkpoint into pruner.state_dict(complete=True)"
             )
+        shapes, held = _shapes(model.state_dict()), _shapes(state["model"])
+        unlike = [name for name in {**shapes, **held} if shapes.get(name) != held.get(name)]
+        if unlike:
+            raise CheckpointError(
+                f"this is the state of another model: best has {listing(unlike)} otherwise"
+            )
+        masks.check_packed(state["masks"])
 
     def load_state_dict(self, state: Mapping[str, Any], model: nn.Module) -> None:
         """Take over what :meth:`state_dict` returned, also of a model spread otherwise."""
@@ -92,6 +110,13 @@ class Best:
         if self.kept is not None:
             self._model = _copied(_each(part_of, state["model"], model))
             self._masks = dict(state["masks"])
+
+
+def _shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...] | None]:
+    return {
+        name: tuple(value.shape) if isinstance(value, torch.Tensor) else None
+        for name, value in state.items()
+    }
 
 
 def _whole(copies: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:

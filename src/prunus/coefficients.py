@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol
 
 import torch
 
-from prunus.arguments import check_number
+from prunus.arguments import refuse, wrong_number
 
 __all__ = ["Coefficient", "Constant", "Exponential", "Linear"]
 
@@ -69,7 +69,7 @@ class _InUnits:
     relative: bool = False
 
     def __post_init__(self) -> None:
-        check_number("alpha", self.alpha, above=0)
+        refuse(wrong_number("alpha", self.alpha, above=0))
 
     def unit(
         self,

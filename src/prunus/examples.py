@@ -22,6 +22,7 @@ __all__ = [
     "copied",
     "difference",
     "expected",
+    "fresh",
     "prepared",
     "run",
     "tensors_of",
@@ -50,16 +51,11 @@ def prepared(
 
     Raises:
         UserError: It is no network with parameters that have values, it is sharded by a wrapper
-            that does not tell which weights it holds, or the example is empty or of no such kind.
+            that does not tell which weights it holds, or the example is of no such kind.
     """
     _check_usable(model)
     check_wrappers(model)
     args, kwargs = arguments(example_inputs)
-    empty = [_shown(t) for t in tensors_of((args, kwargs)) if not t.numel()]
-    if empty:
-        raise UserError(
-            f"example_inputs must have elements, for outputs are compared, but has {listing(empty)}"
-        )
     return unwrapped(model), args, kwargs
 
 
@@ -120,10 +116,32 @@ def copied(model: nn.Module) -> nn.Module:
         ) from error
 
 
+def fresh(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return copies of the tensors of a call, for a model to write into.
+
+    A tensor that is given twice is copied once, for a model may ask whether two are the same.
+    """
+    made: dict[int, torch.Tensor] = {}
+
+    def copy_of(held: torch.Tensor) -> torch.Tensor:
+        if id(held) not in made:
+            made[id(held)] = held.clone()
+        return made[id(held)]
+
+    args, kwargs = pytree.tree_map_only(torch.Tensor, copy_of, (args, dict(kwargs)))
+    return args, dict(kwargs)
+
+
 def run(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], seed: int = 0
 ) -> list[torch.Tensor]:
-    """Return the tensors that a model returns, in order; the state of torch's draws stays."""
+    """Return the tensors that a model returns, in order.
+
+    The state of torch's draws stays, and so do the inputs, whatever the model writes into them.
+    """
+    args, kwargs = fresh(args, kwargs)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return tensors_of(model(*args, **kwargs))
@@ -135,12 +153,11 @@ def expected(
     """Return what a model makes of its example.
 
     Raises:
-        UserError: The model fails on it, writes into it, or returns nothing that is finite.
+        UserError: The model fails on it, or returns nothing that is finite.
     """
     shown = ", ".join(
         [*(_shown(held) for held in args), *(f"{k}={_shown(v)}" for k, v in kwargs.items())]
     )
-    before = _versions(args, kwargs)
     try:
         outputs = run(model, args, kwargs)
     except Exception as error:
@@ -149,27 +166,22 @@ def expected(
             f"{type(error).__name__}: {error}. Give it inputs as its forward takes them"
         ) from error
     name = type(model).__name__
-    if _versions(args, kwargs) != before:
-        raise UserError(
-            f"{name} writes into its inputs, so that a second call on them says something else: "
-            "let its forward work on copies of them"
-        )
     if not outputs:
         raise UserError(
             f"{name} returns no tensors on the example inputs, so that there is nothing to "
             "compare: let its forward return them"
         )
-    if not any(bool(output.isfinite().any()) for output in outputs):
+    if not any(output.numel() for output in outputs):
+        raise UserError(
+            f"{name} returns tensors without elements on the example inputs ({shown}), so that "
+            "there is nothing to compare: give it a batch of at least one"
+        )
+    if not any(bool(_wide(output).isfinite().any()) for output in outputs):
         raise UserError(
             f"{name} returns nothing finite on the example inputs ({shown}), so that there is "
             "nothing to compare: give it others"
         )
     return outputs
-
-
-def _versions(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[int]:
-    """Return how often each input has been written to."""
-    return [t._version for t in tensors_of((args, kwargs)) if not t.is_inference()]
 
 
 def _shown(held: Any) -> str:
@@ -196,6 +208,11 @@ def _tensors(returned: Any) -> Iterator[torch.Tensor]:
             yield from _tensors(list(leaf.values()))
 
 
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in a type that can be computed in, which not all can."""
+    return tensor.detach().to(torch.complex128 if tensor.is_complex() else torch.float64)
+
+
 def difference(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
     """Return the largest difference of two models' outputs, relative to their largest magnitude.
 
@@ -212,8 +229,7 @@ def difference(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
         if not (left.is_floating_point() or left.is_complex()):
             worst = worst if torch.equal(left, right) else float("inf")
             continue
-        wide = torch.complex128 if left.is_complex() else torch.float64
-        left, right = left.detach().to(wide), right.detach().to(wide)
+        left, right = _wide(left), _wide(right)
         finite = left.isfinite()
         if not torch.equal(finite, right.isfinite()) or not torch.equal(
             left[~finite].nan_to_num(), right[~finite].nan_to_num()

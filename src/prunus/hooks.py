@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from prunus.arguments import wrong_number
 from prunus.errors import CheckpointError, UserError, listing
 from prunus.masks import Masks, clear_
 from prunus.penalty import PenaltyTerm, RelevancePenalty
@@ -137,14 +138,22 @@ class StepHooks:
         foreign = [name for name in remembered if name not in selection]
         if foreign:
             raise CheckpointError(f"this is the state of another model: it has {listing(foreign)}")
-        misshapen = [
-            f"{name} of {tuple(tensor.shape)} for {tuple(selection[name].parameter.shape)}"
-            for key in self.KEYS[:3]
-            for name, tensor in state[key].items()
-            if tensor.shape != selection[name].parameter.shape
+        tensors, counts = self.KEYS[:3], self.KEYS[3:]
+        unlike = [
+            f"{name} as {value!r}"
+            for key in counts
+            for name, value in state[key].items()
+            if wrong_number(name, value, whole=True, least=0)
         ]
-        if misshapen:
-            found = listing(list(dict.fromkeys(misshapen)))
+        for key in tensors:
+            for name, tensor in state[key].items():
+                shape = tuple(selection[name].parameter.shape)
+                if not isinstance(tensor, torch.Tensor):
+                    unlike.append(f"{name} as {type(tensor).__name__}")
+                elif tensor.shape != shape:
+                    unlike.append(f"{name} of {tuple(tensor.shape)} for {shape}")
+        if unlike:
+            found = listing(list(dict.fromkeys(unlike)))
             raise CheckpointError(f"this is the state of another model: it has {found}")
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:

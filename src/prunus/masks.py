@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from prunus.arguments import check_kind
+from prunus.arguments import refuse, wrong_kind
 from prunus.errors import CheckpointError, UserError, listing
 from prunus.pieces import bits, pieces
 from prunus.selection import Selection, Target
@@ -72,7 +72,11 @@ class Masks(Mapping[str, torch.Tensor]):
     """
 
     def __init__(self, selection: Selection) -> None:
-        check_kind("selection", selection, Selection, "a Selection", mend="prunus.select(model)")
+        refuse(
+            wrong_kind(
+                "selection", selection, Selection, "a Selection", mend="prunus.select(model)"
+            )
+        )
         self.selection = selection
         self._seen: list[tuple[_Holder, torch.Tensor, int]] = []
         self._lowered: list[str] = []
@@ -281,16 +285,7 @@ class Masks(Mapping[str, torch.Tensor]):
         Raises:
             CheckpointError: Names or sizes are not those of these tensors.
         """
-        self._check_names(packed)
-        wrong = [
-            f"{name}: {tuple(self.selection[name].parameter.shape)} needs {wanted} bytes, got "
-            f"{tuple(packed[name].shape)}"
-            for name in self
-            for wanted in [_packed_shape(self.selection[name].parameter.shape)]
-            if packed[name].dtype != torch.uint8 or tuple(packed[name].shape) != wanted
-        ]
-        if wrong:
-            raise CheckpointError(f"the masks are of another model: {listing(wrong)}")
+        self.check_packed(packed)
         for name, target in self.selection.items():
             # Row by row as they were packed, and from there to where each weight is.
             whole = as_sharded(self[name].view(torch.uint8), target.parameter)
@@ -301,6 +296,25 @@ class Masks(Mapping[str, torch.Tensor]):
         self._keep_padding()
         self.recount()
 
+    def check_packed(self, packed: Mapping[str, torch.Tensor]) -> None:
+        """Make sure that :meth:`load_packed` can take this.
+
+        Raises:
+            CheckpointError: As there; every tensor that does not fit is named.
+        """
+        self._check_names(packed)
+        shapes = {name: self.selection[name].parameter.shape for name in self}
+        wrong = [
+            f"{name}: {tuple(shape)} needs torch.uint8 of shape {_packed_shape(shape)}, got "
+            f"{_described(packed[name])}"
+            for name, shape in shapes.items()
+            if not isinstance(packed[name], torch.Tensor)
+            or packed[name].dtype != torch.uint8
+            or tuple(packed[name].shape) != _packed_shape(shape)
+        ]
+        if wrong:
+            raise CheckpointError(f"the masks are of another model: {listing(wrong)}")
+
     def _keep_padding(self) -> None:
         for name, target in self.selection.items():
             if target.padding is not None:
@@ -309,11 +323,10 @@ class Masks(Mapping[str, torch.Tensor]):
     def _check(self, other: Mapping[str, torch.Tensor]) -> None:
         self._check_names(other)
         wrong = [
-            f"{name}: expected a boolean tensor of shape {tuple(self[name].shape)}, got "
-            + (f"{mask.dtype} of shape {tuple(mask.shape)}" if is_tensor else repr(mask))
-            for name, mask in ((name, other[name]) for name in self)
-            for is_tensor in [isinstance(mask, torch.Tensor)]
-            if not is_tensor or mask.shape != self[name].shape or mask.dtype != torch.bool
+            f"{name}: expected a boolean tensor of shape {tuple(mask.shape)}, got "
+            f"{_described(other[name])}"
+            for name, mask in self.items()
+            if _described(other[name]) != _described(mask)
         ]
         if wrong:
             raise UserError(f"these masks do not fit: {listing(wrong)}")
@@ -342,6 +355,12 @@ def candidates(target: Target, mask: torch.Tensor) -> torch.Tensor:
     mask = mask.clone()
     mask[target.padding] = False
     return mask
+
+
+def _described(mask: object) -> str:
+    if not isinstance(mask, torch.Tensor):
+        return repr(mask)
+    return f"{mask.dtype} of shape {tuple(mask.shape)}"
 
 
 def _packed_shape(shape: torch.Size) -> tuple[int, ...]:

@@ -31,7 +31,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from prunus.arguments import check_methods, check_number
+from prunus.arguments import refuse, wrong_number, wrong_parts
 from prunus.coefficients import Coefficient, Exponential
 from prunus.errors import UserError
 from prunus.pieces import CPU_PIECE, bits, pieces
@@ -81,12 +81,16 @@ class RelevancePenalty:
 
     def __post_init__(self) -> None:
         as_strength(self.strength)
-        if self.power not in (1, 2):
-            raise UserError(f"power must be 1 (Σ c·|w|) or 2 (Σ c·w²), but is {self.power!r}")
-        if self.way not in _WAYS:
-            raise UserError(f"way must be one of {', '.join(_WAYS)}, but is {self.way!r}")
-        check_methods("coefficient", self.coefficient, ["unit", "__call__"], "a Coefficient")
-        check_number("smoothing", self.smoothing, least=0, below=1)
+        refuse(
+            None
+            if self.power in (1, 2)
+            else f"power must be 1 (Σ c·|w|) or 2 (Σ c·w²), but is {self.power!r}",
+            None
+            if self.way in _WAYS
+            else f"way must be one of {', '.join(_WAYS)}, but is {self.way!r}",
+            wrong_parts("coefficient", self.coefficient, ["unit", "__call__"], "a Coefficient"),
+            wrong_number("smoothing", self.smoothing, least=0, below=1),
+        )
         if self.smoothing and self.way == "loss":
             raise UserError(
                 f'smoothing needs way="gradient" or "decoupled", but is {self.smoothing} with '

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import nn
 
-from prunus.arguments import check_kind, check_methods, check_number, number
+from prunus.arguments import number, refuse, wrong_kind, wrong_number, wrong_parts
 from prunus.best import Best
 from prunus.errors import CheckpointError, FloorNotReachedError, NonFiniteError, UserError, listing
 from prunus.floor import Floor
@@ -29,7 +29,7 @@ from prunus.selection import Selection, check_model, select
 from prunus.strengths import ConstantStrength, as_strength
 from prunus.world import World, check_wrappers, let_go_of_copies, replicas_of, unwrapped
 
-__all__ = ["Pruner", "Validation", "check_choices"]
+__all__ = ["Pruner", "Validation", "wrong_choices"]
 
 
 @dataclass(frozen=True)
@@ -121,16 +121,27 @@ class Pruner:
         check_model(model)
         check_wrappers(model)
         _check_optimizer(optimizer)
-        check_choices(penalty, schedule, score, min_density)
-        check_kind("selection", selection, Selection, "a Selection", mend="select()", optional=True)
-        check_kind("masks", masks, Mapping, "masks by name", optional=True)
+        refuse(
+            *wrong_choices(penalty, schedule, score, min_density),
+            wrong_kind(
+                "selection",
+                selection,
+                Selection,
+                "a Selection",
+                mend="prunus.select(model, include=...)",
+                optional=True,
+            ),
+            wrong_kind("masks", masks, Mapping, "masks by name", optional=True),
+            # Infinity limits nothing, as in torch's function.
+            None
+            if isinstance(max_grad_norm, float) and max_grad_norm == math.inf
+            else wrong_number("max_grad_norm", max_grad_norm, above=0, optional=True),
+        )
         if score is not None and score.uses_gradient and penalty and penalty.way == "loss":
             raise UserError(
                 f'{type(score).__name__} needs the gradient of the loss alone, but with way="loss" '
                 "the optimizer's gradient holds the penalty too: choose another way or score"
             )
-        if max_grad_norm != math.inf:  # which limits nothing, as in torch's function
-            check_number("max_grad_norm", max_grad_norm, above=0, optional=True)
         self.model: nn.Module = unwrapped(model)
         self.optimizer = optimizer
         # A copy, for a schedule keeps count, and one that is used twice would count on.
@@ -313,10 +324,10 @@ class Pruner:
             raise UserError(f"give either sparsity or kept, but got {sparsity=} and {kept=}")
         prunable = self.selection.prunable
         if sparsity is not None:
-            check_number("sparsity", sparsity, least=0, most=1)
+            refuse(wrong_number("sparsity", sparsity, least=0, most=1))
             kept = prunable - round(sparsity * prunable)
         assert kept is not None
-        check_number("kept", kept, whole=True, least=0, most=prunable)
+        refuse(wrong_number("kept", kept, whole=True, least=0, most=prunable))
         return self._lower(kept)
 
     def finish(self) -> None:
@@ -383,13 +394,13 @@ class Pruner:
         """
         _check_state(state, self._hooks.KEYS)
         self._hooks.check(state)
-        self._best.check(state["best"])
+        self._best.check(state["best"], self.model, self.masks)
         let_go_of_copies(self.model)
         # All that may be refused comes before the first change.
         schedule = copy.deepcopy(self.schedule)
         try:
             schedule.load_state_dict(state["schedule"])
-        except (TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"this is not the state of this Pruner: {error}") from error
         self.masks.load_packed(state["masks"])
         self.masks.apply_()
@@ -521,32 +532,28 @@ def _check_alone(pruner: Pruner) -> None:
     others.add(pruner)
 
 
-def check_choices(penalty: object, schedule: object, score: object, min_density: object) -> None:
-    """Make sure that what a pruner is given besides model and optimizer is of the right kind.
-
-    Raises:
-        UserError: Something is of another kind or out of range.
-    """
-    check_kind("penalty", penalty, RelevancePenalty, "a RelevancePenalty", optional=True)
-    check_kind("schedule", schedule, Schedule, "a Schedule", optional=True)
+def wrong_choices(
+    penalty: object, schedule: object, score: object, min_density: object
+) -> Iterator[str | None]:
+    """Say what is wrong with what a pruner is given besides model and optimizer."""
+    yield wrong_kind("penalty", penalty, RelevancePenalty, "a RelevancePenalty", optional=True)
+    yield wrong_kind("schedule", schedule, Schedule, "a Schedule", optional=True)
     if score is not None:
-        check_methods("score", score, ["observe", "of"], "a Score")
-    check_number("min_density", min_density, least=0, below=1)
+        blind = getattr(score, "uses_gradient", None) is False  # and so is never asked to observe
+        parts = ["uses_gradient", "of"] if blind else ["uses_gradient", "observe", "of"]
+        yield wrong_parts("score", score, parts, "a Score")
+    yield wrong_number("min_density", min_density, least=0, below=1)
 
 
 def _check_optimizer(optimizer: object) -> None:
-    check_kind(
-        "optimizer",
-        optimizer,
-        torch.optim.Optimizer,
-        "a torch.optim optimizer",
-        mend="give the one that moves the weights itself",
-    )
-    if isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+    refuse(wrong_kind("optimizer", optimizer, torch.optim.Optimizer, "a torch.optim optimizer"))
+    # A wrapper that is one by name only has nothing to hook into: torch asks for these at each step
+    # and offers no other way to tell.
+    if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
         raise UserError(
-            f"optimizer must be a torch.optim optimizer itself, but {type(optimizer).__name__} is "
-            "wrapped around one: give the one within, or use what prunus.integrations has for it, "
-            "AcceleratedPruner for accelerate"
+            f"optimizer must have torch.optim's step hooks, but {type(optimizer).__name__} has "
+            "none: give the one that it is wrapped around, or use what prunus.integrations has for "
+            "it, AcceleratedPruner for accelerate"
         )
 
 
@@ -555,15 +562,14 @@ def _check_state(state: Mapping[str, Any], remembered: Sequence[str]) -> None:
     counts = ("steps", "steps_since_pruning", "prunings")
     parts = ("masks", "schedule", *remembered, "best")
     try:
-        check_kind("it", state, Mapping, "a mapping")
+        refuse(wrong_kind("it", state, Mapping, "a mapping"))
         missing = [key for key in (*parts, *counts, "dense_metric") if key not in state]
-        if missing:
-            raise UserError(f"it lacks {listing(missing)}")
-        for key in parts:
-            check_kind(key, state[key], Mapping, "a mapping")
-        for key in counts:
-            check_number(key, state[key], whole=True, least=0)
-        check_number("dense_metric", state["dense_metric"], optional=True)
+        refuse(f"it lacks {listing(missing)}" if missing else None)
+        refuse(
+            *(wrong_kind(key, state[key], Mapping, "a mapping") for key in parts),
+            *(wrong_number(key, state[key], whole=True, least=0) for key in counts),
+            wrong_number("dense_metric", state["dense_metric"], optional=True),
+        )
     except UserError as error:
         raise CheckpointError(f"this is not the state of a Pruner: {error}") from error
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from prunus.arguments import check_number
+from prunus.arguments import refuse, wrong_number
 from prunus.errors import UserError
 from prunus.floor import Floor, Mode
 
@@ -38,7 +38,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         Floor(self.floor, self.mode)
-        check_number("dense_metric", self.dense_metric, optional=True)
+        refuse(wrong_number("dense_metric", self.dense_metric, optional=True))
 
     @property
     def done(self) -> bool:
@@ -113,9 +113,11 @@ class IterativePruning(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("fraction", self.fraction, above=0, below=1)
-        check_number("target", self.target, above=0, below=1, optional=True)
-        check_number("patience", self.patience, whole=True, least=1, optional=True)
+        refuse(
+            wrong_number("fraction", self.fraction, above=0, below=1),
+            wrong_number("target", self.target, above=0, below=1, optional=True),
+            wrong_number("patience", self.patience, whole=True, least=1, optional=True),
+        )
         self._waited = 0
         self._reached = False
 
@@ -188,17 +190,21 @@ class GradualPruning(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.sparsity is None) == (self.kept is None):
-            raise UserError(
-                "give either sparsity or kept, but got "
-                f"sparsity={self.sparsity!r} and kept={self.kept!r}"
-            )
-        check_number("sparsity", self.sparsity, above=0, below=1, optional=True)
-        check_number("kept", self.kept, whole=True, least=1, optional=True)
-        check_number("end", self.end, whole=True, least=1)
-        check_number("begin", self.begin, whole=True, least=0, below=self.end)
-        check_number("every", self.every, whole=True, least=1)
-        check_number("power", self.power, above=0)
+        one = (self.sparsity is None) != (self.kept is None)
+        wrong_end = wrong_number("end", self.end, whole=True, least=1)
+        latest = None if wrong_end else self.end
+        refuse(
+            None
+            if one
+            else "give either sparsity or kept, but got "
+            f"sparsity={self.sparsity!r} and kept={self.kept!r}",
+            wrong_number("sparsity", self.sparsity, above=0, below=1, optional=True),
+            wrong_number("kept", self.kept, whole=True, least=1, optional=True),
+            wrong_end,
+            wrong_number("begin", self.begin, whole=True, least=0, below=latest),
+            wrong_number("every", self.every, whole=True, least=1),
+            wrong_number("power", self.power, above=0),
+        )
         self._step = 0
 
     @property
@@ -251,8 +257,10 @@ class OneShot(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("sparsity", self.sparsity, above=0, below=1)
-        check_number("at", self.at, whole=True, least=1, optional=True)
+        refuse(
+            wrong_number("sparsity", self.sparsity, above=0, below=1),
+            wrong_number("at", self.at, whole=True, least=1, optional=True),
+        )
         self._done = False
 
     @property

@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol
 
 import torch
 
-from prunus.arguments import check_number
+from prunus.arguments import refuse, wrong_number
 from prunus.errors import UserError
 
 __all__ = ["Magnitude", "Random", "Score", "Taylor", "Uniform"]
@@ -106,7 +106,7 @@ class Taylor:
     uses_gradient: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_number("smoothing", self.smoothing, least=0, below=1)
+        refuse(wrong_number("smoothing", self.smoothing, least=0, below=1))
 
     def observe(
         self, weight: torch.Tensor, gradient: torch.Tensor, memory: torch.Tensor | None
@@ -150,7 +150,7 @@ class Random:
     uses_gradient: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_number("seed", self.seed, whole=True)
+        refuse(wrong_number("seed", self.seed, whole=True))
 
     def observe(
         self,

@@ -8,19 +8,20 @@ unless asked for. A tensor shared by several modules is one target.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
-from prunus.arguments import check_kind
+from prunus.arguments import refuse, wrong_kind
 from prunus.errors import UserError, listing, nearest
 from prunus.shards import Box, box_of, local
 from prunus.world import World, check_wrappers, unwrapped, world_of
@@ -163,8 +164,8 @@ class _Place:
 
 def select(
     model: nn.Module,
-    include: Pattern | Sequence[Pattern] = (),
-    exclude: Pattern | Sequence[Pattern] = (),
+    include: Pattern | Iterable[Pattern] = (),
+    exclude: Pattern | Iterable[Pattern] = (),
     *,
     biases: bool = False,
     norms: bool = False,
@@ -238,8 +239,11 @@ def select(
     return Selection(targets)
 
 
-def _as_patterns(patterns: Pattern | Sequence[Pattern]) -> tuple[Pattern, ...]:
-    given = patterns if isinstance(patterns, list | tuple | set) else (patterns,)
+def _as_patterns(patterns: Pattern | Iterable[Pattern]) -> tuple[Pattern, ...]:
+    given: tuple[Any, ...] = (patterns,)
+    if not isinstance(patterns, str | nn.Module) and not callable(patterns):
+        with contextlib.suppress(TypeError):  # it is neither a pattern nor several
+            given = tuple(patterns)
     wrong = [
         repr(pattern)
         for pattern in given
@@ -250,7 +254,7 @@ def _as_patterns(patterns: Pattern | Sequence[Pattern]) -> tuple[Pattern, ...]:
         raise UserError(
             f"a pattern is a glob, a module type or a predicate, but got {listing(wrong)}"
         )
-    return tuple(given)
+    return given
 
 
 def _places(model: nn.Module) -> list[_Place]:
@@ -365,12 +369,14 @@ def check_model(model: object) -> None:
     Raises:
         UserError: It is not.
     """
-    check_kind(
-        "model",
-        model,
-        nn.Module,
-        "a torch.nn.Module",
-        mend="give the network itself, not its parameters, its state_dict or a function",
+    refuse(
+        wrong_kind(
+            "model",
+            model,
+            nn.Module,
+            "a torch.nn.Module",
+            mend="give the network itself, not its parameters, its state_dict or a function",
+        )
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Protocol
 
-from prunus.arguments import check_methods, check_number
+from prunus.arguments import refuse, wrong_number, wrong_parts
 
 __all__ = ["ConstantStrength", "FollowLearningRate", "LinearDecay", "Strength", "as_strength"]
 
@@ -42,7 +42,7 @@ class ConstantStrength:
     value: float
 
     def __post_init__(self) -> None:
-        check_number("a strength", self.value, least=0)
+        refuse(wrong_number("a strength", self.value, least=0))
 
     def at(self, *, lr: float, steps_since_pruning: int) -> float:
         """Return the constant."""
@@ -70,7 +70,7 @@ class FollowLearningRate:
     value: float
 
     def __post_init__(self) -> None:
-        check_number("a strength", self.value, least=0)
+        refuse(wrong_number("a strength", self.value, least=0))
 
     def at(self, *, lr: float, steps_since_pruning: int) -> float:
         """Return the value times the learning rate."""
@@ -100,8 +100,10 @@ class LinearDecay:
     steps: int
 
     def __post_init__(self) -> None:
-        check_number("a strength", self.value, least=0)
-        check_number("steps", self.steps, whole=True, least=1)
+        refuse(
+            wrong_number("a strength", self.value, least=0),
+            wrong_number("steps", self.steps, whole=True, least=1),
+        )
 
     def at(self, *, lr: float, steps_since_pruning: int) -> float:
         """Return the value on the line, 0 once its end is reached."""
@@ -115,7 +117,9 @@ def as_strength(strength: float | Strength) -> Strength:
         UserError: The number is negative, NaN or infinite, or it is neither a number nor a
         strength.
     """
-    if isinstance(strength, int | float | Real):
+    if isinstance(strength, int | float):
+        return ConstantStrength(strength)
+    if isinstance(strength, Real):  # a number of numpy's, say
         return ConstantStrength(float(strength))
-    check_methods("strength", strength, ["at"], "a number or a Strength")
+    refuse(wrong_parts("strength", strength, ["at"], "a number or a Strength"))
     return strength

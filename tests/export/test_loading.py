@@ -45,6 +45,78 @@ def test_a_model_that_would_lose_bits_is_refused(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("held", "wanted"),
+    [
+        (torch.tensor([2**24 + 1]), torch.float32),
+        (torch.tensor([0.5, 2.0]), torch.int64),
+        (torch.tensor([1e5]), torch.float16),
+    ],
+)
+def test_what_another_type_cannot_hold_is_refused(
+    held: torch.Tensor, wanted: torch.dtype, tmp_path: Path
+) -> None:
+    save_sparse({"a": held}, tmp_path / "a")
+    model = nn.Module()
+    model.register_buffer("a", torch.zeros(held.shape, dtype=wanted))
+    with pytest.raises(UserError, match=rf"a \({wanted} for {held.dtype}\) would be rounded"):
+        load_sparse(tmp_path / "a", model)
+
+
+@pytest.mark.parametrize(
+    ("held", "wanted"),
+    [
+        (torch.tensor([0.5, -0.0, 448.0]).to(torch.float8_e4m3fn), torch.float32),
+        (torch.tensor([1, 65535], dtype=torch.uint16), torch.int32),
+        (torch.tensor([2**24]), torch.float32),
+        (torch.tensor([0.5, torch.inf]).half(), torch.bfloat16),
+    ],
+)
+def test_what_another_type_can_hold_is_loaded(
+    held: torch.Tensor, wanted: torch.dtype, tmp_path: Path
+) -> None:
+    save_sparse({"a": held}, tmp_path / "a")
+    model = nn.Module()
+    model.register_buffer("a", torch.zeros(held.shape, dtype=wanted))
+    load_sparse(tmp_path / "a", model)
+    assert torch.equal(model.get_buffer("a"), held.to(wanted))
+
+
+def test_layers_that_have_not_seen_an_input_are_initialized(tmp_path: Path) -> None:
+    model = network()
+    save_sparse(model, tmp_path / "a")
+    other: Any = nn.Sequential(nn.LazyLinear(6), nn.LazyBatchNorm1d(), nn.LazyLinear(2))
+    load_sparse(tmp_path / "a", other)
+    assert all(torch.equal(t, other.state_dict()[name]) for name, t in copies(model).items())
+
+
+def test_a_hook_that_refuses_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    save_sparse(network(), tmp_path / "a")
+    other = network()
+
+    def refuse(*_: Any) -> None:
+        raise LookupError("not today")
+
+    other[2].register_load_state_dict_post_hook(refuse)
+    before = copies(other)
+    with pytest.raises(UserError, match="does not fit the model: not today"):
+        load_sparse(tmp_path / "a", other)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+
+
+def test_state_that_is_no_tensor_is_left_alone(tmp_path: Path) -> None:
+    class Counting(nn.Linear):
+        def get_extra_state(self) -> Any:
+            return {"calls": 3}
+
+        def set_extra_state(self, state: Any) -> None:
+            raise AssertionError
+
+    save_sparse(nn.Linear(4, 6), tmp_path / "a")
+    with pytest.raises(UserError, match="does not fit the model: (?s:.*)_extra_state"):
+        load_sparse(tmp_path / "a", Counting(4, 6))
+
+
 def test_a_wider_model_loses_none(tmp_path: Path) -> None:
     model, other = network(), network().double()
     save_sparse(model, tmp_path / "a")
@@ -65,6 +137,11 @@ def test_a_compiled_model_is_the_one_within(tmp_path: Path) -> None:
     assert set(load_sparse(tmp_path / "a")) == set(model.state_dict())
     compiled = torch.compile(other, backend="eager")
     load_sparse(tmp_path / "a", compiled)
+    assert torch.equal(other[0].weight, model[0].weight)
+    # And what was saved under the wrapper's names goes back under them.
+    save_sparse(compiled.state_dict(), tmp_path / "b")
+    nn.init.zeros_(other[0].weight)
+    load_sparse(tmp_path / "b", compiled)
     assert torch.equal(other[0].weight, model[0].weight)
 
 

@@ -205,7 +205,11 @@ def test_a_variant_that_is_off_is_left_out_and_threads_are_as_before(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batches": [0, -3]}, "each of batches must be at least 1, but is 0"),
+        (
+            {"batches": [0, -3], "seconds": -1},
+            "each of batches must be at least 1, but is 0; each of batches must be .* is -3; "
+            "seconds must be at least 0, but is -1",
+        ),
         ({"batches": [1.5]}, "each of batches must be a whole number at least 1, but is 1.5"),
         ({"batches": 1}, "batches must be a list of numbers, but is 1"),
         ({"threads": [0]}, "each of threads must be at least 1, but is 0"),
@@ -219,6 +223,20 @@ def test_what_cannot_be_benched(arguments: dict[str, Any], message: str) -> None
     whole: dict[str, Any] = {"model": nn.Linear(8, 2), "example": lambda n: torch.randn(n, 8)}
     with pytest.raises(UserError, match=message):
         module.bench(**{**whole, **arguments})
+
+
+def test_sizes_may_come_as_an_array_and_a_network_may_write_into_its_inputs() -> None:
+    from prunus import bench as module
+
+    model = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(8, 40), nn.ReLU(), nn.Linear(40, 2))
+    with torch.no_grad():
+        model.get_parameter("1.weight")[:30] = 0
+    example = torch.randn(4, 8)
+    before = example.clone()
+    done = module.bench(model, lambda _: example, batches=np.array([4]), threads=[1], seconds=0)
+    assert torch.equal(example, before)
+    assert {"dense", "compact", "onnxruntime"} <= done.rows[0].times.keys()
+    assert max(done.rows[0].errors.values()) < 1e-4
 
 
 def test_a_file_of_zeros_is_benched(tmp_path: Path) -> None:

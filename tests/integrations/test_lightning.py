@@ -33,8 +33,7 @@ from prunus import (
     select,
 )
 from prunus.integrations.lightning import PruningCallback
-
-from .states import same, states_equal
+from states import same, states_equal
 
 # Lightning's own, of the versions of others, and its advice.
 pytestmark = pytest.mark.filterwarnings("ignore:.*(treespec|many workers|not empty)")
@@ -549,6 +548,16 @@ def test_a_metric_without_anything_to_validate_on(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match="no batches to validate on, so the metric 'accuracy' is"):
         trainer(tmp_path, floored()).fit(Empty())
+
+
+def test_the_data_to_validate_on_may_come_later(tmp_path: Path) -> None:
+    """Without a first validation the Trainer knows of none before the first epoch has ended."""
+    schedule = IterativePruning(floor=99.0, mode="min")
+    pruning = PruningCallback(schedule=schedule, metric="val_loss")
+    trainer(tmp_path, pruning, num_sanity_val_steps=0, check_val_every_n_epoch=2, max_epochs=4).fit(
+        Module()
+    )
+    assert pruner_of(pruning).sparsity > 0
 
 
 def test_processes_that_do_not_have_the_whole_model(tmp_path: Path) -> None:

@@ -43,8 +43,8 @@ from prunus import (
 )
 from prunus.files import load_tree
 from prunus.integrations.transformers import STATE_FILE, PruningCallback
+from states import same, states_equal
 
-from .states import same, states_equal
 from .trainers import WORDS, Sentences, bart, gpt2, stateful, trainer
 
 

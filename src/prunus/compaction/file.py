@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunus.arguments import check_kind
+from prunus.arguments import refuse, wrong_kind
 from prunus.compaction.attention import SmallerAttention
 from prunus.compaction.compact import Compaction
 from prunus.compaction.selecting import SELECTING
@@ -68,12 +68,14 @@ def save_compact(
           (2): Linear(in_features=1, out_features=2, bias=True)
         )
     """
-    check_kind(
-        "done",
-        done,
-        Compaction,
-        "what compacted(model, example) returns",
-        mend="not its model alone",
+    refuse(
+        wrong_kind(
+            "done",
+            done,
+            Compaction,
+            "what compacted(model, example) returns",
+            mend="not its model alone",
+        )
     )
     state = done.model.state_dict()
     unsaved = [removed.name for removed in done.removed if removed.name not in state]
@@ -133,6 +135,8 @@ def load_compact(path: str | Path, model: nn.Module, *, limit: int = LIMIT) -> n
         for name, kind in changes.kinds.items():
             if kind != SmallerAttention.__name__:
                 _check_selected(name, small.get_submodule(name), changes.shapes)
+    except UserError:
+        raise  # which says it all
     except (AttributeError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} does not fit {type(model).__name__}, which must be built as the model was "

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from prunus.errors import UserError, listing
 from prunus.selection import check_model
@@ -19,7 +22,8 @@ def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], path: str | 
     """Load a state as ``load_state_dict`` does; the model is left as it was if that fails.
 
     Args:
-        model: The model, perhaps within ``torch.compile`` or DistributedDataParallel.
+        model: The model, perhaps within ``torch.compile`` or DistributedDataParallel. Layers that
+            are not initialized yet become so, also where the rest fails.
         state: Its tensors by name.
         path: Where they come from, for the message.
 
@@ -33,22 +37,29 @@ def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], path: str | 
         [[1.0, 1.0]]
     """
     check_model(model)
-    model = unwrapped(model)
     own = model.state_dict()
-    problems = list(_unable(own, state))
+    if own.keys() != state.keys():  # which may be that of a wrapper
+        model = unwrapped(model)
+        own = model.state_dict()
+    held = {name: tensor for name, tensor in own.items() if _has_shape(tensor)}
+    problems = list(_unable(held, state))
     if problems:
         raise UserError(f"the model cannot hold what is in {path}: {'; '.join(problems)}")
-    shapes = {name: tensor.shape for name, tensor in own.items()}
-    fits = shapes == {name: tensor.shape for name, tensor in state.items()}
-    # Torch copies what fits before it says what does not.
-    before = {} if fits else {name: tensor.clone() for name, tensor in own.items()}
+    before = [] if _certain(model, own, state) else _copies(model)
     try:
         model.load_state_dict(state)
-    except RuntimeError as error:
+    except Exception as error:
         with torch.no_grad():
-            for name, tensor in before.items():
-                own[name].copy_(tensor)
+            for tensor, copy in before:
+                tensor.copy_(copy)
         raise UserError(f"{path} does not fit the model: {error}") from error
+
+
+def _has_shape(value: Any) -> bool:
+    """Tell tensors from other state, and from those of layers that have not seen an input yet."""
+    return isinstance(value, torch.Tensor) and not isinstance(
+        value, UninitializedParameter | UninitializedBuffer
+    )
 
 
 def _unable(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> Iterator[str]:
@@ -59,7 +70,51 @@ def _unable(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) 
     narrow = [
         f"{name} ({own[name].dtype} for {tensor.dtype})"
         for name, tensor in state.items()
-        if name in own and torch.promote_types(own[name].dtype, tensor.dtype) != own[name].dtype
+        if name in own and not _holds(own[name].dtype, tensor)
     ]
     if narrow:
         yield f"{listing(narrow)} would be rounded: load first and convert the model then"
+
+
+def _holds(dtype: torch.dtype, tensor: torch.Tensor) -> bool:
+    """Say whether a tensor can be had back, to the bit, from one of that type."""
+    if dtype == tensor.dtype:
+        return True
+    if tensor.is_complex() and not dtype.is_complex:
+        return False  # and torch would warn
+    back = tensor.to(dtype).to(tensor.dtype)
+    return torch.equal(_bytes(back), _bytes(tensor))
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def _certain(model: nn.Module, own: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> bool:
+    """Say that loading will not fail halfway, so that no copy need be kept.
+
+    Torch copies what fits before it says what does not, and a hook may refuse or change anything.
+    """
+    hooked = any(
+        module._load_state_dict_pre_hooks
+        or module._load_state_dict_post_hooks
+        or module._state_dict_hooks
+        or module._state_dict_pre_hooks
+        for module in model.modules()
+    )
+    return (
+        not hooked
+        and own.keys() == state.keys()
+        and all(type(value) is torch.Tensor for value in own.values())
+        and all(own[name].shape == tensor.shape for name, tensor in state.items())
+    )
+
+
+def _copies(model: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Copy what the model holds; what has no memory needs no copy."""
+    held = itertools.chain(model.parameters(), model.buffers())
+    return [
+        (tensor, tensor.detach().clone())
+        for tensor in held
+        if _has_shape(tensor) and not tensor.is_meta
+    ]

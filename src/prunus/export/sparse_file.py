@@ -24,7 +24,7 @@ from safetensors.torch import save
 from torch import nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from prunus.arguments import check_kind
+from prunus.arguments import refuse, wrong_kind
 from prunus.errors import SparseFileError, UserError, listing, nearest
 from prunus.export.encodings import ENCODINGS, BadIndexError
 from prunus.export.loading import load_state
@@ -46,6 +46,8 @@ _FEW = 1000
 """Elements of -0.0 that are not worth a warning."""
 
 _MOST_DIMENSIONS = 64
+
+_PATH = (str, os.PathLike)
 
 _TYPES: Mapping[str, torch.dtype] = {
     "BOOL": torch.bool,
@@ -152,16 +154,20 @@ def save_sparse(
         True
     """
     known = ("smallest", *ENCODINGS)
-    if encoding not in known:
-        raise UserError(f"encoding must be {' or '.join(map(repr, known))}, but is {encoding!r}")
-    check_kind(
-        "model",
-        model,
-        (nn.Module, Mapping),
-        "a torch.nn.Module or its state_dict",
-        mend="the order is save_sparse(model, path)",
+    refuse(
+        wrong_kind(
+            "model",
+            model,
+            (nn.Module, Mapping),
+            "a torch.nn.Module or its state_dict",
+            mend="the order is save_sparse(model, path)",
+        ),
+        wrong_kind("path", path, _PATH, "a path"),
+        None
+        if encoding in known
+        else f"encoding must be {' or '.join(map(repr, known))}, but is {encoding!r}",
     )
-    file = _path(path)
+    file = Path(path)
     tensors, tied = _split(unwrapped(model).state_dict() if isinstance(model, nn.Module) else model)
     described: dict[str, dict[str, Any]] = {}
     out: dict[str, torch.Tensor] = {}
@@ -492,7 +498,7 @@ def size_bound(numel: int, kept: int, bits: int) -> float:
 
 
 def _path(path: str | Path) -> Path:
-    check_kind("path", path, (str, os.PathLike), "a path")
+    refuse(wrong_kind("path", path, _PATH, "a path"))
     return Path(path)
 
 

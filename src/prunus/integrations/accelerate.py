@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import nn
 
-from prunus.arguments import check_kind
+from prunus.arguments import refuse, wrong_kind
 from prunus.errors import CheckpointError, UserError, listing
 from prunus.files import load_tree, save_tree
 from prunus.integrations.common import STATE_FILE
@@ -170,12 +170,14 @@ def _bare(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 
 
 def _check_prepared(accelerator: Accelerator, optimizer: torch.optim.Optimizer) -> None:
-    check_kind(
-        "accelerator",
-        accelerator,
-        Accelerator,
-        "an accelerate.Accelerator",
-        mend="AcceleratedPruner(accelerator, model, optimizer, ...)",
+    refuse(
+        wrong_kind(
+            "accelerator",
+            accelerator,
+            Accelerator,
+            "an accelerate.Accelerator",
+            mend="AcceleratedPruner(accelerator, model, optimizer, ...)",
+        )
     )
     unfit = accelerator.distributed_type.value
     if unfit in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):

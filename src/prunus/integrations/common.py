@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from prunus.arguments import check_kind
+from prunus.arguments import refuse, wrong_kind
 from prunus.errors import UserError
 from prunus.masks import Masks
 from prunus.penalty import RelevancePenalty
-from prunus.pruner import Pruner, check_choices
+from prunus.pruner import Pruner, wrong_choices
 from prunus.schedules import Schedule
 from prunus.scores import Score
 from prunus.selection import Selection, select
@@ -23,6 +23,7 @@ STATE_FILE = "prunus.safetensors"
 
 
 def check_given(
+    *,
     penalty: RelevancePenalty | None,
     schedule: Schedule | None,
     score: Score | None,
@@ -49,13 +50,15 @@ def check_given(
         UserError: Something is of another kind or out of range, the schedule needs a metric and is
             given none, or the metric is a loss and the schedule maximises it.
     """
-    check_choices(penalty, schedule, score, min_density)
-    if selection is not None and (isinstance(selection, Selection) or not callable(selection)):
-        raise UserError(
-            "selection must be a function that is given the model, such as functools.partial("
-            f"prunus.select, biases=True), but is of type {type(selection).__name__}"
-        )
-    check_kind("metric", metric, str, "the name of a metric", optional=True)
+    chooses = selection is None or (callable(selection) and not isinstance(selection, Selection))
+    refuse(
+        *wrong_choices(penalty, schedule, score, min_density),
+        None
+        if chooses
+        else "selection must be a function that is given the model, such as functools.partial("
+        f"prunus.select, biases=True), but is of type {type(selection).__name__}",
+        wrong_kind("metric", metric, str, "the name of a metric", optional=True),
+    )
     schedule = Schedule() if schedule is None else schedule
     if metric is None and (schedule.needs_metric or schedule.floor is not None):
         raise UserError(

@@ -98,13 +98,13 @@ class PruningCallback(Callback):
         self.pruner: Pruner | None = None
         self._penalty = penalty
         self._schedule = check_given(
-            penalty,
-            schedule,
-            score,
-            min_density,
-            selection,
-            metric,
-            'name one that the module logs in its validation, metric="..."',
+            penalty=penalty,
+            schedule=schedule,
+            score=score,
+            min_density=min_density,
+            selection=selection,
+            metric=metric,
+            mend='name one that the module logs in its validation, metric="..."',
         )
         if optimizer is not None and not isinstance(optimizer, int) and not callable(optimizer):
             raise UserError(
@@ -168,12 +168,8 @@ class PruningCallback(Callback):
         self._loaded, self._beginning = None, False
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """See that there is something to validate on, now that the data are there."""
-        if self._metric is not None and not any(trainer.num_val_batches):
-            raise UserError(
-                f"there are no batches to validate on, so the metric {self._metric!r} is never "
-                "measured: give the validation data some rows"
-            )
+        """See that there is something to validate on, if the data are there by now."""
+        self._check_batches(trainer)
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
@@ -212,6 +208,7 @@ class PruningCallback(Callback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Let the schedule act upon the last validation."""
+        self._check_batches(trainer)  # which may have come in the course of the training
         self._act()
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
@@ -247,6 +244,14 @@ class PruningCallback(Callback):
                 "" if metric is None else f"{metric:.6g}",
                 sparsity,
                 seen.removed,
+            )
+
+    def _check_batches(self, trainer: Any) -> None:
+        batches = trainer.num_val_batches  # empty before the data are set up
+        if self._metric is not None and batches and not any(batches):
+            raise UserError(
+                f"there are no batches to validate on, so the metric {self._metric!r} is never "
+                "measured: give the validation data some rows"
             )
 
     def _check_trainer(self, trainer: Any) -> None:

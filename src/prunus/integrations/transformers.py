@@ -101,13 +101,13 @@ class PruningCallback(TrainerCallback):
         self.pruner: Pruner | None = None
         self._penalty = penalty
         self._schedule = check_given(
-            penalty,
-            schedule,
-            score,
-            min_density,
-            selection,
-            metric,
-            'name one that compute_metrics returns, metric="...", or metric="loss"',
+            penalty=penalty,
+            schedule=schedule,
+            score=score,
+            min_density=min_density,
+            selection=selection,
+            metric=metric,
+            mend='name one that compute_metrics returns, metric="...", or metric="loss"',
         )
         self._metric = None if metric is None else metric.removeprefix("eval_")
         self._selection = trained if selection is None else selection

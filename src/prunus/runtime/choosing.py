@@ -21,6 +21,7 @@ from prunus.examples import (
     copied,
     difference,
     expected,
+    fresh,
     prepared,
     run,
 )
@@ -184,8 +185,9 @@ def sped_up(model: nn.Module, example_inputs: ExampleInputs) -> SpeedUp:
         candidates = {"dense": dense}
         for by_item in (False, True) if chosen else ():
             candidates[str(by_item)] = _replaced(model, chosen, attentions, by_item)
+        its, named = fresh(args, kwargs)
         seconds = _medians(
-            {name: partial(each, *args, **kwargs) for name, each in candidates.items()}
+            {name: partial(each, *its, **named) for name, each in candidates.items()}
         )
     best = min(seconds, key=seconds.__getitem__)
     fastest = candidates[best]
