@@ -13,7 +13,7 @@ export HF_HUB_OFFLINE ?= 1
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 16
 
-demo: $(READY)  ## make a network sparse on embedded data, in about a minute
+demo: $(READY)  ## make a network sparse on embedded data, in some seconds
 	$(BIN)/prunus run digits
 
 test: $(READY)  ## lint, type-check and run all tests

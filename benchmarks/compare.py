@@ -6,6 +6,9 @@ its end. The result file is written after each run, and runs that it holds are n
 the benchmark can be stopped and started again with the same command. For example::
 
     python benchmarks/compare.py shakespeare-lm --data FOLDER --ratios 5 10
+
+The committed result files hold all their runs, so that this trains nothing and prints what is
+there; give another file by ``--out`` to measure anew.
 """
 
 from __future__ import annotations
@@ -56,6 +59,7 @@ def main() -> None:
     parser.add_argument("--ratios", type=float, nargs="+", required=True)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--out", type=Path, help="the result file; default: beside the benchmarks")
     parser.add_argument("--runs", type=Path, help="keep the runs here; default: nowhere")
     arguments = parser.parse_args()
     own = [s for s in arguments.settings if s.partition("=")[0] in ("ratio", "penalty", "strength")]
@@ -63,10 +67,11 @@ def main() -> None:
         parser.error(f"the comparison itself sets what --set {own[0]} would change")
     recipe = find(arguments.recipe)
     settings = recipe.config.changed(arguments.settings).as_dict()
-    out = Path(__file__).parent / "results" / f"compare-{recipe.name}.json"
+    default = Path(__file__).parent / "results" / f"compare-{recipe.name}.json"
+    out: Path = arguments.out or default
     wanted = {
         "recipe": recipe.name,
-        "data": recipe.data,
+        "data": recipe.data or "a folder",
         "settings": settings,
         "methods": {method: changes(recipe.name, method) for method in METHODS},
     }

@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import re
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ def _networks() -> str:
         figures, run = record["figures"], record["runs"][0]
 
         def percent(figure: str, of: dict[str, Any] = figures) -> str:
-            return f"{of[figure]['mean']:.2f} ± {of[figure]['deviation']:.2f} %"
+            return f"{of[figure]['mean']:.2f} ± {of[figure]['deviation']:.2f}%"
 
         lines.append(
             f"| {title} | {run['parameters']:,} | {run['nonzero']:,} "
@@ -116,8 +117,7 @@ def _networks() -> str:
         "biases included. On MNIST the training images are shifted by up to a pixel at random, "
         "for the "
         "dense network as for the sparse one. Each run looks at the test split once, after all was "
-        "decided on a validation split. By "
-        f"`python benchmarks/reproduce.py {name}`.\n"
+        "decided on a validation split. By `python benchmarks/reproduce.py`, given the recipe.\n"
     )
     return "\n".join(lines)
 
@@ -159,11 +159,11 @@ def _comparisons() -> list[str]:
     )
     for name, record in records.items():
         machines = [_machine(run["summary"]["environment"]) for run in record["runs"]]
+        given = " --data FOLDER" if record["data"] == "a folder" else ""
+        given += " --set autocast=true" if record["settings"]["autocast"] else ""
         lines.append(
-            f"- {LANGUAGE[name]}: seeds {_seeds(record)}; "
-            f"{' and '.join(dict.fromkeys(machines))}, {record['date'][:10]}, by "
-            f"`python benchmarks/compare.py {name}"
-            f"{' --set autocast=true' if record['settings']['autocast'] else ''}`."
+            f"- {LANGUAGE[name]}: {' and '.join(dict.fromkeys(machines))}, {record['date'][:10]}, "
+            f"by `python benchmarks/compare.py {name}{given}` with {_seeds(record)}."
         )
     return ["\n".join([*lines, ""])]
 
@@ -179,13 +179,14 @@ def _rows(record: dict[str, Any]) -> Iterator[list[Outcome]]:
 
 
 def _seeds(record: dict[str, Any]) -> str:
-    """Name the seeds of a comparison, and of its rows if they differ."""
+    """Name the ratios and seeds of a comparison, as its command is given them."""
+    ratios = dict.fromkeys(f"{run['ratio']:g}" for run in record["runs"])
     rows: dict[str, list[str]] = {}
-    for first, *_ in _rows(record):
-        rows.setdefault(", ".join(map(str, first.seeds)), []).append(f"{first.sparsity:.0%}")
-    if len(rows) == 1:
-        return next(iter(rows))
-    return " and ".join(f"{seeds} ({', '.join(own)})" for seeds, own in rows.items())
+    for (first, *_), ratio in zip(_rows(record), ratios, strict=True):
+        rows.setdefault(" ".join(map(str, first.seeds)), []).append(ratio)
+    return " and with ".join(
+        f"`--ratios {' '.join(own)} --seeds {seeds}`" for seeds, own in rows.items()
+    )
 
 
 def _sparse_files() -> str:
@@ -316,12 +317,28 @@ def _whole_networks() -> list[str]:
     ]
     lines.append(
         f"\n{_machine(record['environment'] | {'threads': record['threads']})}, "
-        f"{record['date'][:10]}, by `python benchmarks/networks.py`; medians of interleaved "
+        f"{record['date'][:10]}, by `{record['command']}`; medians of interleaved "
         "calls. The LeNets are those of the recipes; the others have random weights, and zeros at "
         "random, and so have nothing that is dead. onnxruntime is given the compact network. No "
-        f"output is off by more than {max(errors):.1g} of the largest.\n"
+        f"output is off by more than {max(errors):.1g} of the largest.{_elsewhere()}\n"
     )
     return ["\n".join(lines)]
+
+
+def _elsewhere() -> str:
+    """Say what the same networks gain on another processor, where dense layers are slower."""
+    record = _load("networks-amd-epyc")
+    rows = [row["times_faster"] for network in record["networks"] for row in network["rows"]]
+    sparse = [row["sparse"] for row in rows]
+    beside = statistics.median(row["sparse"] / row["onnxruntime"] for row in rows)
+    runtime = statistics.median(row["onnxruntime"] for row in rows)
+    return (
+        f" How much is gained hangs on the machine: with sparse layers they are {min(sparse):.1f} "
+        f"to {max(sparse):.1f} times faster than dense on {_machine(record['environment'])}, where "
+        f"onnxruntime is {runtime:.1f} times faster than torch's dense layers (the middle one of "
+        f"the rows) and sparse layers {beside:.1f} times faster than that ({record['date'][:10]}, "
+        f"by `{record['command']}`)."
+    )
 
 
 def _overhead() -> str:
@@ -370,7 +387,8 @@ def _processes() -> str:
     lines = [
         "Several processes that hold one model together by `fully_shard`, each with as many "
         "weights as one alone:\n",
-        "| processes | weights | one pruning | travels | AdamW's step | with prunus | travels |",
+        "| processes | weights | one pruning | put in by each | AdamW's step | with prunus "
+        "| put in by each |",
         "|---|---|---|---|---|---|---|",
     ]
     lines += [
@@ -383,8 +401,10 @@ def _processes() -> str:
     counts = sorted({row["processes"] for row in paper} - {1})
     lines += [
         f"\n{_machine(record['environment'])}, {record['date'][:10]}, gloo, by "
-        "`python benchmarks/many_processes.py`; four processes share two cores. On paper, one "
-        "pruning takes, with the assumptions in its result file (no GPU was at hand):\n",
+        f"`{record['command']}`; four processes share two cores. What each puts into the "
+        "collectives is nearly doubled on its way around a ring. On paper, one pruning of "
+        f"{record['paper']['assumptions']['tensors']} tensors takes, and each process sends, with "
+        "the assumptions in the result file (none of it was measured on GPUs):\n",
         "| weights | " + " | ".join(f"{count:,} GPUs" for count in counts) + " |",
         "|---|" + "---|" * len(counts),
     ]
@@ -444,7 +464,8 @@ def _kills() -> str:
         f"Of {runs} runs of the command that were disturbed {times} times in all "
         f"({', '.join(kinds)}), {lost} were lost and {unequal} ended with other bits than the "
         f"undisturbed one; each of the {record['calls']} calls that change a file was the moment "
-        f"of a SIGKILL at least once. {record['date'][:10]}, by `python benchmarks/kills.py`.\n"
+        f"of a SIGKILL at least once. {_machine(record['environment'])}, {record['date'][:10]}, by "
+        f"`{record['command']}`.\n"
     )
 
 

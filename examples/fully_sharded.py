@@ -9,7 +9,8 @@ On two hosts with eight GPUs each, with the same command on both::
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-id sparse --rdzv-backend c10d \
         --rdzv-endpoint FIRST_HOST:29400 examples/fully_sharded.py --checkpoint SHARED_FOLDER
 
-It goes on from the checkpoint if there is one, also with another number of processes.
+It goes on from the checkpoint if there is one, also with another number of processes. In the end
+the sparsest state is in the folder as a file without zeros, for a model that is not sharded.
 """
 
 from __future__ import annotations
@@ -23,7 +24,12 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
@@ -47,7 +53,7 @@ def batch(step: int, device: torch.device) -> torch.Tensor:
 def main() -> None:
     """Train, prune and save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", help="a folder that all hosts see; default: save nothing")
+    parser.add_argument("--checkpoint", help="a folder that all hosts see; else nothing is saved")
     folder = parser.parse_args().checkpoint
 
     kind = "cuda" if torch.cuda.is_available() else "cpu"
@@ -108,6 +114,16 @@ def main() -> None:
                 print(
                     f"step {step}  loss {seen.metric:.4f}  sparsity {seen.sparsity:.4f}", flush=True
                 )
+    pruner.finish()  # brings back the best of the sparsest states
+    if folder:
+        # Gathered on the first process, in which alone it must fit.
+        whole: dict[str, Any] = get_model_state_dict(
+            model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+        )
+        if dist.get_rank() == 0:
+            file = Path(folder) / "model.sparse.safetensors"
+            prunus.save_sparse(whole, file)
+            print(f"written to {file}", flush=True)
     dist.destroy_process_group()
 
 

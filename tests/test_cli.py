@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from prunus.cli import app
-from prunus.recipes.recipe import RECIPES
+from prunus.recipes.recipe import RECIPES, find
 from recipes.commands import SHORT, prunus, settings, summary
 
 
@@ -68,7 +68,9 @@ def test_every_recipe_is_listed_with_its_summary_and_data() -> None:
         for line in outcome.out.splitlines()
         if line.startswith("│")
     ]
-    assert rows == [[name, recipe.summary, recipe.data] for name, recipe in RECIPES.items()]
+    assert rows == [
+        [name, recipe.summary, recipe.data or "--data FOLDER"] for name, recipe in RECIPES.items()
+    ]
     assert {"digits", "mnist-lenet300", "mnist-lenet5", "fashion-lenet5"} <= RECIPES.keys()
 
 
@@ -94,14 +96,23 @@ def test_without_arguments_help_is_given() -> None:
 )
 def test_an_unknown_recipe_names_the_nearest_and_all(slip: str, meant: str) -> None:
     prunus("run", slip).refused(
-        f"there is no recipe '{slip}'; did you mean {meant}? The recipes are {', '.join(RECIPES)}"
+        f"there is no recipe '{slip}'. Did you mean {meant}? The recipes are {', '.join(RECIPES)}"
     )
 
 
 def test_a_recipe_like_no_other_gets_no_guess() -> None:
     outcome = prunus("run", "zzzz")
-    outcome.refused("there is no recipe 'zzzz'; The recipes are digits")
+    outcome.refused("there is no recipe 'zzzz'. The recipes are digits")
     assert "did you mean" not in outcome.err
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_setting_of_a_recipe_is_explained(name: str) -> None:
+    outcome = prunus("recipes", name)
+    assert outcome.code == 0
+    for setting, _, _, meaning in find(name).config.described():
+        assert meaning.endswith("."), setting
+        assert meaning.split()[0] in outcome.out
 
 
 @pytest.mark.parametrize(

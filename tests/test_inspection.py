@@ -78,7 +78,7 @@ def test_the_table_shows_shape_type_counts_and_density(table: list[list[str]]) -
         ["mask", "2", "bool", "2", "1", "50.0000%"],
         ["steps", "scalar", "int64", "1", "1", "100.0000%"],
         # 10 of 19.
-        ["all", "", "", "19", "10", "52.6316% (1.9× smaller)"],
+        ["all", "", "", "19", "10", "52.6316% (ratio 1.9)"],
     ]
 
 

@@ -16,23 +16,15 @@ import prunus
 
 ROOT = Path(prunus.__file__).parent
 
-# The layers of the design, lowest first. A module may import from its own layer and those below.
-LAYERS = (
-    {"errors", "version", "environment", "timing"},
-    {"arguments", "files", "pieces", "shards"},
-    {"world"},
-    {"selection", "examples", "attention"},
-    {"masks", "threshold", "coefficients", "strengths", "floor"},
-    {"scores", "penalty", "optimizer_state", "best"},
-    {"removal", "schedules", "hooks"},
-    {"pruner"},
-    {"integrations", "export", "compaction", "runtime"},
-    {"inspection", "bench"},
-    {"recipes"},
-    {"terminal"},
-    {"cli"},
-    {"__main__"},
-)
+CONTRIBUTING = Path(__file__).resolve().parent.parent / "CONTRIBUTING.md"
+
+# What a row of the table of modules names, and what it says of it, the highest layer first.
+ROWS = [
+    (re.findall(r"`(\w+)(?:\.py|/)`", first), re.findall(r"`(\w+)\.py`", second))
+    for first, second in re.findall(
+        r"^\| (`.*?) \| (.*) \|$", CONTRIBUTING.read_text(), flags=re.MULTILINE
+    )
+]
 
 
 def test_public_names() -> None:
@@ -125,12 +117,21 @@ def modules() -> list[str]:
     return [m.name.removeprefix("prunus.") for m in pkgutil.walk_packages([str(ROOT)], "prunus.")]
 
 
+def test_contributing_names_every_module_and_no_other() -> None:
+    named = [part for parts, _ in ROWS for part in parts]
+    for (folder, *others), inside in ROWS:
+        if not others and (ROOT / folder).is_dir():
+            named += [f"{folder}.{module}" for module in inside]
+    assert sorted(named) == sorted(modules())
+
+
 @pytest.mark.parametrize("name", modules())
 def test_dependencies_point_down(name: str) -> None:
     source = importlib.util.find_spec(f"prunus.{name}")
     assert source is not None
     assert source.origin is not None
-    place = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
+    # A module may import from its own row and those below.
+    place = {part: -row for row, (parts, _) in enumerate(ROWS) for part in parts}
     own = place[name.partition(".")[0]]
     for line in Path(source.origin).read_text().splitlines():
         found = re.match(

@@ -1,4 +1,15 @@
-"""prunus trains PyTorch networks into sparse ones."""
+"""prunus trains PyTorch networks into sparse ones.
+
+Training: :class:`Pruner` attaches a :class:`RelevancePenalty` and a schedule, such as
+:class:`IterativePruning`, to an optimizer; :func:`select` chooses the tensors, :class:`Masks` are
+what is kept of them. For other people's trainers there are ``prunus.integrations.transformers``,
+``prunus.integrations.lightning`` and ``prunus.integrations.accelerate``.
+
+After it: :func:`save_sparse` and :func:`load_sparse` for files without the zeros, :func:`compact`
+for a smaller dense network, :func:`speed_up` for sparse layers on the CPU, ``prunus.export`` for
+ONNX and other forms, and ``prunus.bench`` to time them all. ``prunus.compaction`` and
+``prunus.runtime`` also say what was done, and hold the files of compact networks.
+"""
 
 from prunus.coefficients import Coefficient, Constant, Exponential, Linear
 from prunus.compaction import compact

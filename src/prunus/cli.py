@@ -24,7 +24,11 @@ try:
     import typer
     from rich.console import Console
 except ImportError as error:  # pragma: no cover - shown to users who installed the bare library
-    sys.exit(f"the prunus command needs the 'cli' extra: pip install 'prunus[cli]' ({error})")
+    print(
+        f"the prunus command needs the 'cli' extra: pip install 'prunus[cli]' ({error})",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,7 +63,7 @@ def recipes(
     from prunus.recipes.recipe import RECIPES, find
     from prunus.terminal import recipes_table, settings_table
 
-    table = recipes_table(RECIPES.values()) if name is None else settings_table(find(name).config)
+    table = recipes_table(RECIPES.values()) if name is None else settings_table(find(name))
     _Screen().print(table)
 
 

@@ -1,4 +1,4 @@
-"""What prunus raises when its user made a mistake.
+"""What prunus raises: when its user made a mistake, and when another process failed.
 
 Every message says what was expected, what came instead and how to mend it, and lists every offender
 at once. Anything else that escapes is a defect of prunus; the command tells the two apart by exit

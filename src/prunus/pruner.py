@@ -64,7 +64,8 @@ class Pruner:
     Args:
         model: Any module. Where several processes train it together give it as they train it:
             within DistributedDataParallel, after ``fully_shard`` or ``parallelize_module``.
-        optimizer: Any ``torch.optim`` optimizer that holds the model's prunable parameters.
+        optimizer: Any ``torch.optim`` optimizer that takes dense gradients, or one of your own like
+            them, which holds the model's prunable parameters.
         penalty: What shrinks irrelevant weights; None for no penalty.
         schedule: When and how much to remove; None for never (:meth:`prune` does it by hand).
         score: What to remove first. Default: the smallest magnitude.

@@ -15,7 +15,6 @@ from rich.text import Text
 from prunus.bench import Bench
 from prunus.export import Exported
 from prunus.inspection import TensorDensity
-from prunus.recipes.config import Config
 from prunus.recipes.progress import Epoch
 from prunus.recipes.recipe import Recipe
 
@@ -104,6 +103,9 @@ class Watcher:
             self._live = None
 
 
+_GIVEN = "--data FOLDER"
+
+
 def summary_table(summary: Mapping[str, Any]) -> Table:
     """Set the dense network beside the sparse one."""
     table = Table(title=f"{summary['recipe']}, seed {summary['seed']}", title_justify="left")
@@ -142,7 +144,7 @@ def densities_table(tensors: Iterable[TensorDensity]) -> Table:
     table = Table(show_footer=True)
     all_elements, all_nonzero = sum(r.numel for r in rows), sum(r.nonzero for r in rows)
     total = all_nonzero / all_elements if all_elements else 0.0
-    ratio = f"{all_elements / all_nonzero:.1f}× smaller" if all_nonzero else "all zero"
+    ratio = f"ratio {all_elements / all_nonzero:.1f}" if all_nonzero else "all zero"
     table.add_column("tensor", footer="all", overflow="fold")
     table.add_column("shape", justify="right")
     table.add_column("type")
@@ -222,17 +224,22 @@ def recipes_table(recipes: Iterable[Recipe]) -> Table:
     for column in ("recipe", "what it does", "data"):
         table.add_column(column, overflow="fold")
     for recipe in recipes:
-        table.add_row(recipe.name, recipe.summary, recipe.data)
+        table.add_row(recipe.name, recipe.summary, recipe.data or _GIVEN)
     return table
 
 
-def settings_table(config: Config) -> Table:
-    """List the settings of a recipe."""
+def settings_table(recipe: Recipe) -> Table:
+    """List the settings of a recipe, and say what data it takes."""
     table = Table()
-    for column in ("setting", "value", "takes"):
-        table.add_column(column, overflow="fold")
-    for row in config.described():
+    table.add_column("setting", no_wrap=True)
+    table.add_column("value", overflow="fold")
+    table.add_column("takes", overflow="fold", max_width=15)
+    table.add_column("what it is", overflow="fold")
+    for row in recipe.config.described():
         table.add_row(*map(Text, row))
+    place = "data: " + " or ".join(filter(None, [recipe.data, recipe.columns and _GIVEN]))
+    table.caption = f"{place}, of {recipe.columns}" if recipe.columns else place
+    table.caption_justify = "left"
     return table
 
 

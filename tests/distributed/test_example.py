@@ -8,6 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from prunus import load_sparse
+from states import same
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -29,4 +32,11 @@ def test_the_example_prunes_and_resumes(tmp_path: Path) -> None:
     assert [step for step, _, _ in lines] == ["20", "40", "60"]
     assert float(lines[-1][1]) < 0.5 * float(lines[0][1])
     assert [sparsity for _, _, sparsity in lines] == ["0.7000", "0.8000", "0.8000"]
-    assert "step" not in torchrun(1)  # all steps are in the checkpoint
+    kept = load_sparse(tmp_path / "model.sparse.safetensors")
+    zeros = sum(int((tensor == 0).sum()) for name, tensor in kept.items() if "norm" not in name)
+    assert zeros / sum(tensor.numel() for tensor in kept.values()) > 0.78
+    again = torchrun(1)
+    assert "step" not in again  # all steps are in the checkpoint
+    assert "written to" in again
+    other = load_sparse(tmp_path / "model.sparse.safetensors")
+    assert same(kept, other)

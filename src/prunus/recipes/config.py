@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -20,6 +21,9 @@ from prunus.scores import Magnitude, Random, Score, Taylor
 from prunus.strengths import ConstantStrength, FollowLearningRate, LinearDecay, Strength
 
 __all__ = ["Config"]
+
+_ARGUMENT = re.compile(r"^ {8}(\w+): (.*(?:\n {12,}.*)*)", re.MULTILINE)
+"""An argument's line in a docstring, and those that go on from it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +47,7 @@ class Config:
         autocast: Whether to train with matrix products in bfloat16. Weights, gradients and what is
             made of them stay in float32, and so does all measuring.
         penalty: "relevance" (the paper's exponential), "lobster" (linear), "l2", "l1" or "none".
-        strength: γ.
+        strength: The factor γ of the penalty.
         strength_follows: "lr" for γ times the learning rate, "linear" for a fall to 0 over an
             epoch, started again at each pruning, "constant".
         alpha: The scale of the gradient in the coefficient.
@@ -218,11 +222,17 @@ class Config:
             raise CheckpointError(f"the settings in {path} are damaged: {'; '.join(damaged)}")
         return cls(**settings)
 
-    def described(self) -> list[tuple[str, str, str]]:
-        """Return each setting's name, its value, and what it takes."""
+    def described(self) -> list[tuple[str, str, str, str]]:
+        """Return each setting's name, its value, what it takes, and what it means."""
         hints = self._hints()
+        meanings = {
+            name: " ".join(meaning.replace("``", "").split())
+            for kind in reversed(type(self).mro())
+            for name, meaning in _ARGUMENT.findall(kind.__doc__ or "")
+        }
         return [
-            (name, str(value), _describe(hints[name])) for name, value in self.as_dict().items()
+            (name, str(value), _describe(hints[name]), meanings.get(name, ""))
+            for name, value in self.as_dict().items()
         ]
 
     @classmethod

@@ -31,7 +31,8 @@ class Recipe:
     Attributes:
         name: What the command calls it.
         summary: One line on what it does.
-        data: Where its data come from by default.
+        data: Where its data come from by default; None if the user has to give them by --data.
+        columns: What a folder given by --data must hold.
         config: Its settings.
         prepare: Loads the data, given the settings, what the user gave as --data (or None), and the
             seed.
@@ -40,7 +41,8 @@ class Recipe:
 
     name: str
     summary: str
-    data: str
+    data: str | None
+    columns: str
     config: Config
     prepare: Callable[[Any, str | None, int], Task]
     network: Callable[[Path], Network] = language_network
@@ -58,6 +60,7 @@ def _digits_recipe(summary: str, config: ImageConfig) -> Recipe:
         "digits",
         summary,
         "embedded",
+        "",
         config,
         prepare,
         lambda _: image_network(build, (1, 8, 8)),
@@ -73,7 +76,15 @@ def _images_recipe(
         images = hub_images(source or data, size=size, validation=config.validation, seed=seed)
         return Classification(config, images, build)
 
-    return Recipe(name, summary, data, config, prepare, lambda _: image_network(build, (1, *size)))
+    return Recipe(
+        name,
+        summary,
+        data,
+        _IMAGES,
+        config,
+        prepare,
+        lambda _: image_network(build, (1, *size)),
+    )
 
 
 def _translation(
@@ -99,9 +110,8 @@ def _dialogue(
     source = source or name
     if source is None:
         raise UserError(
-            "Taskmaster-4 is not on the Hub: give a folder by --data FOLDER, of parquet files for "
-            "train, validation and test with the columns speaker and text, a list each, a row per "
-            "dialogue; the dialogues are at github.com/google-research-datasets/Taskmaster"
+            f"Taskmaster-4 is not on the Hub: give a folder by --data FOLDER, of {_DIALOGUES}; the "
+            "dialogues are at github.com/google-research-datasets/Taskmaster"
         )
     return SequenceToSequence(config, dialogues(source, name=subset), extra=[TURN])
 
@@ -109,6 +119,19 @@ def _dialogue(
 def _running_text(config: LanguageModelConfig, source: str | None, seed: int, *, name: str) -> Task:
     return LanguageModel(config, texts(source or name))
 
+
+_IMAGES = (
+    "parquet files for train and test with the columns image, grey and of 28×28 pixels, and label"
+)
+_TRANSLATIONS = (
+    "parquet files for train, validation and test with a column for each language, en and de, or "
+    "one named translation that holds both"
+)
+_DIALOGUES = (
+    "parquet files for train, validation and test with the columns speaker and text, a list each, "
+    "or one named utterances, a list of records with both; a row per dialogue"
+)
+_TEXTS = "parquet or text files for train, validation and test with the column text"
 
 _MNIST = "ylecun/mnist"
 _FASHION = "zalando-datasets/fashion_mnist"
@@ -213,6 +236,7 @@ _BOOK = (
         "multi30k-translation",
         "a small BART from English to German on Multi30k's captions, to 1/10 of its parameters",
         _MULTI30K,
+        _TRANSLATIONS,
         SequenceConfig(
             **_SELECTIVE,
             dense_epochs=10,
@@ -239,7 +263,8 @@ _BOOK = (
     Recipe(
         "taskmaster-dialogue",
         "the paper's dialogue model on Taskmaster-4, to 1/10 of its parameters",
-        "a folder",
+        None,
+        _DIALOGUES,
         SequenceConfig(
             **_SELECTIVE,
             dense_epochs=10,
@@ -268,6 +293,7 @@ _BOOK = (
         "shakespeare-lm",
         "a small GPT-2 on Tiny Shakespeare, to 1/5 of its parameters",
         _SHAKESPEARE,
+        _TEXTS,
         LanguageModelConfig(
             **_SELECTIVE,
             dense_epochs=8,
@@ -293,6 +319,7 @@ _BOOK = (
         "wmt14-translation",
         "the paper's Transformer from English to German on WMT14, by its own settings",
         _WMT14,
+        _TRANSLATIONS,
         SequenceConfig(
             **_PAPERS,
             dense_epochs=10,
@@ -318,6 +345,7 @@ _BOOK = (
         "taskmaster1-dialogue",
         "the paper's dialogue model on Taskmaster-1, by its own settings",
         _TASKMASTER1,
+        _DIALOGUES,
         SequenceConfig(
             **_PAPERS,
             dense_epochs=20,
@@ -350,8 +378,8 @@ def find(name: str) -> Recipe:
     """
     if name not in RECIPES:
         near = nearest(name, RECIPES)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = f"Did you mean {near[0]}? " if near else ""
         raise UserError(
-            f"there is no recipe {name!r}; {hint}The recipes are {listing(list(RECIPES))}"
+            f"there is no recipe {name!r}. {hint}The recipes are {listing(list(RECIPES))}"
         )
     return RECIPES[name]

@@ -130,7 +130,7 @@ def speed_up(model: nn.Module, example_inputs: ExampleInputs) -> nn.Module:
     """
     done = sped_up(model, example_inputs)
     if not done.replaced:
-        tried = [f"{t.name} ({t.density:.0%} non-zero)" for t in done.layers]
+        tried = [f"{t.name or 'the layer'} ({t.density:.0%} non-zero)" for t in done.layers]
         others = [f"{name}: {reason}" for name, reason in done.left.items()]
         warnings.warn(
             f"{type(model).__name__} is returned as it is, for no sparse layer makes it faster on "
