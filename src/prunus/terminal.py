@@ -233,7 +233,7 @@ def settings_table(recipe: Recipe) -> Table:
     table = Table()
     table.add_column("setting", no_wrap=True)
     table.add_column("value", overflow="fold")
-    table.add_column("takes", overflow="fold", max_width=15)
+    table.add_column("takes", overflow="fold")
     table.add_column("what it is", overflow="fold")
     for row in recipe.config.described():
         table.add_row(*map(Text, row))
