@@ -35,8 +35,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -293,29 +294,40 @@ def _without_seconds(value: Any) -> Any:
 
 def at_random(bench: Bench, draw: random.Random, _: int) -> Trial:
     """Kill a run at random moments, and resume it until it ends."""
-    trial, ended = bench.trial(), None
-    for _ in range(draw.randint(1, 4)):
-        ended = bench.signalled(trial, signal.SIGKILL, draw)
-        if ended.code == 0:
-            break
-        trial.expect(ended.code == -signal.SIGKILL, f"ended by itself: {ended.text[-2000:]}")
+    trial = bench.trial()
+
+    def moment(ended: Ended) -> str:
         aside = [path for path in trial.out.rglob(".*.*") if path.is_file()]
-        trial.hits.append("a file being written" if aside else ended.phase)
-        trial.look()
-        ended = None
-    bench.finish(trial, ended)
-    return trial
+        return "a file being written" if aside else ended.phase
+
+    strike = partial(bench.signalled, trial, signal.SIGKILL, draw)
+    return _killed(bench, trial, [strike] * draw.randint(1, 4), moment)
 
 
 def at_a_call(bench: Bench, draw: random.Random, number: int) -> Trial:
     """Kill a run first at the call of this number and then at others, and resume it."""
-    trial, ended = bench.trial(), None
-    for at in (number, *(draw.randint(1, bench.calls) for _ in range(draw.randint(0, 2)))):
-        ended = bench.watched(trial, Disturbance("kill", at, draw.random()))
+    trial = bench.trial()
+    calls = [number, *(draw.randint(1, bench.calls) for _ in range(draw.randint(0, 2)))]
+    strikes = (
+        partial(bench.watched, trial, Disturbance("kill", call, draw.random())) for call in calls
+    )
+    return _killed(bench, trial, strikes, lambda ended: ended.where)
+
+
+def _killed(
+    bench: Bench,
+    trial: Trial,
+    strikes: Iterable[Callable[[], Ended]],
+    moment: Callable[[Ended], str],
+) -> Trial:
+    """Kill a run by each of these, unless it ends before, and let it end."""
+    ended = None
+    for strike in strikes:
+        ended = strike()
         if ended.code == 0:
             break
         trial.expect(ended.code == -signal.SIGKILL, f"ended by itself: {ended.text[-2000:]}")
-        trial.hits.append(ended.where)
+        trial.hits.append(moment(ended))
         trial.look()
         ended = None
     bench.finish(trial, ended)
