@@ -5,10 +5,10 @@ epochs, batches and schedule. Every run is a process of its own and reads the te
 its end. The result file is written after each run, and runs that it holds are not repeated, so that
 the benchmark can be stopped and started again with the same command. For example::
 
-    python benchmarks/compare.py shakespeare-lm --data FOLDER --ratios 5 10
+    python benchmarks/compare.py shakespeare-lm --set autocast=true --ratios 10 5 --out FILE
 
-The committed result files hold all their runs, so that this trains nothing and prints what is
-there; give another file by ``--out`` to measure anew.
+The committed result files hold all their runs: without ``--out`` nothing is trained, and what is
+there is printed.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ def main() -> None:
         "methods": {method: changes(recipe.name, method) for method in METHODS},
     }
     record = _begun(out, wanted)
+    before = len(record["runs"])
     with tempfile.TemporaryDirectory() as parent:
         folder = arguments.runs or Path(parent)
         for seed in arguments.seeds:
@@ -107,6 +108,8 @@ def main() -> None:
                         }
                     )
                     write_atomically(out, (json.dumps(record, indent=2) + "\n").encode())
+    if len(record["runs"]) == before:
+        print(f"{out.name} holds all of these runs, so that nothing was trained\n")
     print("\n".join(table(record)))
 
 
@@ -187,7 +190,9 @@ def _begun(out: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     record: dict[str, Any] = json.loads(out.read_text())
     differing = [key for key in wanted if record.get(key) != wanted[key]]
     if differing:
-        sys.exit(f"{out.name} was made with other {', '.join(differing)}: move it away first")
+        sys.exit(
+            f"{out.name} was made with other {', '.join(differing)}: give another file by --out"
+        )
     return record
 
 

@@ -12,7 +12,6 @@ import argparse
 import json
 import math
 import re
-import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -329,15 +328,14 @@ def _elsewhere() -> str:
     """Say what the same networks gain on another processor, where dense layers are slower."""
     record = _load("networks-amd-epyc")
     rows = [row["times_faster"] for network in record["networks"] for row in network["rows"]]
-    sparse = [row["sparse"] for row in rows]
-    beside = statistics.median(row["sparse"] / row["onnxruntime"] for row in rows)
-    runtime = statistics.median(row["onnxruntime"] for row in rows)
+    sparse, runtime = ([row[name] for row in rows] for name in ("sparse", "onnxruntime"))
+    beside = [own / other for own, other in zip(sparse, runtime, strict=True)]
     return (
-        f" How much is gained hangs on the machine: with sparse layers they are {min(sparse):.1f} "
-        f"to {max(sparse):.1f} times faster than dense on {_machine(record['environment'])}, where "
-        f"onnxruntime is {runtime:.1f} times faster than torch's dense layers (the middle one of "
-        f"the rows) and sparse layers {beside:.1f} times faster than that ({record['date'][:10]}, "
-        f"by `{record['command']}`)."
+        f" How much is gained depends on the machine: on {_machine(record['environment'])}, the "
+        f"same networks are {min(sparse):.1f} to {max(sparse):.1f} times faster with sparse layers "
+        f"than dense, and {min(beside):.2f} to {max(beside):.1f} times faster than in onnxruntime, "
+        f"which itself is {min(runtime):.1f} to {max(runtime):.1f} times faster than dense there "
+        f"({record['date'][:10]}, by `{record['command']}`)."
     )
 
 

@@ -9,8 +9,8 @@ On two hosts with eight GPUs each, with the same command on both::
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-id sparse --rdzv-backend c10d \
         --rdzv-endpoint FIRST_HOST:29400 examples/fully_sharded.py --checkpoint SHARED_FOLDER
 
-It goes on from the checkpoint if there is one, also with another number of processes. In the end
-the sparsest state is in the folder as a file without zeros, for a model that is not sharded.
+It goes on from the checkpoint if there is one, also with another number of processes. When it has
+finished, the folder also holds the sparsest state as one file without its zeros.
 """
 
 from __future__ import annotations

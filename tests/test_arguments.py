@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch.nn.parameter import UninitializedParameter
 
 from prunus import Magnitude, UserError
-from prunus.arguments import number, refuse, wrong_kind, wrong_number, wrong_parts
+from prunus.arguments import number, refuse, wrong_choice, wrong_kind, wrong_number, wrong_parts
 
 BOUND = st.one_of(st.none(), st.integers(-9, 9))
 
@@ -49,7 +49,7 @@ def test_numbers_of_every_type_are_numbers(value: Any) -> None:
 @pytest.mark.parametrize(
     ("value", "limits", "message"),
     [
-        ("3", {"least": 1}, "n must be a finite number at least 1, but is '3'"),
+        ("3", {"least": 1}, "n must be a finite number of at least 1, but is '3'"),
         (True, {}, "n must be a finite number, but is True"),
         (math.nan, {"above": 0}, "n must be a finite number above 0, but is nan"),
         (
@@ -57,7 +57,7 @@ def test_numbers_of_every_type_are_numbers(value: Any) -> None:
             {"least": 0, "below": 1},
             "n must be a finite number from 0 to below 1, but is None",
         ),
-        (2.5, {"whole": True, "least": 1}, "n must be a whole number at least 1, but is 2.5"),
+        (2.5, {"whole": True, "least": 1}, "n must be a whole number of at least 1, but is 2.5"),
         (2000, {"least": 0, "most": 1000}, "n must be from 0 to 1,000, but is 2,000"),
         (2, {"above": 0, "below": 1}, "n must be above 0 and below 1, but is 2"),
         (0, {"least": 1, "optional": True}, "n must be at least 1 or None, but is 0"),
@@ -69,7 +69,16 @@ def test_numbers_of_every_type_are_numbers(value: Any) -> None:
             {},
             "n must be a finite number, but is <UninitializedParameter>",
         ),
-        (10**400, {"most": 1}, "n must be at most 1, but is a whole number of 1,329 bits"),
+        (
+            10**400,
+            {"most": 1},
+            "n must be a finite number of at most 1, but is a whole number of 1,329 bits",
+        ),
+        (
+            10**400,
+            {"whole": True, "most": 1},
+            "n must be at most 1, but is a whole number of 1,329 bits",
+        ),
         (5, {"most": 3}, "n must be at most 3, but is 5"),
         (5, {"below": 3}, "n must be below 3, but is 5"),
     ],
@@ -87,7 +96,19 @@ def test_what_holds_one_number_is_one(value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["0.5", [0.5], {"a": 0.5}, None, True, torch.tensor(True), torch.ones(2), np.ones(3)]
+    "value",
+    [
+        "0.5",
+        [0.5],
+        {"a": 0.5},
+        None,
+        True,
+        torch.tensor(True),
+        torch.empty((), device="meta"),
+        10**400,
+        torch.ones(2),
+        np.ones(3),
+    ],
 )
 def test_what_holds_none_or_several_is_none(value: Any) -> None:
     with pytest.raises(UserError, match="n must be a number, but is "):
@@ -99,6 +120,13 @@ def test_kinds() -> None:
     assert wrong_kind("a", None, list, "a list", optional=True) is None
     message = "a must be a list or None, but is 3: give one"
     assert wrong_kind("a", 3, list, "a list", mend="give one", optional=True) == message
+
+
+def test_choices() -> None:
+    assert wrong_choice("a", 1, (1, 2)) is None
+    assert wrong_choice("a", True, (1, 2)) == "a must be 1 or 2, but is True"
+    assert wrong_choice("a", 3, (1, 2), "one or two") == "a must be one or two, but is 3"
+    assert wrong_choice("a", np.ones(2), ("b",)) == "a must be 'b', but is ndarray of shape (2,)"
 
 
 def test_parts() -> None:

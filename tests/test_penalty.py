@@ -495,6 +495,10 @@ def test_coefficients_lie_between_0_and_1_and_fall_with_the_gradient(
             "coefficient must be a Coefficient, but is the class Exponential: give an instance",
         ),
         (lambda: LinearDecay(1.0, steps=1.5), "steps must be a whole number"),  # type: ignore[arg-type]
+        (
+            lambda: RelevancePenalty(10**400, power=3, way="q"),  # type: ignore[arg-type]
+            "^a strength must be a finite number .* 1,329 bits; power must be 1 .*; way must be ",
+        ),
         (lambda: LinearDecay(1.0, steps=0), "steps must be at least 1, but is 0"),
         (
             lambda: RelevancePenalty(power=3),  # type: ignore[arg-type]
@@ -502,7 +506,7 @@ def test_coefficients_lie_between_0_and_1_and_fall_with_the_gradient(
         ),
         (
             lambda: RelevancePenalty(way="both"),  # type: ignore[arg-type]
-            "way must be one of gradient, loss, decoupled",
+            "way must be .gradient., .loss. or .decoupled., but is",
         ),
         (
             lambda: RelevancePenalty(smoothing=1.0),

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -346,15 +347,17 @@ def test_a_metric_may_be_a_tensor_of_one_number() -> None:
         ({"masks": None}, "masks must be a mapping, but is None"),
         ({"schedule": None}, "schedule must be a mapping, but is None"),
         ({"schedule": {"waited": "x", "reached": False}}, "invalid literal"),
-        ({"steps": "x"}, "steps must be a whole number at least 0, but is 'x'"),
-        ({"prunings": None}, "prunings must be a whole number at least 0, but is None"),
+        ({"steps": "x"}, "steps must be a whole number of at least 0, but is 'x'"),
+        ({"prunings": None}, "prunings must be a whole number of at least 0, but is None"),
         ({"dense_metric": "x"}, "dense_metric must be a finite number or None, but is 'x'"),
         ({"schedule": {"waited": 1}}, "expected .'reached', 'waited'., got .'waited'."),
         ({"best": {}}, "best lacks kept, metric, model, masks"),
-        ({"best": {"kept": "x"}}, "best: kept must be a whole number at least 0, but is 'x'"),
+        ({"best": {"kept": "x"}}, "best: kept must be a whole number of at least 0, but is 'x'"),
         ({"best": {"metric": None}}, "best: metric must be a finite number, but is None"),
         ({"best": {"model": [1], "masks": None}}, r"but is \[1\]; masks must be a mapping, but is"),
-        ({"best": {"model": {"0.weight": 3}}}, "another model: best has 0.weight, .* otherwise"),
+        ({"best": {"model": {"0.weight": 3}}}, "another model: best has no 0.bias, no 1.weight, "),
+        ({"best": {"model": {"0.weight": torch.ones(2)}}}, r"0.weight of \(2,\) for \(32, 20\)$"),
+        ({"best": {"model": {"junk": 3}}}, "best has .*, junk besides"),
         ({"best": {"masks": {}}}, "another model or selection: missing 0.weight, 4.weight"),
         ({"averages": {"0.weight": 3}}, "another model: it has 0.weight as int"),
         ({"averages": {"0.weight": torch.ones(2)}}, r"it has 0.weight of \(2,\) for \(32, 20\)"),
@@ -369,8 +372,12 @@ def test_a_damaged_state_is_refused_whole(change: dict[str, Any], message: str) 
     state = pruner.state_dict()
     pruner.step(0.9)
     before = copy.deepcopy(pruner.state_dict())
-    if set(change) == {"best"} and change["best"]:
-        change = {"best": {**state["best"], **change["best"]}}
+    if change.get("best"):
+        best = {**state["best"], **change["best"]}
+        weight = change["best"].get("model", {})
+        if isinstance(weight, dict) and torch.is_tensor(weight.get("0.weight")):
+            best["model"] = {**state["best"]["model"], **weight}
+        change = {"best": best}
     with pytest.raises(CheckpointError, match=message):
         pruner.load_state_dict({**state, **change})
     with pytest.raises(CheckpointError, match="it must be a mapping, but is None"):
@@ -567,6 +574,7 @@ def test_a_state_that_is_refused_changes_nothing() -> None:
         ({"masks": {"0.weight": 1, "4.weight": 2}}, "0.weight: expected a boolean tensor.* got 1"),
         ({"min_density": "0.1"}, "min_density must be a finite number .* but is '0.1'"),
         ({"max_grad_norm": "1"}, "max_grad_norm must be a finite number .* but is '1'"),
+        ({"max_grad_norm": torch.ones(2)}, r"above 0 or None, but is Tensor of shape \(2,\)"),
         ({"model": None}, "model must be a torch.nn.Module, but is None"),
         ({"model": nn.Linear}, "model must be a torch.nn.Module, but is the class Linear"),
         ({"optimizer": None}, "optimizer must be a torch.optim optimizer, but is None"),
@@ -582,6 +590,8 @@ def test_all_arguments_of_another_kind_are_said_at_once() -> None:
     model = network()
     with pytest.raises(UserError, match="penalty must be .*; min_density must .*; masks must "):
         Pruner(model, sgd(model), 0.1, min_density=2, masks=3)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="^model must be .*; optimizer must be .*; schedule must "):
+        Pruner(3, 3, schedule=3)  # type: ignore[arg-type]
 
 
 def test_a_score_that_looks_at_no_gradient_needs_not_observe() -> None:
@@ -638,6 +648,44 @@ def test_an_optimizer_around_another_keeps_the_zeros_that_it_makes() -> None:
         assert pruner.masks.revived() == {}
 
 
+def test_an_optimizer_within_another_forgets_too() -> None:
+    model = network()
+    within = torch.optim.AdamW(model.parameters())
+    optimizer = Lookahead(within)
+    pruner = Pruner(model, optimizer)
+    epoch(model, optimizer)
+    pruner.prune(sparsity=0.75)
+    for name, mask in pruner.masks.items():
+        average = within.state[model.get_parameter(name)]["exp_avg"]
+        assert not average[~mask].any()
+        assert average[mask].all()
+
+
+class Resizing(nn.Linear):
+    """Has a buffer that takes the shape of what is loaded."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.register_buffer("seen", torch.ones(1))
+
+    def _load_from_state_dict(self, state: Any, prefix: str, *rest: Any) -> None:
+        self.seen = torch.empty_like(state[prefix + "seen"])
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+def test_a_state_is_loaded_before_its_model_whatever_the_shapes_of_buffers() -> None:
+    model, other = Resizing(20, 3), Resizing(20, 3)
+    model.seen = torch.arange(3.0)
+    pruner = Pruner(model, sgd(model), schedule=IterativePruning(floor=0.5))
+    pruner.step(0.9)
+    resumed = Pruner(other, sgd(other), schedule=IterativePruning(floor=0.5))
+    resumed.load_state_dict(pruner.state_dict())
+    other.load_state_dict(model.state_dict())
+    resumed.finish()
+    pruner.finish()
+    assert same(dict(other.state_dict()), dict(model.state_dict()))
+
+
 def test_what_has_no_step_hooks_is_no_optimizer() -> None:
     class Around(torch.optim.Optimizer):
         def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -673,7 +721,8 @@ def test_a_layer_that_was_replaced_is_noticed_before_anything_is_said_of_it() ->
 
 def test_an_infinite_limit_of_the_norm_limits_nothing() -> None:
     one, other = network(), network()
-    for model, limit in ((one, None), (other, math.inf)):
+    limits: Any = (None, np.float32(math.inf))
+    for model, limit in zip((one, other), limits, strict=True):
         optimizer = sgd(model)
         Pruner(model, optimizer, max_grad_norm=limit)
         torch.manual_seed(0)

@@ -141,10 +141,10 @@ def test_the_state_of_another_schedule_is_refused() -> None:
         ),
         (
             lambda: GradualPruning(sparsity=0.5, end=100.5),  # type: ignore[arg-type]
-            "end must be a whole number at least 1, but is 100.5",
+            "end must be a whole number of at least 1, but is 100.5",
         ),
         (lambda: GradualPruning(sparsity=0.5, end=9, every=2.5), "every must be a whole number"),  # type: ignore[arg-type]
-        (lambda: OneShot(sparsity=0.5, at=2.5), "at must be a whole number at least 1 or None"),  # type: ignore[arg-type]
+        (lambda: OneShot(sparsity=0.5, at=2.5), "at must be a whole number of at least 1 or None"),  # type: ignore[arg-type]
         (lambda: IterativePruning(fraction="0.1"), "fraction must be a finite number .* is '0.1'"),  # type: ignore[arg-type]
         (lambda: IterativePruning(patience=1.5), "patience must be a whole number"),  # type: ignore[arg-type]
         (lambda: Schedule(floor=True), "a floor is a number, .* but is True"),
@@ -154,7 +154,7 @@ def test_the_state_of_another_schedule_is_refused() -> None:
         ),
         (lambda: OneShot(sparsity=90), "sparsity must be above 0 and below 1, but is 90"),
         (lambda: OneShot(sparsity=0.5, at=0), "at must be at least 1 or None, but is 0"),
-        (lambda: Schedule(mode="up"), 'mode must be "max" or "min", but is \'up\''),  # type: ignore[arg-type]
+        (lambda: Schedule(mode="up"), "mode must be 'max' or 'min', but is 'up'"),  # type: ignore[arg-type]
         (lambda: Schedule(floor="dense/2"), 'a floor is a number, or "dense-0.005"'),
     ],
 )
@@ -205,3 +205,9 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
         "-1; every must be at least 1, but is 0; power must be above 0, but is -1$",
     ):
         GradualPruning(end=0, begin=-1, every=0, power=-1)
+    with pytest.raises(
+        UserError,
+        match="^mode must be 'max' or 'min', but is 'most'; a floor is a number.*; dense_metric "
+        "must be .* but is 'y'; fraction must be above 0 and below 1, but is 2$",
+    ):
+        IterativePruning(floor="x", mode="most", dense_metric="y", fraction=2)  # type: ignore[arg-type]

@@ -198,6 +198,8 @@ def test_patterns_may_come_in_any_collection(several: Any) -> None:
 def test_a_pattern_of_another_kind() -> None:
     with pytest.raises(UserError, match="a pattern is a glob.*but got 3"):
         select(nn.Linear(2, 2), [3])  # type: ignore[list-item]
+    with pytest.raises(UserError, match="a pattern is a glob.*but got b'weight'"):
+        select(nn.Linear(2, 2), b"weight")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"a pattern is a glob.*but got Linear\(in_features=2"):
         select(nn.Sequential(nn.Linear(2, 2)), nn.Linear(2, 2))
     with pytest.raises(UserError, match="a pattern is a glob.*but got 3"):

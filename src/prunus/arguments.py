@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, SupportsFloat
 
 from prunus.errors import UserError, listing
 
-__all__ = ["number", "refuse", "wrong_kind", "wrong_number", "wrong_parts"]
+__all__ = [
+    "number",
+    "refusal",
+    "refuse",
+    "wrong_choice",
+    "wrong_kind",
+    "wrong_number",
+    "wrong_parts",
+]
 
 
 def refuse(*problems: str | None) -> None:
@@ -30,6 +38,24 @@ def refuse(*problems: str | None) -> None:
     said = [problem for problem in problems if problem is not None]
     if said:
         raise UserError("; ".join(said))
+
+
+def refusal(check: Callable[..., object], *given: object) -> str | None:
+    """Return what a check raises, or None if it raises nothing.
+
+    Args:
+        check: Raises a :class:`~prunus.UserError` if anything is wrong.
+        *given: What it is called with.
+
+    Example:
+        >>> refusal(number, "metric", "high")
+        "metric must be a number, but is 'high'"
+    """
+    try:
+        check(*given)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def wrong_number(
@@ -62,8 +88,7 @@ def wrong_number(
     if value is None and optional:
         return None
     fits = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
-    # A whole number may be too large to be asked whether it is finite.
-    fits = fits and (isinstance(value, Integral) or math.isfinite(value))
+    fits = fits and (whole or _finite(value))
     if (
         fits
         and (above is None or value > above)
@@ -73,8 +98,19 @@ def wrong_number(
     ):
         return None
     kind = "" if fits else "a whole number" if whole else "a finite number"
-    expected = " ".join(filter(None, [kind, _bounds(above, least, below, most)]))
+    bounds = _bounds(above, least, below, most)
+    if kind and bounds:
+        expected = f"{kind} of {bounds}" if bounds.startswith("at ") else f"{kind} {bounds}"
+    else:
+        expected = kind or bounds
     return f"{name} must be {expected}{' or None' * optional}, but is {_shown(value)}"
+
+
+def _finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond what a float can hold
+        return False
 
 
 def _bounds(
@@ -87,6 +123,28 @@ def _bounds(
     if below is None and most is not None:
         upper = f"at most {most:,}"
     return " and ".join(filter(None, [lower, upper]))
+
+
+def wrong_choice(
+    name: str, value: object, choices: Sequence[object], expected: str = ""
+) -> str | None:
+    """Say what is wrong with an argument that has to be one of a few values.
+
+    Args:
+        name: What the argument is called.
+        value: What came.
+        choices: What it may be.
+        expected: What these are called in the message. Default: their names.
+
+    Example:
+        >>> wrong_choice("mode", "most", ["max", "min"])
+        "mode must be 'max' or 'min', but is 'most'"
+    """
+    if any(type(value) is type(choice) and value == choice for choice in choices):
+        return None
+    *most, last = map(repr, choices)
+    said = expected or (f"{', '.join(most)} or {last}" if most else last)
+    return f"{name} must be {said}, but is {_shown(value)}"
 
 
 def wrong_kind(
@@ -161,7 +219,8 @@ def number(name: str, value: Any) -> float:
             held = value.item()
     # An array that holds several would be asked in vain.
     if isinstance(held, SupportsFloat) and not isinstance(held, bool) and not _shape(held):
-        return float(held)
+        with contextlib.suppress(OverflowError, RuntimeError):  # it has no memory, or no float
+            return float(held)
     raise UserError(f"{name} must be a number, but is {_shown(value)}")
 
 

@@ -9,9 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -24,10 +22,10 @@ from prunus.examples import (
     TOLERANCE,
     ExampleInputs,
     arguments,
+    caller,
     copied,
     difference,
     expected,
-    fresh,
     prepared,
     run,
 )
@@ -320,10 +318,7 @@ def _row(
                 networks[name] = fast.model
                 replaced = fast.replaced if name == "sparse" else replaced
     outputs = {name: run(network, args, kwargs) for name, network in networks.items()}
-    its, named = fresh(args, kwargs)
-    calls: dict[str, Callable[[], Any]] = {
-        name: partial(network, *its, **named) for name, network in networks.items()
-    }
+    calls = {name: caller(network, args, kwargs) for name, network in networks.items()}
     with _unless_refused("onnxruntime", left_out):
         session = exported.session(batch, threads)
         outputs["onnxruntime"] = session.outputs(args, kwargs)

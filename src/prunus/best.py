@@ -95,12 +95,16 @@ class Best:
                 "the state has no weights of the best network, though there was one when it was "
                 "saved: read a distributed checkpoint into pruner.state_dict(complete=True)"
             )
-        shapes, held = _shapes(model.state_dict()), _shapes(state["model"])
-        unlike = [name for name in {**shapes, **held} if shapes.get(name) != held.get(name)]
+        own = model.state_dict()
+        unlike = [f"no {name}" for name in own if name not in state["model"]]
+        unlike += [f"{name} besides" for name in state["model"] if name not in own]
+        # Of other tensors a module may take other shapes when it is loaded.
+        for name, target in masks.selection.items():
+            held, shape = state["model"].get(name), tuple(target.parameter.shape)
+            if isinstance(held, torch.Tensor) and tuple(held.shape) != shape:
+                unlike.append(f"{name} of {tuple(held.shape)} for {shape}")
         if unlike:
-            raise CheckpointError(
-                f"this is the state of another model: best has {listing(unlike)} otherwise"
-            )
+            raise CheckpointError(f"this is the state of another model: best has {listing(unlike)}")
         masks.check_packed(state["masks"])
 
     def load_state_dict(self, state: Mapping[str, Any], model: nn.Module) -> None:
@@ -110,13 +114,6 @@ class Best:
         if self.kept is not None:
             self._model = _copied(_each(part_of, state["model"], model))
             self._masks = dict(state["masks"])
-
-
-def _shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...] | None]:
-    return {
-        name: tuple(value.shape) if isinstance(value, torch.Tensor) else None
-        for name, value in state.items()
-    }
 
 
 def _whole(copies: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ __all__ = [
     "TOLERANCE",
     "ExampleInputs",
     "arguments",
+    "caller",
     "copied",
     "difference",
     "expected",
@@ -123,15 +125,44 @@ def fresh(
 
     A tensor that is given twice is copied once, for a model may ask whether two are the same.
     """
-    made: dict[int, torch.Tensor] = {}
+    made: dict[int, Any] = {}
 
-    def copy_of(held: torch.Tensor) -> torch.Tensor:
+    def copy_of(held: Any) -> Any:
         if id(held) not in made:
-            made[id(held)] = held.clone()
+            if isinstance(held, torch.Tensor):
+                made[id(held)] = held.clone()
+            elif isinstance(held, MutableMapping):  # of a kind that torch does not know
+                copied = made[id(held)] = copy.copy(held)
+                for key, value in held.items():
+                    copied[key] = pytree.tree_map(copy_of, value)
+            else:
+                made[id(held)] = held
         return made[id(held)]
 
-    args, kwargs = pytree.tree_map_only(torch.Tensor, copy_of, (args, dict(kwargs)))
+    args, kwargs = pytree.tree_map(copy_of, (args, dict(kwargs)))
     return args, dict(kwargs)
+
+
+def caller(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[[], Any]:
+    """Return a call of a model, to be made many times.
+
+    It is made on copies of the inputs, and if the model writes into these they are restored before
+    each call, or what a call does would hang on those before it.
+    """
+    its, named = fresh(args, kwargs)
+    with torch.no_grad():
+        model(*its, **named)
+    pairs = zip(tensors_of((its, named)), tensors_of((args, kwargs)), strict=True)
+    written = [(own, given) for own, given in pairs if not torch.equal(own, given)]
+    if not written:
+        return partial(model, *its, **named)
+
+    def restoring() -> Any:
+        for own, given in written:
+            own.copy_(given)
+        return model(*its, **named)
+
+    return restoring
 
 
 def run(

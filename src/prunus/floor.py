@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from prunus.arguments import refusal, refuse, wrong_choice
 from prunus.errors import UserError
 
 __all__ = ["Floor", "Mode"]
@@ -41,9 +42,7 @@ class Floor:
     mode: Mode = "max"
 
     def __post_init__(self) -> None:
-        if self.mode not in ("max", "min"):
-            raise UserError(f'mode must be "max" or "min", but is {self.mode!r}')
-        self._terms()
+        refuse(wrong_choice("mode", self.mode, ("max", "min")), refusal(self._terms))
 
     def _terms(self) -> tuple[str, float]:
         """Return an operator and a number: "=" for an absolute bound, else relative to dense."""

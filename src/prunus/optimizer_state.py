@@ -29,7 +29,8 @@ def clear_state(
       memory is dropped and the optimizer begins a new one.
 
     Args:
-        optimizer: Any optimizer of ``torch.optim`` or that keeps its state as they do.
+        optimizer: Any optimizer of ``torch.optim`` or that keeps its state as they do, by itself or
+            in one that it is wrapped around.
         parameter: A tensor that it updates.
         mask: True where the weight is kept; of a sharded tensor, for the part held here.
 
@@ -41,6 +42,9 @@ def clear_state(
         >>> (optimizer.state[weight]["exp_avg"] != 0).tolist()
         [True, False]
     """
+    for within in vars(optimizer).values():
+        if isinstance(within, torch.optim.Optimizer) and within is not optimizer:
+            clear_state(within, parameter, mask)
     joined = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
     for held, state in list(optimizer.state.items()):
         if any(_is_joined(value, joined, held) for value in state.values()):

@@ -31,7 +31,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from prunus.arguments import refuse, wrong_number, wrong_parts
+from prunus.arguments import refusal, refuse, wrong_choice, wrong_number, wrong_parts
 from prunus.coefficients import Coefficient, Exponential
 from prunus.errors import UserError
 from prunus.pieces import CPU_PIECE, bits, pieces
@@ -80,14 +80,10 @@ class RelevancePenalty:
     smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        as_strength(self.strength)
         refuse(
-            None
-            if self.power in (1, 2)
-            else f"power must be 1 (Σ c·|w|) or 2 (Σ c·w²), but is {self.power!r}",
-            None
-            if self.way in _WAYS
-            else f"way must be one of {', '.join(_WAYS)}, but is {self.way!r}",
+            refusal(as_strength, self.strength),
+            wrong_choice("power", self.power, (1, 2), "1 (Σ c·|w|) or 2 (Σ c·w²)"),
+            wrong_choice("way", self.way, _WAYS),
             wrong_parts("coefficient", self.coefficient, ["unit", "__call__"], "a Coefficient"),
             wrong_number("smoothing", self.smoothing, least=0, below=1),
         )

@@ -8,13 +8,14 @@ import warnings
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import nn
 
-from prunus.arguments import number, refuse, wrong_kind, wrong_number, wrong_parts
+from prunus.arguments import number, refusal, refuse, wrong_kind, wrong_number, wrong_parts
 from prunus.best import Best
 from prunus.errors import CheckpointError, FloorNotReachedError, NonFiniteError, UserError, listing
 from prunus.floor import Floor
@@ -65,7 +66,8 @@ class Pruner:
         model: Any module. Where several processes train it together give it as they train it:
             within DistributedDataParallel, after ``fully_shard`` or ``parallelize_module``.
         optimizer: Any ``torch.optim`` optimizer that takes dense gradients, or one of your own like
-            them, which holds the model's prunable parameters.
+            them, which holds the model's prunable parameters. If it is wrapped around another one
+            it must move the weights at each call of its ``step``, for each counts.
         penalty: What shrinks irrelevant weights; None for no penalty.
         schedule: When and how much to remove; None for never (:meth:`prune` does it by hand).
         score: What to remove first. Default: the smallest magnitude.
@@ -119,10 +121,9 @@ class Pruner:
         keep_best: bool = True,
         max_grad_norm: float | None = None,
     ) -> None:
-        check_model(model)
-        check_wrappers(model)
-        _check_optimizer(optimizer)
         refuse(
+            refusal(check_model, model),
+            refusal(_check_optimizer, optimizer),
             *wrong_choices(penalty, schedule, score, min_density),
             wrong_kind(
                 "selection",
@@ -135,9 +136,10 @@ class Pruner:
             wrong_kind("masks", masks, Mapping, "masks by name", optional=True),
             # Infinity limits nothing, as in torch's function.
             None
-            if isinstance(max_grad_norm, float) and max_grad_norm == math.inf
+            if isinstance(max_grad_norm, Real) and max_grad_norm == math.inf
             else wrong_number("max_grad_norm", max_grad_norm, above=0, optional=True),
         )
+        check_wrappers(model)
         if score is not None and score.uses_gradient and penalty and penalty.way == "loss":
             raise UserError(
                 f'{type(score).__name__} needs the gradient of the loss alone, but with way="loss" '

@@ -7,10 +7,11 @@ or penalties. The base class never removes anything: the dense baseline.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from prunus.arguments import refuse, wrong_number
+from prunus.arguments import refusal, refuse, wrong_number
 from prunus.errors import UserError
 from prunus.floor import Floor, Mode
 
@@ -37,8 +38,12 @@ class Schedule:
     """Whether the schedule cannot decide without a metric."""
 
     def __post_init__(self) -> None:
-        Floor(self.floor, self.mode)
-        refuse(wrong_number("dense_metric", self.dense_metric, optional=True))
+        refuse(*self._wrong())
+
+    def _wrong(self) -> Iterator[str | None]:
+        """Say what is wrong with the arguments; those of a schedule's own come on top."""
+        yield refusal(Floor, self.floor, self.mode)
+        yield wrong_number("dense_metric", self.dense_metric, optional=True)
 
     @property
     def done(self) -> bool:
@@ -113,13 +118,14 @@ class IterativePruning(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse(
-            wrong_number("fraction", self.fraction, above=0, below=1),
-            wrong_number("target", self.target, above=0, below=1, optional=True),
-            wrong_number("patience", self.patience, whole=True, least=1, optional=True),
-        )
         self._waited = 0
         self._reached = False
+
+    def _wrong(self) -> Iterator[str | None]:
+        yield from super()._wrong()
+        yield wrong_number("fraction", self.fraction, above=0, below=1)
+        yield wrong_number("target", self.target, above=0, below=1, optional=True)
+        yield wrong_number("patience", self.patience, whole=True, least=1, optional=True)
 
     @property
     def done(self) -> bool:
@@ -190,22 +196,23 @@ class GradualPruning(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one = (self.sparsity is None) != (self.kept is None)
-        wrong_end = wrong_number("end", self.end, whole=True, least=1)
-        latest = None if wrong_end else self.end
-        refuse(
-            None
-            if one
-            else "give either sparsity or kept, but got "
-            f"sparsity={self.sparsity!r} and kept={self.kept!r}",
-            wrong_number("sparsity", self.sparsity, above=0, below=1, optional=True),
-            wrong_number("kept", self.kept, whole=True, least=1, optional=True),
-            wrong_end,
-            wrong_number("begin", self.begin, whole=True, least=0, below=latest),
-            wrong_number("every", self.every, whole=True, least=1),
-            wrong_number("power", self.power, above=0),
-        )
         self._step = 0
+
+    def _wrong(self) -> Iterator[str | None]:
+        yield from super()._wrong()
+        if (self.sparsity is None) == (self.kept is None):
+            yield (
+                "give either sparsity or kept, but got "
+                f"sparsity={self.sparsity!r} and kept={self.kept!r}"
+            )
+        yield wrong_number("sparsity", self.sparsity, above=0, below=1, optional=True)
+        yield wrong_number("kept", self.kept, whole=True, least=1, optional=True)
+        end = wrong_number("end", self.end, whole=True, least=1)
+        yield end
+        latest = None if end else self.end
+        yield wrong_number("begin", self.begin, whole=True, least=0, below=latest)
+        yield wrong_number("every", self.every, whole=True, least=1)
+        yield wrong_number("power", self.power, above=0)
 
     @property
     def done(self) -> bool:
@@ -257,11 +264,12 @@ class OneShot(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse(
-            wrong_number("sparsity", self.sparsity, above=0, below=1),
-            wrong_number("at", self.at, whole=True, least=1, optional=True),
-        )
         self._done = False
+
+    def _wrong(self) -> Iterator[str | None]:
+        yield from super()._wrong()
+        yield wrong_number("sparsity", self.sparsity, above=0, below=1)
+        yield wrong_number("at", self.at, whole=True, least=1, optional=True)
 
     @property
     def done(self) -> bool:

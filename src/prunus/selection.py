@@ -240,10 +240,12 @@ def select(
 
 
 def _as_patterns(patterns: Pattern | Iterable[Pattern]) -> tuple[Pattern, ...]:
-    given: tuple[Any, ...] = (patterns,)
-    if not isinstance(patterns, str | nn.Module) and not callable(patterns):
+    several: Any = patterns
+    given: tuple[Pattern, ...] = (several,)
+    single = isinstance(patterns, str | bytes | torch.Tensor | nn.Module) or callable(patterns)
+    if not single:
         with contextlib.suppress(TypeError):  # it is neither a pattern nor several
-            given = tuple(patterns)
+            given = tuple(several)
     wrong = [
         repr(pattern)
         for pattern in given

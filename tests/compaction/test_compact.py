@@ -698,6 +698,8 @@ def test_files_of_other_models_are_refused(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(UserError, match=message):
             compaction.load_compact(path, other)
+    with pytest.raises(UserError, match=r"rounded: load first and convert the model then$"):
+        compaction.load_compact(path, copy.deepcopy(model).bfloat16())
     prunus.save_sparse(model, path)
     with pytest.raises(UserError, match=r"is not the file of a compact model: .*load_sparse"):
         compaction.load_compact(path, model)

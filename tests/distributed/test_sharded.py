@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +31,9 @@ from prunus import (
     Random,
     RelevancePenalty,
     Taylor,
+    UserError,
+    load_sparse,
+    save_sparse,
     select,
 )
 
@@ -280,3 +284,23 @@ def test_what_follows_a_pruning_sees_it() -> None:
     for before, after, expected in together(2, outputs):
         assert not torch.equal(before, after)
         torch.testing.assert_close(after, expected)
+
+
+def loaded_whole(path: str) -> tuple[str, bool]:
+    """Load a file of a whole model into one that is sharded, but for its running means."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6))
+    parallelize_module(model, init_device_mesh("cpu", (2,)), {"0": ColwiseParallel()})
+    with pytest.raises(UserError) as caught:
+        load_sparse(path, model)
+    mean = model.get_buffer("1.running_mean")
+    return str(caught.value), bool(mean.any())
+
+
+def test_a_whole_model_is_not_loaded_into_a_sharded_one_by_halves(tmp_path: Path) -> None:
+    model: Any = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6))
+    model[1].running_mean.fill_(3.0)
+    save_sparse(model, tmp_path / "a")
+    for message, changed in together(2, loaded_whole, str(tmp_path / "a")):
+        assert "does not fit the model: " in message
+        assert not changed

@@ -51,6 +51,7 @@ def test_a_model_that_would_lose_bits_is_refused(tmp_path: Path) -> None:
         (torch.tensor([2**24 + 1]), torch.float32),
         (torch.tensor([0.5, 2.0]), torch.int64),
         (torch.tensor([1e5]), torch.float16),
+        (torch.tensor([1 + 2j]), torch.float32),
     ],
 )
 def test_what_another_type_cannot_hold_is_refused(
@@ -100,6 +101,36 @@ def test_a_hook_that_refuses_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     other[2].register_load_state_dict_post_hook(refuse)
     before = copies(other)
     with pytest.raises(UserError, match="does not fit the model: not today"):
+        load_sparse(tmp_path / "a", other)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+
+
+def test_a_layer_that_loads_itself_may_refuse_and_leaves_the_model_as_it_was(
+    tmp_path: Path,
+) -> None:
+    class Choosy(nn.Linear):
+        def _load_from_state_dict(self, *_: Any) -> None:
+            raise LookupError("not today")
+
+    other = network()
+    other[2] = Choosy(6, 2)
+    save_sparse(network(), tmp_path / "a")
+    before = copies(other)
+    with pytest.raises(UserError, match="does not fit the model: not today"):
+        load_sparse(tmp_path / "a", other)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+
+
+def test_a_buffer_that_nobody_can_write_to(tmp_path: Path) -> None:
+    def expanded() -> Any:
+        model = network()
+        model.register_buffer("wide", torch.zeros(1).expand(4))
+        return model
+
+    other = expanded()
+    save_sparse(expanded(), tmp_path / "a")
+    before = copies(other)
+    with pytest.raises(UserError, match=r"does not fit the model: (?s:.*)wide"):
         load_sparse(tmp_path / "a", other)
     assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
 

@@ -210,7 +210,7 @@ def test_a_variant_that_is_off_is_left_out_and_threads_are_as_before(
             "each of batches must be at least 1, but is 0; each of batches must be .* is -3; "
             "seconds must be at least 0, but is -1",
         ),
-        ({"batches": [1.5]}, "each of batches must be a whole number at least 1, but is 1.5"),
+        ({"batches": [1.5]}, "each of batches must be a whole number of at least 1, but is 1.5"),
         ({"batches": 1}, "batches must be a list of numbers, but is 1"),
         ({"threads": [0]}, "each of threads must be at least 1, but is 0"),
         ({"example": torch.ones(1, 8)}, "example must be a function that returns inputs"),
@@ -237,6 +237,25 @@ def test_sizes_may_come_as_an_array_and_a_network_may_write_into_its_inputs() ->
     assert torch.equal(example, before)
     assert {"dense", "compact", "onnxruntime"} <= done.rows[0].times.keys()
     assert max(done.rows[0].errors.values()) < 1e-4
+
+
+def test_a_network_whose_writing_adds_up_is_benched() -> None:
+    from prunus import bench as module
+
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(9, 8), nn.Linear(8, 2)
+
+        def forward(self, words: torch.Tensor) -> torch.Tensor:
+            said: torch.Tensor = self.head(self.embedding(words.add_(1)))
+            return said
+
+    done = module.bench(
+        Counting(), lambda n: torch.full((n, 3), 7), batches=[2], threads=[1], seconds=0
+    )
+    assert max(done.rows[0].errors.values()) < 1e-4
+    assert "dense" in done.rows[0].times
 
 
 def test_a_file_of_zeros_is_benched(tmp_path: Path) -> None:

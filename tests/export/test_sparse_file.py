@@ -528,7 +528,9 @@ def test_the_limit(tmp_path: Path) -> None:
 
 
 def test_mistakes(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="encoding must be 'smallest' or .*, but is 'zip'"):
+    with pytest.raises(
+        UserError, match="encoding must be 'smallest', .* or 'bitmap', but is 'zip'"
+    ):
         save_sparse({"a": torch.eye(3)}, tmp_path / "a", encoding="zip")
     unfit: dict[str, Any] = {
         "one": 1,

@@ -521,7 +521,7 @@ def floored(metric: str = "accuracy") -> PruningCallback:
         ),
         ({"metric": "val_loss"}, 'mode="min"'),
         ({"schedule": RelevancePenalty(1e-3)}, "schedule must be a Schedule or None, but is"),
-        ({"selection": select(nn.Linear(2, 2))}, "selection must be a function .* type Selection"),
+        ({"selection": select(nn.Linear(2, 2))}, "selection must be a function .* or None, but is"),
         ({"optimizer": "0"}, "optimizer must be the number of an optimizer, .* but is '0'"),
     ],
 )
@@ -548,6 +548,21 @@ def test_a_metric_without_anything_to_validate_on(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match="no batches to validate on, so the metric 'accuracy' is"):
         trainer(tmp_path, floored()).fit(Empty())
+
+
+@pytest.mark.filterwarnings("ignore:.*length of `DataLoader`")
+@pytest.mark.parametrize(("epochs", "trained"), [(2, 2), (6, 2)])
+def test_data_that_come_later_and_are_none(tmp_path: Path, epochs: int, trained: int) -> None:
+    class Empty(Module):
+        def val_dataloader(self) -> Any:
+            return DataLoader(TensorDataset(*(part[:0] for part in data())))
+
+    made = trainer(
+        tmp_path, floored(), num_sanity_val_steps=0, check_val_every_n_epoch=2, max_epochs=epochs
+    )
+    with pytest.raises(UserError, match="no batches to validate on"):
+        made.fit(Empty())
+    assert made.current_epoch == trained
 
 
 def test_the_data_to_validate_on_may_come_later(tmp_path: Path) -> None:
@@ -597,7 +612,9 @@ class Alike(Callback):
 
 
 @pytest.mark.filterwarnings("default")
-def test_two_processes_prune_alike(tmp_path: Path) -> None:
+def test_two_processes_prune_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Else Lightning leaves the processes as many threads, and OpenMP's do not survive a fork.
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     pruning = PruningCallback(
         RelevancePenalty(1e-3, Exponential(0.5, relative=True)),
         IterativePruning(floor=10.0, mode="min", fraction=0.4),

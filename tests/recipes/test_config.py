@@ -36,7 +36,7 @@ SETTINGS: dict[str, tuple[str, Any, dict[str, str]]] = {
     "strength": (
         "0",
         0.0,
-        {"x": NUMBER, "-1": "at least 0", "inf": "a finite number at least 0"},
+        {"x": NUMBER, "-1": "at least 0", "inf": "a finite number of at least 0"},
     ),
     "ratio": ("40", 40.0, {"x": NUMBER, "1": "above 1", "0": "above 1", "nan": "above 1"}),
     "warmup": ("0.5", 0.5, {"x": NUMBER, "1": "from 0 to below 1", "nan": "from 0 to below 1"}),

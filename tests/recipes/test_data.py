@@ -195,7 +195,7 @@ def test_a_folder_of_something_else_is_named(tmp_path: Path) -> None:
 
 def test_a_hub_name_out_of_reach_is_named() -> None:
     with pytest.raises(
-        DataError, match="cannot load nobody/nothing: there is no such folder here, and the Hub"
+        DataError, match="cannot load nobody/nothing: there is no such folder here; and the Hub"
     ):
         load("nobody/nothing")
 

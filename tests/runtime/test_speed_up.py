@@ -7,6 +7,7 @@ import itertools
 import math
 import subprocess
 import sys
+from collections import UserDict
 from typing import Any
 
 import pytest
@@ -265,6 +266,32 @@ def test_others_are_listed_by_name_with_the_reason() -> None:
     }.items():
         assert name in done.left, name
         assert reason.split(".*")[0] in done.left[name]
+
+
+class Counting(nn.Module):
+    """Writes into what it is given: a second call would look up other words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(9, 64), nn.Linear(64, 64)
+
+    def forward(self, given: Any) -> torch.Tensor:
+        words = given["words"].add_(1)
+        head: torch.Tensor = self.head(self.embedding(words))
+        return head
+
+
+@pytest.mark.usefixtures("_always_faster")
+@pytest.mark.parametrize("kind", [dict, UserDict])
+def test_a_model_may_write_into_its_inputs(kind: Any) -> None:
+    torch.manual_seed(0)
+    model = thinned(Counting(), 0.9)
+    words = torch.arange(8)
+    done = sped_up(model, (kind(words=words),))
+    assert words.tolist() == list(range(8))
+    assert done.replaced == ("head",)
+    right, fast = (each({"words": words.clone()}) for each in (model, done.model))
+    torch.testing.assert_close(fast, right)
 
 
 @pytest.mark.usefixtures("_always_faster")

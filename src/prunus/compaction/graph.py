@@ -186,7 +186,7 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
         kind = spec.kind.name
         if kind == "USER_INPUT":
             held = next(given)
-            return Value(held.clone()) if isinstance(held, torch.Tensor) else held
+            return Value(held) if isinstance(held, torch.Tensor) else held
         if kind in ("PARAMETER", "BUFFER"):
             name = names[spec.target]
             if name not in parameters:

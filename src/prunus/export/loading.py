@@ -93,28 +93,37 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
 def _certain(model: nn.Module, own: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> bool:
     """Say that loading will not fail halfway, so that no copy need be kept.
 
-    Torch copies what fits before it says what does not, and a hook may refuse or change anything.
+    Torch copies what fits before it says what does not; and what is sharded, or loads itself by
+    code of its own, may refuse anything.
     """
-    hooked = any(
+    return (
+        own.keys() == state.keys()
+        and all(type(value) is torch.Tensor for value in own.values())
+        and all(own[name].shape == tensor.shape for name, tensor in state.items())
+        and not any(map(_repeats, own.values()))
+        and not any(map(_loads_itself, model.modules()))
+    )
+
+
+def _loads_itself(module: nn.Module) -> bool:
+    hooked = (
         module._load_state_dict_pre_hooks
         or module._load_state_dict_post_hooks
         or module._state_dict_hooks
         or module._state_dict_pre_hooks
-        for module in model.modules()
     )
-    return (
-        not hooked
-        and own.keys() == state.keys()
-        and all(type(value) is torch.Tensor for value in own.values())
-        and all(own[name].shape == tensor.shape for name, tensor in state.items())
+    methods = (type(module)._load_from_state_dict, type(module).set_extra_state)
+    return bool(hooked) or not all(m.__module__.startswith("torch.nn.modules.") for m in methods)
+
+
+def _repeats(tensor: torch.Tensor) -> bool:
+    """Say whether elements share memory, as of an expanded tensor, which nobody can write to."""
+    return any(
+        size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
     )
 
 
 def _copies(model: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Copy what the model holds; what has no memory needs no copy."""
-    held = itertools.chain(model.parameters(), model.buffers())
-    return [
-        (tensor, tensor.detach().clone())
-        for tensor in held
-        if _has_shape(tensor) and not tensor.is_meta
-    ]
+    """Copy what the model holds and loading may change."""
+    held = filter(_has_shape, itertools.chain(model.parameters(), model.buffers()))
+    return [(tensor, tensor.detach().clone()) for tensor in held if not _repeats(tensor)]

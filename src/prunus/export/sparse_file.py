@@ -24,7 +24,7 @@ from safetensors.torch import save
 from torch import nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from prunus.arguments import refuse, wrong_kind
+from prunus.arguments import refuse, wrong_choice, wrong_kind
 from prunus.errors import SparseFileError, UserError, listing, nearest
 from prunus.export.encodings import ENCODINGS, BadIndexError
 from prunus.export.loading import load_state
@@ -163,9 +163,7 @@ def save_sparse(
             mend="the order is save_sparse(model, path)",
         ),
         wrong_kind("path", path, _PATH, "a path"),
-        None
-        if encoding in known
-        else f"encoding must be {' or '.join(map(repr, known))}, but is {encoding!r}",
+        wrong_choice("encoding", encoding, known),
     )
     file = Path(path)
     tensors, tied = _split(unwrapped(model).state_dict() if isinstance(model, nn.Module) else model)

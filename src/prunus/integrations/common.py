@@ -50,13 +50,16 @@ def check_given(
         UserError: Something is of another kind or out of range, the schedule needs a metric and is
             given none, or the metric is a loss and the schedule maximises it.
     """
-    chooses = selection is None or (callable(selection) and not isinstance(selection, Selection))
     refuse(
         *wrong_choices(penalty, schedule, score, min_density),
-        None
-        if chooses
-        else "selection must be a function that is given the model, such as functools.partial("
-        f"prunus.select, biases=True), but is of type {type(selection).__name__}",
+        wrong_kind(
+            "selection",
+            selection,
+            Callable,  # type: ignore[arg-type]  # a class to Python, and none to mypy
+            "a function that is given the model",
+            mend="functools.partial(prunus.select, biases=True), for example",
+            optional=True,
+        ),
         wrong_kind("metric", metric, str, "the name of a metric", optional=True),
     )
     schedule = Schedule() if schedule is None else schedule

@@ -167,7 +167,7 @@ class PruningCallback(Callback):
             self._waiting = list(loaded["waiting"])
         self._loaded, self._beginning = None, False
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """See that there is something to validate on, if the data are there by now."""
         self._check_batches(trainer)
 

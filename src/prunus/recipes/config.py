@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import re
 import types
@@ -22,7 +23,7 @@ from prunus.strengths import ConstantStrength, FollowLearningRate, LinearDecay, 
 
 __all__ = ["Config"]
 
-_ARGUMENT = re.compile(r"^ {8}(\w+): (.*(?:\n {12,}.*)*)", re.MULTILINE)
+_ARGUMENT = re.compile(r"^ {4}(\w+): (.*(?:\n {8,}.*)*)", re.MULTILINE)
 """An argument's line in a docstring, and those that go on from it."""
 
 
@@ -46,7 +47,8 @@ class Config:
         max_grad_norm: What the norm of all gradients is clipped to; 0 for no clipping.
         autocast: Whether to train with matrix products in bfloat16. Weights, gradients and what is
             made of them stay in float32, and so does all measuring.
-        penalty: "relevance" (the paper's exponential), "lobster" (linear), "l2", "l1" or "none".
+        penalty: "relevance" for the paper's, whose coefficient falls exponentially with the
+            gradient; "lobster", linearly; "l2" and "l1", not at all; or "none".
         strength: The factor γ of the penalty.
         strength_follows: "lr" for γ times the learning rate, "linear" for a fall to 0 over an
             epoch, started again at each pruning, "constant".
@@ -54,8 +56,10 @@ class Config:
         relative: Whether alpha is in multiples of each tensor's mean gradient magnitude.
         smoothing: The weight of the past in the average of gradient magnitudes that the coefficient
             of "relevance" and "lobster" sees; 0 for the gradient of each step alone.
-        way: "gradient", "loss" or "decoupled".
-        schedule: "iterative" (the paper's), "gradual" or "oneshot".
+        way: How the penalty is applied: "gradient", added to it before the step; "loss", as a term
+            in it; or "decoupled", by shrinking the weights after the step.
+        schedule: "iterative" for the paper's, which removes a fraction whenever the floor is met;
+            "gradual", along a cubic curve to the ratio; or "oneshot", all at once.
         ratio: The compression ratio to reach: all parameters / non-zero ones; 0 for no target,
             which only the iterative schedule knows.
         begin: The share of the pruning epochs at which the gradual schedule begins.
@@ -63,7 +67,8 @@ class Config:
         fraction: What the iterative schedule removes each time, of what is left.
         patience: Validations below the floor after which the iterative schedule stops; 0 for never.
         floor: The validation metric that the delivered network must meet, such as "dense-0.005".
-        score: "magnitude", "taylor" or "random".
+        score: What is removed first: the smallest by "magnitude", by "taylor", which is the weight
+            times its gradient, or "random" ones.
         biases: Whether biases may be removed too.
         norms: Whether the weights of normalization layers may be removed too.
         min_density: The share of each tensor that stays.
@@ -228,7 +233,8 @@ class Config:
         meanings = {
             name: " ".join(meaning.replace("``", "").split())
             for kind in reversed(type(self).mro())
-            for name, meaning in _ARGUMENT.findall(kind.__doc__ or "")
+            # Some versions of Python take the indentation away by themselves.
+            for name, meaning in _ARGUMENT.findall(inspect.cleandoc(kind.__doc__ or ""))
         }
         return [
             (name, str(value), _describe(hints[name]), meanings.get(name, ""))

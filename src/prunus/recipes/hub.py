@@ -45,7 +45,7 @@ def load(source: str, name: str | None = None) -> Any:
     except Exception as error:  # the library raises whatever its readers do
         local = "a file may be empty, cut short or not be what its name says"
         remote = (
-            "there is no such folder here, and the Hub is out of reach, has no such set, or one "
+            "there is no such folder here; and the Hub may be out of reach, lack it, or have it "
             "with a program of its own, which is not run: give a local folder with --data"
         )
         hint = local if looks_local else remote

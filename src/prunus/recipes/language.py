@@ -33,8 +33,8 @@ class LanguageConfig(Config):
     Args:
         vocabulary: Words of the tokenizer, 256 bytes and a few special ones included.
         length: The most words in a sequence; the model has as many positions.
-        width: Of the model.
-        layers: Of the decoder, and of the encoder if there is one.
+        width: Features of each word within the model.
+        layers: Layers of the decoder, and of the encoder if there is one.
         heads: Attention heads of each layer.
         feed_forward: Width of the feed-forward layers.
         dropout: Probability of dropout.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,10 @@ from prunus.errors import UserError, listing
 from prunus.examples import (
     TOLERANCE,
     ExampleInputs,
+    caller,
     copied,
     difference,
     expected,
-    fresh,
     prepared,
     run,
 )
@@ -185,10 +184,7 @@ def sped_up(model: nn.Module, example_inputs: ExampleInputs) -> SpeedUp:
         candidates = {"dense": dense}
         for by_item in (False, True) if chosen else ():
             candidates[str(by_item)] = _replaced(model, chosen, attentions, by_item)
-        its, named = fresh(args, kwargs)
-        seconds = _medians(
-            {name: partial(each, *its, **named) for name, each in candidates.items()}
-        )
+        seconds = _medians({name: caller(each, args, kwargs) for name, each in candidates.items()})
     best = min(seconds, key=seconds.__getitem__)
     fastest = candidates[best]
     error = difference(right, run(fastest, args, kwargs))
