@@ -40,7 +40,7 @@ LEFT_OUT = {(dtype, sparsity) for dtype in ("bfloat16", "int8") for sparsity in 
 
 VARIANTS = {
     "prunus": "prunus",
-    "prunus, 90 % removed": "prunus, 90 % removed",
+    "prunus, 90 % removed": "prunus, 90% removed",
     "prunus, decoupled": "prunus, decoupled",
     "two backward passes": "two backward passes, as in the authors' code",
     "LOBSTER-style loop": "a loop over tensors after the step, LOBSTER-style",

@@ -370,6 +370,8 @@ def _two_processes(folder: str) -> None:
         UserError, match=r"the same validation metric, which is 0 on process 0, 1 on "
     ):
         pruner.step(float(accelerator.process_index))
+    # Else the threads of the process group are still there when Python ends, which may abort it.
+    accelerator.end_training()
 
 
 def test_two_processes_that_accelerate_launches_remove_the_same_weights(tmp_path: Path) -> None:
