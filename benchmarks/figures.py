@@ -141,7 +141,7 @@ def _comparisons() -> list[str]:
         first = record["runs"][0]["summary"]
         title = f"{LANGUAGE[name]}, {first['parameters'] / 1e6:.1f} M parameters"
         above = ""
-        for found in _rows(record):
+        for _, found in _rows(record):
             cells = [spread(outcome.values, digits(record)) for outcome in found]
             dense = spread(found[0].dense, digits(record))
             lines.append(
@@ -162,27 +162,26 @@ def _comparisons() -> list[str]:
         given += " --set autocast=true" if record["settings"]["autocast"] else ""
         lines.append(
             f"- {LANGUAGE[name]}: {' and '.join(dict.fromkeys(machines))}, {record['date'][:10]}, "
-            f"by `python benchmarks/compare.py {name}{given}` with {_seeds(record)}."
+            f"by `python benchmarks/compare.py {name}{given}` with {_ratios_and_seeds(record)}."
         )
     return ["\n".join([*lines, ""])]
 
 
-def _rows(record: dict[str, Any]) -> Iterator[list[Outcome]]:
-    """Yield what the methods reach at each ratio, over the same seeds, of which a mean needs 3."""
+def _rows(record: dict[str, Any]) -> Iterator[tuple[float, list[Outcome]]]:
+    """Yield each ratio and what the methods reach at it, over the same three seeds at least."""
     got = outcomes(record)
     for ratio in dict.fromkeys(ratio for ratio, _ in got):
         found = [got[ratio, method] for method in METHODS if (ratio, method) in got]
         seeds = set.intersection(*(set(outcome.seeds) for outcome in found))
         if len(found) == len(METHODS) and len(seeds) >= 3:
-            yield [outcome.only(seeds) for outcome in found]
+            yield ratio, [outcome.only(seeds) for outcome in found]
 
 
-def _seeds(record: dict[str, Any]) -> str:
+def _ratios_and_seeds(record: dict[str, Any]) -> str:
     """Name the ratios and seeds of a comparison, as its command is given them."""
-    ratios = dict.fromkeys(f"{run['ratio']:g}" for run in record["runs"])
     rows: dict[str, list[str]] = {}
-    for (first, *_), ratio in zip(_rows(record), ratios, strict=True):
-        rows.setdefault(" ".join(map(str, first.seeds)), []).append(ratio)
+    for ratio, (first, *_) in _rows(record):
+        rows.setdefault(" ".join(map(str, first.seeds)), []).append(f"{ratio:g}")
     return " and with ".join(
         f"`--ratios {' '.join(own)} --seeds {seeds}`" for seeds, own in rows.items()
     )

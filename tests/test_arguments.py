@@ -14,30 +14,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.parameter import UninitializedParameter
 
-from prunus import Magnitude, UserError
-from prunus.arguments import number, refuse, wrong_choice, wrong_kind, wrong_number, wrong_parts
+from prunus import CheckpointError, Magnitude, UserError
+from prunus.arguments import number, refuse, wrong_choice, wrong_kind, wrong_methods, wrong_number
 
 BOUND = st.one_of(st.none(), st.integers(-9, 9))
 
 
-@given(value=st.integers(-20, 20), low=BOUND, high=BOUND, open_=st.booleans())
+@given(value=st.integers(-20, 20), low=BOUND, high=BOUND, above=st.booleans(), below=st.booleans())
 def test_a_number_passes_where_it_lies_within(
-    value: int, low: int | None, high: int | None, open_: bool
+    value: int, low: int | None, high: int | None, above: bool, below: bool
 ) -> None:
     limits: dict[str, Any] = {
-        "above" if open_ else "least": low,
-        "most" if open_ else "below": high,
+        "above" if above else "least": low,
+        "below" if below else "most": high,
     }
-    allowed = range(-100 if low is None else low + open_, 101 if high is None else high + open_)
+    allowed = range(
+        -100 if low is None else low + above, 101 if high is None else high + (not below)
+    )
     problem = wrong_number("n", value, whole=True, **limits)
     if value in allowed:
         assert problem is None
     else:
-        lower = "" if low is None else f"above {low}" if open_ else f"at least {low}"
-        upper = "" if high is None else f"at most {high}" if open_ else f"below {high}"
+        lower = "" if low is None else f"above {low}" if above else f"at least {low}"
+        upper = "" if high is None else f"below {high}" if below else f"at most {high}"
         words = " and ".join(filter(None, [lower, upper]))
-        if low is not None and high is not None:
-            words = f"above {low} and at most {high}" if open_ else f"from {low} to below {high}"
+        if low is not None and high is not None and not above:
+            words = f"from {low} to below {high}" if below else f"from {low} to {high}"
         assert problem == f"n must be {words}, but is {value}"
 
 
@@ -124,18 +126,23 @@ def test_kinds() -> None:
 
 def test_choices() -> None:
     assert wrong_choice("a", 1, (1, 2)) is None
+    assert wrong_choice("a", np.int64(2), (1, 2)) is None
+    assert wrong_choice("a", np.str_("b"), ("b",)) is None
     assert wrong_choice("a", True, (1, 2)) == "a must be 1 or 2, but is True"
     assert wrong_choice("a", 3, (1, 2), "one or two") == "a must be one or two, but is 3"
     assert wrong_choice("a", np.ones(2), ("b",)) == "a must be 'b', but is ndarray of shape (2,)"
 
 
-def test_parts() -> None:
-    assert wrong_parts("score", Magnitude(), ["of"], "a Score") is None
-    assert wrong_parts("score", Magnitude, ["of"], "a Score") == (
+def test_methods() -> None:
+    assert wrong_methods("score", Magnitude(), ["of"], "a Score") is None
+    assert wrong_methods("score", Magnitude, ["of"], "a Score") == (
         "score must be a Score, but is the class Magnitude: give an instance, Magnitude(...)"
     )
-    assert wrong_parts("score", "size", ["of", "observe"], "a Score") == (
+    assert wrong_methods("score", "size", ["of", "observe"], "a Score") == (
         "score must be a Score, but is 'size', without of, observe"
+    )
+    assert wrong_methods("n", 3, ["numerator"], "a method", attributes=["real", "fake"]) == (
+        "n must be a method, but is 3, without fake, numerator"
     )
 
 
@@ -144,3 +151,5 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
     refuse(None, None)
     with pytest.raises(UserError, match="^one; two$"):
         refuse("one", None, "two")
+    with pytest.raises(CheckpointError, match="^one; two$"):
+        refuse("one", None, "two", error=CheckpointError)

@@ -506,7 +506,7 @@ def test_coefficients_lie_between_0_and_1_and_fall_with_the_gradient(
         ),
         (
             lambda: RelevancePenalty(way="both"),  # type: ignore[arg-type]
-            "way must be .gradient., .loss. or .decoupled., but is",
+            "way must be 'gradient', 'loss' or 'decoupled', but is 'both'",
         ),
         (
             lambda: RelevancePenalty(smoothing=1.0),

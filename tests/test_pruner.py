@@ -341,48 +341,95 @@ def test_a_metric_may_be_a_tensor_of_one_number() -> None:
     assert (type(seen.metric), seen.metric, seen.met) == (float, 0.75, True)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"masks": None}, "masks must be a mapping, but is None"),
-        ({"schedule": None}, "schedule must be a mapping, but is None"),
-        ({"schedule": {"waited": "x", "reached": False}}, "invalid literal"),
-        ({"steps": "x"}, "steps must be a whole number of at least 0, but is 'x'"),
-        ({"prunings": None}, "prunings must be a whole number of at least 0, but is None"),
-        ({"dense_metric": "x"}, "dense_metric must be a finite number or None, but is 'x'"),
-        ({"schedule": {"waited": 1}}, "expected .'reached', 'waited'., got .'waited'."),
-        ({"best": {}}, "best lacks kept, metric, model, masks"),
-        ({"best": {"kept": "x"}}, "best: kept must be a whole number of at least 0, but is 'x'"),
-        ({"best": {"metric": None}}, "best: metric must be a finite number, but is None"),
-        ({"best": {"model": [1], "masks": None}}, r"but is \[1\]; masks must be a mapping, but is"),
-        ({"best": {"model": {"0.weight": 3}}}, "another model: best has no 0.bias, no 1.weight, "),
-        ({"best": {"model": {"0.weight": torch.ones(2)}}}, r"0.weight of \(2,\) for \(32, 20\)$"),
-        ({"best": {"model": {"junk": 3}}}, "best has .*, junk besides"),
-        ({"best": {"masks": {}}}, "another model or selection: missing 0.weight, 4.weight"),
-        ({"averages": {"0.weight": 3}}, "another model: it has 0.weight as int"),
-        ({"averages": {"0.weight": torch.ones(2)}}, r"it has 0.weight of \(2,\) for \(32, 20\)"),
-        ({"averaged": {"0.weight": "x"}}, "another model: it has 0.weight as 'x'"),
-        ({"masks": {"0.weight": 3, "4.weight": 3}}, r"\(32, 20\) needs torch.uint8 .*, got 3"),
-    ],
-)
-def test_a_damaged_state_is_refused_whole(change: dict[str, Any], message: str) -> None:
+def refused_whole(change: Callable[[dict[str, Any]], dict[str, Any]], message: str) -> None:
+    """Make sure that a state with this change is refused, and leaves the pruner as it is."""
     model = network()
     pruner = Pruner(model, sgd(model), schedule=IterativePruning(floor=0.5))
     pruner.step(0.9)
     state = pruner.state_dict()
     pruner.step(0.9)
     before = copy.deepcopy(pruner.state_dict())
-    if change.get("best"):
-        best = {**state["best"], **change["best"]}
-        weight = change["best"].get("model", {})
-        if isinstance(weight, dict) and torch.is_tensor(weight.get("0.weight")):
-            best["model"] = {**state["best"]["model"], **weight}
-        change = {"best": best}
     with pytest.raises(CheckpointError, match=message):
-        pruner.load_state_dict({**state, **change})
-    with pytest.raises(CheckpointError, match="it must be a mapping, but is None"):
-        pruner.load_state_dict(None)  # type: ignore[arg-type]
+        pruner.load_state_dict({**state, **change(state)})
     assert same(pruner.state_dict(), before)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"masks": None}, "masks must be a mapping, but is None"),
+        ({"schedule": None}, "schedule must be a mapping, but is None"),
+        ({"schedule": {"waited": "x", "reached": False}}, "invalid literal"),
+        ({"schedule": {"waited": 1}}, "expected .'reached', 'waited'., got .'waited'."),
+        ({"steps": "x"}, "steps must be a whole number of at least 0, but is 'x'"),
+        ({"prunings": None}, "prunings must be a whole number of at least 0, but is None"),
+        ({"dense_metric": "x"}, "dense_metric must be a finite number or None, but is 'x'"),
+        ({"best": {}}, "best lacks kept, metric, model, masks"),
+    ],
+)
+def test_a_damaged_state_is_refused_whole(change: dict[str, Any], message: str) -> None:
+    refused_whole(lambda _: change, f"not the state of .*Pruner: .*{message}")
+
+
+def test_what_is_no_state_at_all_is_refused() -> None:
+    model = network()
+    with pytest.raises(CheckpointError, match="it must be a mapping, but is None"):
+        Pruner(model, sgd(model)).load_state_dict(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kept": "x"}, "kept must be a whole number of at least 0, but is 'x'"),
+        ({"metric": None}, "metric must be a finite number, but is None"),
+        (
+            {"model": [1], "masks": None},
+            r"model must be a mapping, but is \[1\]; masks must be a mapping, but is None",
+        ),
+    ],
+)
+def test_a_damaged_best_state_is_refused_whole(change: dict[str, Any], message: str) -> None:
+    refused_whole(
+        lambda state: {"best": {**state["best"], **change}},
+        f"^this is not the state of a Pruner: best: {message}$",
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda _: {"averages": {"0.weight": 3}}, "it has 0.weight as int$"),
+        (
+            lambda _: {"averages": {"0.weight": torch.ones(2)}},
+            r"it has 0.weight of \(2,\) for \(32, 20\)$",
+        ),
+        (lambda _: {"averaged": {"0.weight": "x"}}, "it has 0.weight as 'x'$"),
+        (
+            lambda _: {"masks": {"0.weight": 3, "4.weight": 3}},
+            r"0.weight: \(32, 20\) needs torch.uint8 of shape \(32, 3\), got 3, "
+            r"4.weight: \(3, 32\) needs torch.uint8 of shape \(3, 4\), got 3$",
+        ),
+        (
+            lambda state: {"best": {**state["best"], "masks": {}}},
+            "or selection: missing 0.weight, 4.weight; unknown none$",
+        ),
+        (
+            lambda state: {"best": {**state["best"], "model": {"junk": 3}}},
+            "best has no 0.weight, no 0.bias, .*, junk besides$",
+        ),
+        (
+            lambda state: {
+                "best": {
+                    **state["best"],
+                    "model": {**state["best"]["model"], "0.weight": torch.ones(2)},
+                }
+            },
+            r"best has 0.weight of \(2,\) for \(32, 20\)$",
+        ),
+    ],
+)
+def test_the_state_of_another_model_is_refused_whole(change: Any, message: str) -> None:
+    refused_whole(change, f"^(this is the state|the masks are) of another model:? {message}")
 
 
 def test_a_schedule_that_needs_a_metric() -> None:
@@ -720,14 +767,14 @@ def test_a_layer_that_was_replaced_is_noticed_before_anything_is_said_of_it() ->
 
 
 def test_an_infinite_limit_of_the_norm_limits_nothing() -> None:
-    one, other = network(), network()
-    limits: Any = (None, np.float32(math.inf))
-    for model, limit in zip((one, other), limits, strict=True):
+    limits: Any = (None, math.inf, np.float32(math.inf))
+    one, *others = (network() for _ in limits)
+    for model, limit in zip((one, *others), limits, strict=True):
         optimizer = sgd(model)
         Pruner(model, optimizer, max_grad_norm=limit)
         torch.manual_seed(0)
         epoch(model, optimizer)
-    assert torch.equal(one[0].weight, other[0].weight)
+    assert all(torch.equal(one[0].weight, other[0].weight) for other in others)
 
 
 def test_taylor_needs_the_gradient_of_the_loss_alone() -> None:

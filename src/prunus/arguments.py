@@ -16,16 +16,17 @@ __all__ = [
     "refuse",
     "wrong_choice",
     "wrong_kind",
+    "wrong_methods",
     "wrong_number",
-    "wrong_parts",
 ]
 
 
-def refuse(*problems: str | None) -> None:
+def refuse(*problems: str | None, error: Callable[[str], UserError] = UserError) -> None:
     """Refuse what was given if anything is wrong with it, and say all of that at once.
 
     Args:
         *problems: What the functions of this module returned: None where nothing is wrong.
+        error: Makes what is raised of what is said.
 
     Raises:
         UserError: Something is wrong.
@@ -37,7 +38,7 @@ def refuse(*problems: str | None) -> None:
     """
     said = [problem for problem in problems if problem is not None]
     if said:
-        raise UserError("; ".join(said))
+        raise error("; ".join(said))
 
 
 def refusal(check: Callable[..., object], *given: object) -> str | None:
@@ -140,7 +141,8 @@ def wrong_choice(
         >>> wrong_choice("mode", "most", ["max", "min"])
         "mode must be 'max' or 'min', but is 'most'"
     """
-    if any(type(value) is type(choice) and value == choice for choice in choices):
+    # True equals 1 to Python, and an array would be compared element by element.
+    if not isinstance(value, bool) and not _shape(value) and value in choices:
         return None
     *most, last = map(repr, choices)
     said = expected or (f"{', '.join(most)} or {last}" if most else last)
@@ -176,17 +178,25 @@ def wrong_kind(
     return f"{name} must be {expected}, but is {_shown(value)}{mend and f': {mend}'}"
 
 
-def wrong_parts(name: str, value: Any, parts: Sequence[str], expected: str) -> str | None:
-    """Say what is wrong with an argument that has to be an object with these attributes.
+def wrong_methods(
+    name: str,
+    value: Any,
+    methods: Sequence[str],
+    expected: str,
+    *,
+    attributes: Sequence[str] = (),
+) -> str | None:
+    """Say what is wrong with an argument that has to be an object with these methods.
 
     Args:
         name: What the argument is called.
         value: What came.
-        parts: What it must have, methods among them.
+        methods: What it must have that can be called.
         expected: What such an object is called in the message, with an article.
+        attributes: What else it must have.
 
     Example:
-        >>> wrong_parts("score", [1], ["append", "of"], "a Score")
+        >>> wrong_methods("score", [1], ["append", "of"], "a Score")
         'score must be a Score, but is [1], without of'
     """
     if isinstance(value, type):
@@ -194,7 +204,8 @@ def wrong_parts(name: str, value: Any, parts: Sequence[str], expected: str) -> s
             f"{name} must be {expected}, but is the class {value.__name__}: give an instance, "
             f"{value.__name__}(...)"
         )
-    lacking = [part for part in parts if not hasattr(value, part)]
+    lacking = [attribute for attribute in attributes if not hasattr(value, attribute)]
+    lacking += [method for method in methods if not callable(getattr(value, method, None))]
     if not lacking:
         return None
     return f"{name} must be {expected}, but is {_shown(value)}, without {listing(lacking)}"

@@ -9,13 +9,18 @@ import torch
 from torch import nn
 
 from prunus.arguments import refuse, wrong_kind, wrong_number
-from prunus.errors import CheckpointError, UserError, listing
+from prunus.errors import CheckpointError, listing
 from prunus.files import memory_key
 from prunus.floor import Floor
 from prunus.masks import Masks
 from prunus.shards import as_sharded, local, part_of
 
-__all__ = ["Best"]
+__all__ = ["Best", "no_state"]
+
+
+def no_state(problem: str) -> CheckpointError:
+    """Return the error for what is not the state of a pruner."""
+    return CheckpointError(f"this is not the state of a Pruner: {problem}")
 
 
 class Best:
@@ -76,20 +81,15 @@ class Best:
                 no such state, or of another model.
         """
         missing = [key for key in ("kept", "metric", "model", "masks") if key not in state]
-        if missing:
-            raise CheckpointError(
-                f"this is not the state of a Pruner: best lacks {listing(missing)}"
-            )
+        refuse(f"best lacks {listing(missing)}" if missing else None, error=no_state)
         if state["kept"] is None:
             return
-        try:
-            refuse(
-                wrong_number("kept", state["kept"], whole=True, least=0),
-                wrong_number("metric", state["metric"]),
-                *(wrong_kind(key, state[key], Mapping, "a mapping") for key in ("model", "masks")),
-            )
-        except UserError as error:
-            raise CheckpointError(f"this is not the state of a Pruner: best: {error}") from error
+        refuse(
+            wrong_number("kept", state["kept"], whole=True, least=0),
+            wrong_number("metric", state["metric"]),
+            *(wrong_kind(key, state[key], Mapping, "a mapping") for key in ("model", "masks")),
+            error=lambda problem: no_state(f"best: {problem}"),
+        )
         if not state["model"]:
             raise CheckpointError(
                 "the state has no weights of the best network, though there was one when it was "

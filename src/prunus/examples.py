@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from prunus.errors import UserError, listing
@@ -69,9 +69,9 @@ def _check_usable(model: nn.Module) -> None:
             "network that was pruned"
         )
     unusable = [
-        f"{name} ({'not initialized' if isinstance(p, UninitializedParameter) else 'no memory'})"
+        f"{name} ({'not initialized' if is_lazy(p) else 'no memory'})"
         for name, p in model.named_parameters()
-        if isinstance(p, UninitializedParameter) or p.is_meta
+        if is_lazy(p) or p.is_meta
     ]
     if unusable:
         raise UserError(
@@ -125,19 +125,18 @@ def fresh(
 
     A tensor that is given twice is copied once, for a model may ask whether two are the same.
     """
-    made: dict[int, Any] = {}
+    made: dict[int, torch.Tensor] = {}
 
     def copy_of(held: Any) -> Any:
-        if id(held) not in made:
-            if isinstance(held, torch.Tensor):
+        if isinstance(held, torch.Tensor):
+            if id(held) not in made:
                 made[id(held)] = held.clone()
-            elif isinstance(held, MutableMapping):  # of a kind that torch does not know
-                copied = made[id(held)] = copy.copy(held)
-                for key, value in held.items():
-                    copied[key] = pytree.tree_map(copy_of, value)
-            else:
-                made[id(held)] = held
-        return made[id(held)]
+            return made[id(held)]
+        if isinstance(held, MutableMapping):  # of a kind that torch does not know
+            mapping = copy.copy(held)
+            mapping.update({key: pytree.tree_map(copy_of, value) for key, value in held.items()})
+            return mapping
+        return held
 
     args, kwargs = pytree.tree_map(copy_of, (args, dict(kwargs)))
     return args, dict(kwargs)
@@ -147,7 +146,7 @@ def caller(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     """Return a call of a model, to be made many times.
 
     It is made on copies of the inputs, and if the model writes into these they are restored before
-    each call, or what a call does would hang on those before it.
+    each call, or what a call does would depend on those before it.
     """
     its, named = fresh(args, kwargs)
     with torch.no_grad():

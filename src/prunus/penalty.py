@@ -31,7 +31,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from prunus.arguments import refusal, refuse, wrong_choice, wrong_number, wrong_parts
+from prunus.arguments import refusal, refuse, wrong_choice, wrong_methods, wrong_number
 from prunus.coefficients import Coefficient, Exponential
 from prunus.errors import UserError
 from prunus.pieces import CPU_PIECE, bits, pieces
@@ -84,7 +84,7 @@ class RelevancePenalty:
             refusal(as_strength, self.strength),
             wrong_choice("power", self.power, (1, 2), "1 (Σ c·|w|) or 2 (Σ c·w²)"),
             wrong_choice("way", self.way, _WAYS),
-            wrong_parts("coefficient", self.coefficient, ["unit", "__call__"], "a Coefficient"),
+            wrong_methods("coefficient", self.coefficient, ["unit", "__call__"], "a Coefficient"),
             wrong_number("smoothing", self.smoothing, least=0, below=1),
         )
         if self.smoothing and self.way == "loss":

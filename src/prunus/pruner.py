@@ -15,8 +15,8 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import nn
 
-from prunus.arguments import number, refusal, refuse, wrong_kind, wrong_number, wrong_parts
-from prunus.best import Best
+from prunus.arguments import number, refusal, refuse, wrong_kind, wrong_methods, wrong_number
+from prunus.best import Best, no_state
 from prunus.errors import CheckpointError, FloorNotReachedError, NonFiniteError, UserError, listing
 from prunus.floor import Floor
 from prunus.hooks import StepHooks
@@ -543,8 +543,8 @@ def wrong_choices(
     yield wrong_kind("schedule", schedule, Schedule, "a Schedule", optional=True)
     if score is not None:
         blind = getattr(score, "uses_gradient", None) is False  # and so is never asked to observe
-        parts = ["uses_gradient", "of"] if blind else ["uses_gradient", "observe", "of"]
-        yield wrong_parts("score", score, parts, "a Score")
+        methods = ["of"] if blind else ["observe", "of"]
+        yield wrong_methods("score", score, methods, "a Score", attributes=["uses_gradient"])
     yield wrong_number("min_density", min_density, least=0, below=1)
 
 
@@ -564,17 +564,15 @@ def _check_state(state: Mapping[str, Any], remembered: Sequence[str]) -> None:
     """Make sure that a state has everything that a pruner's has, of the kinds it should be."""
     counts = ("steps", "steps_since_pruning", "prunings")
     parts = ("masks", "schedule", *remembered, "best")
-    try:
-        refuse(wrong_kind("it", state, Mapping, "a mapping"))
-        missing = [key for key in (*parts, *counts, "dense_metric") if key not in state]
-        refuse(f"it lacks {listing(missing)}" if missing else None)
-        refuse(
-            *(wrong_kind(key, state[key], Mapping, "a mapping") for key in parts),
-            *(wrong_number(key, state[key], whole=True, least=0) for key in counts),
-            wrong_number("dense_metric", state["dense_metric"], optional=True),
-        )
-    except UserError as error:
-        raise CheckpointError(f"this is not the state of a Pruner: {error}") from error
+    refuse(wrong_kind("it", state, Mapping, "a mapping"), error=no_state)
+    missing = [key for key in (*parts, *counts, "dense_metric") if key not in state]
+    refuse(f"it lacks {listing(missing)}" if missing else None, error=no_state)
+    refuse(
+        *(wrong_kind(key, state[key], Mapping, "a mapping") for key in parts),
+        *(wrong_number(key, state[key], whole=True, least=0) for key in counts),
+        wrong_number("dense_metric", state["dense_metric"], optional=True),
+        error=no_state,
+    )
 
 
 def _warn_of_rounding(penalty: RelevancePenalty | None, selection: Selection) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from prunus.arguments import refuse, wrong_kind
@@ -156,7 +156,7 @@ class _Place:
             return "norm"
         if "bias" in local:
             return "bias"
-        lazy = isinstance(self.parameter, UninitializedParameter)  # has no dimensions to ask for
+        lazy = is_lazy(self.parameter)  # has no dimensions to ask for
         if "weight" in local and (lazy or self.parameter.dim() >= 2):
             return "weight"
         return "other"
@@ -329,7 +329,7 @@ def _reject_unusable(targets: Sequence[Target]) -> None:
     problems = []
     for target in targets:
         parameter = target.parameter
-        if isinstance(parameter, UninitializedParameter):
+        if is_lazy(parameter):
             problems.append(f"{target.name} is not initialized yet (run the model once first)")
         elif parameter.is_meta:
             problems.append(f"{target.name} is on the meta device (give it memory first)")

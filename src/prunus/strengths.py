@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Protocol
 
-from prunus.arguments import refuse, wrong_number, wrong_parts
+from prunus.arguments import refuse, wrong_methods, wrong_number
 
 __all__ = ["ConstantStrength", "FollowLearningRate", "LinearDecay", "Strength", "as_strength"]
 
@@ -121,5 +121,5 @@ def as_strength(strength: float | Strength) -> Strength:
         return ConstantStrength(strength)
     if isinstance(strength, Real):  # a number of numpy's, say
         return ConstantStrength(float(strength))
-    refuse(wrong_parts("strength", strength, ["at"], "a number or a Strength"))
+    refuse(wrong_methods("strength", strength, ["at"], "a number or a Strength"))
     return strength

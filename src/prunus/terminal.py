@@ -30,6 +30,9 @@ __all__ = [
     "summary_table",
 ]
 
+_GIVEN = "--data FOLDER"
+"""What a recipe's data are called that the user gives."""
+
 
 class Watcher:
     """Shows a run as it goes: a live line on a terminal, and a plain line per epoch."""
@@ -101,9 +104,6 @@ class Watcher:
         if self._live is not None:
             self._live.stop()
             self._live = None
-
-
-_GIVEN = "--data FOLDER"
 
 
 def summary_table(summary: Mapping[str, Any]) -> Table:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from prunus import SparseFile, UserError, load_sparse, save_sparse
+from states import same
 
 # Of kinds that no type checker would let pass.
 NONE: Any = None
@@ -25,24 +26,26 @@ def copies(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
+def refused_whole(path: Path, model: nn.Module, message: str) -> None:
+    """Make sure that a model refuses a file, and stays as it was."""
+    before = copies(model)
+    with pytest.raises(UserError, match=message):
+        load_sparse(path, model)
+    assert same(copies(model), before)
+
+
 @pytest.mark.parametrize("other", [network(3), nn.Sequential(*network(), nn.Linear(2, 2))])
 def test_a_model_that_does_not_fit_is_left_as_it_was(tmp_path: Path, other: nn.Module) -> None:
     save_sparse(network(), tmp_path / "a")
-    before = copies(other)
-    with pytest.raises(UserError, match=r"does not fit the model: (?s:.*)(mismatch|Missing)"):
-        load_sparse(tmp_path / "a", other)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+    refused_whole(tmp_path / "a", other, r"does not fit the model: (?s:.*)(mismatch|Missing)")
 
 
 def test_a_model_that_would_lose_bits_is_refused(tmp_path: Path) -> None:
     save_sparse(network(), tmp_path / "a")
     other = network().half()
-    before = copies(other)
-    with pytest.raises(
-        UserError, match=r"0\.weight \(torch\.float16 for torch\.float32\).* rounded"
-    ):
-        load_sparse(tmp_path / "a", other)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+    refused_whole(
+        tmp_path / "a", other, r"0\.weight \(torch\.float16 for torch\.float32\).* rounded"
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,10 +102,7 @@ def test_a_hook_that_refuses_leaves_the_model_as_it_was(tmp_path: Path) -> None:
         raise LookupError("not today")
 
     other[2].register_load_state_dict_post_hook(refuse)
-    before = copies(other)
-    with pytest.raises(UserError, match="does not fit the model: not today"):
-        load_sparse(tmp_path / "a", other)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+    refused_whole(tmp_path / "a", other, "does not fit the model: not today")
 
 
 def test_a_layer_that_loads_itself_may_refuse_and_leaves_the_model_as_it_was(
@@ -115,10 +115,7 @@ def test_a_layer_that_loads_itself_may_refuse_and_leaves_the_model_as_it_was(
     other = network()
     other[2] = Choosy(6, 2)
     save_sparse(network(), tmp_path / "a")
-    before = copies(other)
-    with pytest.raises(UserError, match="does not fit the model: not today"):
-        load_sparse(tmp_path / "a", other)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+    refused_whole(tmp_path / "a", other, "does not fit the model: not today")
 
 
 def test_a_buffer_that_nobody_can_write_to(tmp_path: Path) -> None:
@@ -129,10 +126,7 @@ def test_a_buffer_that_nobody_can_write_to(tmp_path: Path) -> None:
 
     other = expanded()
     save_sparse(expanded(), tmp_path / "a")
-    before = copies(other)
-    with pytest.raises(UserError, match=r"does not fit the model: (?s:.*)wide"):
-        load_sparse(tmp_path / "a", other)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+    refused_whole(tmp_path / "a", other, r"does not fit the model: (?s:.*)wide")
 
 
 def test_state_that_is_no_tensor_is_left_alone(tmp_path: Path) -> None:

@@ -521,7 +521,10 @@ def floored(metric: str = "accuracy") -> PruningCallback:
         ),
         ({"metric": "val_loss"}, 'mode="min"'),
         ({"schedule": RelevancePenalty(1e-3)}, "schedule must be a Schedule or None, but is"),
-        ({"selection": select(nn.Linear(2, 2))}, "selection must be a function .* or None, but is"),
+        (
+            {"selection": select(nn.Linear(2, 2))},
+            r"selection must be a function .* or None, but is Selection\(1 tensors, .*select, bias",
+        ),
         ({"optimizer": "0"}, "optimizer must be the number of an optimizer, .* but is '0'"),
     ],
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.nn.parameter import is_lazy
 
 from prunus.errors import UserError, listing
 from prunus.selection import check_model
@@ -57,9 +57,7 @@ def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], path: str | 
 
 def _has_shape(value: Any) -> bool:
     """Tell tensors from other state, and from those of layers that have not seen an input yet."""
-    return isinstance(value, torch.Tensor) and not isinstance(
-        value, UninitializedParameter | UninitializedBuffer
-    )
+    return isinstance(value, torch.Tensor) and not is_lazy(value)
 
 
 def _unable(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> Iterator[str]:

@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.nn.parameter import is_lazy
 
 from prunus.arguments import refuse, wrong_choice, wrong_kind
 from prunus.errors import SparseFileError, UserError, listing, nearest
@@ -524,7 +524,7 @@ def _split(
 def _unfit(value: object) -> str | None:
     if not isinstance(value, torch.Tensor):
         return f"a {type(value).__name__}"
-    if isinstance(value, UninitializedParameter | UninitializedBuffer):
+    if is_lazy(value):
         return "not initialized yet: run the model once first"
     if is_sharded(value):
         return "held by several processes: gather the state first"
