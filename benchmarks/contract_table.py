@@ -2,9 +2,9 @@
 
 Each is trained by prunus and held against the same training spelled out in float64, without
 prunus: exact zeros, exact density, and both the removals and the end within a stated distance (see
-``tests/contract.py``, of which ``make test`` runs a part that covers every pair of method and
-optimizer). Run from the repository's root: ``python benchmarks/contract_table.py``; it takes about
-half an hour.
+``tests/helpers/contract.py``, of which ``make test`` runs a part that covers every pair of method
+and optimizer). Run from the repository's root: ``python benchmarks/contract_table.py``; it takes
+about half an hour.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from measuring import save
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-import contract
-from distributed.processes import together
+from helpers import contract
+from helpers.processes import together
 
 
 def run(layout: str, most: int | None) -> dict[str, Any]:

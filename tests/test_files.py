@@ -20,9 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
+from helpers.commands import mounted
+from helpers.states import same
 from prunus.errors import CheckpointError, UserError
 from prunus.files import load_tree, save_tree, write_atomically
-from recipes.commands import mounted
 
 DTYPES = [
     torch.float64,
@@ -36,31 +37,6 @@ DTYPES = [
     torch.uint8,
     torch.bool,
 ]
-
-
-def same(one: Any, other: Any) -> bool:
-    """Equal in type and to the last bit, not-a-numbers and signed zeros included."""
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, torch.Tensor):
-        return (
-            one.dtype == other.dtype
-            and one.shape == other.shape
-            and raw(one).tobytes() == raw(other).tobytes()
-        )
-    if isinstance(one, dict):
-        return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    if isinstance(one, float):
-        return struct.pack("d", one) == struct.pack("d", other) or (one != one and other != other)
-    return bool(one == other)
-
-
-def raw(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
-    plain = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
-    content: np.ndarray[Any, Any] = plain.view(-1).view(torch.uint8).numpy()
-    return content
 
 
 @st.composite

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from helpers.commands import prunus
 from prunus import save_sparse
 from prunus.errors import UserError
 from prunus.inspection import TensorDensity, model_file, tensor_densities
-from recipes.commands import prunus
 
 
 @pytest.fixture

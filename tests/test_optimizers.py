@@ -12,7 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from optimizers import OPTIMIZERS, Build
+from helpers.data import noise_batch
+from helpers.models import tanh_network
+from helpers.optimizers import OPTIMIZERS, Build
+from helpers.states import same
+from helpers.training import squared_error, train
 from prunus import (
     Constant,
     Exponential,
@@ -26,32 +30,12 @@ from prunus import (
 from prunus.optimizer_state import clear_state
 from prunus.penalty import Way
 
-INPUTS = torch.randn(16, 12, generator=torch.Generator().manual_seed(5))
-TARGETS = torch.randn(16, 4, generator=torch.Generator().manual_seed(6))
+BATCH = noise_batch(16, 12, 4, seed=5)
 
 
-def network() -> Any:
+def small_network() -> Any:
     # Without biases, for Muon takes matrices alone.
-    return nn.Sequential(nn.Linear(12, 10, bias=False), nn.Tanh(), nn.Linear(10, 4, bias=False))
-
-
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, pruner: Pruner) -> None:
-    in_loss = pruner._penalty is not None and pruner._penalty.way == "loss"
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss: torch.Tensor = (model(INPUTS) - TARGETS).square().mean()
-        if in_loss:
-            loss = loss + pruner.penalty(loss)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
-
-    for _ in range(steps):
-        if isinstance(optimizer, torch.optim.LBFGS):
-            optimizer.step(closure)  # type: ignore[no-untyped-call]
-        else:
-            closure()
-            optimizer.step()
+    return tanh_network(12, 10, 4, bias=False, seed=None)
 
 
 def removed_values(model: nn.Module, masks: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -77,17 +61,18 @@ def test_all_dense_optimizers_are_listed() -> None:
 @pytest.mark.parametrize("way", ["gradient", "loss", "decoupled"])
 @pytest.mark.parametrize("build", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_removed_weights_stay_zero(build: Build, way: Way) -> None:
-    model = network()
+    model = small_network()
     optimizer = build(model.parameters())
     pruner = Pruner(model, optimizer, RelevancePenalty(0.01, way=way))
-    train(model, optimizer, 4, pruner)
+    term = pruner.penalty if way == "loss" else None
+    train(model, optimizer, BATCH, 4, term)
     assert pruner.prune(sparsity=0.6) == 96
     masks = {name: mask.clone() for name, mask in pruner.masks.items()}
     before = copy.deepcopy(model.state_dict())
     for group in optimizer.param_groups:
         group["lr"] = group["lr"] * 2
     for _ in range(12):
-        train(model, optimizer, 1, pruner)
+        train(model, optimizer, BATCH, 1, term)
         assert_positive_zero(removed_values(model, masks))
     # The rest went on training: a test that froze everything would pass the above.
     assert all(
@@ -98,10 +83,10 @@ def test_removed_weights_stay_zero(build: Build, way: Way) -> None:
 
 @pytest.mark.parametrize("build", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_memory_of_removed_weights_is_cleared(build: Build) -> None:
-    model = network()
+    model = small_network()
     optimizer = build(model.parameters())
     pruner = Pruner(model, optimizer)
-    train(model, optimizer, 4, pruner)
+    train(model, optimizer, BATCH, 4)
     before = copy.deepcopy(optimizer.state_dict()["state"])
     pruner.prune(sparsity=0.5)
     for index, (name, parameter) in enumerate(model.named_parameters()):
@@ -123,7 +108,7 @@ def test_memory_of_removed_weights_is_cleared(build: Build) -> None:
     if isinstance(optimizer, torch.optim.LBFGS):
         assert not any(optimizer.state.values())
     # It stays cleared where the optimizer's memory is made of gradients, for those are blanked.
-    train(model, optimizer, 3, pruner)
+    train(model, optimizer, BATCH, 3)
     if type(optimizer) in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
         for value in per_weight():
             assert_positive_zero(value)
@@ -144,19 +129,19 @@ def test_state_shared_by_weights_is_left_alone() -> None:
 
 def test_momentum_alone_would_revive_without_the_masks() -> None:
     """The trap that the masks exist for; if this passes without them, the tests above are void."""
-    model = network()
+    model = small_network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     idle = Pruner(model, optimizer)
-    train(model, optimizer, 3, idle)
+    train(model, optimizer, BATCH, 3)
     idle.detach()
     weight = model[0].weight
     weight.data[0] = 0.0
-    train(model, optimizer, 1, idle)
+    train(model, optimizer, BATCH, 1)
     assert weight[0].ne(0).all()
 
 
 def test_an_infinite_gradient_of_a_removed_weight_does_not_reach_it() -> None:
-    model = network()
+    model = small_network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     pruner = Pruner(model, optimizer, RelevancePenalty(0.01))
     pruner.prune(sparsity=0.5)
@@ -172,76 +157,76 @@ def test_an_infinite_gradient_of_a_removed_weight_does_not_reach_it() -> None:
 
 
 def test_loading_an_optimizer_state_from_before_the_pruning_revives_nothing() -> None:
-    model = network()
+    model = small_network()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     pruner = Pruner(model, optimizer)
-    train(model, optimizer, 3, pruner)
+    train(model, optimizer, BATCH, 3)
     old = copy.deepcopy(optimizer.state_dict())
     pruner.prune(sparsity=0.7)
     masks = {name: mask.clone() for name, mask in pruner.masks.items()}
     optimizer.load_state_dict(old)
-    train(model, optimizer, 3, pruner)
+    train(model, optimizer, BATCH, 3)
     assert_positive_zero(removed_values(model, masks))
 
 
 def test_a_second_pruner_with_another_optimizer_keeps_the_zeros_of_the_first() -> None:
-    model = network()
+    model = small_network()
     first = torch.optim.Adam(model.parameters(), lr=0.01)
     pruner = Pruner(model, first)
-    train(model, first, 3, pruner)
+    train(model, first, BATCH, 3)
     pruner.prune(sparsity=0.5)
     masks = {name: mask.clone() for name, mask in pruner.masks.items()}
     second = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     later = Pruner(model, second, RelevancePenalty(0.01))
     assert later.sparsity == 0.5
-    train(model, second, 5, later)
+    train(model, second, BATCH, 5)
     assert_positive_zero(removed_values(model, masks))
     # What either removes, both respect.
     later.prune(sparsity=0.75)
     assert pruner.sparsity == 0.75
-    train(model, first, 5, pruner)
+    train(model, first, BATCH, 5)
     assert_positive_zero(removed_values(model, dict(later.masks)))
 
 
 def test_two_pruners_on_one_optimizer() -> None:
-    model = network()
+    model = small_network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     one = Pruner(model, optimizer, selection=select(model, "0"))
     two = Pruner(model, optimizer, selection=select(model, "2"))
-    train(model, optimizer, 2, one)
+    train(model, optimizer, BATCH, 2)
     one.prune(sparsity=0.5)
     two.prune(sparsity=0.25)
     masks = {name: mask.clone() for name, mask in (*one.masks.items(), *two.masks.items())}
-    train(model, optimizer, 5, one)
+    train(model, optimizer, BATCH, 5)
     assert [int((~mask).sum()) for mask in masks.values()] == [60, 10]
     assert_positive_zero(removed_values(model, masks))
 
 
 def test_detach_lets_go() -> None:
-    model = network()
+    model = small_network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     pruner = Pruner(model, optimizer)
     pruner.prune(sparsity=0.5)
     pruner.detach()
-    train(model, optimizer, 1, pruner)
+    train(model, optimizer, BATCH, 1)
     assert all(p.ne(0).all() for p in model.parameters())
     assert Pruner(model, optimizer).sparsity == 0.0
 
 
 def test_detaching_one_pruner_leaves_the_masks_of_another() -> None:
-    model = network()
+    model = small_network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     one, two = Pruner(model, optimizer), Pruner(model, optimizer)
     one.prune(sparsity=0.5)
     masks = {name: mask.clone() for name, mask in two.masks.items()}
     one.detach()
     assert Pruner(model, optimizer).sparsity == 0.5
-    train(model, optimizer, 2, two)
+    train(model, optimizer, BATCH, 2)
     assert_positive_zero(removed_values(model, masks))
 
 
 def test_a_forgotten_pruner_leaves_its_masks_in_force() -> None:
-    model = network()
+    model = small_network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     Pruner(model, optimizer).prune(sparsity=0.5)
     del optimizer
@@ -251,7 +236,7 @@ def test_a_forgotten_pruner_leaves_its_masks_in_force() -> None:
 
 
 def test_masks_from_zeros_keep_a_sparse_model_sparse() -> None:
-    model = network()
+    model = small_network()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter[torch.rand_like(parameter) < 0.8] = 0.0
@@ -259,19 +244,20 @@ def test_masks_from_zeros_keep_a_sparse_model_sparse() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     selection = select(model)
     pruner = Pruner(model, optimizer, selection=selection, masks=Masks.from_zeros(selection))
-    train(model, optimizer, 5, pruner)
+    train(model, optimizer, BATCH, 5)
+    assert same(dict(pruner.masks), masks)
     assert_positive_zero(removed_values(model, masks))
 
 
 def test_the_model_looks_as_if_prunus_were_not_there() -> None:
-    model = network()
-    plain = network()
+    model = small_network()
+    plain = small_network()
     keys = list(model.state_dict())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     pruner = Pruner(
         model, optimizer, RelevancePenalty(0.01), OneShot(sparsity=0.5, at=2), score=Taylor()
     )
-    train(model, optimizer, 4, pruner)
+    train(model, optimizer, BATCH, 4)
     assert list(model.state_dict()) == keys
     assert [name for name, _ in model.named_modules()] == [n for n, _ in plain.named_modules()]
     assert all(type(p) is nn.Parameter for p in model.parameters())
@@ -287,7 +273,7 @@ def test_the_model_looks_as_if_prunus_were_not_there() -> None:
         )
         # A copy is its own model: it trains freely and does not touch the original's masks.
         free = torch.optim.SGD(copied.parameters(), lr=0.05)
-        train(copied, free, 1, pruner)
+        train(copied, free, BATCH, 1)
         assert all(p.ne(0).all() for p in copied.parameters())
     state = copy.deepcopy(optimizer).state_dict()
     assert "param_groups" in state
@@ -315,16 +301,16 @@ def test_changing_type_and_layout_keeps_the_masks() -> None:
 
 @pytest.mark.filterwarnings("ignore")  # the compiler warns of its own matters
 def test_compiled_models() -> None:
-    model = network()
+    model = small_network()
     compiled: Any = torch.compile(model, backend="eager")
     optimizer = torch.optim.SGD(compiled.parameters(), lr=0.05, momentum=0.9)
     pruner = Pruner(compiled, optimizer, RelevancePenalty(0.01, Constant()))
     assert list(pruner.selection) == ["0.weight", "2.weight"]
     for _ in range(2):
-        train(compiled, optimizer, 2, pruner)
+        train(compiled, optimizer, BATCH, 2)
         pruner.prune(sparsity=0.5)
-    train(compiled, optimizer, 2, pruner)
-    assert torch.equal(compiled(INPUTS), model(INPUTS))
+    train(compiled, optimizer, BATCH, 2)
+    assert torch.equal(compiled(BATCH[0]), model(BATCH[0]))
     assert_positive_zero(removed_values(model, dict(pruner.masks)))
 
 
@@ -332,7 +318,7 @@ def scaled_step(
     scaler: torch.amp.GradScaler, model: nn.Module, optimizer: Any, gain: float, unscale: bool
 ) -> None:
     optimizer.zero_grad()
-    scaler.scale((model(INPUTS) - TARGETS).square().mean() * gain).backward()
+    scaler.scale(squared_error(model, BATCH) * gain).backward()  # type: ignore[no-untyped-call]
     if unscale:
         scaler.unscale_(optimizer)
     scaler.step(optimizer)
@@ -369,7 +355,7 @@ def test_under_a_gradient_scaler_relevance_is_that_of_the_true_gradient(
 ) -> None:
     def trained(scale: float | None) -> list[torch.Tensor]:
         torch.manual_seed(4)
-        model = network()
+        model = small_network()
         optimizer = build(list(model.parameters()))
         pruner = Pruner(model, optimizer, **SCALED[name])
         scaler = torch.amp.GradScaler(
@@ -388,7 +374,7 @@ def test_under_a_gradient_scaler_relevance_is_that_of_the_true_gradient(
 @pytest.mark.parametrize("build", [fused, foreach, fused_sgd])
 @pytest.mark.parametrize("name", SCALED)
 def test_a_step_that_the_scaler_skips_is_skipped(build: Build, unscale: bool, name: str) -> None:
-    model = network()
+    model = small_network()
     optimizer = build(list(model.parameters()))
     pruner = Pruner(model, optimizer, **SCALED[name])
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
@@ -404,7 +390,7 @@ def test_a_step_that_the_scaler_skips_is_skipped(build: Build, unscale: bool, na
 
 
 def test_removed_weights_stay_zero_under_a_scaler_that_leaves_unscaling_to_the_optimizer() -> None:
-    model = network()
+    model = small_network()
     optimizer = fused(model.parameters())
     pruner = Pruner(model, optimizer, RelevancePenalty(0.1), OneShot(sparsity=0.5, at=2))
     scaler = torch.amp.GradScaler("cpu")

@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from helpers.data import normal
+from helpers.models import normalized_network
+from helpers.states import same, states_equal
 from prunus import (
     CheckpointError,
     Exponential,
@@ -36,14 +39,10 @@ from prunus import (
     select,
 )
 from prunus.penalty import Way
-from states import same
 
 
-def network(seed: int = 0) -> Any:
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Linear(20, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 3)
-    )
+def classifier() -> Any:
+    return normalized_network()
 
 
 def sgd(model: nn.Module, lr: float = 0.05) -> torch.optim.Optimizer:
@@ -51,8 +50,8 @@ def sgd(model: nn.Module, lr: float = 0.05) -> torch.optim.Optimizer:
 
 
 # Five of the twenty inputs decide the class; a pruner has fifteen to find irrelevant.
-INPUTS = torch.randn(600, 20, generator=torch.Generator().manual_seed(1))
-LABELS = (INPUTS[:, :5] @ torch.randn(5, 3, generator=torch.Generator().manual_seed(2))).argmax(1)
+INPUTS = normal(600, 20, seed=1)
+LABELS = (INPUTS[:, :5] @ normal(5, 3, seed=2)).argmax(1)
 
 
 def epoch(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -72,7 +71,7 @@ def accuracy(model: nn.Module) -> float:
 
 
 def test_iterative_pruning_delivers_the_sparsest_state_above_the_floor() -> None:
-    model = network()
+    model = classifier()
     optimizer = sgd(model)
     for _ in range(15):
         epoch(model, optimizer)
@@ -130,7 +129,7 @@ def test_weights_that_the_loss_does_not_depend_on_go_first(way: Way) -> None:
 
 
 def test_a_minimised_metric_has_a_ceiling() -> None:
-    model = network()
+    model = classifier()
     pruner = Pruner(model, sgd(model), schedule=IterativePruning(floor="dense*1.1", mode="min"))
     assert pruner.floor is None
     assert pruner.step(2.0).met
@@ -160,17 +159,17 @@ def test_a_denser_state_never_replaces_a_sparser_one() -> None:
 
 
 def test_finishing_where_the_floor_was_never_met() -> None:
-    model = network()
+    model = classifier()
     pruner = Pruner(model, sgd(model), schedule=IterativePruning(floor=0.9))
     before = copy.deepcopy(model.state_dict())
     assert pruner.step(0.8).removed == 0
     with pytest.raises(FloorNotReachedError, match=r"no validation met the floor 0\.9 \(0\.9\)"):
         pruner.finish()
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert same(model.state_dict(), before)
 
 
 def test_gradual_pruning_reaches_the_exact_count_while_training() -> None:
-    model = network()
+    model = classifier()
     optimizer = sgd(model)
     pruner = Pruner(model, optimizer, schedule=GradualPruning(kept=77, begin=5, end=40, every=7))
     history = []
@@ -237,7 +236,7 @@ def test_a_resumed_run_equals_an_unstopped_one_to_the_last_bit(
     make: Callable[[], tuple[RelevancePenalty, Schedule, Score]], stop: int, dtype: torch.dtype
 ) -> None:
     def start() -> tuple[nn.Sequential, torch.optim.Optimizer, Pruner]:
-        model = network().to(dtype)
+        model = classifier().to(dtype)
         optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
         penalty, schedule, score = make()
         return model, optimizer, Pruner(model, optimizer, penalty, schedule, score=score)
@@ -293,7 +292,7 @@ def test_masks_are_saved_eight_weights_to_a_byte() -> None:
 
 
 def test_the_state_of_another_model_is_refused() -> None:
-    model, other = network(), nn.Linear(3, 3)
+    model, other = classifier(), nn.Linear(3, 3)
     pruner = Pruner(model, sgd(model))
     with pytest.raises(CheckpointError, match="missing 0.weight, 4.weight; unknown weight"):
         pruner.load_state_dict(Pruner(other, sgd(other)).state_dict())
@@ -304,11 +303,11 @@ def test_the_state_of_another_model_is_refused() -> None:
 
 def test_an_optimizer_of_another_model_is_refused() -> None:
     with pytest.raises(UserError, match=r"but it lacks 0\.weight, 4\.weight: build it from this"):
-        Pruner(network(), sgd(network()))
+        Pruner(classifier(), sgd(classifier()))
 
 
 def test_an_optimizer_of_a_part_is_refused_unless_the_rest_is_left_out() -> None:
-    model = network()
+    model = classifier()
     with pytest.raises(UserError, match=r"but it lacks 0\.weight: build it"):
         Pruner(model, sgd(model[4]))
     pruner = Pruner(model, sgd(model[4]), selection=select(model, exclude="0"))
@@ -317,7 +316,7 @@ def test_an_optimizer_of_a_part_is_refused_unless_the_rest_is_left_out() -> None
 
 @pytest.mark.parametrize("metric", [math.nan, math.inf, -math.inf])
 def test_a_metric_that_is_not_finite(metric: float) -> None:
-    model = network()
+    model = classifier()
     pruner = Pruner(model, sgd(model), schedule=IterativePruning(floor=0.5))
     with pytest.raises(NonFiniteError, match="the validation metric must be finite, but is"):
         pruner.step(metric)
@@ -326,7 +325,7 @@ def test_a_metric_that_is_not_finite(metric: float) -> None:
 
 @pytest.mark.parametrize("metric", ["good", "0.9", [0.9], {"accuracy": 0.9}, torch.ones(2)])
 def test_a_metric_that_is_no_number(metric: Any) -> None:
-    model = network()
+    model = classifier()
     pruner = Pruner(model, sgd(model), schedule=IterativePruning(floor=0.5))
     for call in (pruner.step, pruner.consider):
         with pytest.raises(UserError, match="the validation metric must be a number, but is"):
@@ -335,7 +334,7 @@ def test_a_metric_that_is_no_number(metric: Any) -> None:
 
 
 def test_a_metric_may_be_a_tensor_of_one_number() -> None:
-    model = network()
+    model = classifier()
     metric: Any = torch.tensor(0.75)
     seen = Pruner(model, sgd(model), schedule=IterativePruning(floor=0.5)).step(metric)
     assert (type(seen.metric), seen.metric, seen.met) == (float, 0.75, True)
@@ -343,7 +342,7 @@ def test_a_metric_may_be_a_tensor_of_one_number() -> None:
 
 def refused_whole(change: Callable[[dict[str, Any]], dict[str, Any]], message: str) -> None:
     """Make sure that a state with this change is refused, and leaves the pruner as it is."""
-    model = network()
+    model = classifier()
     pruner = Pruner(model, sgd(model), schedule=IterativePruning(floor=0.5))
     pruner.step(0.9)
     state = pruner.state_dict()
@@ -372,7 +371,7 @@ def test_a_damaged_state_is_refused_whole(change: dict[str, Any], message: str) 
 
 
 def test_what_is_no_state_at_all_is_refused() -> None:
-    model = network()
+    model = classifier()
     with pytest.raises(CheckpointError, match="it must be a mapping, but is None"):
         Pruner(model, sgd(model)).load_state_dict(None)  # type: ignore[arg-type]
 
@@ -433,7 +432,7 @@ def test_the_state_of_another_model_is_refused_whole(change: Any, message: str) 
 
 
 def test_a_schedule_that_needs_a_metric() -> None:
-    model = network()
+    model = classifier()
     pruner = Pruner(model, sgd(model), schedule=IterativePruning(floor=0.5))
     with pytest.raises(UserError, match=r"IterativePruning with floor=0\.5 needs the validation"):
         pruner.step()
@@ -452,13 +451,13 @@ def test_a_schedule_that_needs_a_metric() -> None:
     ],
 )
 def test_bad_amounts(arguments: dict[str, float], message: str) -> None:
-    model = network()
+    model = classifier()
     with pytest.raises(UserError, match=message):
         Pruner(model, sgd(model)).prune(**arguments)  # type: ignore[arg-type]
 
 
 def test_the_guard_is_heard_by_hand_and_by_schedule() -> None:
-    model = network()
+    model = classifier()
     pruner = Pruner(model, sgd(model), min_density=0.5)
     with pytest.raises(UserError, match="cannot keep only 74 weights: min_density=0.5 keeps at"):
         pruner.prune(sparsity=0.9)
@@ -467,7 +466,7 @@ def test_the_guard_is_heard_by_hand_and_by_schedule() -> None:
         IterativePruning(floor=0.5, fraction=0.4, target=0.9),
         IterativePruning(floor=0.5, fraction=0.4),
     ):
-        model = network()
+        model = classifier()
         pruner = Pruner(model, sgd(model), schedule=schedule, min_density=0.5)
         for _ in range(10):
             pruner.step(0.9)
@@ -476,7 +475,7 @@ def test_the_guard_is_heard_by_hand_and_by_schedule() -> None:
 
 
 def test_iterative_pruning_never_removes_the_last_weight() -> None:
-    model = network()
+    model = classifier()
     pruner = Pruner(model, sgd(model), schedule=IterativePruning(floor=0.5), min_density=0.0)
     for _ in range(200):
         pruner.step(0.9)
@@ -487,7 +486,7 @@ def test_iterative_pruning_never_removes_the_last_weight() -> None:
 def test_a_schedule_may_serve_several_pruners() -> None:
     schedule = OneShot(sparsity=0.5)
     for _ in range(2):
-        model = network()
+        model = classifier()
         assert Pruner(model, sgd(model), schedule=schedule).step(0.5).removed == 368
 
 
@@ -511,7 +510,7 @@ def test_a_model_may_change_its_type_between_steps(
 
 
 def test_a_second_penalty_on_the_same_optimizer_is_refused() -> None:
-    model = network()
+    model = classifier()
     optimizer = sgd(model)
     first = Pruner(model, optimizer, RelevancePenalty(0.1))
     with pytest.raises(UserError, match=r"penalty on these tensors already.*call detach\(\)"):
@@ -521,14 +520,14 @@ def test_a_second_penalty_on_the_same_optimizer_is_refused() -> None:
 
 
 def test_a_pruner_cannot_be_copied() -> None:
-    model = network()
+    model = classifier()
     pruner = Pruner(model, sgd(model))
     with pytest.raises(UserError, match=r"cannot be copied or pickled: save pruner.state_dict\(\)"):
         copy.deepcopy(pruner)
 
 
 def test_a_metric_of_revived_weights_is_refused() -> None:
-    model = network()
+    model = classifier()
     dense = copy.deepcopy(model.state_dict())
     pruner = Pruner(model, sgd(model), schedule=IterativePruning(floor=0.5))
     pruner.prune(sparsity=0.5)
@@ -541,7 +540,7 @@ def test_a_metric_of_revived_weights_is_refused() -> None:
 
 @pytest.mark.parametrize("key", ["score", "averages", "remainders"])
 def test_what_is_remembered_of_other_shapes_is_refused(key: str) -> None:
-    model = network()
+    model = classifier()
     pruner = Pruner(model, sgd(model), RelevancePenalty(0.1, smoothing=0.9), score=Taylor())
     epoch(model, pruner.optimizer)
     state = pruner.state_dict()
@@ -593,7 +592,7 @@ def test_the_average_moves_on_while_the_strength_is_zero() -> None:
 
 
 def test_a_state_that_is_refused_changes_nothing() -> None:
-    model, other = network(), network()
+    model, other = classifier(), classifier()
     iterative = Pruner(model, sgd(model), schedule=IterativePruning(floor=0.5))
     once = Pruner(other, sgd(other), schedule=OneShot(sparsity=0.5))
     once.step(0.9)
@@ -628,13 +627,13 @@ def test_a_state_that_is_refused_changes_nothing() -> None:
     ],
 )
 def test_arguments_of_another_kind(arguments: dict[str, Any], message: str) -> None:
-    model = network()
+    model = classifier()
     with pytest.raises(UserError, match=message):
         Pruner(**{"model": model, "optimizer": sgd(model), **arguments})
 
 
 def test_all_arguments_of_another_kind_are_said_at_once() -> None:
-    model = network()
+    model = classifier()
     with pytest.raises(UserError, match="penalty must be .*; min_density must .*; masks must "):
         Pruner(model, sgd(model), 0.1, min_density=2, masks=3)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="^model must be .*; optimizer must be .*; schedule must "):
@@ -653,13 +652,13 @@ def test_a_score_that_looks_at_no_gradient_needs_not_observe() -> None:
     class Unsaid:
         of = Signed.of
 
-    model = network()
+    model = classifier()
     pruner = Pruner(model, sgd(model), score=Signed())  # type: ignore[arg-type]
     pruner.prune(sparsity=0.25)
     epoch(model, pruner.optimizer)
     assert pruner.masks.kept == 552
     with pytest.raises(UserError, match="without uses_gradient, observe$"):
-        Pruner(network(), sgd(model), score=Unsaid())  # type: ignore[arg-type]
+        Pruner(classifier(), sgd(model), score=Unsaid())  # type: ignore[arg-type]
 
 
 class Lookahead(torch.optim.Optimizer):
@@ -685,7 +684,7 @@ class Lookahead(torch.optim.Optimizer):
 
 
 def test_an_optimizer_around_another_keeps_the_zeros_that_it_makes() -> None:
-    model = network()
+    model = classifier()
     optimizer = Lookahead(sgd(model))
     pruner = Pruner(model, optimizer)
     epoch(model, optimizer)
@@ -696,7 +695,7 @@ def test_an_optimizer_around_another_keeps_the_zeros_that_it_makes() -> None:
 
 
 def test_an_optimizer_within_another_forgets_too() -> None:
-    model = network()
+    model = classifier()
     within = torch.optim.AdamW(model.parameters())
     optimizer = Lookahead(within)
     pruner = Pruner(model, optimizer)
@@ -738,13 +737,13 @@ def test_what_has_no_step_hooks_is_no_optimizer() -> None:
         def __init__(self, optimizer: torch.optim.Optimizer) -> None:
             self.optimizer = optimizer
 
-    model = network()
+    model = classifier()
     with pytest.raises(UserError, match="step hooks, but Around has none: give the one that it"):
         Pruner(model, Around(sgd(model)))
 
 
 def test_a_selection_of_another_model_is_refused() -> None:
-    model, other = network(), network()
+    model, other = classifier(), classifier()
     optimizer = sgd(nn.ModuleList([model, other]))
     with pytest.raises(
         UserError, match=r"the model's own, but 0\.weight, 4\.weight are not: select"
@@ -753,7 +752,7 @@ def test_a_selection_of_another_model_is_refused() -> None:
 
 
 def test_a_layer_that_was_replaced_is_noticed_before_anything_is_said_of_it() -> None:
-    model = network()
+    model = classifier()
     pruner = Pruner(model, sgd(model), schedule=IterativePruning(floor=0.5, fraction=0.5))
     assert pruner.step(0.9).best
     replaced = model[4]
@@ -768,29 +767,29 @@ def test_a_layer_that_was_replaced_is_noticed_before_anything_is_said_of_it() ->
 
 def test_an_infinite_limit_of_the_norm_limits_nothing() -> None:
     limits: Any = (None, math.inf, np.float32(math.inf))
-    one, *others = (network() for _ in limits)
+    one, *others = (classifier() for _ in limits)
     for model, limit in zip((one, *others), limits, strict=True):
         optimizer = sgd(model)
         Pruner(model, optimizer, max_grad_norm=limit)
         torch.manual_seed(0)
         epoch(model, optimizer)
-    assert all(torch.equal(one[0].weight, other[0].weight) for other in others)
+    assert all(states_equal(one, other) for other in others)
 
 
 def test_taylor_needs_the_gradient_of_the_loss_alone() -> None:
-    model = network()
+    model = classifier()
     with pytest.raises(UserError, match='Taylor needs the gradient of the loss alone.*way="loss"'):
         Pruner(model, sgd(model), RelevancePenalty(0.1, way="loss"), score=Taylor())
 
 
 def test_bad_minimum_density() -> None:
-    model = network()
+    model = classifier()
     with pytest.raises(UserError, match=r"min_density must be from 0 to below 1, but is 1\.0"):
         Pruner(model, sgd(model), min_density=1.0)
 
 
 def test_no_layer_is_emptied_by_default() -> None:
-    model = network()
+    model = classifier()
     model[0].weight.data.mul_(1e-6)
     pruner = Pruner(model, sgd(model))
     pruner.prune(sparsity=0.99)
@@ -798,7 +797,7 @@ def test_no_layer_is_emptied_by_default() -> None:
 
 
 def test_no_penalty_and_no_schedule_is_the_dense_baseline_to_the_bit() -> None:
-    plain, watched = network(), network()
+    plain, watched = classifier(), classifier()
     one, two = sgd(plain), sgd(watched)
     pruner = Pruner(watched, two)
     for model, optimizer in ((plain, one), (watched, two)):
@@ -839,7 +838,7 @@ def test_attention_and_recurrent_layers_prune_and_train() -> None:
 
 
 def test_masks_given_at_the_start_are_in_force_at_once() -> None:
-    model = network()
+    model = classifier()
     selection = select(model)
     masks = Masks(selection)
     masks["0.weight"][:, 5:] = False

@@ -12,6 +12,15 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from distributed.test_sharded import (
+    fsdp,
+    one_process,
+    take_steps,
+    tensor_parallel,
+    transformer,
+    whole,
+)
+from helpers.processes import together
 from prunus import (
     CheckpointError,
     Exponential,
@@ -21,9 +30,6 @@ from prunus import (
     Taylor,
     select,
 )
-
-from .processes import together
-from .test_sharded import fsdp, one_process, take_steps, tensor_parallel, transformer, whole
 
 LAYOUTS = {"fsdp": fsdp, "tensor_parallel": tensor_parallel, "one_process": one_process}
 

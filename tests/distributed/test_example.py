@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from helpers.states import same
 from prunus import load_sparse
-from states import same
 
 ROOT = Path(__file__).parents[2]
 

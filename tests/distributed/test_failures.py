@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
+from helpers.processes import together
 from prunus import (
     NonFiniteError,
     OneShot,
@@ -24,8 +25,6 @@ from prunus import (
     UserError,
 )
 from prunus.shards import local
-
-from .processes import together
 
 
 def sharded() -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -115,7 +114,7 @@ def lose(rank: int, folder: str, how: str) -> None:
     if rank == 1:
         if how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(60)  # alive, but it does not call the pruner
+        time.sleep(600)  # alive, but it does not call the pruner
     try:
         pruner.prune(sparsity=0.5)
     except PeerError as error:
@@ -134,9 +133,9 @@ def test_the_others_end_soon_when_one_is_lost(tmp_path: Path, how: str) -> None:
         for rank in range(2)
     ]
     try:
-        began = time.monotonic()
         assert workers[0].wait(timeout=60) == 7
-        assert time.monotonic() - began < 50
+        # It did not wait for the end of the other, which is alive for longer than the guard above.
+        assert workers[1].poll() == (-signal.SIGKILL if how == "killed" else None)
     finally:
         for worker in workers:
             worker.kill()

@@ -10,6 +10,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from helpers.data import noise_batch
+from helpers.models import tanh_network
+from helpers.processes import together
 from prunus import (
     Exponential,
     IterativePruning,
@@ -21,15 +24,11 @@ from prunus import (
 )
 from prunus.penalty import Way
 
-from .processes import together
-
-INPUTS = torch.randn(64, 12, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-TARGETS = torch.randn(64, 4, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+INPUTS, TARGETS = noise_batch(64, 12, 4, seed=5, dtype=torch.float64)
 
 
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(12, 30), nn.Tanh(), nn.Linear(30, 4)).double()
+def small_network() -> nn.Module:
+    return tanh_network(12, 30, 4, dtype=torch.float64)
 
 
 def trained(model: nn.Module, way: Way, micro: int, share: slice) -> dict[str, Any]:
@@ -66,12 +65,14 @@ def trained(model: nn.Module, way: Way, micro: int, share: slice) -> dict[str, A
 
 def on_two(way: Way, micro: int) -> dict[str, Any]:
     rank = dist.get_rank()
-    return trained(DistributedDataParallel(network()), way, micro, slice(32 * rank, 32 * rank + 32))
+    return trained(
+        DistributedDataParallel(small_network()), way, micro, slice(32 * rank, 32 * rank + 32)
+    )
 
 
 def refusals() -> dict[str, str]:
     rank, said = dist.get_rank(), {}
-    model = DistributedDataParallel(network())
+    model = DistributedDataParallel(small_network())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     pruner = Pruner(model, optimizer, schedule=OneShot(sparsity=0.5))
     with contextlib.suppress(UserError):
@@ -120,7 +121,7 @@ def work() -> dict[str, Any]:
 def test_replicas_prune_alike_and_as_one_process_does() -> None:
     first, second = together(2, work)
     for name, way in (("gradient", "gradient"), ("decoupled, accumulated", "decoupled")):
-        alone = trained(network(), way, 1, slice(None))  # type: ignore[arg-type]
+        alone = trained(small_network(), way, 1, slice(None))  # type: ignore[arg-type]
         for outcome in (first, second):
             assert outcome[name]["names"] == alone["names"] == ["0.weight", "2.weight"]
             assert outcome[name]["kept"] == alone["kept"] == 115  # 480 · 0.7⁴, each time rounded

@@ -12,8 +12,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Shard
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -22,6 +21,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
+from helpers.processes import together
 from prunus import (
     Constant,
     Exponential,
@@ -36,8 +36,6 @@ from prunus import (
     save_sparse,
     select,
 )
-
-from .processes import together
 
 STEPS = 8
 
@@ -130,12 +128,8 @@ SUMMED: dict[str, dict[str, Any]] = {
 def laid_out(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     if not isinstance(like, DTensor):
         return value
-    mesh, placements = like.device_mesh, like.placements
-    size, start = compute_local_shape_and_global_offset(value.shape, mesh, placements)
-    part = value[tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))].contiguous()
-    return DTensor.from_local(
-        part, mesh, placements, run_check=False, shape=value.shape, stride=value.stride()
-    )
+    # Each process has all of it already, so that nothing is sent.
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def whole(value: torch.Tensor) -> torch.Tensor:

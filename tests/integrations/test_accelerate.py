@@ -19,6 +19,9 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import TorchDynamoPlugin
 from torch.utils.data import DataLoader, TensorDataset
 
+from helpers.data import tanh_batch
+from helpers.models import tanh_network
+from helpers.states import same, states_equal
 from prunus import (
     CheckpointError,
     Exponential,
@@ -34,34 +37,28 @@ from prunus import (
 from prunus.files import load_tree
 from prunus.integrations.accelerate import AcceleratedPruner
 from prunus.integrations.common import STATE_FILE
-from states import same, states_equal
 
 
 @pytest.fixture(autouse=True)
 def _anew() -> Iterator[None]:
     """The accelerator's settings are the process's; leave none to the next test."""
     yield
+    # Private, but accelerate offers nothing else that undoes its settings.
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
 
 
-def network() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(12, 24), nn.Tanh(), nn.Dropout(0.1), nn.Linear(24, 3))
+def dropout_network() -> nn.Sequential:
+    return tanh_network(12, 24, 3, dropout=0.1)
 
 
 def adamw(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
 
 
-def data() -> tuple[torch.Tensor, torch.Tensor]:
-    x = torch.randn(48, 12, generator=torch.Generator().manual_seed(1))
-    return x, x[:, :3].tanh()
-
-
 def examples(batch: int = 4) -> Any:
     # With a generator of its own, or each epoch's beginning would draw from that of the dropout.
-    return DataLoader(TensorDataset(*data()), batch_size=batch, generator=torch.Generator())
+    return DataLoader(TensorDataset(*tanh_batch()), batch_size=batch, generator=torch.Generator())
 
 
 def loss_of(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -75,7 +72,7 @@ def first(model: nn.Module) -> torch.Tensor:
 
 def validated(model: nn.Module) -> float:
     with torch.no_grad():
-        return float(loss_of(model, *data()))
+        return float(loss_of(model, *tanh_batch()))
 
 
 def stateful() -> dict[str, Any]:
@@ -94,7 +91,7 @@ class Run:
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.folder = folder
         self.accelerator = Accelerator(cpu=True, **settings)
-        self.bare = network()
+        self.bare = dropout_network()
         self.model, self.optimizer, self.loader = self.accelerator.prepare(
             self.bare, adamw(self.bare), examples()
         )
@@ -152,7 +149,7 @@ def test_a_resumed_run_equals_the_unstopped_one(
 
 
 def test_a_plain_loop_gives_the_same_bits(unstopped: Run) -> None:
-    model = network()
+    model = dropout_network()
     optimizer = adamw(model)
     pruner = Pruner(model, optimizer, **stateful())
     loader = examples()
@@ -168,7 +165,7 @@ def test_a_plain_loop_gives_the_same_bits(unstopped: Run) -> None:
 
 def trained(batch: int, accumulate: int) -> nn.Module:
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
-    model = network().eval()  # without dropout, which would be drawn for other batches
+    model = dropout_network().eval()  # without dropout, which would be drawn for other batches
     optimizer = adamw(model)
     _, optimizer, loader = accelerator.prepare(model, optimizer, examples(batch=batch))
     pruner = AcceleratedPruner(
@@ -199,7 +196,7 @@ def test_a_step_that_the_scaler_skips_is_not_seen(fused: bool) -> None:
     accelerator = Accelerator(cpu=True)
     # On a CPU the accelerator itself makes no scaler.
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    model = network()
+    model = dropout_network()
     made = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=fused)
     _, optimizer = accelerator.prepare(model, made)
     pruner = AcceleratedPruner(
@@ -225,19 +222,23 @@ def test_relevance_under_the_scaler_is_that_of_the_true_gradient() -> None:
         accelerator = Accelerator(cpu=True)
         if scale is not None:
             accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-        model = network().eval()
+        model = dropout_network().eval()
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-30)  # so that the penalty is alone
         _, prepared = accelerator.prepare(model, optimizer)
         penalty = RelevancePenalty(0.5, Exponential(1e-2), way="decoupled")
         AcceleratedPruner(accelerator, model, prepared, penalty, max_grad_norm=1e-3)
         before = first(model).clone()
-        accelerator.backward(loss_of(model, *data()))
+        accelerator.backward(loss_of(model, *tanh_batch()))
         prepared.step()
         return first(model) / before
 
-    plain = shrunk(None)
-    assert plain.min() < 0.9 < plain.max()
-    torch.testing.assert_close(shrunk(2.0**12), plain)
+    model = dropout_network().eval()
+    loss_of(model, *tanh_batch()).backward()  # type: ignore[no-untyped-call]
+    # Twice the strength, times the relevance of the gradient before clipping.
+    expected = 1 - 2 * 0.5 * torch.exp(-model.get_parameter("0.weight").grad.abs() / 1e-2)  # type: ignore[union-attr]
+    assert expected.min() < 0.9 < expected.max()
+    for scale in (None, 2.0**12):
+        torch.testing.assert_close(shrunk(scale), expected)
 
 
 @pytest.mark.filterwarnings("default")  # the compiler has some of its own
@@ -252,7 +253,7 @@ def test_relevance_under_the_scaler_is_that_of_the_true_gradient() -> None:
 )
 def test_what_the_accelerator_wraps_the_model_in(settings: dict[str, Any]) -> None:
     accelerator = Accelerator(cpu=True, **settings)
-    bare = network()
+    bare = dropout_network()
     model, optimizer, loader = accelerator.prepare(bare, adamw(bare), examples())
     pruner = AcceleratedPruner(
         accelerator, model, optimizer, RelevancePenalty(1e-2), GradualPruning(sparsity=0.8, end=4)
@@ -268,7 +269,9 @@ def test_what_the_accelerator_wraps_the_model_in(settings: dict[str, Any]) -> No
 
 def test_two_pruners_have_a_file_each(tmp_path: Path) -> None:
     accelerator = Accelerator(cpu=True)
-    pairs = [accelerator.prepare(model, adamw(model)) for model in (network(), network())]
+    pairs = [
+        accelerator.prepare(model, adamw(model)) for model in (dropout_network(), dropout_network())
+    ]
     one, other = (AcceleratedPruner(accelerator, *pair) for pair in pairs)
     one.prune(sparsity=0.25)
     other.prune(sparsity=0.75)
@@ -285,7 +288,7 @@ def test_two_pruners_have_a_file_each(tmp_path: Path) -> None:
 
 def test_a_checkpoint_saved_without_the_pruner(tmp_path: Path) -> None:
     accelerator = Accelerator(cpu=True)
-    model = network()
+    model = dropout_network()
     _, optimizer = accelerator.prepare(model, adamw(model))
     accelerator.save_state(str(tmp_path))
     AcceleratedPruner(accelerator, model, optimizer)
@@ -295,7 +298,7 @@ def test_a_checkpoint_saved_without_the_pruner(tmp_path: Path) -> None:
 
 def test_weights_of_another_moment_are_refused(tmp_path: Path) -> None:
     accelerator = Accelerator(cpu=True)
-    model = network()
+    model = dropout_network()
     _, optimizer = accelerator.prepare(model, adamw(model))
     pruner = AcceleratedPruner(accelerator, model, optimizer)
     accelerator.save_state(str(tmp_path / "dense"))
@@ -304,34 +307,34 @@ def test_weights_of_another_moment_are_refused(tmp_path: Path) -> None:
     # As if the process had been killed when it overwrote one with the other.
     (tmp_path / "sparse" / STATE_FILE).replace(tmp_path / "dense" / STATE_FILE)
     accelerator.load_state(str(tmp_path / "dense"))
-    torch.autograd.backward(loss_of(model, *data()))
+    torch.autograd.backward(loss_of(model, *tanh_batch()))
     with pytest.raises(CheckpointError, match=r"not of the moment .* not zero in 0\.weight"):
         optimizer.step()
 
 
 def test_an_optimizer_that_was_not_prepared() -> None:
     accelerator = Accelerator(cpu=True)
-    model = network()
+    model = dropout_network()
     with pytest.raises(UserError, match=r"is a bare AdamW: call .*accelerator\.prepare"):
         AcceleratedPruner(accelerator, model, adamw(model))
 
 
 def test_a_plain_pruner_of_a_prepared_optimizer() -> None:
-    model = network()
+    model = dropout_network()
     model, optimizer = Accelerator(cpu=True).prepare(model, adamw(model))
     with pytest.raises(UserError, match="AcceleratedOptimizer has none: .* AcceleratedPruner"):
         Pruner(model, optimizer)
 
 
 def test_without_the_accelerator() -> None:
-    model = network()
+    model = dropout_network()
     with pytest.raises(UserError, match=r"accelerator must be an accelerate\.Accelerator, but is"):
         AcceleratedPruner(model, adamw(model), RelevancePenalty(1e-3))  # type: ignore[arg-type]
 
 
 def test_a_sharded_model(monkeypatch: pytest.MonkeyPatch) -> None:
     accelerator = Accelerator(cpu=True)
-    model = network()
+    model = dropout_network()
     _, optimizer = accelerator.prepare(model, adamw(model))
     monkeypatch.setattr(accelerator.state, "distributed_type", type("", (), {"value": "DEEPSPEED"}))
     with pytest.raises(UserError, match=r"holds the whole model, but this is DEEPSPEED"):
@@ -341,7 +344,7 @@ def test_a_sharded_model(monkeypatch: pytest.MonkeyPatch) -> None:
 def _two_processes(folder: str) -> None:
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == 2
-    bare = network().eval()
+    bare = dropout_network().eval()
     model, optimizer, loader = accelerator.prepare(bare, adamw(bare), examples())
     pruner = AcceleratedPruner(
         accelerator,

@@ -18,6 +18,9 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.data import DataLoader, TensorDataset
 
+from helpers.data import tanh_batch
+from helpers.models import tanh_network
+from helpers.states import same, states_equal
 from prunus import (
     CheckpointError,
     Exponential,
@@ -33,15 +36,9 @@ from prunus import (
     select,
 )
 from prunus.integrations.lightning import PruningCallback
-from states import same, states_equal
 
 # Lightning's own, of the versions of others, and its advice.
 pytestmark = pytest.mark.filterwarnings("ignore:.*(treespec|many workers|not empty)")
-
-
-def data() -> tuple[torch.Tensor, torch.Tensor]:
-    x = torch.randn(48, 12, generator=torch.Generator().manual_seed(1))
-    return x, x[:, :3].tanh()
 
 
 class Batches:
@@ -54,7 +51,7 @@ class Batches:
         return 48 // self.batch
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        batches = list(zip(*(torch.split(part, self.batch) for part in data()), strict=True))
+        batches = list(zip(*(torch.split(part, self.batch) for part in tanh_batch()), strict=True))
         self.done = self.done % len(self)
         while self.done < len(self):
             self.done += 1
@@ -70,8 +67,7 @@ class Batches:
 class Module(LightningModule):
     def __init__(self) -> None:
         super().__init__()
-        torch.manual_seed(0)
-        self.net = nn.Sequential(nn.Linear(12, 24), nn.Tanh(), nn.Linear(24, 3))
+        self.net = tanh_network(12, 24, 3)
 
     def loss(self, batch: Any) -> torch.Tensor:
         return nn.functional.mse_loss(self.net(batch[0]), batch[1])
@@ -89,7 +85,7 @@ class Module(LightningModule):
         return Batches()
 
     def val_dataloader(self) -> Any:
-        return DataLoader(TensorDataset(*data()), batch_size=48)
+        return DataLoader(TensorDataset(*tanh_batch()), batch_size=48)
 
 
 def first(module: nn.Module) -> torch.Tensor:
@@ -145,14 +141,17 @@ def trainer(folder: Path, *callbacks: Callback, **changes: Any) -> Trainer:
     return Trainer(callbacks=list(callbacks), **{**arguments, **changes})
 
 
+def parts() -> dict[str, Any]:
+    """Return a penalty, a schedule and a score that all have something to remember."""
+    return {
+        "penalty": RelevancePenalty(LinearDecay(1e-2, steps=6), Exponential(0.1), smoothing=0.9),
+        "schedule": IterativePruning(floor=10.0, mode="min", fraction=0.2),
+        "score": Taylor(),
+    }
+
+
 def stateful() -> PruningCallback:
-    """A callback all of whose parts have something to remember."""
-    return PruningCallback(
-        RelevancePenalty(LinearDecay(1e-2, steps=6), Exponential(0.1), smoothing=0.9),
-        IterativePruning(floor=10.0, mode="min", fraction=0.2),
-        metric="val_loss",
-        score=Taylor(),
-    )
+    return PruningCallback(**parts(), metric="val_loss")
 
 
 def fitted(folder: Path, pruning: PruningCallback, *more: Callback, **changes: Any) -> Module:
@@ -179,14 +178,7 @@ def test_a_plain_loop_gives_the_same_bits(unstopped: tuple[Module, PruningCallba
     module, pruning = unstopped
     plain = Module()
     optimizer = plain.configure_optimizers()
-    pruner = Pruner(
-        plain,
-        optimizer,
-        pruning._penalty,
-        pruning._schedule,
-        score=pruning._score,
-        max_grad_norm=0.05,
-    )
+    pruner = Pruner(plain, optimizer, **parts(), max_grad_norm=0.05)
     for _ in range(4):
         for number, batch in enumerate(Batches()):
             torch.autograd.backward(plain.loss(batch) / 2)
@@ -194,7 +186,7 @@ def test_a_plain_loop_gives_the_same_bits(unstopped: tuple[Module, PruningCallba
                 optimizer.step()
                 optimizer.zero_grad()
         with torch.no_grad():
-            pruner.step(float(plain.loss(data())))
+            pruner.step(float(plain.loss(tanh_batch())))
     pruner.finish()
     assert states_equal(plain, module)
     assert same(pruner.state_dict(), pruner_of(pruning).state_dict())
@@ -257,7 +249,7 @@ def test_a_checkpoint_of_a_validation_holds_what_was_measured(tmp_path: Path) ->
         module = Module()
         module.load_state_dict(torch.load(path, weights_only=True)["state_dict"])
         with torch.no_grad():
-            assert module.loss(data()) == score
+            assert module.loss(tanh_batch()) == score
         zeros = sum(int((p == 0).sum()) for p in module.parameters())
         assert f"sparsity={zeros / 360:.2f}" in path
 
@@ -329,9 +321,15 @@ def test_relevance_does_not_depend_on_lightnings_clipping(tmp_path: Path) -> Non
         )
         return first(module) / before
 
-    plain = shrunk(None)
-    assert plain.min() < 0.9 < plain.max()
-    torch.testing.assert_close(shrunk(1e-4), plain)
+    module = Module()
+    torch.autograd.backward(module.loss(next(iter(Batches()))))
+    gradient = module.get_parameter("net.0.weight").grad
+    assert gradient is not None
+    # Twice the strength, times the relevance of the gradient before clipping.
+    expected = 1 - 2 * 0.5 * torch.exp(-gradient.abs() / 1e-2)
+    assert expected.min() < 0.9 < expected.max()
+    for value in (None, 1e-4):
+        torch.testing.assert_close(shrunk(value), expected)
 
 
 @pytest.mark.parametrize(
@@ -478,11 +476,13 @@ def test_a_tuner_that_saves_and_loads_before_training(tmp_path: Path) -> None:
 
 
 def test_a_second_fit_keeps_the_zeros_of_the_first(tmp_path: Path) -> None:
-    pruning, module = PruningCallback(schedule=OneShot(sparsity=0.75, at=2)), Module()
+    schedule, module = OneShot(sparsity=0.75, at=2), Module()
+    pruning = PruningCallback(schedule=schedule)
     trainer(tmp_path, pruning, max_epochs=1).fit(module)
     before = {name: p == 0 for name, p in module.named_parameters()}
-    pruning._schedule = OneShot(sparsity=0.9, at=2)
+    schedule.sparsity = 0.9
     trainer(tmp_path, pruning, max_epochs=1).fit(module)
+    assert sum(int(zero.sum()) for zero in before.values()) == 270  # of 360
     after = dict(module.named_parameters())
     assert all(not after[name][zero].any() for name, zero in before.items())
     assert pruner_of(pruning).sparsity == pytest.approx(0.9)
@@ -547,7 +547,7 @@ def test_a_metric_without_validation(tmp_path: Path) -> None:
 def test_a_metric_without_anything_to_validate_on(tmp_path: Path) -> None:
     class Empty(Module):
         def val_dataloader(self) -> Any:
-            return DataLoader(TensorDataset(*(part[:0] for part in data())))
+            return DataLoader(TensorDataset(*(part[:0] for part in tanh_batch())))
 
     with pytest.raises(UserError, match="no batches to validate on, so the metric 'accuracy' is"):
         trainer(tmp_path, floored()).fit(Empty())
@@ -558,7 +558,7 @@ def test_a_metric_without_anything_to_validate_on(tmp_path: Path) -> None:
 def test_data_that_come_later_and_are_none(tmp_path: Path, epochs: int, trained: int) -> None:
     class Empty(Module):
         def val_dataloader(self) -> Any:
-            return DataLoader(TensorDataset(*(part[:0] for part in data())))
+            return DataLoader(TensorDataset(*(part[:0] for part in tanh_batch())))
 
     made = trainer(
         tmp_path, floored(), num_sanity_val_steps=0, check_val_every_n_epoch=2, max_epochs=epochs

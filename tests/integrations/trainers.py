@@ -110,13 +110,14 @@ def trainer(out: Path, *callbacks: TrainerCallback, model: Any = None, **changes
     )
 
 
-def stateful() -> PruningCallback:
+def stateful(resume_from: Path | None = None) -> PruningCallback:
     """A callback all of whose parts have something to remember."""
     return PruningCallback(
         RelevancePenalty(LinearDecay(1e-2, steps=6), Exponential(0.1), smoothing=0.9),
         IterativePruning(floor=10.0, mode="min", fraction=0.2),
         metric="loss",
         score=Taylor(),
+        resume_from=resume_from,
     )
 
 

@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.commands import prunus, settings, summary
 from prunus.errors import DataError, UserError
 from prunus.recipes.classification import ImageConfig
 from prunus.recipes.data import Images, digits, hub_images, shifted
 from prunus.recipes.recipe import RECIPES
-
-from .commands import prunus, settings, summary
 
 datasets = pytest.importorskip("datasets")
 Pillow = pytest.importorskip("PIL.Image")
@@ -86,7 +85,7 @@ def test_every_pixel_is_decoded_exactly_and_normalized_by_the_training_images_al
         assert split.inputs.shape == (len(expected), 1, 28, 28)
         recovered = (split.inputs.double().numpy()[:, 0] * deviation + mean) * 255
         assert np.array_equal(np.rint(recovered), expected)
-        assert np.abs(recovered - expected).max() < 1e-3
+        np.testing.assert_allclose(recovered, expected, rtol=0, atol=1e-3)
     assert images.train.inputs.mean().item() == pytest.approx(0, abs=1e-5)
     assert images.train.inputs.std().item() == pytest.approx(1, abs=1e-5)
     # Noise differs, so a normalization over anything else would show here.

@@ -14,11 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from helpers.commands import SHORT, contents, metrics, mounted, prunus, settings, summary
 from prunus.errors import CheckpointError, UserError
 from prunus.files import load_tree
 from prunus.recipes.directory import RunDirectory
-
-from .commands import SHORT, contents, metrics, mounted, prunus, settings, summary
 
 HOLD = """
 import fcntl, sys, time

@@ -17,12 +17,11 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from helpers.commands import contents, metrics, prunus, settings, summary
 from prunus.files import load_tree
 from prunus.recipes.classification import Classification
 from prunus.recipes.recipe import RECIPES, Recipe
 from prunus.recipes.task import Evaluation
-
-from .commands import contents, metrics, prunus, settings, summary
 
 # Removals at nearly every step, momentum, a score with a memory, a strength that starts again at
 # each removal, and a floor that decides which state is delivered: all that a checkpoint must hold.

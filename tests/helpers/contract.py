@@ -21,7 +21,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from optimizers import OPTIMIZERS
+from helpers.data import Batch
+from helpers.models import tanh_network
+from helpers.optimizers import OPTIMIZERS
 from prunus import (
     Coefficient,
     Constant,
@@ -159,18 +161,15 @@ def cells(layout: str) -> Iterator[Cell]:
                     break
 
 
-def data() -> tuple[torch.Tensor, torch.Tensor]:
+def batch() -> Batch:
     draw = torch.Generator().manual_seed(5)
     inputs = torch.randn(ROWS, 12, generator=draw, dtype=torch.float64)
     return inputs, torch.randn(ROWS, 4, generator=draw, dtype=torch.float64)
 
 
-def network() -> nn.Sequential:
-    # Without biases, for Muon takes matrices alone.
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Linear(12, 10, bias=False), nn.Tanh(), nn.Linear(10, 4, bias=False)
-    ).double()
+def start() -> nn.Sequential:
+    """Return the network that every cell and the reference start from."""
+    model = tanh_network(12, 10, 4, bias=False, dtype=torch.float64)
     for parameter in model.parameters():  # which bfloat16 can hold, for all start alike
         parameter.data.copy_(parameter.data.bfloat16().double())
     return model
@@ -197,7 +196,7 @@ def reference(
     rounding put a weight on the other side of the threshold, the trainings would else part for
     good; so they stay comparable, and how far over the threshold such a weight lay is returned.
     """
-    model, (inputs, targets) = network(), data()
+    model, (inputs, targets) = start(), batch()
     weights = list(model.parameters())
     moved = OPTIMIZERS[optimizer](weights)
     masks = [torch.ones_like(weight) for weight in weights]
@@ -292,9 +291,7 @@ class Outcome:
 def run(cell: Cell) -> Outcome:
     """Train as the cell says, and hold it against the reference."""
     problems: list[str] = []
-    model: nn.Module = network().to(
-        torch.bfloat16 if cell.precision == "bfloat16" else torch.float32
-    )
+    model: nn.Module = start().to(torch.bfloat16 if cell.precision == "bfloat16" else torch.float32)
     if cell.layout == "DDP":
         model = DistributedDataParallel(model)
     elif cell.layout == "FSDP2":
@@ -312,7 +309,7 @@ def run(cell: Cell) -> Outcome:
         )
     weights = list(pruner.model.parameters())
     rank, count = (0, 1) if cell.layout == "one process" else (dist.get_rank(), 2)
-    inputs, targets = (part.chunk(count)[rank].to(weights[0].dtype) for part in data())
+    inputs, targets = (part.chunk(count)[rank].to(weights[0].dtype) for part in batch())
     scaled = cell.precision.endswith("scaled")
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0, enabled=scaled)
     half = torch.float16 if scaled else torch.bfloat16
@@ -362,8 +359,8 @@ def run(cell: Cell) -> Outcome:
                 problems.append(f"step {step}: removed weights of {name} are not +0.0")
     got = torch.cat([whole(weight).double().flatten() for weight in weights])
     expected = reference(cell.penalty, cell.way, cell.schedule, cell.optimizer, tuple(kept_after))
-    start = torch.cat([weight.detach().flatten() for weight in network().parameters()])
-    way = (expected.weights - start).norm()
+    begin = torch.cat([weight.detach().flatten() for weight in start().parameters()])
+    way = (expected.weights - begin).norm()
     distance = float((got - expected.weights).norm() / way)
     across = float(expected.across / way)
     if not distance <= bound(cell):
