@@ -21,7 +21,7 @@ BOUND = st.one_of(st.none(), st.integers(-9, 9))
 
 
 @given(value=st.integers(-20, 20), low=BOUND, high=BOUND, above=st.booleans(), below=st.booleans())
-def test_a_number_passes_where_it_lies_within(
+def test_a_number_is_accepted_exactly_within_its_bounds(
     value: int, low: int | None, high: int | None, above: bool, below: bool
 ) -> None:
     limits: dict[str, Any] = {
@@ -85,14 +85,16 @@ def test_numbers_of_every_type_are_numbers(value: Any) -> None:
         (5, {"below": 3}, "n must be below 3, but is 5"),
     ],
 )
-def test_what_is_no_such_number(value: Any, limits: dict[str, Any], message: str) -> None:
+def test_a_value_that_is_no_number_is_described(
+    value: Any, limits: dict[str, Any], message: str
+) -> None:
     assert wrong_number("n", value, **limits) == message
 
 
 @pytest.mark.parametrize(
     "value", [0.5, 1, np.float64(0.5), np.array([0.5]), torch.tensor([[0.5]]), Decimal("0.5")]
 )
-def test_what_holds_one_number_is_one(value: Any) -> None:
+def test_a_container_of_one_number_is_converted_to_a_float(value: Any) -> None:
     assert number("n", value) in (0.5, 1.0)
     assert type(number("n", value)) is float
 
@@ -112,19 +114,19 @@ def test_what_holds_one_number_is_one(value: Any) -> None:
         np.ones(3),
     ],
 )
-def test_what_holds_none_or_several_is_none(value: Any) -> None:
+def test_a_container_of_no_or_several_numbers_is_rejected(value: Any) -> None:
     with pytest.raises(UserError, match="n must be a number, but is "):
         number("n", value)
 
 
-def test_kinds() -> None:
+def test_an_argument_of_the_wrong_type_is_described() -> None:
     assert wrong_kind("a", [1], list, "a list") is None
     assert wrong_kind("a", None, list, "a list", optional=True) is None
     message = "a must be a list or None, but is 3: give one"
     assert wrong_kind("a", 3, list, "a list", mend="give one", optional=True) == message
 
 
-def test_choices() -> None:
+def test_a_value_outside_the_choices_is_described() -> None:
     assert wrong_choice("a", 1, (1, 2)) is None
     assert wrong_choice("a", np.int64(2), (1, 2)) is None
     assert wrong_choice("a", np.str_("b"), ("b",)) is None
@@ -133,7 +135,7 @@ def test_choices() -> None:
     assert wrong_choice("a", np.ones(2), ("b",)) == "a must be 'b', but is ndarray of shape (2,)"
 
 
-def test_methods() -> None:
+def test_missing_methods_are_listed() -> None:
     assert wrong_methods("score", Magnitude(), ["of"], "a Score") is None
     assert wrong_methods("score", Magnitude, ["of"], "a Score") == (
         "score must be a Score, but is the class Magnitude: give an instance, Magnitude(...)"
@@ -146,7 +148,7 @@ def test_methods() -> None:
     )
 
 
-def test_all_that_is_wrong_is_said_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     refuse()
     refuse(None, None)
     with pytest.raises(UserError, match="^one; two$"):

@@ -64,7 +64,7 @@ def test_relevance_is_that_of_the_gradient_before_clipping(
 
 
 @pytest.mark.parametrize("limit", [0.1, 1e6], ids=["clipping", "idle"])
-def test_it_clips_as_torch_does_to_the_bit(limit: float) -> None:
+def test_clipping_equals_torchs_to_the_bit(limit: float) -> None:
     model = small_network()
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     backward(model)
@@ -88,14 +88,14 @@ def test_the_score_sees_the_gradient_before_clipping() -> None:
 
 
 @pytest.mark.parametrize("limit", [0.0, -1.0, float("nan")])
-def test_a_bad_limit(limit: float) -> None:
+def test_a_gradient_norm_limit_not_above_zero_is_rejected(limit: float) -> None:
     with pytest.raises(UserError, match="max_grad_norm must be .*above 0"):
         stepped(limit)
 
 
 @pytest.mark.parametrize("way", ["gradient", "decoupled"])
 @pytest.mark.parametrize("steps", [0, 1], ids=["first", "later"])
-def test_a_norm_that_overflows_leaves_the_weights_alive(way: Way, steps: int) -> None:
+def test_an_overflowing_gradient_norm_leaves_the_weights_unchanged(way: Way, steps: int) -> None:
     layer = nn.Linear(4, 4)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     Pruner(layer, optimizer, RelevancePenalty(1e-3, way=way, smoothing=0.9), max_grad_norm=1.0)
@@ -136,7 +136,7 @@ def test_sparse_gradients_are_named_before_they_are_clipped() -> None:
         optimizer.step()
 
 
-def test_an_optimizer_is_clipped_by_one_pruner_only() -> None:
+def test_a_second_pruner_on_a_clipped_optimizer_is_rejected() -> None:
     model = small_network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     first = Pruner(model, optimizer, max_grad_norm=1.0)

@@ -63,7 +63,7 @@ def test_a_sparse_file_is_counted_as_the_tensors_it_stands_for(
     assert list(tensor_densities(tmp_path / "sparse")) == list(tensor_densities(hand_made))
 
 
-def test_density_is_the_share_that_is_not_zero() -> None:
+def test_density_is_the_fraction_of_nonzero_elements() -> None:
     assert TensorDensity("w", (8,), "float32", 8, 2).density == 0.25
     assert TensorDensity("w", (0,), "float32", 0, 0).density == 0.0
 
@@ -101,7 +101,7 @@ def test_a_file_without_tensors_is_shown_as_empty(tmp_path: Path) -> None:
     [torch.float8_e4m3fn, torch.float8_e5m2, torch.uint16, torch.uint32, torch.complex64],
     ids=str,
 )
-def test_rarer_types_are_counted_too(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_elements_of_rare_types_are_counted(tmp_path: Path, dtype: torch.dtype) -> None:
     save_file({"w": torch.tensor([0.0, 1.0, 2.0]).to(dtype)}, tmp_path / "a.safetensors")
     (row,) = tensor_densities(tmp_path / "a.safetensors")
     assert (row.numel, row.nonzero, row.dtype) == (3, 2, str(dtype).removeprefix("torch."))

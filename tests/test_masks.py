@@ -49,7 +49,7 @@ def test_packing_round_trips_and_is_one_bit_a_weight_of_a_row(
     assert masks.density + masks.sparsity == 1
 
 
-def test_intersect_and_differences() -> None:
+def test_intersecting_keeps_what_both_masks_keep() -> None:
     one, two = masks_of((4,)), masks_of((4,))
     one["weight0"][:2] = False
     two["weight0"][1:3] = False
@@ -93,7 +93,7 @@ def test_clearing_keeps_nan_payloads_and_signed_zeros_of_kept_weights() -> None:
     assert torch.equal(values.view(torch.int32), bits)
 
 
-def test_clearing_any_strides() -> None:
+def test_clearing_works_with_any_strides() -> None:
     base = torch.randn(300, 500)
     mask = torch.rand(500, 300) < 0.5
     expected = torch.where(mask, base.t(), 0.0)
@@ -102,7 +102,7 @@ def test_clearing_any_strides() -> None:
     assert torch.equal(view, expected)
 
 
-def test_counts_follow_whoever_writes() -> None:
+def test_counts_follow_every_write_to_a_shared_mask() -> None:
     layer = nn.Linear(4, 2, bias=False)
     one, two = Masks.attached(select(layer)), Masks.attached(select(layer))
     assert (one.kept, two.kept, two.active()) == (8, 8, {})

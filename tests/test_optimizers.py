@@ -60,7 +60,7 @@ def test_all_dense_optimizers_are_listed() -> None:
 
 @pytest.mark.parametrize("way", ["gradient", "loss", "decoupled"])
 @pytest.mark.parametrize("build", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_removed_weights_stay_zero(build: Build, way: Way) -> None:
+def test_removed_weights_stay_positive_zero_while_the_others_train(build: Build, way: Way) -> None:
     model = small_network()
     optimizer = build(model.parameters())
     pruner = Pruner(model, optimizer, RelevancePenalty(0.01, way=way))
@@ -82,7 +82,7 @@ def test_removed_weights_stay_zero(build: Build, way: Way) -> None:
 
 
 @pytest.mark.parametrize("build", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_memory_of_removed_weights_is_cleared(build: Build) -> None:
+def test_optimizer_state_of_removed_weights_is_cleared(build: Build) -> None:
     model = small_network()
     optimizer = build(model.parameters())
     pruner = Pruner(model, optimizer)
@@ -188,7 +188,7 @@ def test_a_second_pruner_with_another_optimizer_keeps_the_zeros_of_the_first() -
     assert_positive_zero(removed_values(model, dict(later.masks)))
 
 
-def test_two_pruners_on_one_optimizer() -> None:
+def test_two_pruners_on_one_optimizer_keep_each_its_zeros() -> None:
     model = small_network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     one = Pruner(model, optimizer, selection=select(model, "0"))
@@ -202,7 +202,7 @@ def test_two_pruners_on_one_optimizer() -> None:
     assert_positive_zero(removed_values(model, masks))
 
 
-def test_detach_lets_go() -> None:
+def test_after_detach_removed_weights_train_again() -> None:
     model = small_network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     pruner = Pruner(model, optimizer)
@@ -225,7 +225,7 @@ def test_detaching_one_pruner_leaves_the_masks_of_another() -> None:
     assert_positive_zero(removed_values(model, masks))
 
 
-def test_a_forgotten_pruner_leaves_its_masks_in_force() -> None:
+def test_masks_stay_in_force_after_their_pruner_is_deleted() -> None:
     model = small_network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     Pruner(model, optimizer).prune(sparsity=0.5)
@@ -249,7 +249,7 @@ def test_masks_from_zeros_keep_a_sparse_model_sparse() -> None:
     assert_positive_zero(removed_values(model, masks))
 
 
-def test_the_model_looks_as_if_prunus_were_not_there() -> None:
+def test_the_model_stays_free_of_hooks_attributes_and_renamed_tensors() -> None:
     model = small_network()
     plain = small_network()
     keys = list(model.state_dict())
@@ -300,7 +300,7 @@ def test_changing_type_and_layout_keeps_the_masks() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler warns of its own matters
-def test_compiled_models() -> None:
+def test_removed_weights_stay_zero_in_a_compiled_model() -> None:
     model = small_network()
     compiled: Any = torch.compile(model, backend="eager")
     optimizer = torch.optim.SGD(compiled.parameters(), lr=0.05, momentum=0.9)
@@ -373,7 +373,9 @@ def test_under_a_gradient_scaler_relevance_is_that_of_the_true_gradient(
 @pytest.mark.parametrize("unscale", [False, True])
 @pytest.mark.parametrize("build", [fused, foreach, fused_sgd])
 @pytest.mark.parametrize("name", SCALED)
-def test_a_step_that_the_scaler_skips_is_skipped(build: Build, unscale: bool, name: str) -> None:
+def test_a_step_that_the_scaler_skips_changes_no_weight_and_no_state(
+    build: Build, unscale: bool, name: str
+) -> None:
     model = small_network()
     optimizer = build(list(model.parameters()))
     pruner = Pruner(model, optimizer, **SCALED[name])
@@ -400,7 +402,7 @@ def test_removed_weights_stay_zero_under_a_scaler_that_leaves_unscaling_to_the_o
     assert_positive_zero(removed_values(model, dict(pruner.masks)))
 
 
-def test_sparse_gradients_are_refused_with_a_mend() -> None:
+def test_sparse_gradients_are_rejected_with_a_fix() -> None:
     embedding = nn.Embedding(5, 3, sparse=True)
     optimizer = torch.optim.SGD(embedding.parameters(), lr=0.1)
     Pruner(embedding, optimizer, RelevancePenalty(0.01))

@@ -27,7 +27,7 @@ ROWS = [
 ]
 
 
-def test_public_names() -> None:
+def test_the_public_names_are_exactly_these() -> None:
     assert prunus.__all__ == sorted(prunus.__all__)
     assert set(prunus.__all__) == {
         "CheckpointError",
@@ -142,7 +142,7 @@ def test_dependencies_point_down(name: str) -> None:
             assert place[other] <= own, f"{name} imports {other}, which stands above it"
 
 
-def test_importing_prunus_brings_no_extra_along() -> None:
+def test_importing_prunus_imports_no_extra() -> None:
     code = (
         "import sys, prunus, prunus.integrations.common; "
         "print(*sorted({'typer', 'rich', 'datasets', 'sklearn', 'PIL', 'pyarrow', 'transformers', "

@@ -174,7 +174,7 @@ def test_smoothing_sees_the_moving_average_of_gradient_magnitudes(name: str, way
 
 
 @pytest.mark.parametrize("phase", range(10))
-def test_smoothing_sees_how_often_a_weight_is_used(phase: int) -> None:
+def test_smoothing_shrinks_rarely_used_embeddings_less(phase: int) -> None:
     def left(smoothing: float) -> float:
         model = nn.Embedding(2, 1)
         nn.init.ones_(model.weight)
@@ -219,7 +219,7 @@ def test_short_types_lose_no_shrink_to_rounding(
 
 
 @pytest.mark.parametrize("way", ["gradient", "loss"])
-def test_a_way_whose_shrink_rounding_may_swallow_warns(way: Way) -> None:
+def test_16_bit_weights_without_decoupled_penalty_warn(way: Way) -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1).bfloat16())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.warns(UserWarning, match="16 bits of 1.weight, .* way='decoupled'"):
@@ -227,7 +227,7 @@ def test_a_way_whose_shrink_rounding_may_swallow_warns(way: Way) -> None:
 
 
 @pytest.mark.parametrize("power", [1, 2])
-def test_remainders_live_beside_an_optimizer_that_moves_the_weights(power: Literal[1, 2]) -> None:
+def test_remainders_stay_exact_while_the_optimizer_moves_the_weights(power: Literal[1, 2]) -> None:
     torch.manual_seed(0)
     model = nn.Embedding(6, 8, padding_idx=1).bfloat16()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.25)
@@ -254,7 +254,7 @@ def test_remainders_live_beside_an_optimizer_that_moves_the_weights(power: Liter
     )  # the move was rounded
 
 
-def test_no_remainder_is_kept_of_types_that_need_none() -> None:
+def test_float32_weights_have_no_remainders() -> None:
     model = nn.Linear(4, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     pruner = Pruner(model, optimizer, RelevancePenalty(0.1, way="decoupled"))
@@ -292,14 +292,16 @@ def one_weight(value: float, penalty: RelevancePenalty, gradient: float, lr: flo
         (RelevancePenalty(0.0, way="decoupled"), 2 - 0.05),
     ],
 )
-def test_by_hand(penalty: RelevancePenalty, expected: float) -> None:
+def test_one_step_gives_the_weight_computed_by_hand(
+    penalty: RelevancePenalty, expected: float
+) -> None:
     assert one_weight(2.0, penalty, 0.1) == pytest.approx(expected, abs=1e-15)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("gamma", [0.7, 0.9, 3.0])
 @pytest.mark.parametrize("power", [1, 2])
-def test_the_decoupled_way_never_passes_zero(
+def test_decoupled_shrinking_stops_at_zero(
     dtype: torch.dtype, gamma: float, power: Literal[1, 2]
 ) -> None:
     weight = torch.randn(1000, dtype=torch.float64).mul_(0.1).to(dtype)
@@ -322,7 +324,7 @@ def test_the_padding_row_is_not_moved(way: Way) -> None:
     assert (embedding.weight == 1.0).all(dim=1).tolist() == [False, True, False, False]
 
 
-def test_a_coefficient_of_ones_own_may_ignore_out() -> None:
+def test_a_custom_coefficient_may_ignore_out() -> None:
     class Half:
         relative = False
 
@@ -357,7 +359,7 @@ def test_a_large_half_precision_tensor_has_a_finite_penalty() -> None:
     assert value.item() == 0.25 * 1024 * 1024
 
 
-def test_a_step_without_the_term_warns() -> None:
+def test_a_step_whose_loss_lacks_the_penalty_warns() -> None:
     model = small_network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     Pruner(model, optimizer, RelevancePenalty(0.1, way="loss"))
@@ -426,7 +428,7 @@ def test_a_tensor_that_the_loss_does_not_reach_is_left_alone_by_every_way() -> N
     strided=st.booleans(),
     seed=st.integers(0, 2**31),
 )
-def test_piece_by_piece_is_the_whole_formula(
+def test_the_penalty_computed_in_chunks_equals_the_whole_formula(
     numel: int, gamma: float, alpha: float, relative: bool, power: int, strided: bool, seed: int
 ) -> None:
     torch.manual_seed(seed)
@@ -519,7 +521,9 @@ def test_coefficients_lie_between_0_and_1_and_fall_with_the_gradient(
         ),
     ],
 )
-def test_bad_arguments(make: Callable[[], Strength | Coefficient], message: str) -> None:
+def test_invalid_arguments_are_rejected(
+    make: Callable[[], Strength | Coefficient], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         make()
 
@@ -530,17 +534,17 @@ def test_the_term_needs_a_scalar_with_a_graph() -> None:
         term(torch.ones(3))
 
 
-def test_a_strength_that_follows_a_run_needs_one() -> None:
+def test_a_strength_that_changes_outside_a_pruner_is_rejected() -> None:
     with pytest.raises(UserError, match=r"needs a constant strength, but has FollowLearningRate"):
         RelevancePenalty(FollowLearningRate(0.1)).on(small_network())
 
 
-def test_smoothing_needs_a_run() -> None:
+def test_smoothing_outside_a_pruner_is_rejected() -> None:
     with pytest.raises(UserError, match=r"has no memory, but smoothing is 0.9: use Pruner"):
         RelevancePenalty(smoothing=0.9).on(small_network())
 
 
-def test_a_stored_term_follows_the_run() -> None:
+def test_a_stored_penalty_term_follows_the_changing_strength() -> None:
     layer = nn.Linear(1, 1, bias=False)
     layer.weight.data.fill_(1.0)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)

@@ -15,7 +15,7 @@ from prunus.pieces import pieces
     size=st.integers(1, 40),
     data=st.data(),
 )
-def test_every_element_is_met_once_and_in_step(
+def test_every_element_is_visited_once_at_the_same_place_of_both_tensors(
     shape: list[int], size: int, data: st.DataObject
 ) -> None:
     orders = [data.draw(st.permutations(range(len(shape)))) for _ in range(2)]
@@ -38,13 +38,13 @@ def test_every_element_is_met_once_and_in_step(
     assert torch.equal(one, two + 1000)
 
 
-def test_channels_last_is_walked_as_a_flat_vector() -> None:
+def test_a_channels_last_tensor_is_split_as_a_flat_vector() -> None:
     weight = torch.randn(64, 32, 3, 3).to(memory_format=torch.channels_last)
     parts = [part for (part,) in pieces(weight, size=10_000)]
     assert [part.numel() for part in parts] == [10_000, 8432]
 
 
-def test_scratch_is_one_piece_whatever_the_layout() -> None:
+def test_no_chunk_exceeds_the_size_whatever_the_layout() -> None:
     weight = torch.randn(300, 200)
     parts = list(pieces(weight, torch.randn(200, 300).t(), size=1000))
     assert max(a.numel() for a, _ in parts) <= 1000

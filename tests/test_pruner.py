@@ -107,7 +107,7 @@ def test_iterative_pruning_delivers_the_sparsest_state_above_the_floor() -> None
 
 
 @pytest.mark.parametrize("way", ["gradient", "decoupled"])
-def test_weights_that_the_loss_does_not_depend_on_go_first(way: Way) -> None:
+def test_weights_that_the_loss_does_not_depend_on_are_removed_first(way: Way) -> None:
     """Of ten inputs five are always zero; magnitude alone cannot tell which."""
 
     def kept_dead(strength: float) -> int:
@@ -128,7 +128,7 @@ def test_weights_that_the_loss_does_not_depend_on_go_first(way: Way) -> None:
     assert kept_dead(0.5 if way == "decoupled" else 5.0) == 0
 
 
-def test_a_minimised_metric_has_a_ceiling() -> None:
+def test_a_minimised_metric_may_not_exceed_its_floor() -> None:
     model = classifier()
     pruner = Pruner(model, sgd(model), schedule=IterativePruning(floor="dense*1.1", mode="min"))
     assert pruner.floor is None
@@ -158,7 +158,7 @@ def test_a_denser_state_never_replaces_a_sparser_one() -> None:
     assert not pruner.step(0.9).best
 
 
-def test_finishing_where_the_floor_was_never_met() -> None:
+def test_finishing_without_a_state_that_met_the_floor_is_rejected() -> None:
     model = classifier()
     pruner = Pruner(model, sgd(model), schedule=IterativePruning(floor=0.9))
     before = copy.deepcopy(model.state_dict())
@@ -315,7 +315,7 @@ def test_an_optimizer_of_a_part_is_refused_unless_the_rest_is_left_out() -> None
 
 
 @pytest.mark.parametrize("metric", [math.nan, math.inf, -math.inf])
-def test_a_metric_that_is_not_finite(metric: float) -> None:
+def test_a_metric_that_is_not_finite_is_rejected(metric: float) -> None:
     model = classifier()
     pruner = Pruner(model, sgd(model), schedule=IterativePruning(floor=0.5))
     with pytest.raises(NonFiniteError, match="the validation metric must be finite, but is"):
@@ -324,7 +324,7 @@ def test_a_metric_that_is_not_finite(metric: float) -> None:
 
 
 @pytest.mark.parametrize("metric", ["good", "0.9", [0.9], {"accuracy": 0.9}, torch.ones(2)])
-def test_a_metric_that_is_no_number(metric: Any) -> None:
+def test_a_metric_that_is_no_number_is_rejected(metric: Any) -> None:
     model = classifier()
     pruner = Pruner(model, sgd(model), schedule=IterativePruning(floor=0.5))
     for call in (pruner.step, pruner.consider):
@@ -370,7 +370,7 @@ def test_a_damaged_state_is_refused_whole(change: dict[str, Any], message: str) 
     refused_whole(lambda _: change, f"not the state of .*Pruner: .*{message}")
 
 
-def test_what_is_no_state_at_all_is_refused() -> None:
+def test_a_state_that_is_no_mapping_is_rejected() -> None:
     model = classifier()
     with pytest.raises(CheckpointError, match="it must be a mapping, but is None"):
         Pruner(model, sgd(model)).load_state_dict(None)  # type: ignore[arg-type]
@@ -431,7 +431,7 @@ def test_the_state_of_another_model_is_refused_whole(change: Any, message: str) 
     refused_whole(change, f"^(this is the state|the masks are) of another model:? {message}")
 
 
-def test_a_schedule_that_needs_a_metric() -> None:
+def test_a_step_without_the_metric_that_the_schedule_needs_is_rejected() -> None:
     model = classifier()
     pruner = Pruner(model, sgd(model), schedule=IterativePruning(floor=0.5))
     with pytest.raises(UserError, match=r"IterativePruning with floor=0\.5 needs the validation"):
@@ -450,13 +450,13 @@ def test_a_schedule_that_needs_a_metric() -> None:
         ({"sparsity": "0.9"}, "sparsity must be a finite number from 0 to 1, but is '0.9'"),
     ],
 )
-def test_bad_amounts(arguments: dict[str, float], message: str) -> None:
+def test_invalid_amounts_are_rejected(arguments: dict[str, float], message: str) -> None:
     model = classifier()
     with pytest.raises(UserError, match=message):
         Pruner(model, sgd(model)).prune(**arguments)  # type: ignore[arg-type]
 
 
-def test_the_guard_is_heard_by_hand_and_by_schedule() -> None:
+def test_minimum_density_limits_manual_and_scheduled_pruning() -> None:
     model = classifier()
     pruner = Pruner(model, sgd(model), min_density=0.5)
     with pytest.raises(UserError, match="cannot keep only 74 weights: min_density=0.5 keeps at"):
@@ -539,7 +539,7 @@ def test_a_metric_of_revived_weights_is_refused() -> None:
 
 
 @pytest.mark.parametrize("key", ["score", "averages", "remainders"])
-def test_what_is_remembered_of_other_shapes_is_refused(key: str) -> None:
+def test_state_tensors_of_other_shapes_are_rejected(key: str) -> None:
     model = classifier()
     pruner = Pruner(model, sgd(model), RelevancePenalty(0.1, smoothing=0.9), score=Taylor())
     epoch(model, pruner.optimizer)
@@ -549,7 +549,7 @@ def test_what_is_remembered_of_other_shapes_is_refused(key: str) -> None:
         pruner.load_state_dict(state)
 
 
-def test_what_is_remembered_comes_back_in_the_weights_order_of_memory() -> None:
+def test_loaded_state_tensors_take_the_memory_format_of_the_weights() -> None:
     def start() -> tuple[nn.Module, torch.optim.Optimizer, Pruner]:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
@@ -626,13 +626,13 @@ def test_a_state_that_is_refused_changes_nothing() -> None:
         ({"optimizer": None}, "optimizer must be a torch.optim optimizer, but is None"),
     ],
 )
-def test_arguments_of_another_kind(arguments: dict[str, Any], message: str) -> None:
+def test_arguments_of_another_type_are_rejected(arguments: dict[str, Any], message: str) -> None:
     model = classifier()
     with pytest.raises(UserError, match=message):
         Pruner(**{"model": model, "optimizer": sgd(model), **arguments})
 
 
-def test_all_arguments_of_another_kind_are_said_at_once() -> None:
+def test_all_arguments_of_another_type_are_reported_at_once() -> None:
     model = classifier()
     with pytest.raises(UserError, match="penalty must be .*; min_density must .*; masks must "):
         Pruner(model, sgd(model), 0.1, min_density=2, masks=3)  # type: ignore[arg-type]
@@ -640,7 +640,7 @@ def test_all_arguments_of_another_kind_are_said_at_once() -> None:
         Pruner(3, 3, schedule=3)  # type: ignore[arg-type]
 
 
-def test_a_score_that_looks_at_no_gradient_needs_not_observe() -> None:
+def test_a_score_without_gradients_needs_no_observe_method() -> None:
     class Signed:
         uses_gradient = False
 
@@ -694,7 +694,7 @@ def test_an_optimizer_around_another_keeps_the_zeros_that_it_makes() -> None:
         assert pruner.masks.revived() == {}
 
 
-def test_an_optimizer_within_another_forgets_too() -> None:
+def test_state_of_a_wrapped_optimizer_is_cleared_too() -> None:
     model = classifier()
     within = torch.optim.AdamW(model.parameters())
     optimizer = Lookahead(within)
@@ -732,7 +732,7 @@ def test_a_state_is_loaded_before_its_model_whatever_the_shapes_of_buffers() -> 
     assert same(dict(other.state_dict()), dict(model.state_dict()))
 
 
-def test_what_has_no_step_hooks_is_no_optimizer() -> None:
+def test_an_optimizer_without_step_hooks_is_rejected() -> None:
     class Around(torch.optim.Optimizer):
         def __init__(self, optimizer: torch.optim.Optimizer) -> None:
             self.optimizer = optimizer
@@ -751,7 +751,7 @@ def test_a_selection_of_another_model_is_refused() -> None:
         Pruner(model, optimizer, selection=select(other))
 
 
-def test_a_layer_that_was_replaced_is_noticed_before_anything_is_said_of_it() -> None:
+def test_a_replaced_layer_is_rejected_by_every_call() -> None:
     model = classifier()
     pruner = Pruner(model, sgd(model), schedule=IterativePruning(floor=0.5, fraction=0.5))
     assert pruner.step(0.9).best
@@ -765,7 +765,7 @@ def test_a_layer_that_was_replaced_is_noticed_before_anything_is_said_of_it() ->
     assert model[0].weight.all()
 
 
-def test_an_infinite_limit_of_the_norm_limits_nothing() -> None:
+def test_an_infinite_gradient_norm_limit_clips_nothing() -> None:
     limits: Any = (None, math.inf, np.float32(math.inf))
     one, *others = (classifier() for _ in limits)
     for model, limit in zip((one, *others), limits, strict=True):
@@ -782,7 +782,7 @@ def test_taylor_needs_the_gradient_of_the_loss_alone() -> None:
         Pruner(model, sgd(model), RelevancePenalty(0.1, way="loss"), score=Taylor())
 
 
-def test_bad_minimum_density() -> None:
+def test_a_minimum_density_of_one_is_rejected() -> None:
     model = classifier()
     with pytest.raises(UserError, match=r"min_density must be from 0 to below 1, but is 1\.0"):
         Pruner(model, sgd(model), min_density=1.0)

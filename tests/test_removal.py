@@ -52,7 +52,9 @@ number = st.one_of(
     share=st.floats(0, 1),
     min_density=st.sampled_from([0.0, 0.01, 0.3, 0.9]),
 )
-def test_is_the_plain_rule(vectors: list[list[float]], share: float, min_density: float) -> None:
+def test_removal_takes_the_smallest_scores(
+    vectors: list[list[float]], share: float, min_density: float
+) -> None:
     total = sum(map(len, vectors))
     least = sum(math.ceil(min_density * len(vector)) for vector in vectors)
     keep = least + round(share * (total - least))
@@ -75,7 +77,7 @@ def test_removing_in_steps_is_removing_at_once() -> None:
     assert not any(at_once.masks.differences(in_steps.masks).values())
 
 
-def test_the_padding_row_stays() -> None:
+def test_the_padding_row_is_never_removed() -> None:
     embedding = nn.Embedding(6, 4, padding_idx=1)  # its padding row is zero: the smallest of all
     removal = Remover(Masks(select(embedding)), Magnitude(), {})
     removal.keep(3)
@@ -93,7 +95,7 @@ def test_the_guard_keeps_a_weight_in_every_layer() -> None:
     assert [int(m.sum()) for m in guarded.masks.values()] == [1, 9]
 
 
-def test_asking_for_less_than_the_guard_allows() -> None:
+def test_keeping_less_than_the_minimum_density_is_rejected() -> None:
     removal = remover(model_of([1.0] * 10, [2.0] * 10), 0.25)
     with pytest.raises(UserError, match="cannot keep only 5 weights.*at least 6 over 2 tensors"):
         removal.keep(5)
@@ -107,7 +109,7 @@ def test_nan_names_the_tensor_and_removes_nothing() -> None:
     assert removal.masks.kept == 4
 
 
-def test_mixed_types() -> None:
+def test_weights_of_different_types_are_compared_exactly() -> None:
     model = nn.Module()
     model.register_parameter("a", nn.Parameter(torch.tensor([1.0, 4.0], dtype=torch.bfloat16)))
     model.register_parameter("b", nn.Parameter(torch.tensor([3.0, 0.5], dtype=torch.float64)))

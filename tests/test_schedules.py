@@ -71,14 +71,14 @@ def test_gradual_never_regrows_and_ends_exactly(
     assert kept == prunable - round(sparsity * prunable)
 
 
-def test_gradual_by_hand() -> None:
+def test_gradual_keeps_the_counts_computed_by_hand() -> None:
     # kept = 100 + 900 (1 − f)³ at f = 0, 1/4, 1/2, 3/4, 1
     schedule = GradualPruning(kept=100, begin=10, end=30, every=5)
     answers = [schedule.after_step(step=s, prunable=1000) for s in (10, 15, 20, 25, 30)]
     assert answers == [1000, 480, 212, 114, 100]
 
 
-def test_one_shot_at_a_step_or_at_the_first_validation() -> None:
+def test_one_shot_removes_at_its_step_or_at_the_first_validation() -> None:
     at_step = OneShot(sparsity=0.9, at=3)
     answers = [at_step.after_step(step=s, prunable=50) for s in range(1, 6)]
     assert answers == [None, None, 5, None, None]
@@ -158,7 +158,7 @@ def test_the_state_of_another_schedule_is_refused() -> None:
         (lambda: Schedule(floor="dense/2"), 'a floor is a number, or "dense-0.005"'),
     ],
 )
-def test_bad_arguments(make: Callable[[], Any], message: str) -> None:
+def test_invalid_arguments_are_rejected(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make()
 
@@ -175,7 +175,9 @@ def test_bad_arguments(make: Callable[[], Any], message: str) -> None:
         ("dense-1e-2", "max", 1.01, 1.0),
     ],
 )
-def test_floors(bound: float | str, mode: Any, dense: float | None, value: float) -> None:
+def test_a_floor_has_the_value_computed_by_hand(
+    bound: float | str, mode: Any, dense: float | None, value: float
+) -> None:
     floor = Floor(bound, mode)
     assert floor.value(dense) == pytest.approx(value)
     worse, better = (-1e-6, 1e-6) if mode == "max" else (1e-6, -1e-6)
@@ -188,7 +190,7 @@ def test_floors(bound: float | str, mode: Any, dense: float | None, value: float
 
 
 @pytest.mark.parametrize("bound", ["", "nan", "inf", "dense-", "dense-x", "dens", float("nan")])
-def test_bad_floors(bound: Any) -> None:
+def test_invalid_floors_are_rejected(bound: Any) -> None:
     with pytest.raises(UserError, match="a floor is a number, or"):
         Floor(bound)
 
@@ -198,7 +200,7 @@ def test_a_relative_floor_needs_the_dense_metric() -> None:
         Floor("dense-0.1").value()
 
 
-def test_all_that_is_wrong_is_said_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     with pytest.raises(
         UserError,
         match="^give either .*; end must be at least 1, but is 0; begin must be at least 0, but is "

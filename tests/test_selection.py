@@ -39,7 +39,7 @@ LAYERS: dict[str, tuple[nn.Module, list[str]]] = {
 
 
 @pytest.mark.parametrize(("module", "names"), LAYERS.values(), ids=LAYERS)
-def test_default_takes_the_weights(module: nn.Module, names: list[str]) -> None:
+def test_the_default_selection_is_every_weight(module: nn.Module, names: list[str]) -> None:
     assert list(select(module)) == names
     every = [name for name, _ in module.named_parameters()]
     assert list(select(module, biases=True)) == every
@@ -48,7 +48,7 @@ def test_default_takes_the_weights(module: nn.Module, names: list[str]) -> None:
 @pytest.mark.parametrize(
     "norm", [nn.BatchNorm2d(3), nn.LayerNorm(3), nn.GroupNorm(1, 3), nn.RMSNorm(3)]
 )
-def test_norms_only_when_asked(norm: nn.Module) -> None:
+def test_norms_are_selected_only_on_request(norm: nn.Module) -> None:
     model = nn.Sequential(nn.Linear(3, 3, bias=False), norm)
     assert list(select(model, biases=True)) == ["0.weight"]
     assert list(select(model, norms=True)) == ["0.weight", "1.weight"]
@@ -64,7 +64,7 @@ class Bare(nn.Module):
         self.layer = nn.Linear(3, 3)
 
 
-def test_bare_parameters_by_name_alone() -> None:
+def test_bare_parameters_are_selected_by_name_only() -> None:
     assert list(select(Bare())) == ["layer.weight"]
     assert list(select(Bare(), ["position", "layer"])) == ["position", "layer.weight"]
     assert list(select(Bare(), "*")) == [name for name, _ in Bare().named_parameters()]
@@ -72,7 +72,7 @@ def test_bare_parameters_by_name_alone() -> None:
     assert list(chosen) == ["position"]
 
 
-def test_include_and_exclude() -> None:
+def test_include_and_exclude_patterns_decide_what_is_selected() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.Conv1d(2, 2, 1)))
     assert list(select(model, "1")) == ["1.0.weight", "1.1.weight"]
     assert list(select(model, "1.*", biases=True)) == [
@@ -148,7 +148,7 @@ def test_compiled_names_are_the_inner_ones() -> None:
     assert list(select(torch.compile(nn.Linear(2, 2)))) == ["weight"]  # type: ignore[arg-type]
 
 
-def test_idle_patterns_are_all_named_with_the_nearest_names() -> None:
+def test_patterns_without_a_match_are_all_named_with_the_nearest_names() -> None:
     model = nn.Sequential()
     model.add_module("encoder", nn.Linear(2, 2))
     model.add_module("decoder", nn.Linear(2, 2))
@@ -162,7 +162,7 @@ def test_idle_patterns_are_all_named_with_the_nearest_names() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element")
-def test_unusable_tensors_are_all_named_with_a_mend() -> None:
+def test_unusable_tensors_are_all_named_with_a_fix() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(0, 2), nn.LazyLinear(3))
     model[1].weight.requires_grad_(False)
     model.append(nn.Linear(2, 2, device="meta"))
@@ -183,7 +183,7 @@ def test_unusable_tensors_are_all_named_with_a_mend() -> None:
     assert list(mended) == ["0.weight"]
 
 
-def test_nothing_to_prune() -> None:
+def test_an_empty_selection_is_rejected() -> None:
     with pytest.raises(UserError, match="ReLU has no tensors left to prune.*no parameters at all"):
         select(nn.ReLU())
     with pytest.raises(UserError, match=r"its tensors are weight \(norm\), bias \(norm\)"):
@@ -195,7 +195,7 @@ def test_patterns_may_come_in_any_collection(several: Any) -> None:
     assert list(select(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), several)) == ["0.weight"]
 
 
-def test_a_pattern_of_another_kind() -> None:
+def test_a_pattern_that_is_no_string_is_rejected() -> None:
     with pytest.raises(UserError, match="a pattern is a glob.*but got 3"):
         select(nn.Linear(2, 2), [3])  # type: ignore[list-item]
     with pytest.raises(UserError, match="a pattern is a glob.*but got b'weight'"):
@@ -206,7 +206,7 @@ def test_a_pattern_of_another_kind() -> None:
         select(nn.Linear(2, 2), 3)  # type: ignore[arg-type]
 
 
-def test_what_is_no_model() -> None:
+def test_a_model_that_is_no_module_is_rejected() -> None:
     for thing in (None, nn.Linear, [nn.Linear(2, 2)], nn.Linear(2, 2).state_dict()):
         with pytest.raises(UserError, match=r"model must be a torch\.nn\.Module, but is .*itself"):
             select(thing)  # type: ignore[arg-type]

@@ -52,7 +52,7 @@ def scores(draw: st.DrawFn) -> tuple[list[torch.Tensor], int]:
 
 @settings(max_examples=400, deadline=None)
 @given(scores())
-def test_is_a_stable_sort(case: tuple[list[torch.Tensor], int]) -> None:
+def test_selection_equals_a_stable_sort(case: tuple[list[torch.Tensor], int]) -> None:
     tensors, k = case
     joined = torch.cat([t.to(torch.float64) for t in tensors])
     cut = smallest(source(*tensors), k)
@@ -62,7 +62,7 @@ def test_is_a_stable_sort(case: tuple[list[torch.Tensor], int]) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_large_random_tensors_with_candidates(dtype: torch.dtype) -> None:
+def test_large_tensors_are_selected_among_the_candidates_only(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(1)
     vectors = [torch.randn(n, generator=generator).to(dtype) for n in (100_003, 7, 50_000)]
     where = [torch.rand(len(v), generator=generator) < 0.3 for v in vectors]
@@ -81,13 +81,13 @@ def test_mixed_types_compare_exactly() -> None:
     assert cut.value == 1.0 + 2**-40
 
 
-def test_all_equal_fall_by_position() -> None:
+def test_equal_values_are_selected_by_position() -> None:
     cut = smallest(source(torch.ones(3), torch.ones(4)), 4)
     below = [cut.below(piece).tolist() for piece in source(torch.ones(3), torch.ones(4))()]
     assert below == [[True, True, True], [True, False, False, False]]
 
 
-def test_more_than_two_to_the_24_elements() -> None:
+def test_the_order_is_exact_beyond_two_to_the_24_elements() -> None:
     # Beyond 2**24 a float32 cannot count, and torch.quantile refuses.
     n = (1 << 24) + 12_345
     vector = torch.arange(n, dtype=torch.int32).view(torch.float32)  # ascending denormals and on
@@ -110,6 +110,6 @@ def test_nan_outside_the_candidates_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize("k", [0, 4])
-def test_k_out_of_range(k: int) -> None:
+def test_k_out_of_range_is_rejected(k: int) -> None:
     with pytest.raises(ValueError, match="from 1 to the number of candidates, 3"):
         smallest(source(torch.ones(3)), k)

@@ -79,7 +79,7 @@ def refusals() -> dict[str, str]:
     return said
 
 
-def test_a_fault_of_one_process_is_told_by_all() -> None:
+def test_a_fault_in_one_process_raises_the_same_error_in_all() -> None:
     first, second = together(2, refusals)
     assert first == second
     assert first["loss"].startswith('the penalty in the loss, way="loss", needs the gradients of')
@@ -123,7 +123,9 @@ def lose(rank: int, folder: str, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["killed", "absent"])
-def test_the_others_end_soon_when_one_is_lost(tmp_path: Path, how: str) -> None:
+def test_a_process_ends_with_an_error_while_its_peer_is_dead_or_absent(
+    tmp_path: Path, how: str
+) -> None:
     code = WORKER.format(tests=str(Path(__file__).parent.parent))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     workers = [

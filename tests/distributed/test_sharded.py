@@ -274,7 +274,7 @@ def outputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return seen[0], seen[2], by_hand(torch.ones(1, 6)).detach()
 
 
-def test_what_follows_a_pruning_sees_it() -> None:
+def test_a_forward_pass_after_a_pruning_uses_the_pruned_weights() -> None:
     for before, after, expected in together(2, outputs):
         assert not torch.equal(before, after)
         torch.testing.assert_close(after, expected)
@@ -291,7 +291,7 @@ def loaded_whole(path: str) -> tuple[str, bool]:
     return str(caught.value), bool(mean.any())
 
 
-def test_a_whole_model_is_not_loaded_into_a_sharded_one_by_halves(tmp_path: Path) -> None:
+def test_a_rejected_load_into_a_sharded_model_changes_no_tensor(tmp_path: Path) -> None:
     model: Any = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6))
     model[1].running_mean.fill_(3.0)
     save_sparse(model, tmp_path / "a")

@@ -251,7 +251,7 @@ def test_relevance_under_the_scaler_is_that_of_the_true_gradient() -> None:
     ],
     ids=["bf16", "compiled"],
 )
-def test_what_the_accelerator_wraps_the_model_in(settings: dict[str, Any]) -> None:
+def test_a_model_wrapped_by_the_accelerator_is_pruned_inside(settings: dict[str, Any]) -> None:
     accelerator = Accelerator(cpu=True, **settings)
     bare = dropout_network()
     model, optimizer, loader = accelerator.prepare(bare, adamw(bare), examples())
@@ -286,7 +286,7 @@ def test_two_pruners_have_a_file_each(tmp_path: Path) -> None:
     accelerator.load_state(str(tmp_path))  # which asks no more for what the detached one saved
 
 
-def test_a_checkpoint_saved_without_the_pruner(tmp_path: Path) -> None:
+def test_a_checkpoint_saved_without_the_pruner_is_rejected(tmp_path: Path) -> None:
     accelerator = Accelerator(cpu=True)
     model = dropout_network()
     _, optimizer = accelerator.prepare(model, adamw(model))
@@ -312,27 +312,27 @@ def test_weights_of_another_moment_are_refused(tmp_path: Path) -> None:
         optimizer.step()
 
 
-def test_an_optimizer_that_was_not_prepared() -> None:
+def test_an_optimizer_that_was_not_prepared_is_rejected() -> None:
     accelerator = Accelerator(cpu=True)
     model = dropout_network()
     with pytest.raises(UserError, match=r"is a bare AdamW: call .*accelerator\.prepare"):
         AcceleratedPruner(accelerator, model, adamw(model))
 
 
-def test_a_plain_pruner_of_a_prepared_optimizer() -> None:
+def test_a_plain_pruner_of_a_prepared_optimizer_is_rejected() -> None:
     model = dropout_network()
     model, optimizer = Accelerator(cpu=True).prepare(model, adamw(model))
     with pytest.raises(UserError, match="AcceleratedOptimizer has none: .* AcceleratedPruner"):
         Pruner(model, optimizer)
 
 
-def test_without_the_accelerator() -> None:
+def test_an_accelerator_of_another_type_is_rejected() -> None:
     model = dropout_network()
     with pytest.raises(UserError, match=r"accelerator must be an accelerate\.Accelerator, but is"):
         AcceleratedPruner(model, adamw(model), RelevancePenalty(1e-3))  # type: ignore[arg-type]
 
 
-def test_a_sharded_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sharded_model_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     accelerator = Accelerator(cpu=True)
     model = dropout_network()
     _, optimizer = accelerator.prepare(model, adamw(model))

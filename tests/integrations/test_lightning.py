@@ -264,7 +264,9 @@ def test_a_checkpoint_of_a_validation_holds_what_was_measured(tmp_path: Path) ->
     ids=["AdamW", "fused", "SGD"],
 )
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_zeros_hold(tmp_path: Path, make: Any, precision: Any) -> None:
+def test_removed_weights_stay_zero_after_every_batch(
+    tmp_path: Path, make: Any, precision: Any
+) -> None:
     module = Module()
     module.configure_optimizers = lambda: make(module.parameters())  # type: ignore[method-assign]
     pruning = PruningCallback(RelevancePenalty(1e-3), GradualPruning(sparsity=0.9, end=20, every=5))
@@ -360,7 +362,7 @@ def test_clipping_by_value_cannot_be_taken_over(tmp_path: Path) -> None:
     fitted(tmp_path, PruningCallback(schedule=OneShot(sparsity=0.5)), **changes)
 
 
-def test_clipping_of_the_modules_own(tmp_path: Path) -> None:
+def test_clipping_overridden_by_the_module_is_kept_with_a_warning(tmp_path: Path) -> None:
     class Clipping(Module):
         def configure_gradient_clipping(self, optimizer: Any, **settings: Any) -> None:
             self.clip_gradients(optimizer, **settings)
@@ -394,7 +396,7 @@ class Manual(Module):
 
 
 @pytest.mark.parametrize("chosen", [1, lambda optimizer: "momentum" in optimizer.defaults])
-def test_one_of_several_optimizers(tmp_path: Path, chosen: Any) -> None:
+def test_only_weights_of_the_chosen_optimizer_are_pruned(tmp_path: Path, chosen: Any) -> None:
     module = Manual()
     pruning = PruningCallback(
         RelevancePenalty(1e-3), OneShot(sparsity=0.75, at=5), optimizer=chosen
@@ -419,12 +421,14 @@ def test_one_of_several_optimizers(tmp_path: Path, chosen: Any) -> None:
         (lambda _: False, r"must be true for one of .* but is for none"),
     ],
 )
-def test_an_optimizer_that_is_not_chosen(tmp_path: Path, chosen: Any, message: str) -> None:
+def test_an_unclear_choice_of_optimizer_is_rejected(
+    tmp_path: Path, chosen: Any, message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         trainer(tmp_path, PruningCallback(optimizer=chosen)).fit(Manual())
 
 
-def test_the_only_optimizer_that_holds_what_is_selected(tmp_path: Path) -> None:
+def test_the_only_optimizer_with_selected_weights_is_chosen(tmp_path: Path) -> None:
     module = Manual()
     pruning = PruningCallback(
         schedule=OneShot(sparsity=0.5, at=1), selection=lambda m: select(m, include="net.*.weight")
@@ -433,7 +437,7 @@ def test_the_only_optimizer_that_holds_what_is_selected(tmp_path: Path) -> None:
     assert list(pruner_of(pruning).selection) == ["net.0.weight", "net.2.weight"]
 
 
-def test_what_is_frozen_is_left_out(tmp_path: Path) -> None:
+def test_frozen_weights_are_not_selected(tmp_path: Path) -> None:
     module = Module()
     module.get_submodule("net.0").requires_grad_(False)
     pruning = PruningCallback(schedule=OneShot(sparsity=0.5, at=1))
@@ -488,7 +492,7 @@ def test_a_second_fit_keeps_the_zeros_of_the_first(tmp_path: Path) -> None:
     assert pruner_of(pruning).sparsity == pytest.approx(0.9)
 
 
-def test_fine_tuning_a_sparse_model(tmp_path: Path) -> None:
+def test_fine_tuning_a_sparse_model_keeps_its_zeros(tmp_path: Path) -> None:
     module = Module()
     first(module)[:, ::2] = 0.0
     trainer(tmp_path, PruningCallback(keep_zeros=True), max_epochs=1).fit(module)
@@ -496,13 +500,13 @@ def test_fine_tuning_a_sparse_model(tmp_path: Path) -> None:
     assert first(module)[:, 1::2].all()
 
 
-def test_a_schedule_that_needs_no_metric(tmp_path: Path) -> None:
+def test_a_schedule_without_metric_prunes_to_its_sparsity(tmp_path: Path) -> None:
     pruning = PruningCallback(schedule=OneShot(sparsity=0.5))
     module = fitted(tmp_path, pruning, max_epochs=1)
     assert sum(int((p == 0).sum()) for p in module.parameters()) == 180
 
 
-def test_an_unmet_floor(tmp_path: Path) -> None:
+def test_an_unmet_floor_is_rejected_at_the_end(tmp_path: Path) -> None:
     schedule = IterativePruning(floor=1e-9, mode="min")
     with pytest.raises(FloorNotReachedError, match="no validation met the floor"):
         fitted(tmp_path, PruningCallback(schedule=schedule, metric="val_loss"), max_epochs=1)
@@ -528,23 +532,23 @@ def floored(metric: str = "accuracy") -> PruningCallback:
         ({"optimizer": "0"}, "optimizer must be the number of an optimizer, .* but is '0'"),
     ],
 )
-def test_arguments_that_do_not_fit(arguments: dict[str, Any], message: str) -> None:
+def test_conflicting_arguments_are_rejected(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         PruningCallback(**arguments)
 
 
-def test_a_metric_that_is_not_logged(tmp_path: Path) -> None:
+def test_a_metric_that_is_not_logged_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no metric 'accuracy'; what is logged is val_loss: "):
         fitted(tmp_path, floored())
 
 
-def test_a_metric_without_validation(tmp_path: Path) -> None:
+def test_a_metric_without_validation_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no validation, so the metric 'accuracy'"):
         fitted(tmp_path, floored(), limit_val_batches=0)
 
 
 @pytest.mark.filterwarnings("ignore:.*length of `DataLoader`")
-def test_a_metric_without_anything_to_validate_on(tmp_path: Path) -> None:
+def test_a_metric_without_validation_data_is_rejected(tmp_path: Path) -> None:
     class Empty(Module):
         def val_dataloader(self) -> Any:
             return DataLoader(TensorDataset(*(part[:0] for part in tanh_batch())))
@@ -555,7 +559,7 @@ def test_a_metric_without_anything_to_validate_on(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*length of `DataLoader`")
 @pytest.mark.parametrize(("epochs", "trained"), [(2, 2), (6, 2)])
-def test_data_that_come_later_and_are_none(tmp_path: Path, epochs: int, trained: int) -> None:
+def test_validation_without_batches_is_rejected(tmp_path: Path, epochs: int, trained: int) -> None:
     class Empty(Module):
         def val_dataloader(self) -> Any:
             return DataLoader(TensorDataset(*(part[:0] for part in tanh_batch())))
@@ -568,7 +572,7 @@ def test_data_that_come_later_and_are_none(tmp_path: Path, epochs: int, trained:
     assert made.current_epoch == trained
 
 
-def test_the_data_to_validate_on_may_come_later(tmp_path: Path) -> None:
+def test_validation_data_may_be_loaded_after_the_first_epoch(tmp_path: Path) -> None:
     """Without a first validation the Trainer knows of none before the first epoch has ended."""
     schedule = IterativePruning(floor=99.0, mode="min")
     pruning = PruningCallback(schedule=schedule, metric="val_loss")
@@ -578,7 +582,7 @@ def test_the_data_to_validate_on_may_come_later(tmp_path: Path) -> None:
     assert pruner_of(pruning).sparsity > 0
 
 
-def test_processes_that_do_not_have_the_whole_model(tmp_path: Path) -> None:
+def test_a_strategy_that_shards_the_model_is_rejected(tmp_path: Path) -> None:
     made = trainer(tmp_path, PruningCallback())
     made.strategy.world_size = 2
     with pytest.raises(UserError, match=r'the strategy is SingleDeviceStrategy: .*strategy="ddp"'):
@@ -634,7 +638,7 @@ def test_two_processes_prune_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         trainer(tmp_path, pruning, **changes).fit(Shared(sync=False))
 
 
-def test_a_checkpoint_saved_without_the_callback(tmp_path: Path) -> None:
+def test_a_checkpoint_saved_without_the_callback_is_rejected(tmp_path: Path) -> None:
     def saver() -> ModelCheckpoint:
         return ModelCheckpoint(tmp_path, save_last=True)
 

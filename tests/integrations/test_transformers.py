@@ -79,10 +79,10 @@ def test_zeros_hold_through_decay_accumulation_and_clipping(tmp_path: Path, opti
     made.train()
     assert callback.pruner is not None
     assert callback.pruner.sparsity == pytest.approx(0.9, abs=1e-3)
-    assert watch.seen == 0
+    assert watch.seen > 20
 
 
-def test_bfloat16_autocast(tmp_path: Path) -> None:
+def test_zeros_hold_under_bfloat16_autocast(tmp_path: Path) -> None:
     callback = PruningCallback(RelevancePenalty(1e-3), OneShot(sparsity=0.8, at=3))
     watch = Watch(callback)
     made = trainer(tmp_path, callback, watch, bf16=True, max_steps=6)
@@ -200,7 +200,7 @@ def test_a_killed_and_resumed_run_equals_the_unstopped_one(
     assert ours["pruner"]["prunings"] == 6
 
 
-def test_resuming_from_elsewhere(tmp_path: Path, unstopped: Any) -> None:
+def test_resuming_from_another_directory_needs_its_name(tmp_path: Path, unstopped: Any) -> None:
     checkpoint = Path(unstopped.args.output_dir) / "checkpoint-20"
     with pytest.raises(CheckpointError, match="resume_from="):
         trainer(tmp_path, stateful()).train(resume_from_checkpoint=str(checkpoint))
@@ -217,7 +217,7 @@ def test_a_checkpoint_of_another_step_is_refused(tmp_path: Path, unstopped: Any)
         trainer(tmp_path, callback).train(resume_from_checkpoint=str(source / "checkpoint-20"))
 
 
-def test_the_metric_by_name_from_compute_metrics(tmp_path: Path) -> None:
+def test_a_metric_of_compute_metrics_is_found_by_name(tmp_path: Path) -> None:
     given = iter([0.9, 0.9, 0.1, 0.9, 0.9, 0.9])
     callback = PruningCallback(
         schedule=IterativePruning(floor=0.5, fraction=0.5), metric="agreement"
@@ -300,7 +300,7 @@ def test_a_pretrained_model_is_pruned_by_the_same_callback(tmp_path: Path) -> No
     assert callback.pruner.sparsity == pytest.approx(0.8, abs=1e-3)
 
 
-def test_seq2seq_trainer_with_label_smoothing_and_generation(tmp_path: Path) -> None:
+def test_the_seq2seq_trainer_prunes_with_label_smoothing_and_generation(tmp_path: Path) -> None:
     callback = PruningCallback(
         RelevancePenalty(1e-3), IterativePruning(floor=0.0, fraction=0.5), metric="length"
     )
@@ -366,7 +366,7 @@ def test_evaluating_after_training_removes_nothing(tmp_path: Path) -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_an_unmet_floor(tmp_path: Path) -> None:
+def test_an_unmet_floor_is_rejected_at_the_end(tmp_path: Path) -> None:
     callback = PruningCallback(
         schedule=IterativePruning(floor=1e-9, mode="min", fraction=0.5), metric="loss"
     )
@@ -387,7 +387,7 @@ def test_an_unmet_floor(tmp_path: Path) -> None:
         ({"min_density": 1.0}, "min_density must be from 0 to below 1, but is 1.0"),
     ],
 )
-def test_arguments_that_do_not_fit(arguments: dict[str, Any], message: str) -> None:
+def test_conflicting_arguments_are_rejected(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         PruningCallback(**arguments)
 
@@ -396,17 +396,17 @@ def floored() -> PruningCallback:
     return PruningCallback(schedule=IterativePruning(floor=0.5), metric="bleu")
 
 
-def test_a_metric_that_the_evaluation_does_not_return(tmp_path: Path) -> None:
+def test_a_metric_that_the_evaluation_does_not_return_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no metric 'bleu'; it returned .*eval_loss"):
         trainer(tmp_path, floored()).train()
 
 
-def test_evaluation_that_is_disabled(tmp_path: Path) -> None:
+def test_disabled_evaluation_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="evaluation is disabled"):
         trainer(tmp_path, floored(), eval_strategy="no").train()
 
 
-def test_loading_the_best_model_without_a_metric(tmp_path: Path) -> None:
+def test_loading_the_best_model_without_a_metric_is_rejected(tmp_path: Path) -> None:
     callback = PruningCallback(schedule=OneShot(sparsity=0.5))
     with pytest.raises(UserError, match="load_best_model_at_end the callback needs metric="):
         trainer(tmp_path, callback, load_best_model_at_end=True).train()
@@ -421,14 +421,14 @@ def test_a_schedule_that_waits_for_an_evaluation_needs_no_metric(tmp_path: Path)
     assert removed == [removed[0], 0]  # at the first of two evaluations, each of two sets
 
 
-def test_a_model_whose_tied_tensors_were_untied(tmp_path: Path) -> None:
+def test_a_model_whose_tied_tensors_were_untied_is_rejected(tmp_path: Path) -> None:
     model = gpt2()
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
     with pytest.raises(UserError, match=r"are two tensors.*tie_weights"):
         trainer(tmp_path, PruningCallback(), model=model).train()
 
 
-def test_a_checkpoint_made_without_the_callback(tmp_path: Path) -> None:
+def test_a_checkpoint_made_without_the_callback_is_rejected(tmp_path: Path) -> None:
     trainer(tmp_path, Stop(4)).train()
     with pytest.raises(
         CheckpointError, match=r"has no prunus\.safetensors.*it was made without this callback"
@@ -538,7 +538,7 @@ class SaveTwice(TrainerCallback):
         control.should_save = True
 
 
-def test_saving_twice_at_one_step(tmp_path: Path) -> None:
+def test_saving_twice_at_one_step_leaves_one_state(tmp_path: Path) -> None:
     made = trainer(tmp_path, stateful(), SaveTwice())
     made.train()
     assert load_tree(tmp_path / "checkpoint-24" / STATE_FILE)["step"] == 24
@@ -546,7 +546,9 @@ def test_saving_twice_at_one_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("unfit", ["deepspeed", "fsdp", "enable_jit_checkpoint"])
-def test_arguments_that_the_callback_cannot_serve(tmp_path: Path, unfit: str) -> None:
+def test_trainer_arguments_that_the_callback_cannot_serve_are_rejected(
+    tmp_path: Path, unfit: str
+) -> None:
     made = trainer(tmp_path, PruningCallback())
     setattr(made.args, unfit, True)
     with pytest.raises(UserError, match=f"does not work with {unfit}"):

@@ -57,6 +57,7 @@ def test_everything_removed_but_one_weight_is_no_failure(tmp_path: Path) -> None
     chosen = settings(**{**BRIEF, "epochs": 6}, fraction=0.99, ratio=0)
     outcome = prunus("run", "digits", *chosen, "--out", tmp_path / "run")
     assert outcome.code == 0
+    # 50,610, and after a hundredth of it is kept thrice, rounded: 506, 5 and the last one.
     assert summary(tmp_path / "run")["nonzero"] == 1
 
 

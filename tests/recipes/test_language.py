@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -175,15 +176,23 @@ def sequence_task(**changes: Any) -> SequenceToSequence:
     return SequenceToSequence(SequenceConfig(**chosen), pairs)
 
 
+def encoded(task: Any, split: str) -> Any:
+    """Return the encoded pairs of a split, which a task offers in no public way."""
+    return task._encoded[split]
+
+
+def batch_of(task: Any, indices: Sequence[int]) -> Any:
+    """Return a batch of chosen training pairs; publicly a task only draws batches at random."""
+    return task._batch(encoded(task, "train"), indices)
+
+
 def test_accumulated_gradients_are_those_of_one_large_batch() -> None:
     task = sequence_task(dropout=0.0, label_smoothing=0.1)
     torch.manual_seed(0)
     model = task.network().double()
-    data = task._encoded["train"]
-    indices = list(range(12))
-    parts = [task._batch(data, indices[i : i + 4]) for i in (0, 4, 8)]
+    parts = [batch_of(task, range(i, i + 4)) for i in (0, 4, 8)]
     large = copy.deepcopy(model)
-    task.loss(large, task._batch(data, indices)).backward()  # type: ignore[no-untyped-call]
+    task.loss(large, batch_of(task, range(12))).backward()  # type: ignore[no-untyped-call]
     sizes = [task.size(part) for part in parts]
     assert len(set(sizes)) > 1
     for part, size in zip(parts, sizes, strict=True):
@@ -196,12 +205,12 @@ def test_accumulated_gradients_are_those_of_one_large_batch() -> None:
 def test_pruning_has_a_dropout_of_its_own() -> None:
     text = "the quick brown fox jumps over the lazy dog " * 40
     changes: dict[str, Any] = {"dropout": 0.4, "length": 16}
-    tasks: list[Any] = [
-        sequence_task(dropout=0.4, pruning_dropout=0.0),
-        language_model(dict.fromkeys(SIZES, text), pruning_dropout=0.0, **changes),
-        sequence_task(dropout=0.4),
+    tasks: list[tuple[Any, int]] = [  # and the number of different losses once it prunes
+        (sequence_task(dropout=0.4, pruning_dropout=0.0), 1),
+        (language_model(dict.fromkeys(SIZES, text), pruning_dropout=0.0, **changes), 1),
+        (sequence_task(dropout=0.4), 4),
     ]
-    for task in tasks:
+    for task, different in tasks:
         torch.manual_seed(0)
         model = task.network().train()
         batch = next(task.epoch(torch.Generator().manual_seed(0)))[0]
@@ -209,15 +218,16 @@ def test_pruning_has_a_dropout_of_its_own() -> None:
         task.ready_to_prune(model)
         after = {task.loss(model, batch).item() for _ in range(4)}
         assert len(before) == 4
-        assert len(after) == (4 if task._config.pruning_dropout is None else 1)
+        assert len(after) == different
 
 
 def test_the_sparse_network_learns_from_the_dense_one() -> None:
     task = sequence_task(dropout=0.0, label_smoothing=0.1)
     torch.manual_seed(0)
     model, dense = task.network().double(), task.network().double().eval()
-    batch = task._batch(task._encoded["train"], range(5))
+    batch = batch_of(task, range(5))
     alone = task.loss(model, batch)
+    # Private, but no public method returns the logits that the loss is computed from.
     (logits, right), (taught, _) = task._predict(model, batch), task._predict(dense, batch)
     written = right != NO_CLASS
     assert int(written.sum()) == task.size(batch) < len(right)  # there is padding
@@ -277,10 +287,10 @@ def test_what_the_dense_network_writes_takes_the_place_of_the_references() -> No
     torch.manual_seed(0)
     dense: Any = task.network().eval()
     torch.nn.init.normal_(dense.model.shared.weight, std=1.0)  # so that it answers at all
-    data = task._encoded["train"]
+    data = encoded(task, "train")
     end = task.tokenizer.eos_token_id
     task.learn([lesson for _, lesson in task.lessons(lambda: dense)])
-    learnt = task._encoded["train"]
+    learnt = encoded(task, "train")
     assert learnt.sources == data.sources
     assert learnt.targets != data.targets
     for source, target in zip(data.sources, learnt.targets, strict=True):  # without padding
@@ -302,11 +312,11 @@ def test_what_the_dense_network_writes_takes_the_place_of_the_references() -> No
     assert sorted(shown) == sorted(learnt.targets)
     # What is measured on is not touched, and without the setting nothing is written.
     plain = sequence_task(sequence_distillation=False)
-    assert plain._encoded["validation"] == task._encoded["validation"]
+    assert encoded(plain, "validation") == encoded(task, "validation")
     assert list(plain.lessons(lambda: dense)) == []
 
 
-def test_lessons_survive_kills_and_are_taken_over_with_the_dense_network(
+def test_teacher_outputs_survive_kills_and_are_reused_with_the_dense_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, data = "multi30k-translation", multi30k(tmp_path / "set")
@@ -314,6 +324,7 @@ def test_lessons_survive_kills_and_are_taken_over_with_the_dense_network(
     command: list[str | Path] = ["run", name, "--data", data, *writing]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert prunus(*command, "--out", whole).code == 0
+    # Private, but the kill has to come between two texts that are written.
     true_write = SequenceToSequence._write
     calls: list[int] = []
 
@@ -351,7 +362,7 @@ def test_lessons_survive_kills_and_are_taken_over_with_the_dense_network(
     assert model != (whole / "model.safetensors").read_bytes()
 
 
-def test_a_run_that_is_asked_to_stop_while_lessons_are_written_stops(tmp_path: Path) -> None:
+def test_a_run_stopped_while_teacher_outputs_are_written_stops(tmp_path: Path) -> None:
     name, data, out = "multi30k-translation", multi30k(tmp_path / "set"), tmp_path / "run"
     chosen = settings(**{**SMALL, **SEARCH, "sequence_distillation": "true"})
     recipe = RECIPES[name]
@@ -401,6 +412,7 @@ def test_products_in_bfloat16_train_weights_of_float32(name: str, tmp_path: Path
     assert ("measure", torch.float32) in seen
     # Who loads the network is not bound to what suited its training.
     model = AutoModel.from_pretrained(out / "pretrained")
+    # Private, but transformers reports the attention in no other way.
     assert model.config._attn_implementation == "sdpa"
     assert model.dtype is torch.float32
 
@@ -423,9 +435,8 @@ def test_padding_does_not_change_the_loss() -> None:
     task = sequence_task(dropout=0.0)
     torch.manual_seed(0)
     model = task.network().double().eval()
-    data = task._encoded["train"]
-    alone = [task._batch(data, [i]) for i in range(6)]
-    together = task._batch(data, range(6))
+    alone = [batch_of(task, [i]) for i in range(6)]
+    together = batch_of(task, range(6))
     assert len({batch.source.shape[1] for batch in alone}) > 1
     total = sum(task.loss(model, batch) * task.size(batch) for batch in alone)
     mean = total / sum(task.size(batch) for batch in alone)
@@ -438,7 +449,7 @@ def language_model(text: dict[str, str], **changes: Any) -> LanguageModel:
 
 
 @pytest.mark.parametrize("length", [8, 7, 48])
-def test_bits_per_character_count_every_word_once_with_its_context(length: int) -> None:
+def test_bits_per_character_count_every_token_once_with_its_context(length: int) -> None:
     text = {split: "\n".join(counting(count, split)[0]) for split, count in SIZES.items()}
     task = language_model(text, length=length)
     torch.manual_seed(0)
@@ -460,11 +471,12 @@ def test_bits_per_character_count_every_word_once_with_its_context(length: int) 
     assert seen.loss == pytest.approx(total / (len(words) - 1), rel=1e-5)
 
 
-def test_an_epoch_of_running_text_shows_no_word_twice() -> None:
+def test_an_epoch_of_running_text_shows_no_token_twice() -> None:
     text = {split: "\n".join(counting(count, split)[0]) for split, count in SIZES.items()}
     task = language_model(text, length=8, accumulation=2)
+    # Private, but only numbered tokens show where a chunk comes from.
     count = len(task._words["train"])
-    task._words["train"] = torch.arange(count)  # so that a word tells its place
+    task._words["train"] = torch.arange(count)
     order = torch.Generator().manual_seed(0)
     steps = list(task.epoch(order))
     assert len(steps) == task.steps_per_epoch
@@ -542,18 +554,18 @@ def refused(tmp_path: Path, name: str, *parts: str, **changes: Any) -> None:
     assert not out.exists()
 
 
-def test_data_of_other_columns(tmp_path: Path) -> None:
+def test_data_of_other_columns_are_rejected(tmp_path: Path) -> None:
     taskmaster4(tmp_path / "set")
     refused(tmp_path, "multi30k-translation", "lacks the columns en, de", "speaker, text")
 
 
-def test_a_language_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_language_is_rejected(tmp_path: Path) -> None:
     for split in SIZES:
         write(tmp_path / "set", split, {"translation": [{"de": "eins", "fr": "un"}]})
     refused(tmp_path, "wmt14-translation", "lacks en; found de, fr", "train split")
 
 
-def test_an_empty_reference(tmp_path: Path) -> None:
+def test_an_empty_reference_is_rejected(tmp_path: Path) -> None:
     multi30k(tmp_path / "set")
     write(tmp_path / "set", "test", {"en": ["one", "two"], "de": ["eins", " "]})
     refused(
@@ -570,19 +582,19 @@ def test_empty_training_pairs_are_left_out(tmp_path: Path) -> None:
     assert len(translations(str(tmp_path / "set"), ("en", "de"))["train"]) == 1
 
 
-def test_a_text_longer_than_the_models_positions(tmp_path: Path) -> None:
+def test_a_text_longer_than_the_models_positions_is_rejected(tmp_path: Path) -> None:
     multi30k(tmp_path / "set")
     write(tmp_path / "set", "test", {"en": ["one " * 60], "de": ["eins"]})
     refused(tmp_path, "multi30k-translation", "1 of 1 pairs of the test split have", "set length=")
 
 
-def test_no_training_pair_that_is_short_enough(tmp_path: Path) -> None:
+def test_training_pairs_that_are_all_too_long_are_rejected(tmp_path: Path) -> None:
     multi30k(tmp_path / "set")
     write(tmp_path / "set", "train", {"en": ["one two " * 60] * 9, "de": ["eins"] * 9})
     refused(tmp_path, "multi30k-translation", "every pair of the train split", vocabulary=265)
 
 
-def test_a_set_that_the_hub_does_not_have(tmp_path: Path) -> None:
+def test_an_unknown_hub_data_set_is_rejected(tmp_path: Path) -> None:
     outcome = prunus("run", "taskmaster-dialogue", "--out", tmp_path / "run")
     outcome.refused("is not on the Hub", "--data FOLDER", "speaker and text")
 
@@ -601,14 +613,16 @@ def test_a_set_that_the_hub_does_not_have(tmp_path: Path) -> None:
         ({"utterances": [["hi"]]}, "must hold records with speaker, text"),
     ],
 )
-def test_dialogues_of_another_shape(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
+def test_dialogues_of_another_shape_are_rejected(
+    tmp_path: Path, columns: dict[str, Any], message: str
+) -> None:
     for split in SIZES:
         write(tmp_path / "set", split, columns)
     refused(tmp_path, "taskmaster-dialogue", message, "train split")
 
 
 @pytest.mark.parametrize("cells", [[None, "one"], [1, 2]])
-def test_running_text_of_something_else(tmp_path: Path, cells: list[Any]) -> None:
+def test_running_text_that_is_no_text_is_rejected(tmp_path: Path, cells: list[Any]) -> None:
     for split in SIZES:
         write(tmp_path / "set", split, {"text": cells})
     refused(tmp_path, "shakespeare-lm", "the column text of the train split", "must hold texts")
@@ -618,7 +632,9 @@ def test_running_text_of_something_else(tmp_path: Path, cells: list[Any]) -> Non
     ("cells", "message"),
     [(["one"], "must hold records with en, de"), ([None], "must hold records with en, de")],
 )
-def test_translations_of_another_shape(tmp_path: Path, cells: list[Any], message: str) -> None:
+def test_translations_of_another_shape_are_rejected(
+    tmp_path: Path, cells: list[Any], message: str
+) -> None:
     for split in SIZES:
         write(tmp_path / "set", split, {"translation": cells})
     refused(tmp_path, "wmt14-translation", message)
@@ -638,19 +654,19 @@ def test_a_dense_network_of_other_data_is_refused(tmp_path: Path) -> None:
     outcome.refused("had other data than those given now")
 
 
-def test_a_dialogue_without_an_assistant(tmp_path: Path) -> None:
+def test_a_dialogue_without_an_assistant_is_rejected(tmp_path: Path) -> None:
     for split in SIZES:
         write(tmp_path / "set", split, {"speaker": [["user", "bot"]], "text": [["hi", "hello"]]})
     refused(tmp_path, "taskmaster-dialogue", "no turn in the train split", '"assistant"')
 
 
-def test_no_text_at_all(tmp_path: Path) -> None:
+def test_an_empty_text_is_rejected(tmp_path: Path) -> None:
     for split in SIZES:
         write(tmp_path / "set", split, {"text": [" ", ""]})
     refused(tmp_path, "shakespeare-lm", "the train split", "holds no text")
 
 
-def test_a_text_shorter_than_a_piece(tmp_path: Path) -> None:
+def test_a_text_shorter_than_a_chunk_is_rejected(tmp_path: Path) -> None:
     for split in SIZES:
         write(tmp_path / "set", split, {"text": ["one two three four"]})
     refused(
@@ -658,7 +674,7 @@ def test_a_text_shorter_than_a_piece(tmp_path: Path) -> None:
     )
 
 
-def test_a_vocabulary_that_the_text_does_not_yield(tmp_path: Path) -> None:
+def test_a_vocabulary_larger_than_the_text_yields_is_rejected(tmp_path: Path) -> None:
     multi30k(tmp_path / "set")
     refused(tmp_path, "multi30k-translation", "vocabulary=5000 is more than", vocabulary=5000)
 
@@ -678,7 +694,7 @@ def test_a_vocabulary_that_the_text_does_not_yield(tmp_path: Path) -> None:
         ({"validation_pairs": -1}, "0 or above"),
     ],
 )
-def test_settings_out_of_range(setting: dict[str, Any], reason: str) -> None:
+def test_settings_out_of_range_are_rejected(setting: dict[str, Any], reason: str) -> None:
     config = RECIPES["multi30k-translation"].config
     ((key, value),) = setting.items()
     with pytest.raises(UserError, match=f"{key} must be {reason}"):
@@ -706,6 +722,6 @@ def test_the_papers_settings_are_the_papers() -> None:
     assert json.dumps(wmt)  # as config.json holds it
 
 
-def test_a_column_that_names_no_data() -> None:
+def test_a_missing_folder_of_text_is_rejected() -> None:
     with pytest.raises(DataError, match="does not exist"):
         texts("./nowhere")
