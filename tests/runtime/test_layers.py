@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from helpers.comparisons import assert_layer_matches_float64
 from prunus import UserError
 from prunus.runtime.convolution import SparseConv
 from prunus.runtime.fusion import fits_pool
@@ -41,21 +42,6 @@ def thin(layer: nn.Module, sparsity: float, seed: int = 0) -> None:
         assert isinstance(weight, torch.Tensor)
         weight.mul_(torch.rand(weight.shape, generator=draw) >= sparsity)
         weight[: len(weight) // 5] = 0
-
-
-def check(sparse: nn.Module, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Compare with float64: the error of a sum of n products is below n rounding errors."""
-    with torch.no_grad():
-        found: torch.Tensor = sparse(x)
-        wide = copy.deepcopy(layer).double()(x.double())
-    assert found.shape == wide.shape
-    assert found.dtype == torch.float32
-    weight = next(layer.parameters()).detach()
-    products = weight[0].numel() + 1
-    largest = float(x.abs().max()) * float(weight.abs().max()) if x.numel() else 0.0
-    bound = 6e-8 * products * (products * largest + 1) + 1e-7
-    assert float((found - wide).abs().max() if found.numel() else 0.0) <= bound
-    return found
 
 
 @st.composite
@@ -102,7 +88,7 @@ def test_linear_is_that_of_torch(
     sparse = SparseLinear(linear, rectified=rectified, by_item=by_item)
     x = data.draw(layouts(items, inputs))
     expected = nn.Sequential(linear, nn.ReLU()) if rectified else linear
-    found = check(sparse, expected, x)
+    found = assert_layer_matches_float64(sparse, expected, x)
     if by_item:
         assert found.is_contiguous()
 
@@ -115,7 +101,7 @@ def test_threads_share_large_layers_and_batches_of_many_tiles() -> None:
     for threads in THREADS:
         torch.set_num_threads(threads)
         for items in (1, 64, 1000):
-            check(sparse, linear, torch.randn(items, 600))
+            assert_layer_matches_float64(sparse, linear, torch.randn(items, 600))
 
 
 @pytest.mark.parametrize(("inputs", "batches"), [(5_000, (256, 301)), (70_000, (40, 43))])
@@ -129,7 +115,7 @@ def test_activations_that_lie_beyond_the_second_level_cache(
         sparse = SparseLinear(linear)
         for threads, items in itertools.product(THREADS, batches):
             torch.set_num_threads(threads)
-            check(sparse, linear, torch.rand(inputs, items).t())
+            assert_layer_matches_float64(sparse, linear, torch.rand(inputs, items).t())
 
 
 def test_indices_beyond_sixteen_bits() -> None:
@@ -137,7 +123,7 @@ def test_indices_beyond_sixteen_bits() -> None:
     thin(linear, 0.9)
     assert SparseLinear(linear).rows.columns.dtype == torch.int32
     for items in (1, 4):
-        check(SparseLinear(linear), linear, torch.rand(items, 70_000))
+        assert_layer_matches_float64(SparseLinear(linear), linear, torch.rand(items, 70_000))
 
 
 @settings(max_examples=120, deadline=None)
@@ -187,8 +173,10 @@ def test_convolution_is_that_of_torch(
         with pytest.raises(UserError, match=r"the kernel covers \d+×\d+ pixels, but the input has"):
             sparse(x)
     else:
-        check(sparse, expected, x)
-        check(sparse, expected, x + 1)  # the planes are used again, and their borders still zero
+        assert_layer_matches_float64(sparse, expected, x)
+        assert_layer_matches_float64(
+            sparse, expected, x + 1
+        )  # the planes are used again, and their borders still zero
 
 
 @settings(max_examples=100, deadline=None)
@@ -228,8 +216,8 @@ def test_pooling_is_that_of_torch(
             sparse(x)
         return
     expected = nn.Sequential(*layers)
-    check(sparse, expected, x)
-    check(sparse, expected, x[0] + 1)
+    assert_layer_matches_float64(sparse, expected, x)
+    assert_layer_matches_float64(sparse, expected, x[0] + 1)
 
 
 def test_pooling_of_large_convolutions_in_threads() -> None:
@@ -238,7 +226,7 @@ def test_pooling_of_large_convolutions_in_threads() -> None:
     conv, pool = nn.Conv2d(16, 24, 3, padding=1), nn.MaxPool2d(3, 2)
     thin(conv, 0.5)
     for images in (1, 2, 5):
-        check(
+        assert_layer_matches_float64(
             SparseConv(conv, pool=pool), nn.Sequential(conv, pool), torch.randn(images, 16, 24, 24)
         )
 
@@ -262,7 +250,7 @@ def test_convolutions_of_threads_share_images_or_rows() -> None:
         conv = nn.Conv2d(16, 24, 3, padding=padding)
         thin(conv, 0.8)
         for images in (1, 2, 5):
-            check(SparseConv(conv), conv, torch.randn(images, 16, 24, 24))
+            assert_layer_matches_float64(SparseConv(conv), conv, torch.randn(images, 16, 24, 24))
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
@@ -271,10 +259,10 @@ def test_one_dimension_and_lone_images(padding: Any) -> None:
     torch.manual_seed(0)
     conv = nn.Conv1d(3, 5, 4, padding=padding)
     thin(conv, 0.5)
-    check(SparseConv(conv), conv, torch.randn(2, 3, 50))
-    check(SparseConv(conv), conv, torch.randn(3, 50))
+    assert_layer_matches_float64(SparseConv(conv), conv, torch.randn(2, 3, 50))
+    assert_layer_matches_float64(SparseConv(conv), conv, torch.randn(3, 50))
     plane = nn.Conv2d(3, 5, 4, padding=padding)
-    check(SparseConv(plane), plane, torch.randn(3, 9, 9))
+    assert_layer_matches_float64(SparseConv(plane), plane, torch.randn(3, 9, 9))
     assert SparseConv(plane)(torch.zeros(0, 3, 9, 9)).shape[0] == 0
 
 
@@ -291,7 +279,7 @@ def test_not_a_number_is_kept_where_torch_keeps_it() -> None:
 def test_more_dimensions_are_kept() -> None:
     linear = nn.Linear(6, 4)
     for shape in ((6,), (2, 3, 6), (2, 0, 6), (1, 1, 6)):
-        check(SparseLinear(linear), linear, torch.randn(shape))
+        assert_layer_matches_float64(SparseLinear(linear), linear, torch.randn(shape))
 
 
 def test_copies_and_pickles_have_weights_of_their_own() -> None:
@@ -299,7 +287,7 @@ def test_copies_and_pickles_have_weights_of_their_own() -> None:
     thin(linear, 0.8)
     x = torch.randn(3, 50)
     sparse = SparseLinear(linear)
-    before = check(sparse, linear, x)
+    before = assert_layer_matches_float64(sparse, linear, x)
     twins = [copy.deepcopy(sparse), pickle.loads(pickle.dumps(sparse))]
     sparse.rows.values.zero_()
     sparse.rows.bias.zero_()
@@ -312,7 +300,7 @@ def test_a_state_is_loaded_into_a_layer_that_has_run() -> None:
     linear = nn.Linear(50, 40)
     thin(linear, 0.8)
     sparse, x = SparseLinear(linear), torch.randn(3, 50)
-    before = check(sparse, linear, x)
+    before = assert_layer_matches_float64(sparse, linear, x)
     state = {key: value.clone() for key, value in sparse.state_dict().items()}
     sparse.rows.values.zero_()
     sparse.load_state_dict(state)

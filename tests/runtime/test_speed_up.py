@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from prunus import UserError, compact, speed_up
+from helpers.comparisons import assert_outputs_match
 from prunus.runtime import choosing, sped_up
 from prunus.runtime.fusion import chains
 from prunus.runtime.linear import SparseLinear
@@ -41,14 +42,6 @@ def _always_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choosing, "_medians", medians)
 
 
-def same(fast: nn.Module, model: nn.Module, *inputs: torch.Tensor) -> None:
-    with torch.no_grad():
-        expected = model(*inputs)
-        torch.testing.assert_close(
-            fast(*inputs), expected, rtol=0, atol=2e-5 * float(expected.abs().max())
-        )
-
-
 def test_a_very_sparse_perceptron_is_sped_up_by_real_timings() -> None:
     torch.manual_seed(0)
     model = thinned(nn.Sequential(nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10)), 0.99)
@@ -61,8 +54,8 @@ def test_a_very_sparse_perceptron_is_sped_up_by_real_timings() -> None:
     assert done.dense_ms > done.sparse_ms
     assert isinstance(done.model.get_submodule("0"), SparseLinear)
     assert isinstance(done.model.get_submodule("1"), nn.Identity)
-    same(done.model, model, x)
-    same(done.model, model, torch.randn(3, 1024))
+    assert_outputs_match(done.model, model, x)
+    assert_outputs_match(done.model, model, torch.randn(3, 1024))
     assert isinstance(model[0], nn.Linear)  # the network itself is as it was
 
 
@@ -117,8 +110,8 @@ def test_norms_and_rectifiers_are_fused_where_nobody_else_reads(groups: int) -> 
         "read_twice": (),
         "head": (),
     }
-    same(done.model, model, x)
-    same(done.model, model, torch.randn(5, 3, 9, 11))
+    assert_outputs_match(done.model, model, x)
+    assert_outputs_match(done.model, model, torch.randn(5, 3, 9, 11))
 
 
 @pytest.mark.usefixtures("_always_faster")
@@ -137,7 +130,7 @@ def test_poolings_are_fused_before_or_after_the_rectifier() -> None:
     fused = {layer.name: layer.fused for layer in done.layers}
     expected = {"0": ("1", "2", "3"), "4": ("5", "6"), "8": (), "11": (), "13": ("14",)}
     assert fused == expected
-    same(done.model, model, x)
+    assert_outputs_match(done.model, model, x)
 
 
 def test_what_stands_under_several_names_is_not_fused() -> None:
@@ -153,7 +146,7 @@ def test_shared_layers_stay_shared() -> None:
     model = thinned(nn.Sequential(linear, nn.Tanh(), linear, nn.Tanh(), linear))
     fast = speed_up(model, torch.randn(4, 12))
     assert fast.get_submodule("0") is fast.get_submodule("2") is fast.get_submodule("4")
-    same(fast, model, torch.randn(4, 12))
+    assert_outputs_match(fast, model, torch.randn(4, 12))
 
 
 class Dynamic(nn.Module):
@@ -177,7 +170,7 @@ def test_dynamic_control_flow_is_kept() -> None:
     assert done.layers[0].sparse
     assert done.layers[0].fused == ()
     for x in (torch.ones(4, 12), -torch.ones(4, 12)):
-        same(done.model, model, x)
+        assert_outputs_match(done.model, model, x)
 
 
 @pytest.mark.usefixtures("_always_faster")
@@ -196,7 +189,7 @@ def test_encoders_of_torch_do_not_hand_their_weights_to_the_dense_kernel(
         for name in ("self_attn.inputs", "self_attn.out", "linear1", "linear2")
     )
     assert not done.left
-    same(done.model, model, x)
+    assert_outputs_match(done.model, model, x)
     mask = torch.zeros((4, 6) if batch_first else (6, 4), dtype=torch.bool)
     mask[0, -2:] = True
     with torch.no_grad():
@@ -319,14 +312,14 @@ def test_the_copy_takes_no_gradients_and_can_be_copied() -> None:
     assert not any(p.requires_grad for p in fast.parameters())
     with pytest.raises(UserError, match="without a gradient.*train the network that it was made"):
         fast(torch.randn(2, 6, requires_grad=True))
-    same(copy.deepcopy(fast), model, torch.randn(2, 6))
+    assert_outputs_match(copy.deepcopy(fast), model, torch.randn(2, 6))
 
 
 def test_a_lone_layer_is_replaced_itself() -> None:
     model = thinned(nn.Linear(600, 600), 0.99)
     fast = speed_up(model, torch.randn(64, 600))
     assert isinstance(fast, SparseLinear)
-    same(fast, model, torch.randn(64, 600))
+    assert_outputs_match(fast, model, torch.randn(64, 600))
 
 
 @pytest.mark.usefixtures("_always_faster")
@@ -400,7 +393,7 @@ def test_attention_that_someone_looks_into_stays_closed() -> None:
     assert done.left["attention"] == "its weights are read by the code around it"
     assert done.left["hooked"] == "it has hooks"
     assert "keys and values of its own" in done.left["biased"]
-    same(done.model, model, x)
+    assert_outputs_match(done.model, model, x)
 
 
 @pytest.mark.usefixtures("_always_faster")
@@ -420,7 +413,7 @@ def test_an_attention_is_joint_by_keywords_too_shared_and_without_a_batch() -> N
         done = sped_up(model, x)
         assert done.replaced == ("attention.inputs", "attention.out")
         assert done.model.get_submodule("again") is done.model.get_submodule("attention")
-        same(done.model, model, x)
+        assert_outputs_match(done.model, model, x)
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
@@ -469,7 +462,7 @@ def test_what_compact_has_made_is_sped_up(wrap: Any) -> None:
     assert done.replaced == ("0", "4", "6")
     assert done.layers[0].fused == ("1", "2")
     assert done.layers[1].fused == ("5",)
-    same(done.model, model, x)
+    assert_outputs_match(done.model, model, x)
 
 
 class Noisy(nn.Sequential):
