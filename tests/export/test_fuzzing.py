@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 from .fuzzing import bases, mutants, read_all
 
 
 def test_damaged_files_end_in_one_clear_error(tmp_path: Path) -> None:
-    files = bases(tmp_path)
-    assert read_all(iter(files[:-1]), tmp_path / "file", limit=1 << 20).kinds == {"read": 12}
-    outcomes = read_all(mutants(files, 2000, seed=0), tmp_path / "file", limit=1 << 20)
+    files, limit = bases(tmp_path), 1 << 20
+    assert read_all(iter(files[:-1]), tmp_path / "file", limit=limit).kinds == {"read": 12}
+    outcomes = read_all(mutants(files, 2000, seed=0), tmp_path / "file", limit=limit)
     # Some damage is to values, which may be anything.
     assert outcomes.kinds["refused"] > 1000
     assert outcomes.kinds["read"] > 100
-    assert outcomes.slowest < 10
+
+
+def test_damaged_files_take_memory_in_proportion_to_the_limit(tmp_path: Path) -> None:
+    files, limit = bases(tmp_path), 1 << 20
+    read_all(mutants(files, 20, seed=1), tmp_path / "file", limit=limit)  # loads libraries
+    tracemalloc.start()
+    try:
+        read_all(mutants(files, 300, seed=0), tmp_path / "file", limit=limit)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    print("PEAK", peak / limit)
+    assert peak < 64 * limit

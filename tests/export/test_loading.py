@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.comparisons import assert_states_identical
 from prunus import SparseFile, UserError, load_sparse, save_sparse
-from states import same
 
 # Of kinds that no type checker would let pass.
 NONE: Any = None
@@ -31,7 +31,9 @@ def refused_whole(path: Path, model: nn.Module, message: str) -> None:
     before = copies(model)
     with pytest.raises(UserError, match=message):
         load_sparse(path, model)
-    assert same(copies(model), before)
+    after = copies(model)
+    assert list(after) == list(before)
+    assert_states_identical(after, before)
 
 
 @pytest.mark.parametrize("other", [network(3), nn.Sequential(*network(), nn.Linear(2, 2))])
@@ -91,7 +93,7 @@ def test_layers_that_have_not_seen_an_input_are_initialized(tmp_path: Path) -> N
     save_sparse(model, tmp_path / "a")
     other: Any = nn.Sequential(nn.LazyLinear(6), nn.LazyBatchNorm1d(), nn.LazyLinear(2))
     load_sparse(tmp_path / "a", other)
-    assert all(torch.equal(t, other.state_dict()[name]) for name, t in copies(model).items())
+    assert_states_identical(copies(other), copies(model))
 
 
 def test_a_hook_that_refuses_leaves_the_model_as_it_was(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from helpers.comparisons import assert_states_identical, tensor_bytes
+from helpers.sparse_models import TiedEmbedding
 from prunus import SparseFile, SparseFileError, UserError, load_sparse, save_sparse
 from prunus.export.encodings import ENCODINGS
 from prunus.export.sparse_file import size_bound
@@ -36,17 +37,6 @@ DTYPES = (
 )
 
 SMALLEST = ("smallest", *ENCODINGS)
-
-
-def bits(tensor: torch.Tensor) -> bytes:
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def assert_same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> None:
-    assert one.keys() == other.keys()
-    for name, tensor in one.items():
-        assert (tensor.dtype, tensor.shape) == (other[name].dtype, other[name].shape), name
-        assert bits(tensor) == bits(other[name]), name
 
 
 def scattered(
@@ -117,8 +107,8 @@ def test_every_bit_comes_back(
     path = tmp_path_factory.mktemp("files") / "a.safetensors"
     state = {"a": scattered(shape, density, dtype, seed), "b": torch.ones(2)}
     save_sparse(state, path, encoding=encoding)
-    assert_same(state, load_sparse(path))
-    assert_same(state, plainly(path))
+    assert_states_identical(state, load_sparse(path))
+    assert_states_identical(state, plainly(path))
     with SparseFile(path) as file:
         stored = file["a"]
         assert (stored.shape, stored.dtype) == (shape, dtype)
@@ -130,7 +120,7 @@ def test_every_bit_comes_back(
             csr, width = file.csr("a"), math.prod(shape[1:])
             rows = torch.arange(shape[0]).repeat_interleave(csr.crow_indices().diff())
             assert torch.equal(rows * width + csr.col_indices(), places)
-            assert bits(csr.values()) == bits(state["a"].reshape(-1)[places])
+            assert tensor_bytes(csr.values()) == tensor_bytes(state["a"].reshape(-1)[places])
 
 
 SPECIAL = [0x80000000, 0x7FC00001, 0xFFFFFFFF, 0x7F800000, 0x00000001]
@@ -156,7 +146,7 @@ def test_negative_zeros(tmp_path: Path, dtype: torch.dtype) -> None:
     assert int(torch.signbit(weight[weight.float() == 0].float()).sum()) > 4000
     with pytest.warns(UserWarning, match=r"many zeros of w are -0\.0, .* pass keep_negative_zeros"):
         save_sparse({"w": weight, "b": torch.ones(3)}, tmp_path / "kept")
-    assert bits(load_sparse(tmp_path / "kept")["w"]) == bits(weight)
+    assert tensor_bytes(load_sparse(tmp_path / "kept")["w"]) == tensor_bytes(weight)
     save_sparse({"w": weight}, tmp_path / "dropped", keep_negative_zeros=False)
     with SparseFile(tmp_path / "dropped") as file:
         assert file["w"].stored < 1100
@@ -207,14 +197,7 @@ def test_more_than_a_block_at_once(encoding: str, monkeypatch: pytest.MonkeyPatc
 
 
 def test_tied_tensors_are_stored_once_and_still_tied(tmp_path: Path) -> None:
-    class Tied(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embed = nn.Embedding(500, 40)
-            self.head = nn.Linear(40, 500, bias=False)
-            self.head.weight = self.embed.weight
-
-    model, other = Tied(), Tied()
+    model, other = TiedEmbedding(500, 40), TiedEmbedding(500, 40)
     model.embed.weight.data[torch.rand(500, 40) > 0.1] = 0
     path = tmp_path / "tied"
     save_sparse(model, path)
@@ -222,15 +205,15 @@ def test_tied_tensors_are_stored_once_and_still_tied(tmp_path: Path) -> None:
     loaded = load_sparse(path, other)
     assert loaded["head.weight"] is loaded["embed.weight"]
     assert other.head.weight is other.embed.weight
-    assert_same(model.state_dict(), other.state_dict())
+    assert_states_identical(model.state_dict(), other.state_dict())
     with SparseFile(path) as file:
         assert file.tensors == ["embed.weight"]
-        assert bits(file.read("head.weight")) == bits(model.head.weight.detach())
+        assert tensor_bytes(file.read("head.weight")) == tensor_bytes(model.head.weight.detach())
     # Views of one memory that are not the same tensor are no tied ones.
     base = torch.eye(50)
     views = {"rows": base[:10], "flat": base.reshape(-1), "turned": base.T, "whole": base}
     save_sparse(views, path)
-    assert_same(views, load_sparse(path))
+    assert_states_identical(views, load_sparse(path))
 
 
 def test_names_that_parts_would_have(tmp_path: Path) -> None:
@@ -243,8 +226,8 @@ def test_names_that_parts_would_have(tmp_path: Path) -> None:
     }
     for encoding in SMALLEST:
         save_sparse(state, tmp_path / "a", encoding=encoding)
-        assert_same(state, load_sparse(tmp_path / "a"))
-        assert_same(state, plainly(tmp_path / "a"))
+        assert_states_identical(state, load_sparse(tmp_path / "a"))
+        assert_states_identical(state, plainly(tmp_path / "a"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
@@ -288,7 +271,7 @@ def test_the_cheapest_is_chosen(tmp_path: Path) -> None:
 
 def test_an_ordinary_file_is_read_too(tmp_path: Path) -> None:
     save_file({"a": torch.eye(3)}, tmp_path / "a", {"prunus": '{"recipe": "digits"}'})
-    assert_same(load_sparse(tmp_path / "a"), {"a": torch.eye(3)})
+    assert_states_identical(load_sparse(tmp_path / "a"), {"a": torch.eye(3)})
     save_file({"a": torch.eye(3)}, tmp_path / "b")
     with SparseFile(tmp_path / "b") as file:
         assert file.about == {}
@@ -516,10 +499,10 @@ def test_an_empty_tensor_of_a_shape_beyond_all_numbers(tmp_path: Path, size: int
 def test_the_limit(tmp_path: Path) -> None:
     state = {"a": torch.zeros(1000, 100), "b": torch.zeros(1000, 100)}
     save_sparse(state, tmp_path / "a")
-    assert_same(load_sparse(tmp_path / "a", limit=800_000), state)
+    assert_states_identical(load_sparse(tmp_path / "a", limit=800_000), state)
     refused(tmp_path / "a", "come to 800,000 bytes, above the limit of 799,999", limit=799_999)
     with SparseFile(tmp_path / "a", limit=400_000) as file:
-        file.read("b")
+        assert_states_identical({"b": file.read("b")}, {"b": state["b"]})
     with (
         SparseFile(tmp_path / "a", limit=399_999) as file,
         pytest.raises(SparseFileError, match="b of .* comes to 400,000 bytes, above the limit"),

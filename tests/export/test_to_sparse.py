@@ -8,12 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from helpers.comparisons import assert_states_identical
 from prunus import SparseFile, load_sparse
 from prunus.export import to_sparse
 from prunus.export.sparse_file import size_bound
 from recipes.commands import prunus
-
-from .test_sparse_file import assert_same
 
 
 def test_a_run_becomes_a_smaller_file_of_the_same_tensors(run: Path) -> None:
@@ -22,7 +21,7 @@ def test_a_run_becomes_a_smaller_file_of_the_same_tensors(run: Path) -> None:
     path = run / "model.sparse.safetensors"
     assert f"written to {path}" in outcome.out
     model = run / "model.safetensors"
-    assert_same(load_file(model), load_sparse(path))
+    assert_states_identical(load_file(model), load_sparse(path))
     with SparseFile(path) as file:
         assert file.about["recipe"] == "digits"
     before, after = model.stat().st_size, path.stat().st_size
