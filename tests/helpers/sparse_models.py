@@ -31,8 +31,15 @@ def sparsified(model: nn.Module, sparsity: float = 0.95) -> Any:
     return model.eval()
 
 
-def sparsify_with_zero_rows(layer: nn.Module, sparsity: float, seed: int = 0) -> None:
-    """Set this fraction of a layer's weight to zero, and the first fifth of its rows entirely."""
+def sparsify_with_zero_rows(layer: nn.Module, sparsity: float, seed: int = 1) -> None:
+    """Set this fraction of a layer's weight to zero, and the first fifth of its rows entirely.
+
+    Args:
+        layer: The layer, changed in place.
+        sparsity: The fraction.
+        seed: Draws the weights to remove. It must not be that of the layer's initialization: the
+            same numbers would then be drawn, and only the largest weights kept, all positive.
+    """
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         weight = layer.get_parameter("weight")
