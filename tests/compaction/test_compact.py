@@ -1,4 +1,4 @@
-"""Compaction: what is dead goes, constants are folded, and the outputs stay."""
+"""Tests of ``compact``: dead units removed, constants folded, outputs kept."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Lambda(nn.Module):
         return self.run(self, *inputs)
 
 
-def test_constants_are_folded_and_the_unread_go() -> None:
+def test_constants_are_folded_and_unused_neurons_removed() -> None:
     model: Any = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
     fill(model[0].weight, 1, 2, 0, 0, 3, 4, 0, 0)
     fill(model[0].bias, 0.5, 2, 0.25, -1)
@@ -52,7 +52,7 @@ def test_constants_are_folded_and_the_unread_go() -> None:
     assert small[2].bias.tolist() == [21, 42]
 
 
-def test_one_removal_enables_another() -> None:
+def test_removals_propagate_backwards_through_layers() -> None:
     model: Any = nn.Sequential(*[nn.Linear(6, 6) for _ in range(4)])
     zero(model[3].weight, slice(None), slice(4, 6))  # nobody reads 4 and 5 of the third
     zero(model[2].weight, slice(0, 4), slice(2, 6))  # and only those read 2 to 5 of the second
@@ -62,7 +62,7 @@ def test_one_removal_enables_another() -> None:
     assert_outputs_match(small, model, torch.randn(5, 6))
 
 
-def test_a_bias_is_created_where_there_is_none() -> None:
+def test_bias_is_created_only_for_a_non_zero_constant() -> None:
     model: Any = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2, bias=False))
     zero(model[0].weight, 0)
     fill(model[0].bias, 2, 0, 0)
@@ -76,7 +76,7 @@ def test_a_bias_is_created_where_there_is_none() -> None:
     assert compact(model, torch.ones(1, 2))[1].bias is None
 
 
-def test_nothing_to_remove() -> None:
+def test_model_without_dead_units_is_copied_unchanged() -> None:
     model: Any = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     done = compacted(model, torch.ones(1, 3))
     assert done.removed == ()
@@ -86,7 +86,7 @@ def test_nothing_to_remove() -> None:
         assert torch.equal(tensor, done.model.state_dict()[name])
 
 
-def test_the_original_stays() -> None:
+def test_original_model_is_unchanged_and_copy_can_be_trained_and_saved() -> None:
     model: Any = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
     model.train()
     model[3].weight.requires_grad_(False)
@@ -115,7 +115,7 @@ def pickled(model: nn.Module) -> bytes:
     return buffer.getvalue()
 
 
-def test_a_layer_without_any_live_unit_keeps_one() -> None:
+def test_layer_without_live_units_keeps_one() -> None:
     model: Any = nn.Sequential(
         nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)
     )
@@ -125,7 +125,7 @@ def test_a_layer_without_any_live_unit_keeps_one() -> None:
     assert_outputs_match(small, model, torch.randn(5, 3))
 
 
-def test_outputs_stay_even_if_they_are_constant() -> None:
+def test_constant_model_outputs_are_kept() -> None:
     model: Any = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 3))
     zero(model[1].weight, 1)
     small = compact(model, torch.ones(1, 3))
@@ -133,7 +133,7 @@ def test_outputs_stay_even_if_they_are_constant() -> None:
     assert_outputs_match(small, model, torch.randn(5, 3))
 
 
-def test_residual_sums() -> None:
+def test_residual_sums_remove_only_features_constant_in_both_terms() -> None:
     model: Any = Lambda(
         lambda m, x: m.head(m.stem(x) + m.out(torch.relu(m.into(m.stem(x))))),
         stem=nn.Linear(4, 6), into=nn.Linear(6, 8), out=nn.Linear(8, 6), head=nn.Linear(6, 2),
@@ -150,7 +150,7 @@ def test_residual_sums() -> None:
     assert_outputs_match(small, model, torch.randn(5, 4))
 
 
-def test_concatenation() -> None:
+def test_concatenated_features_are_removed_from_their_own_layer() -> None:
     model: Any = Lambda(
         lambda m, x: m.head(torch.cat([torch.relu(m.one(x)), m.other(x)], dim=1)),
         one=nn.Linear(4, 3), other=nn.Linear(4, 5), head=nn.Linear(8, 2),
@@ -164,7 +164,7 @@ def test_concatenation() -> None:
     assert_outputs_match(small, model, torch.randn(5, 4))
 
 
-def test_a_convolution_flattened() -> None:
+def test_channels_are_removed_through_flatten_and_constants_folded() -> None:
     model: Any = nn.Sequential(
         nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
         nn.Linear(6 * 9, 4),
@@ -182,7 +182,7 @@ def test_a_convolution_flattened() -> None:
     assert_outputs_match(small, model, torch.randn(2, 1, 8, 8))
 
 
-def test_a_constant_that_padding_makes_uneven_is_not_folded() -> None:
+def test_constant_is_not_folded_across_zero_padding() -> None:
     def made(padding: int, bias: float) -> Any:
         model: Any = nn.Sequential(nn.Conv2d(1, 3, 1), nn.Conv2d(3, 2, 3, padding=padding))
         zero(model[0].weight, 0)
@@ -197,7 +197,7 @@ def test_a_constant_that_padding_makes_uneven_is_not_folded() -> None:
         assert_outputs_match(small, model, torch.randn(1, 1, 6, 6))
 
 
-def test_grouped_and_depthwise_convolutions() -> None:
+def test_grouped_convolutions_lose_whole_groups_only() -> None:
     model: Any = nn.Sequential(
         nn.Conv2d(1, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 1, groups=4),
         nn.Conv2d(8, 2, 1),
@@ -210,7 +210,7 @@ def test_grouped_and_depthwise_convolutions() -> None:
     assert_outputs_match(small, model, torch.randn(2, 1, 6, 6))
 
 
-def test_layer_norm_keeps_its_features_and_its_readers_select() -> None:
+def test_layer_norm_keeps_its_features_and_the_next_layer_selects() -> None:
     model: Any = nn.Sequential(nn.Linear(4, 64), nn.LayerNorm(64), nn.Linear(64, 8))
     zero(model[1].weight, slice(0, 40))
     done = compacted(model, torch.ones(2, 4))
@@ -224,7 +224,7 @@ def test_layer_norm_keeps_its_features_and_its_readers_select() -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2, 3])
-def test_inputs_that_nobody_reads_are_left_out(rank: int) -> None:
+def test_unused_inputs_are_skipped_unless_the_index_costs_more(rank: int) -> None:
     kind: Any = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank]
     model: Any = kind(50, 20) if rank == 0 else kind(50, 20, 1)
     zero(model.weight, slice(None), slice(10, 50))
@@ -239,7 +239,7 @@ def test_inputs_that_nobody_reads_are_left_out(rank: int) -> None:
     assert compacted(few, x).selecting == ()
 
 
-def test_a_module_called_twice() -> None:
+def test_module_called_twice_loses_only_units_dead_in_both_calls() -> None:
     model: Any = Lambda(
         lambda m, x: m.head(torch.relu(m.block(torch.relu(m.block(m.stem(x)))))),
         stem=nn.Linear(3, 5), block=nn.Linear(5, 5), head=nn.Linear(5, 2),
@@ -298,7 +298,7 @@ class Heads(nn.Module):
         return made
 
 
-def test_heads_go_as_a_whole() -> None:
+def test_attention_heads_are_removed_whole() -> None:
     model: Any = Heads()
     zero(model.v.weight, slice(4, 8))  # the second head says a constant
     zero(model.out.weight, slice(None), slice(12, 16))  # nobody reads the fourth
@@ -311,7 +311,7 @@ def test_heads_go_as_a_whole() -> None:
     assert_outputs_match(small, model, torch.randn(3, 7, 16))
 
 
-def test_sizes_that_the_code_writes_as_numbers_stay() -> None:
+def test_sizes_hardcoded_in_forward_are_kept() -> None:
     model: Any = nn.Sequential(nn.Linear(16, 20), nn.ReLU(), nn.Linear(20, 16), Heads(literal=True))
     zero(model[0].weight, slice(0, 5))
     zero(model[3].v.weight, slice(4, 8))
@@ -339,7 +339,7 @@ class Packed(nn.Module):
         return made
 
 
-def test_packed_heads() -> None:
+def test_heads_of_a_packed_projection_are_removed() -> None:
     model: Any = Packed()
     zero(model.proj.weight, slice(None), slice(8, 16))
     small = compact(model, torch.randn(2, 5, 32))
@@ -351,7 +351,7 @@ def test_packed_heads() -> None:
 
 @pytest.mark.parametrize("need_weights", [False, True])
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_multihead_attention(batch_first: bool, need_weights: bool) -> None:
+def test_multihead_attention_loses_unused_heads(batch_first: bool, need_weights: bool) -> None:
     attention = nn.MultiheadAttention(16, 4, batch_first=batch_first)
     model: Any = Lambda(lambda m, x: m.a(x, x, x, need_weights=need_weights)[0], a=attention)
     zero(attention.out_proj.weight, slice(None), slice(4, 8))
@@ -370,7 +370,7 @@ def test_multihead_attention(batch_first: bool, need_weights: bool) -> None:
         torch.testing.assert_close(small.a(y, y, y, need_weights=need, **options)[0], right)
 
 
-def test_an_encoder_layer() -> None:
+def test_encoder_layer_loses_dead_neurons_and_heads() -> None:
     model: Any = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
     zero(model.linear1.weight, slice(0, 20))
     zero(model.self_attn.out_proj.weight, slice(None), slice(0, 4))
@@ -380,7 +380,7 @@ def test_an_encoder_layer() -> None:
     assert_outputs_match(small, model, torch.randn(2, 5, 16))
 
 
-def test_gated_units() -> None:
+def test_gated_units_are_removed_with_their_gates() -> None:
     for gate in (F.glu, lambda x: x.chunk(2, -1)[0] * torch.sigmoid(x.chunk(2, -1)[1])):
         model: Any = Lambda(
             lambda m, x, gate=gate: m.out(gate(m.into(x))),
@@ -392,7 +392,7 @@ def test_gated_units() -> None:
         assert_outputs_match(small, model, torch.randn(5, 4))
 
 
-def test_a_multiplication_by_nothing_reads_nothing() -> None:
+def test_factor_of_a_zero_product_is_removed() -> None:
     model: Any = Lambda(lambda m, x: m.out(m.one(x) * m.two(x)), one=nn.Linear(4, 6),
                    two=nn.Linear(4, 6), out=nn.Linear(6, 2))  # fmt: skip
     zero(model.one.weight, slice(0, 2))
@@ -402,7 +402,7 @@ def test_a_multiplication_by_nothing_reads_nothing() -> None:
     assert_outputs_match(small, model, torch.randn(5, 4))
 
 
-def test_a_table_of_positions_is_no_constant() -> None:
+def test_position_table_is_not_folded_as_a_constant() -> None:
     class Positions(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -442,7 +442,7 @@ IMAGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_what_channels_pass_through(name: str) -> None:
+def test_channels_are_removed_through_shape_preserving_operators(name: str) -> None:
     middle = IMAGES[name]
     x = torch.randn(2, 3, 8, 8)
     layers: dict[str, nn.Module] = {"first": nn.Conv2d(3, 8, 3)}
@@ -462,7 +462,7 @@ def test_what_channels_pass_through(name: str) -> None:
     assert_outputs_match(done.model, model, torch.randn(2, 3, 8, 8))
 
 
-def test_a_value_that_is_filled_in_may_vary() -> None:
+def test_value_filled_in_place_is_not_folded_as_a_constant() -> None:
     def run(m: Any, x: torch.Tensor) -> torch.Tensor:
         y = m.into(x)
         y[:] = x.sum()
@@ -473,7 +473,7 @@ def test_a_value_that_is_filled_in_may_vary() -> None:
     assert_outputs_match(compact(model, torch.randn(2, 3)), model, torch.randn(2, 3))
 
 
-def test_unknown_operators_freeze() -> None:
+def test_unknown_operators_freeze_their_features() -> None:
     model: Any = Lambda(lambda m, x: m.out(m.rnn(m.into(x))[0]), into=nn.Linear(3, 6),
                    rnn=nn.GRU(6, 5, batch_first=True), out=nn.Linear(5, 2))  # fmt: skip
     zero(model.into.weight, slice(0, 3))
@@ -484,7 +484,7 @@ def test_unknown_operators_freeze() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-def test_other_types(dtype: torch.dtype) -> None:
+def test_other_floating_point_types_keep_type_and_outputs(dtype: torch.dtype) -> None:
     model: Any = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4, bias=False)).to(dtype)
     zero(model[0].weight, slice(0, 6))
     done = compacted(model, torch.randn(2, 8).to(dtype))
@@ -502,7 +502,7 @@ def test_other_types(dtype: torch.dtype) -> None:
     torch.testing.assert_close(loaded(x), model.eval()(x), rtol=4 * epsilon, atol=2 * epsilon)
 
 
-def test_keyword_arguments_and_integers() -> None:
+def test_keyword_arguments_and_integer_inputs_are_supported() -> None:
     class Model(Tied):
         def forward(self, *, words: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
             return super().forward(words) * scale
@@ -517,7 +517,7 @@ def test_keyword_arguments_and_integers() -> None:
         torch.testing.assert_close(small(**inputs), model(**inputs), rtol=5e-6, atol=1e-6)
 
 
-def test_what_torch_prune_leaves_has_to_be_removed() -> None:
+def test_torch_prune_parametrization_is_rejected_until_removed() -> None:
     from torch.nn.utils import prune as untyped
 
     prune: Any = untyped
@@ -533,7 +533,7 @@ def test_what_torch_prune_leaves_has_to_be_removed() -> None:
     assert_outputs_match(small, model, torch.randn(5, 4))
 
 
-def test_wrappers_are_seen_through() -> None:
+def test_compiled_models_are_unwrapped() -> None:
     model: Any = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     zero(model[0].weight, slice(0, 2))
     small = compact(torch.compile(model, backend="eager"), torch.ones(1, 4))
@@ -606,13 +606,13 @@ ERRORS: dict[str, tuple[Any, Any, str]] = {
 
 
 @pytest.mark.parametrize("case", ERRORS)
-def test_errors(case: str) -> None:
+def test_invalid_models_and_examples_are_rejected(case: str) -> None:
     model, example, message = ERRORS[case]
     with pytest.raises(UserError, match=message):
         compact(model, example)
 
 
-def test_a_copy_that_says_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compact_model_with_other_outputs_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     from prunus.compaction import check
 
     model: Any = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
@@ -622,7 +622,7 @@ def test_a_copy_that_says_something_else_is_refused(monkeypatch: pytest.MonkeyPa
         compact(model, torch.ones(2, 4))
 
 
-def test_inputs_that_the_model_refuses_are_not_drawn() -> None:
+def test_inputs_rejected_by_the_model_are_not_used_for_the_check() -> None:
     model: Any = Lambda(
         # Which raises for what is no probability.
         lambda m, x: m.b(torch.relu(m.a(x))) + F.binary_cross_entropy(x, torch.zeros_like(x)),
@@ -645,7 +645,7 @@ def test_inputs_that_the_model_refuses_are_not_drawn() -> None:
         Lambda(lambda m, x: m.b(torch.relu(m.a(x.mul_(2)))), a=nn.Linear(4, 6), b=nn.Linear(6, 2)),
     ],
 )
-def test_a_model_may_write_into_its_inputs(model: Any) -> None:
+def test_inputs_written_to_by_the_model_are_restored(model: Any) -> None:
     first = next(layer for layer in model.modules() if isinstance(layer, nn.Linear))
     zero(first.weight, 0)
     example = torch.randn(3, 4)
@@ -656,7 +656,7 @@ def test_a_model_may_write_into_its_inputs(model: Any) -> None:
     torch.testing.assert_close(small(before.clone()), model(before.clone()))
 
 
-def test_an_input_without_elements_may_be_left_out_of_account() -> None:
+def test_empty_input_does_not_prevent_compaction() -> None:
     model: Any = Lambda(
         lambda m, x, more: m.b(torch.relu(m.a(torch.cat([x, more], 1)))),
         a=nn.Linear(4, 6),
@@ -668,7 +668,7 @@ def test_an_input_without_elements_may_be_left_out_of_account() -> None:
     assert_outputs_match(small, model, torch.randn(3, 5, 4), torch.randn(3, 2, 4))
 
 
-def test_copies_are_independent() -> None:
+def test_compact_model_shares_no_memory_with_the_original() -> None:
     model: Any = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     small = compact(model, torch.ones(2, 4))
     kept = copy.deepcopy(model.state_dict())
@@ -676,7 +676,7 @@ def test_copies_are_independent() -> None:
     assert torch.equal(model[0].weight, kept["0.weight"])
 
 
-def test_files_of_other_models_are_refused(tmp_path: Path) -> None:
+def test_files_of_other_models_are_rejected(tmp_path: Path) -> None:
     model: Any = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     zero(model[0].weight, slice(0, 2))
     path = tmp_path / "model.safetensors"
@@ -721,7 +721,7 @@ UNCHANGED: dict[str, Any] = {"kinds": {}, "sizes": {}, "biases": [], "shapes": {
         {"shapes": None},
     ],
 )
-def test_damaged_files_are_refused(held: Any, tmp_path: Path) -> None:
+def test_invalid_metadata_is_rejected(held: Any, tmp_path: Path) -> None:
     model: Any = nn.Sequential(nn.Linear(4, 6))
     if held:
         held = UNCHANGED | held if isinstance(held, dict) else held
@@ -743,7 +743,7 @@ def test_damaged_files_are_refused(held: Any, tmp_path: Path) -> None:
         ({"biases": ["1"]}, "1 is no layer that has room for a bias and none in it"),
     ],
 )
-def test_files_may_change_only_what_compaction_changes(
+def test_metadata_may_change_only_what_compaction_changes(
     held: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     model: Any = nn.Sequential(nn.Linear(4, 6), nn.ReLU())
@@ -757,7 +757,7 @@ def test_files_may_change_only_what_compaction_changes(
     "selected",
     [torch.tensor([0, 4]), torch.tensor([-1, 0]), torch.tensor([0]), torch.tensor([[0, 1]])],
 )  # fmt: skip
-def test_features_that_are_not_there_are_not_selected(
+def test_selected_features_out_of_range_are_rejected(
     selected: torch.Tensor, tmp_path: Path
 ) -> None:
     state = {"0.weight": torch.ones(6, 2), "0.bias": torch.ones(6), "0.selected": selected}
@@ -774,7 +774,7 @@ def test_features_that_are_not_there_are_not_selected(
     assert loaded(torch.tensor([[5.0, 1.0, 7.0, 2.0]])).tolist() == [[1 + 2 + 1] * 6]
 
 
-def test_what_a_call_changes_is_not_taken_for_a_size(tmp_path: Path) -> None:
+def test_attributes_changed_by_a_call_are_not_recorded_as_sizes(tmp_path: Path) -> None:
     class Counting(nn.Sequential):
         calls = 0
         longest = None
@@ -790,7 +790,7 @@ def test_what_a_call_changes_is_not_taken_for_a_size(tmp_path: Path) -> None:
     assert not {"calls", "longest"} & compacted(model, torch.ones(2, 4)).sizes.get("", {}).keys()
 
 
-def test_a_smaller_buffer_that_is_not_saved_is_named(tmp_path: Path) -> None:
+def test_smaller_non_persistent_buffer_is_rejected_by_name(tmp_path: Path) -> None:
     class Scaled(nn.Module):
         scale: torch.Tensor
 

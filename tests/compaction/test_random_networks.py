@@ -1,4 +1,4 @@
-"""Random networks with random zeros: outputs stay, and in plain ones nothing removable is left."""
+"""Tests of ``compact`` on random networks with random zeros."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ def live_widths(weights: list[npt.NDArray[Any]]) -> list[int]:
     bias=st.booleans(),
     seed=st.integers(0, 10_000),
 )
-def test_plain_networks(widths: list[int], bias: bool, seed: int) -> None:
+def test_random_perceptrons_keep_outputs_and_exactly_the_live_units(
+    widths: list[int], bias: bool, seed: int
+) -> None:
     torch.manual_seed(seed)
     draw = np.random.default_rng(seed)
     activation = ACTIVATIONS[seed % len(ACTIVATIONS)]
@@ -155,7 +157,7 @@ class Network(nn.Module):
 
 @SETTINGS
 @given(images=st.booleans(), seed=st.integers(0, 100_000))
-def test_other_networks(images: bool, seed: int) -> None:
+def test_random_networks_keep_their_outputs(images: bool, seed: int) -> None:
     torch.manual_seed(seed)
     draw = np.random.default_rng(seed)
     model: Any = Network(draw, images).eval()

@@ -1,4 +1,4 @@
-"""Models of transformers, whose code was not written with compaction in mind."""
+"""Tests of ``compact`` on models of Hugging Face transformers."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ SMALLER = {
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_heads_and_neurons_go(name: str) -> None:
+def test_dead_heads_and_neurons_are_removed_and_outputs_kept(name: str) -> None:
     config = getattr(transformers, f"{name}Config")(vocab_size=50, **SIZES[name])
     model: Any = getattr(transformers, f"{name}Model")(config).eval()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Compaction followed by a file, so that what holds of compact models holds of loaded ones."""
+"""Compaction followed by saving and loading, so that loaded models are tested as well."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A finished run, of which all tests of its exports take theirs."""
+"""A finished run that the tests of exports share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damaging sparse files at random, and what reading each of them comes to."""
+"""Random damage to sparse files, and the outcomes of reading them."""
 
 from __future__ import annotations
 

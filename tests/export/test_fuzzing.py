@@ -1,4 +1,4 @@
-"""Some thousand damaged files; ``benchmarks/fuzz_sparse_files.py`` reads many more."""
+"""Tests with some thousand damaged files; ``benchmarks/fuzz_sparse_files.py`` reads more."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from .fuzzing import bases, mutants, read_all
 
 
-def test_damaged_files_end_in_one_clear_error(tmp_path: Path) -> None:
+def test_damaged_files_are_read_or_raise_sparse_file_error(tmp_path: Path) -> None:
     files, limit = bases(tmp_path), 1 << 20
     assert read_all(iter(files[:-1]), tmp_path / "file", limit=limit).kinds == {"read": 12}
     outcomes = read_all(mutants(files, 2000, seed=0), tmp_path / "file", limit=limit)
@@ -17,7 +17,7 @@ def test_damaged_files_end_in_one_clear_error(tmp_path: Path) -> None:
     assert outcomes.kinds["read"] > 100
 
 
-def test_damaged_files_take_memory_in_proportion_to_the_limit(tmp_path: Path) -> None:
+def test_reading_damaged_files_allocates_bounded_memory(tmp_path: Path) -> None:
     files, limit = bases(tmp_path), 1 << 20
     read_all(mutants(files, 20, seed=1), tmp_path / "file", limit=limit)  # loads libraries
     tracemalloc.start()

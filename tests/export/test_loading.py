@@ -1,4 +1,4 @@
-"""Loading into a model: every bit, or nothing at all."""
+"""Tests of loading sparse files into models: every bit, or no change at all."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def refused_whole(path: Path, model: nn.Module, message: str) -> None:
 
 
 @pytest.mark.parametrize("other", [network(3), nn.Sequential(*network(), nn.Linear(2, 2))])
-def test_a_model_that_does_not_fit_is_left_as_it_was(tmp_path: Path, other: nn.Module) -> None:
+def test_mismatched_model_is_left_unchanged(tmp_path: Path, other: nn.Module) -> None:
     save_sparse(network(), tmp_path / "a")
     refused_whole(tmp_path / "a", other, r"does not fit the model: (?s:.*)(mismatch|Missing)")
 
 
-def test_a_model_that_would_lose_bits_is_refused(tmp_path: Path) -> None:
+def test_narrower_model_is_rejected(tmp_path: Path) -> None:
     save_sparse(network(), tmp_path / "a")
     other = network().half()
     refused_whole(
@@ -59,7 +59,7 @@ def test_a_model_that_would_lose_bits_is_refused(tmp_path: Path) -> None:
         (torch.tensor([1 + 2j]), torch.float32),
     ],
 )
-def test_what_another_type_cannot_hold_is_refused(
+def test_values_not_representable_in_the_models_type_are_rejected(
     held: torch.Tensor, wanted: torch.dtype, tmp_path: Path
 ) -> None:
     save_sparse({"a": held}, tmp_path / "a")
@@ -78,7 +78,7 @@ def test_what_another_type_cannot_hold_is_refused(
         (torch.tensor([0.5, torch.inf]).half(), torch.bfloat16),
     ],
 )
-def test_what_another_type_can_hold_is_loaded(
+def test_values_representable_in_the_models_type_are_loaded(
     held: torch.Tensor, wanted: torch.dtype, tmp_path: Path
 ) -> None:
     save_sparse({"a": held}, tmp_path / "a")
@@ -88,7 +88,7 @@ def test_what_another_type_can_hold_is_loaded(
     assert torch.equal(model.get_buffer("a"), held.to(wanted))
 
 
-def test_layers_that_have_not_seen_an_input_are_initialized(tmp_path: Path) -> None:
+def test_lazy_layers_are_initialized_from_the_file(tmp_path: Path) -> None:
     model = network()
     save_sparse(model, tmp_path / "a")
     other: Any = nn.Sequential(nn.LazyLinear(6), nn.LazyBatchNorm1d(), nn.LazyLinear(2))
@@ -96,7 +96,7 @@ def test_layers_that_have_not_seen_an_input_are_initialized(tmp_path: Path) -> N
     assert_states_identical(copies(other), copies(model))
 
 
-def test_a_hook_that_refuses_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+def test_failing_load_hook_leaves_the_model_unchanged(tmp_path: Path) -> None:
     save_sparse(network(), tmp_path / "a")
     other = network()
 
@@ -107,7 +107,7 @@ def test_a_hook_that_refuses_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     refused_whole(tmp_path / "a", other, "does not fit the model: not today")
 
 
-def test_a_layer_that_loads_itself_may_refuse_and_leaves_the_model_as_it_was(
+def test_failing_custom_load_leaves_the_model_unchanged(
     tmp_path: Path,
 ) -> None:
     class Choosy(nn.Linear):
@@ -120,7 +120,7 @@ def test_a_layer_that_loads_itself_may_refuse_and_leaves_the_model_as_it_was(
     refused_whole(tmp_path / "a", other, "does not fit the model: not today")
 
 
-def test_a_buffer_that_nobody_can_write_to(tmp_path: Path) -> None:
+def test_expanded_buffer_is_rejected_and_the_model_unchanged(tmp_path: Path) -> None:
     def expanded() -> Any:
         model = network()
         model.register_buffer("wide", torch.zeros(1).expand(4))
@@ -131,7 +131,7 @@ def test_a_buffer_that_nobody_can_write_to(tmp_path: Path) -> None:
     refused_whole(tmp_path / "a", other, r"does not fit the model: (?s:.*)wide")
 
 
-def test_state_that_is_no_tensor_is_left_alone(tmp_path: Path) -> None:
+def test_extra_state_missing_from_the_file_is_rejected(tmp_path: Path) -> None:
     class Counting(nn.Linear):
         def get_extra_state(self) -> Any:
             return {"calls": 3}
@@ -144,20 +144,20 @@ def test_state_that_is_no_tensor_is_left_alone(tmp_path: Path) -> None:
         load_sparse(tmp_path / "a", Counting(4, 6))
 
 
-def test_a_wider_model_loses_none(tmp_path: Path) -> None:
+def test_wider_model_is_loaded_without_loss(tmp_path: Path) -> None:
     model, other = network(), network().double()
     save_sparse(model, tmp_path / "a")
     load_sparse(tmp_path / "a", other)
     assert torch.equal(other[0].weight.float(), model[0].weight)
 
 
-def test_a_model_without_memory_is_refused(tmp_path: Path) -> None:
+def test_model_on_meta_device_is_rejected(tmp_path: Path) -> None:
     save_sparse(network(), tmp_path / "a")
     with pytest.raises(UserError, match=r"have no memory: call model\.to_empty"):
         load_sparse(tmp_path / "a", network().to("meta"))
 
 
-def test_a_compiled_model_is_the_one_within(tmp_path: Path) -> None:
+def test_compiled_model_is_saved_and_loaded_under_the_original_names(tmp_path: Path) -> None:
     model, other = network(), network()
     compiled: Any = torch.compile(model, backend="eager")
     save_sparse(compiled, tmp_path / "a")
@@ -189,14 +189,16 @@ def test_a_compiled_model_is_the_one_within(tmp_path: Path) -> None:
         (lambda path: load_sparse(path / "there", LINEAR), "model must be .* the class Linear"),
     ],
 )
-def test_mistakes(tmp_path: Path, call: Any, message: str) -> None:
+def test_invalid_arguments_are_rejected_and_nothing_is_written(
+    tmp_path: Path, call: Any, message: str
+) -> None:
     save_sparse(network(), tmp_path / "there")
     with pytest.raises(UserError, match=message):
         call(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
-def test_a_file_that_is_closed(tmp_path: Path) -> None:
+def test_reading_from_a_closed_file_is_rejected(tmp_path: Path) -> None:
     save_sparse(network(), tmp_path / "a")
     with SparseFile(tmp_path / "a") as file:
         pass

@@ -1,4 +1,4 @@
-"""What ``prunus export`` makes of a run's network, and how ``prunus bench`` times it."""
+"""Tests of ``prunus export`` and ``prunus bench`` on the network of a run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def outputs(file: Path, x: torch.Tensor) -> torch.Tensor:
     return made
 
 
-def test_a_run_becomes_a_smaller_network(run: Path) -> None:
+def test_export_to_compact_keeps_outputs_with_fewer_parameters(run: Path) -> None:
     outcome = prunus("export", run, "--to", "compact")
     assert outcome.code == 0, outcome.err
     path = run / "model.compact.safetensors"
@@ -51,7 +51,7 @@ def test_a_run_becomes_a_smaller_network(run: Path) -> None:
         torch.testing.assert_close(sparse(x), right, rtol=1e-5, atol=1e-5)
 
 
-def test_a_run_becomes_an_onnx_file(run: Path, tmp_path: Path) -> None:
+def test_export_to_onnx_keeps_outputs_for_any_batch_size(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "mine.onnx"
     outcome = prunus("export", run, "--to", "onnx", "--out", out)
     assert outcome.code == 0, outcome.err
@@ -65,7 +65,7 @@ def test_a_run_becomes_an_onnx_file(run: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(made, right, rtol=1e-5, atol=1e-5)
 
 
-def test_a_run_becomes_compressed_rows(run: Path) -> None:
+def test_export_to_csr_restores_every_tensor(run: Path) -> None:
     outcome = prunus("export", run, "--to", "csr")
     assert outcome.code == 0, outcome.err
     path, source = run / "model.csr.safetensors", load_file(run / "model.safetensors")
@@ -93,7 +93,7 @@ def test_a_run_becomes_compressed_rows(run: Path) -> None:
     assert f"{path.stat().st_size:,}" in outcome.out
 
 
-def test_rows_of_images_ties_and_awkward_names(tmp_path: Path) -> None:
+def test_csr_flattens_kernels_and_keeps_ties_and_conflicting_names(tmp_path: Path) -> None:
     kernel = torch.zeros(4, 3, 5, 5)
     kernel[1, 2, 3, 4] = 2
     tensors = {"a": torch.zeros(50, 50), "a.values": torch.ones(2), "kernel": kernel,
@@ -110,7 +110,7 @@ def test_rows_of_images_ties_and_awkward_names(tmp_path: Path) -> None:
         assert file.about == {"csr": {"kernel": [4, 3, 5, 5]}, "tied": {"tied": "kernel"}}
 
 
-def test_bench_compares_and_recommends(run: Path) -> None:
+def test_bench_reports_consistent_timings_and_a_recommendation(run: Path) -> None:
     outcome = prunus("bench", run, "--batch", 1, "--batch", 32, "--threads", 1)
     assert outcome.code == 0, outcome.err
     rows = [
@@ -131,7 +131,7 @@ def test_bench_compares_and_recommends(run: Path) -> None:
     assert "times what any file takes at least" in outcome.out
 
 
-def test_bench_of_a_file_times_its_matrices(tmp_path: Path) -> None:
+def test_bench_of_a_plain_file_times_its_matrices(tmp_path: Path) -> None:
     path = tmp_path / "any.safetensors"
     save_file({"a": torch.eye(40), "b": torch.ones(3), "c": torch.zeros(4, 2, 3)}, path)
     outcome = prunus("bench", path, "--batch", 2, "--threads", 1)
@@ -173,14 +173,14 @@ def row(batch: int, **milliseconds: float) -> BenchRow:
         ),
     ],
 )
-def test_the_recommendation_is_the_fastest_on_the_whole(
+def test_recommendation_is_the_fastest_variant_over_all_batches(
     rows: list[BenchRow], left_out: dict[str, str], advice: str
 ) -> None:
     bench = Bench(tuple(rows), left_out, {}, {})
     assert re.match(advice, bench.recommendation), bench.recommendation
 
 
-def test_a_variant_that_is_off_is_left_out_and_threads_are_as_before(
+def test_variant_with_wrong_outputs_is_left_out_and_threads_are_restored(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from prunus import bench as module
@@ -217,7 +217,9 @@ def test_a_variant_that_is_off_is_left_out_and_threads_are_as_before(
         ({"model": lambda n: n}, "model must be a torch.nn.Module, but is of type function"),
     ],
 )
-def test_what_cannot_be_benched(arguments: dict[str, Any], message: str) -> None:
+def test_invalid_bench_arguments_are_reported_together(
+    arguments: dict[str, Any], message: str
+) -> None:
     from prunus import bench as module
 
     whole: dict[str, Any] = {"model": nn.Linear(8, 2), "example": lambda n: torch.randn(n, 8)}
@@ -225,7 +227,7 @@ def test_what_cannot_be_benched(arguments: dict[str, Any], message: str) -> None
         module.bench(**{**whole, **arguments})
 
 
-def test_sizes_may_come_as_an_array_and_a_network_may_write_into_its_inputs() -> None:
+def test_bench_accepts_array_of_batches_and_restores_inputs() -> None:
     from prunus import bench as module
 
     model = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(8, 40), nn.ReLU(), nn.Linear(40, 2))
@@ -239,7 +241,7 @@ def test_sizes_may_come_as_an_array_and_a_network_may_write_into_its_inputs() ->
     assert max(done.rows[0].errors.values()) < 1e-4
 
 
-def test_a_network_whose_writing_adds_up_is_benched() -> None:
+def test_bench_supports_models_that_accumulate_in_their_inputs() -> None:
     from prunus import bench as module
 
     class Counting(nn.Module):
@@ -258,7 +260,7 @@ def test_a_network_whose_writing_adds_up_is_benched() -> None:
     assert "dense" in done.rows[0].times
 
 
-def test_a_file_of_zeros_is_benched(tmp_path: Path) -> None:
+def test_bench_supports_a_file_of_zeros(tmp_path: Path) -> None:
     path = tmp_path / "any.safetensors"
     save_file({"a": torch.zeros(20, 20)}, path)
     outcome = prunus("bench", path, "--batch", 1, "--threads", 1)
@@ -266,7 +268,7 @@ def test_a_file_of_zeros_is_benched(tmp_path: Path) -> None:
     assert "1,600 bytes" in outcome.out
 
 
-def test_mistakes(run: Path, tmp_path: Path) -> None:
+def test_invalid_files_and_options_are_rejected(run: Path, tmp_path: Path) -> None:
     path = tmp_path / "any.safetensors"
     save_file({"a": torch.eye(40)}, path)
     for to in ("compact", "onnx"):
@@ -306,7 +308,7 @@ class Two(nn.Module):
         return {"sum": self.one(left) + self.other(right), "left": left.sum(-1)}
 
 
-def test_keyword_arguments_and_several_outputs_go_to_onnx(tmp_path: Path) -> None:
+def test_onnx_supports_keyword_arguments_and_several_outputs(tmp_path: Path) -> None:
     model = Two()
     example = {"left": torch.randn(3, 3), "right": torch.randn(3, 5)}
     written = to_onnx(model, example, tmp_path / "a.onnx")
@@ -318,7 +320,7 @@ def test_keyword_arguments_and_several_outputs_go_to_onnx(tmp_path: Path) -> Non
     torch.testing.assert_close(made[1], right["left"])
 
 
-def test_one_batch_where_the_sizes_are_fixed(tmp_path: Path) -> None:
+def test_onnx_fixes_the_batch_size_only_if_the_model_does(tmp_path: Path) -> None:
     class Fixed(nn.Sequential):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             made: torch.Tensor = super().forward(x.reshape(2, -1))  # type: ignore[no-untyped-call]
@@ -336,7 +338,7 @@ def test_one_batch_where_the_sizes_are_fixed(tmp_path: Path) -> None:
     torch.testing.assert_close(made, model[0](x).detach())
 
 
-def test_what_onnxruntime_refuses_is_a_users_error(tmp_path: Path) -> None:
+def test_onnxruntime_failures_raise_user_error(tmp_path: Path) -> None:
     wide = nn.Sequential(nn.Linear(3, 3), nn.GELU()).to(torch.bfloat16)
     with pytest.raises(UserError, match="onnxruntime|cannot be exported"):
         to_onnx(wide, torch.randn(2, 3, dtype=torch.bfloat16), tmp_path / "a.onnx")
@@ -350,7 +352,7 @@ def test_what_onnxruntime_refuses_is_a_users_error(tmp_path: Path) -> None:
         OnnxSession(tmp_path / "b.onnx")
 
 
-def test_what_cannot_be_traced_is_refused_and_the_old_file_stays(tmp_path: Path) -> None:
+def test_failed_onnx_export_keeps_the_old_file(tmp_path: Path) -> None:
     class Branching(nn.Sequential):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             made: torch.Tensor = super().forward(x)  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Sparse files: every bit comes back, as the format says, and hostile files are refused."""
+"""Tests of sparse files: exact round trips, the specification, rejection of damaged files."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def plainly(path: Path) -> dict[str, torch.Tensor]:
     encoding=st.sampled_from(SMALLEST),
     seed=st.integers(0, 1000),
 )
-def test_every_bit_comes_back(
+def test_every_bit_is_restored_as_specified(
     tmp_path_factory: pytest.TempPathFactory,
     shape: tuple[int, ...],
     density: float,
@@ -128,7 +128,9 @@ SPECIAL = [0x80000000, 0x7FC00001, 0xFFFFFFFF, 0x7F800000, 0x00000001]
 
 
 @pytest.mark.parametrize("encoding", SMALLEST)
-def test_elements_that_comparisons_miss(tmp_path: Path, encoding: str) -> None:
+def test_negative_zero_nan_and_subnormals_are_stored_bit_for_bit(
+    tmp_path: Path, encoding: str
+) -> None:
     raw = np.zeros(4000, dtype=np.uint32)
     raw[[0, 7, 1999, 2000, 3999]] = SPECIAL
     weight = torch.from_numpy(raw.view(np.float32)).reshape(40, 100)
@@ -140,7 +142,9 @@ def test_elements_that_comparisons_miss(tmp_path: Path, encoding: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [t for t in DTYPES if t.is_floating_point])
-def test_negative_zeros(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_negative_zeros_are_kept_with_a_warning_or_dropped_on_request(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
     weight = torch.randn(100, 100).to(dtype)
     weight = (weight.float() * (torch.rand(100, 100) < 0.1)).to(dtype)
     assert int(torch.signbit(weight[weight.float() == 0].float()).sum()) > 4000
@@ -155,7 +159,7 @@ def test_negative_zeros(tmp_path: Path, dtype: torch.dtype) -> None:
     assert not torch.signbit(read[read == 0]).any()
 
 
-def test_the_example_of_the_specification() -> None:
+def test_encodings_match_the_example_of_the_specification() -> None:
     shape, positions = (8,), np.array([2, 7])
     assert ENCODINGS["bitmap"].encode(positions, shape)["bitmap"].tolist() == [0x84]
     stream = ENCODINGS["gaps"].encode(positions, shape)["gaps"].tobytes()
@@ -167,7 +171,7 @@ def test_the_example_of_the_specification() -> None:
 @pytest.mark.parametrize(
     "positions", [[254], [255], [256], [0, 255, 510, 511], [0, 256, 766, 1999]]
 )
-def test_gaps_around_the_largest_byte(positions: list[int]) -> None:
+def test_gaps_around_255_are_decoded(positions: list[int]) -> None:
     encoding = ENCODINGS["gaps"]
     parts = encoding.encode(np.array(positions), (2000,))
     found = [int(p) for block in encoding.decode(parts, (2000,), len(positions)) for p in block]
@@ -179,7 +183,9 @@ def test_gaps_around_the_largest_byte(positions: list[int]) -> None:
     shape=st.tuples(st.integers(1, 50), st.integers(1, 50)),
     name=st.sampled_from(list(ENCODINGS)),
 )
-def test_the_size_that_is_known_before(density: float, shape: tuple[int, int], name: str) -> None:
+def test_predicted_size_is_exact_or_a_lower_bound_for_gaps(
+    density: float, shape: tuple[int, int], name: str
+) -> None:
     positions = np.flatnonzero(scattered(shape, density, torch.uint8, 0).numpy().reshape(-1))
     size = ENCODINGS[name].size(len(positions), shape)
     real = sum(part.nbytes for part in ENCODINGS[name].encode(positions, shape).values())
@@ -187,7 +193,9 @@ def test_the_size_that_is_known_before(density: float, shape: tuple[int, int], n
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_more_than_a_block_at_once(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoding_in_blocks_yields_all_positions(
+    encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("prunus.export.encodings._BLOCK", 64)
     positions = np.flatnonzero(scattered((300, 70), 0.05, torch.uint8, 3).numpy().reshape(-1))
     parts = ENCODINGS[encoding].encode(positions, (300, 70))
@@ -216,7 +224,7 @@ def test_tied_tensors_are_stored_once_and_still_tied(tmp_path: Path) -> None:
     assert_states_identical(views, load_sparse(path))
 
 
-def test_names_that_parts_would_have(tmp_path: Path) -> None:
+def test_names_that_collide_with_parts_are_restored(tmp_path: Path) -> None:
     state = {
         "a": torch.eye(100),
         "a/gaps": torch.eye(90),
@@ -232,7 +240,7 @@ def test_names_that_parts_would_have(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 @pytest.mark.parametrize("sparsity", [0.9, 0.95, 0.98, 0.99])
-def test_the_whole_file_is_near_the_bound(
+def test_file_size_is_within_five_percent_of_the_bound(
     tmp_path: Path, dtype: torch.dtype, sparsity: float
 ) -> None:
     draw = torch.Generator().manual_seed(0)
@@ -244,7 +252,7 @@ def test_the_whole_file_is_near_the_bound(
     assert bound < size <= 1.05 * bound
 
 
-def test_the_cheapest_is_chosen(tmp_path: Path) -> None:
+def test_smallest_encoding_is_chosen_per_tensor(tmp_path: Path) -> None:
     rows = torch.zeros(2000, 100)
     rows[::7] = 1.5
     state = {
@@ -269,7 +277,7 @@ def test_the_cheapest_is_chosen(tmp_path: Path) -> None:
     }
 
 
-def test_an_ordinary_file_is_read_too(tmp_path: Path) -> None:
+def test_plain_safetensors_files_are_read(tmp_path: Path) -> None:
     save_file({"a": torch.eye(3)}, tmp_path / "a", {"prunus": '{"recipe": "digits"}'})
     assert_states_identical(load_sparse(tmp_path / "a"), {"a": torch.eye(3)})
     save_file({"a": torch.eye(3)}, tmp_path / "b")
@@ -278,7 +286,7 @@ def test_an_ordinary_file_is_read_too(tmp_path: Path) -> None:
         assert file.csr("a").to_dense().tolist() == torch.eye(3).tolist()
 
 
-def test_facts_are_kept(tmp_path: Path) -> None:
+def test_metadata_is_restored_and_must_be_json(tmp_path: Path) -> None:
     save_sparse({"a": torch.eye(90)}, tmp_path / "a", about={"recipe": "digits"})
     with SparseFile(tmp_path / "a") as file:
         assert file.about == {"recipe": "digits"}
@@ -371,7 +379,9 @@ TAMPERED: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize(("change", "message"), TAMPERED.values(), ids=TAMPERED)
-def test_metadata_that_cannot_be(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_contradictory_metadata_is_rejected(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
     path = write(tmp_path / "a")
     held, data = header(path.read_bytes())
     held["__metadata__"]["prunus"] |= change
@@ -379,7 +389,7 @@ def test_metadata_that_cannot_be(tmp_path: Path, change: dict[str, Any], message
     refused(path, message)
 
 
-def test_metadata_that_are_no_json(tmp_path: Path) -> None:
+def test_metadata_that_is_not_json_is_rejected(tmp_path: Path) -> None:
     for text in ("{", "[" * 100_000, "3", "\x00"):
         save_file({"a": torch.eye(3)}, tmp_path / "a", {"prunus": text})
         refused(tmp_path / "a", "metadata are no JSON")
@@ -399,7 +409,7 @@ def deflated(symbols: bytes) -> torch.Tensor:
     return torch.frombuffer(bytearray(zlib.compress(symbols)), dtype=torch.uint8)
 
 
-def test_gaps_that_cannot_be(tmp_path: Path) -> None:
+def test_invalid_gaps_are_rejected(tmp_path: Path) -> None:
     path = write(tmp_path / "a")
     kept = len(load_file(path)["a"])
     whole = load_file(path)["a/gaps"]
@@ -421,7 +431,7 @@ def test_gaps_that_cannot_be(tmp_path: Path) -> None:
     refused(replaced(path, a=torch.ones(2, 2, dtype=torch.int8)), "elements of a must be a row")
 
 
-def test_bitmaps_that_cannot_be(tmp_path: Path) -> None:
+def test_invalid_bitmaps_are_rejected(tmp_path: Path) -> None:
     path = write(tmp_path / "a", "bitmap")
     whole = load_file(path)["a/bitmap"]
     assert len(whole) == 625
@@ -445,7 +455,7 @@ def test_bitmaps_that_cannot_be(tmp_path: Path) -> None:
     refused(path, "bitmap goes beyond its 4,999 elements")
 
 
-def test_columns_that_cannot_be(tmp_path: Path) -> None:
+def test_invalid_columns_are_rejected(tmp_path: Path) -> None:
     path = write(tmp_path / "a", "columns")
     parts = load_file(path)
     columns, rows, kept = parts["a/columns"], parts["a/rows"].to(torch.int64), len(parts["a"])
@@ -475,7 +485,7 @@ def test_columns_that_cannot_be(tmp_path: Path) -> None:
     refused(path, r"of shape \(1, 100000\) cannot have the index columns")
 
 
-def test_files_that_are_none(tmp_path: Path) -> None:
+def test_truncated_and_foreign_files_are_rejected(tmp_path: Path) -> None:
     path = write(tmp_path / "a")
     whole = path.read_bytes()
     for content in (b"", b"PK", whole[:-1], whole[:100], whole + b"x", b"\xff" * 8 + whole[8:]):
@@ -488,7 +498,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [1 << 60, 1 << 63, 1 << 64, 10**30])
-def test_an_empty_tensor_of_a_shape_beyond_all_numbers(tmp_path: Path, size: int) -> None:
+def test_empty_tensor_with_an_overflowing_shape_is_rejected(tmp_path: Path, size: int) -> None:
     path = tmp_path / "a"
     entry = {"dtype": "F32", "shape": [0, size], "data_offsets": [0, 0]}
     text = json.dumps({"a": entry}).encode()
@@ -496,7 +506,7 @@ def test_an_empty_tensor_of_a_shape_beyond_all_numbers(tmp_path: Path, size: int
     refused(path, "a has a shape that no tensor has|not a whole safetensors file")
 
 
-def test_the_limit(tmp_path: Path) -> None:
+def test_limit_bounds_the_whole_file_or_each_tensor_read(tmp_path: Path) -> None:
     state = {"a": torch.zeros(1000, 100), "b": torch.zeros(1000, 100)}
     save_sparse(state, tmp_path / "a")
     assert_states_identical(load_sparse(tmp_path / "a", limit=800_000), state)
@@ -510,7 +520,7 @@ def test_the_limit(tmp_path: Path) -> None:
         file.read("b")
 
 
-def test_mistakes(tmp_path: Path) -> None:
+def test_unsupported_tensors_and_unknown_names_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match="encoding must be 'smallest', .* or 'bitmap', but is 'zip'"
     ):

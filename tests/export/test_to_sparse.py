@@ -1,4 +1,4 @@
-"""What ``prunus export --to sparse`` makes of a run, and what it tells its user."""
+"""Tests of ``prunus export --to sparse``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from prunus.export.sparse_file import size_bound
 from recipes.commands import prunus
 
 
-def test_a_run_becomes_a_smaller_file_of_the_same_tensors(run: Path) -> None:
+def test_export_to_sparse_keeps_every_tensor_in_a_smaller_file(run: Path) -> None:
     outcome = prunus("export", run, "--to", "sparse")
     assert outcome.code == 0, outcome.err
     path = run / "model.sparse.safetensors"
@@ -31,7 +31,7 @@ def test_a_run_becomes_a_smaller_file_of_the_same_tensors(run: Path) -> None:
     assert f"{before / after:.1f}× smaller" in outcome.out
 
 
-def test_the_bound_counts_every_tensor(tmp_path: Path) -> None:
+def test_size_bound_counts_every_tensor(tmp_path: Path) -> None:
     kept = torch.rand(300, 300, generator=torch.Generator().manual_seed(0)) < 0.1
     tensors = {"large": kept.float(), "small": torch.eye(4), "whole": torch.ones(5)}
     save_file(tensors, tmp_path / "a.safetensors")
@@ -46,7 +46,7 @@ def test_the_bound_counts_every_tensor(tmp_path: Path) -> None:
     assert again.bound == exported.bound
 
 
-def test_mistakes(run: Path, tmp_path: Path) -> None:
+def test_invalid_paths_are_rejected_and_the_model_is_unchanged(run: Path, tmp_path: Path) -> None:
     model = run / "model.safetensors"
     before = model.read_bytes()
     prunus("export", model, "--to", "sparse", "--out", model).refused("is the file to read")

@@ -1,4 +1,4 @@
-"""Sparse layers against torch's own in float64."""
+"""Tests of sparse layers against dense ones in float64."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def layouts(draw: st.DrawFn, *shape: int) -> torch.Tensor:
     by_item=st.booleans(),
     threads=st.sampled_from(THREADS),
 )
-def test_linear_is_that_of_torch(
+def test_linear_matches_float64_reference(
     data: st.DataObject,
     items: int,
     inputs: int,
@@ -84,7 +84,7 @@ def test_linear_is_that_of_torch(
         assert found.is_contiguous()
 
 
-def test_threads_share_large_layers_and_batches_of_many_tiles() -> None:
+def test_linear_matches_float64_reference_for_any_number_of_threads() -> None:
     torch.manual_seed(0)
     linear = nn.Linear(600, 500)
     sparsify_with_zero_rows(linear, 0.5)
@@ -96,7 +96,7 @@ def test_threads_share_large_layers_and_batches_of_many_tiles() -> None:
 
 
 @pytest.mark.parametrize(("inputs", "batches"), [(5_000, (256, 301)), (70_000, (40, 43))])
-def test_activations_that_lie_beyond_the_second_level_cache(
+def test_linear_matches_float64_reference_for_activations_beyond_the_second_level_cache(
     inputs: int, batches: tuple[int, int]
 ) -> None:
     torch.manual_seed(0)
@@ -136,7 +136,7 @@ def test_linear_matches_float64_reference_for_32_bit_indices(sparsity: float) ->
     layout=st.sampled_from(["planes", "last", "strided", "cut"]),
     threads=st.sampled_from(THREADS),
 )
-def test_convolution_is_that_of_torch(
+def test_convolution_matches_float64_reference_or_rejects_small_images(
     images: int,
     height: int,
     width: int,
@@ -186,7 +186,7 @@ def test_convolution_is_that_of_torch(
     rectified=st.booleans(),
     threads=st.sampled_from(THREADS),
 )
-def test_pooling_is_that_of_torch(
+def test_pooled_convolution_matches_float64_reference_or_rejects_small_images(
     images: int,
     height: int,
     width: int,
@@ -215,7 +215,7 @@ def test_pooling_is_that_of_torch(
     assert_layer_matches_float64(sparse, expected, x[0] + 1)
 
 
-def test_pooling_of_large_convolutions_in_threads() -> None:
+def test_pooled_convolution_matches_float64_reference_in_two_threads() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(2)
     conv, pool = nn.Conv2d(16, 24, 3, padding=1), nn.MaxPool2d(3, 2)
@@ -226,7 +226,7 @@ def test_pooling_of_large_convolutions_in_threads() -> None:
         )
 
 
-def test_pooling_keeps_what_is_not_a_number() -> None:
+def test_pooling_propagates_nan_and_infinity_as_torch_does() -> None:
     conv, pool = nn.Conv2d(1, 1, 1, bias=False), nn.MaxPool2d(2)
     nn.init.ones_(conv.weight)
     x = torch.arange(64.0).reshape(1, 1, 8, 8)
@@ -238,7 +238,7 @@ def test_pooling_keeps_what_is_not_a_number() -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
-def test_convolutions_of_threads_share_images_or_rows() -> None:
+def test_convolution_matches_float64_reference_in_two_threads() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(2)
     for padding in (0, 1):
@@ -250,7 +250,7 @@ def test_convolutions_of_threads_share_images_or_rows() -> None:
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("padding", ["same", "valid", 1])
-def test_one_dimension_and_lone_images(padding: Any) -> None:
+def test_convolution_accepts_one_dimension_single_images_and_empty_batches(padding: Any) -> None:
     torch.manual_seed(0)
     conv = nn.Conv1d(3, 5, 4, padding=padding)
     sparsify_with_zero_rows(conv, 0.5)
@@ -261,7 +261,7 @@ def test_one_dimension_and_lone_images(padding: Any) -> None:
     assert_layer_matches_float64(SparseConv(plane), plane, torch.zeros(0, 3, 9, 9))
 
 
-def test_not_a_number_is_kept_where_torch_keeps_it() -> None:
+def test_linear_propagates_nan_through_non_zero_weights_and_relu() -> None:
     linear = nn.Linear(2, 2)
     linear.weight.data = torch.tensor([[1.0, 0.0], [2.0, 3.0]])
     sparse = SparseLinear(linear, rectified=True)
@@ -271,13 +271,13 @@ def test_not_a_number_is_kept_where_torch_keeps_it() -> None:
         assert not sparse(torch.zeros(items, 2)).isnan().any()
 
 
-def test_more_dimensions_are_kept() -> None:
+def test_linear_keeps_all_leading_dimensions() -> None:
     linear = nn.Linear(6, 4)
     for shape in ((6,), (2, 3, 6), (2, 0, 6), (1, 1, 6)):
         assert_layer_matches_float64(SparseLinear(linear), linear, torch.randn(shape))
 
 
-def test_copies_and_pickles_have_weights_of_their_own() -> None:
+def test_copies_and_pickles_do_not_share_weights() -> None:
     linear = nn.Linear(50, 40)
     sparsify_with_zero_rows(linear, 0.8)
     x = torch.randn(3, 50)
@@ -291,7 +291,7 @@ def test_copies_and_pickles_have_weights_of_their_own() -> None:
         torch.testing.assert_close(twin(x), before, rtol=0, atol=0)
 
 
-def test_a_state_is_loaded_into_a_layer_that_has_run() -> None:
+def test_load_state_dict_takes_effect_in_a_layer_that_has_run() -> None:
     linear = nn.Linear(50, 40)
     sparsify_with_zero_rows(linear, 0.8)
     sparse, x = SparseLinear(linear), torch.randn(3, 50)
@@ -302,7 +302,7 @@ def test_a_state_is_loaded_into_a_layer_that_has_run() -> None:
     assert torch.equal(sparse(x), before)
 
 
-def test_python_threads_may_share_a_layer() -> None:
+def test_python_threads_sharing_a_layer_get_the_results_of_one_thread() -> None:
     torch.manual_seed(0)
     conv = nn.Conv2d(8, 8, 3, padding=1)
     sparsify_with_zero_rows(conv, 0.5)
@@ -338,7 +338,7 @@ for window in sys.argv[1:]:
 """
 
 
-def test_processes_that_compile_at_once_do_not_mix_up_their_kernels(tmp_path: Path) -> None:
+def test_processes_compiling_at_the_same_time_run_their_own_kernels(tmp_path: Path) -> None:
     def start(*windows: str) -> subprocess.Popen[str]:
         environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-c", PROCESS, *windows]
@@ -376,11 +376,11 @@ def test_processes_that_compile_at_once_do_not_mix_up_their_kernels(tmp_path: Pa
         (torch.zeros(2, 6, requires_grad=True), "without a gradient.*torch.no_grad"),
     ],
 )
-def test_inputs_that_do_not_fit(x: torch.Tensor, message: str) -> None:
+def test_unsuitable_inputs_are_rejected(x: torch.Tensor, message: str) -> None:
     with pytest.raises(UserError, match=message):
         SparseLinear(nn.Linear(6, 4))(x)
 
 
-def test_every_fault_of_an_input_is_listed() -> None:
+def test_all_faults_of_an_input_are_reported_together() -> None:
     with pytest.raises(UserError, match=r"\(items, 3, height, width\).*float32, but is float64"):
         SparseConv(nn.Conv2d(3, 4, 3))(torch.zeros(1, 2, 8, 8).double())

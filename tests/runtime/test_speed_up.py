@@ -1,4 +1,4 @@
-"""Networks that are sped up say the same as before, and are left alone where nothing is gained."""
+"""Tests of ``speed_up``: equal outputs, and layers replaced only where that is faster."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_measured_timings_are_positive_and_decide_what_is_replaced() -> None:
     assert_outputs_match(done.model, model, torch.randn(16, 64))
 
 
-def test_a_dense_network_comes_back_as_it_is_and_says_why() -> None:
+def test_dense_network_is_returned_unchanged_with_a_warning() -> None:
     model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
     x = torch.randn(8, 16)
     with pytest.warns(UserWarning, match=r"returned as it is.*0 \(100% non-zero\).*Prune further"):
@@ -135,7 +135,7 @@ class Residual(nn.Module):
 
 @pytest.mark.usefixtures("_always_faster")
 @pytest.mark.parametrize("groups", [1, 2, 8])
-def test_norms_and_rectifiers_are_fused_where_nobody_else_reads(groups: int) -> None:
+def test_norms_and_relus_are_fused_unless_another_layer_uses_the_output(groups: int) -> None:
     torch.manual_seed(0)
     model = sparsified(Residual(groups), 0.6)
     x = torch.randn(2, 3, 16, 16)
@@ -169,7 +169,7 @@ def test_poolings_are_fused_before_or_after_the_rectifier() -> None:
     assert_outputs_match(done.model, model, x)
 
 
-def test_what_stands_under_several_names_is_not_fused() -> None:
+def test_modules_under_several_names_are_not_fused() -> None:
     linear, relu = nn.Linear(4, 4), nn.ReLU()
     model = nn.Sequential(linear, relu, linear, nn.ReLU(), nn.Linear(4, 4), relu)
     assert [(c.name, c.names) for c in chains(model, {"0", "4"})] == [("0", ()), ("4", ())]
@@ -199,7 +199,7 @@ class Dynamic(nn.Module):
 
 
 @pytest.mark.usefixtures("_always_faster")
-def test_dynamic_control_flow_is_kept() -> None:
+def test_dynamic_control_flow_is_preserved() -> None:
     torch.manual_seed(0)
     model = sparsified(Dynamic())
     done = sped_up(model, torch.ones(4, 12))
@@ -211,7 +211,7 @@ def test_dynamic_control_flow_is_kept() -> None:
 
 @pytest.mark.usefixtures("_always_faster")
 @pytest.mark.parametrize("batch_first", [True, False])
-def test_encoders_of_torch_do_not_hand_their_weights_to_the_dense_kernel(
+def test_encoder_layers_run_sparse_instead_of_the_fused_dense_kernel(
     batch_first: bool,
 ) -> None:
     torch.manual_seed(0)
@@ -265,7 +265,7 @@ def test_random_perceptrons_keep_their_outputs(
 
 
 @pytest.mark.usefixtures("_always_faster")
-def test_others_are_listed_by_name_with_the_reason() -> None:
+def test_layers_left_dense_are_reported_by_name_with_the_reason() -> None:
     class Several(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -314,7 +314,7 @@ class Counting(nn.Module):
 
 @pytest.mark.usefixtures("_always_faster")
 @pytest.mark.parametrize("kind", [dict, UserDict])
-def test_a_model_may_write_into_its_inputs(kind: Any) -> None:
+def test_inputs_written_to_by_the_model_are_restored(kind: Any) -> None:
     torch.manual_seed(0)
     model = sparsified(Counting(), 0.9)
     words = torch.arange(8)
@@ -326,7 +326,7 @@ def test_a_model_may_write_into_its_inputs(kind: Any) -> None:
 
 
 @pytest.mark.usefixtures("_always_faster")
-def test_keyword_arguments_and_several_outputs() -> None:
+def test_keyword_arguments_and_several_outputs_are_supported() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -344,7 +344,7 @@ def test_keyword_arguments_and_several_outputs() -> None:
 
 
 @pytest.mark.usefixtures("_always_faster")
-def test_the_copy_takes_no_gradients_and_can_be_copied() -> None:
+def test_fast_model_rejects_gradients_and_can_be_copied() -> None:
     model = sparsified(nn.Sequential(nn.Linear(6, 6), nn.ReLU()), 0.5)
     fast = speed_up(model, torch.randn(2, 6))
     assert not any(p.requires_grad for p in fast.parameters())
@@ -354,7 +354,7 @@ def test_the_copy_takes_no_gradients_and_can_be_copied() -> None:
 
 
 @pytest.mark.usefixtures("_always_faster")
-def test_a_lone_layer_is_replaced_itself() -> None:
+def test_model_that_is_a_single_layer_is_replaced() -> None:
     model = sparsified(nn.Linear(600, 600), 0.99)
     fast = speed_up(model, torch.randn(64, 600))
     assert isinstance(fast, SparseLinear)
@@ -408,7 +408,7 @@ def test_projections_of_attention_are_replaced(kind: str, batch_first: bool) -> 
 
 
 @pytest.mark.usefixtures("_always_faster")
-def test_attention_that_someone_looks_into_stays_closed() -> None:
+def test_attention_whose_weights_are_read_elsewhere_is_left_dense() -> None:
     class Curious(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -436,7 +436,7 @@ def test_attention_that_someone_looks_into_stays_closed() -> None:
 
 
 @pytest.mark.usefixtures("_always_faster")
-def test_an_attention_is_joint_by_keywords_too_shared_and_without_a_batch() -> None:
+def test_shared_attention_called_with_keywords_or_without_a_batch_is_replaced() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -458,7 +458,7 @@ def test_an_attention_is_joint_by_keywords_too_shared_and_without_a_batch() -> N
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.usefixtures("_always_faster")
 @pytest.mark.parametrize("nested", [True, False])
-def test_encoders_of_padded_inputs(nested: bool) -> None:
+def test_encoder_is_replaced_for_padded_inputs_unless_it_uses_nested_tensors(nested: bool) -> None:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
     model = sparsified(nn.TransformerEncoder(layer, 1, enable_nested_tensor=nested), 0.8)
@@ -479,7 +479,7 @@ def test_encoders_of_padded_inputs(nested: bool) -> None:
 
 @pytest.mark.usefixtures("_always_faster")
 @pytest.mark.parametrize("wrap", [lambda m: m, lambda m: torch.compile(m, backend="eager")])
-def test_what_compact_has_made_is_sped_up(wrap: Any) -> None:
+def test_compact_models_are_sped_up(wrap: Any) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(8, 6, 3),
@@ -527,12 +527,12 @@ class Noisy(nn.Sequential):
         (Noisy(nn.Linear(3, 3)), torch.ones(1, 3), "Is it random in evaluation mode"),
     ],
 )
-def test_mistakes(model: Any, example: Any, message: str) -> None:
+def test_invalid_models_and_examples_are_rejected(model: Any, example: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         speed_up(model, example)
 
 
-def test_the_missing_extra_is_named() -> None:
+def test_missing_numba_names_the_extra_to_install() -> None:
     code = """
 import sys
 sys.modules["numba"] = None
@@ -546,7 +546,7 @@ except prunus.UserError as error:
     assert "pip install 'prunus[runtime]'" in ran.stdout
 
 
-def test_timings_that_were_not_taken_are_not_numbers() -> None:
+def test_timings_not_measured_are_nan() -> None:
     done = sped_up(nn.Sequential(nn.Linear(4, 4)), torch.ones(1, 4))
     assert math.isnan(done.layers[0].dense_ms)
     assert done.sparse_ms == done.dense_ms

@@ -1,4 +1,4 @@
-"""What tiles cover: all there is, and nothing besides."""
+"""Tests of the tiles: complete coverage, and no access outside."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def vectors(table: torch.Tensor, column: int, tile: Tile) -> list[range]:
     features=st.integers(1, 20_000),
     room=st.sampled_from([1 << 12, 1 << 20, 1 << 21]),
 )
-def test_items_are_covered_where_they_lie(items: int, features: int, room: int) -> None:
+def test_tiles_cover_every_item_in_place_with_few_overlaps(
+    items: int, features: int, room: int
+) -> None:
     tile = items_as_they_lie(items, features, room)
     table = places(items, tile)
     assert torch.equal(table[:, 0], table[:, 1])
@@ -51,7 +53,7 @@ def test_items_are_covered_where_they_lie(items: int, features: int, room: int) 
     features=st.integers(1, 3_000),
     room=st.sampled_from([1 << 12, 1 << 20]),
 )
-def test_panels_hold_every_item_once(items: int, features: int, room: int) -> None:
+def test_panels_contain_every_item_exactly_once(items: int, features: int, room: int) -> None:
     tile = items_in_panels(items, features, room)
     table = panels(items, features, tile)
     assert [v.start for v in vectors(table, 1, tile)] == list(
@@ -62,7 +64,7 @@ def test_panels_hold_every_item_once(items: int, features: int, room: int) -> No
 
 
 @given(lines=st.integers(1, 40), columns=st.integers(4, 70), wider=st.integers(0, 9))
-def test_images_are_covered(lines: int, columns: int, wider: int) -> None:
+def test_tiles_cover_every_pixel_within_the_image(lines: int, columns: int, wider: int) -> None:
     tile = fitting(lines, columns)
     line, room = columns + wider, columns
     found = np.zeros((lines, columns), dtype=bool)
@@ -77,7 +79,7 @@ def test_images_are_covered(lines: int, columns: int, wider: int) -> None:
 
 
 @given(items=st.integers(1, 300))
-def test_whole_vectors(items: int) -> None:
+def test_whole_vectors_rounds_up_to_full_vectors(items: int) -> None:
     whole = whole_vectors(items)
     assert items <= whole < items + 16
     assert whole % 16 == 0 or whole in (1, 2, 4, 8)
