@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from prunus.cli import main
+from prunus.cli.app import main
 
 __all__ = ["Disturbance", "disturbed"]
 

@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from measuring import options, save, thin
+from prunus._utils.timing import fitting_rounds, interleaved, spread
 from prunus.runtime.convolution import SparseConv
 from prunus.runtime.kernels import Tile, matrix
 from prunus.runtime.linear import SparseLinear
-from prunus.timing import fitting_rounds, interleaved, spread
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.995)
 MATRICES = ((256, 256), (1024, 1024), (4096, 1024), (1024, 4096), (4096, 4096))

@@ -45,8 +45,8 @@ import torch
 
 from disturbed import Disturbance, disturbed
 from measuring import options, save
+from prunus._utils.files import load_tree
 from prunus.errors import CheckpointError
-from prunus.files import load_tree
 
 __all__ = ["Bench", "Disturbance", "Trial", "at_a_call", "damaged", "differences", "full_disk"]
 
@@ -182,7 +182,7 @@ class Bench:
         # What is forked off it has imported everything already.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(
-            ["prunus.cli", "prunus.recipes.training", "sklearn.datasets", "torch._dynamo"]
+            ["prunus.cli.app", "prunus.recipes.run.training", "sklearn.datasets", "torch._dynamo"]
         )
         self.calls = self.watched(Trial(self.undisturbed), Disturbance()).calls
 

@@ -29,7 +29,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.multiprocessing.spawn import start_processes
 
 from measuring import options, save
-from prunus import Exponential, Pruner, RelevancePenalty
+from prunus import ExponentialRelevance, Pruner, RelevancePenalty
 
 LAYERS, WIDTH, ROWS = 8, 512, 512
 """Of one process's share: 8 layers of 512 x 512, so 2.1 M weights."""
@@ -105,7 +105,7 @@ def trained(processes: int, with_prunus: bool) -> tuple[Any, Any, Pruner | None]
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
     pruner = (
-        Pruner(model, optimizer, RelevancePenalty(1e-5, Exponential(0.2, relative=True)))
+        Pruner(model, optimizer, RelevancePenalty(1e-5, ExponentialRelevance(0.2, relative=True)))
         if with_prunus
         else None
     )

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunus.environment import environment
-from prunus.files import write_atomically
+from prunus._utils.files import write_atomically
+from prunus._utils.system_info import system_info
 
 __all__ = ["options", "save", "thin"]
 
@@ -46,7 +46,7 @@ def save(out: Path, seed: int, figures: Mapping[str, Any]) -> None:
         "command": " ".join(command),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": seed,
-        "environment": environment(),
+        "environment": system_info(),
         **figures,
     }
     out.parent.mkdir(parents=True, exist_ok=True)

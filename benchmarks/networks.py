@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from measuring import options, save, thin
+from prunus._inference.model_calls import ExampleInputs
 from prunus.bench import bench
-from prunus.examples import ExampleInputs
-from prunus.recipes.finished import about, finished
+from prunus.recipes.run.finished import file_metadata, load_finished
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ def main() -> None:
 
 def _trained(runs: list[Path]) -> Iterator[Case]:
     for run in runs:
-        network = finished(run / "model.safetensors")
-        name = str(about(run / "model.safetensors")["recipe"])
+        network = load_finished(run / "model.safetensors")
+        name = str(file_metadata(run / "model.safetensors")["recipe"])
         yield Case(name, network.model, network.example, (1, 256))
 
 

@@ -19,8 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from prunus.files import write_atomically
-from prunus.recipes.recipe import find
+from prunus._utils.files import write_atomically
+from prunus.recipes.registry import find
 
 Summary = dict[str, Any]
 

@@ -37,9 +37,9 @@ from torch.nn import functional as F
 
 from measuring import options, save
 from prunus import Pruner, RelevancePenalty, select
-from prunus.penalty import Way
-from prunus.recipes.models import lenet300, perceptron
-from prunus.timing import interleaved, spread
+from prunus._utils.timing import interleaved, spread
+from prunus.penalties.relevance import Apply
+from prunus.recipes.tasks.models import lenet300, perceptron
 
 LEARNING_RATE = 1e-4  # Low, so that hundreds of steps on a few batches stay ordinary steps.
 STRENGTH = 1e-5
@@ -61,10 +61,13 @@ def plain(model: nn.Module, optimizer: torch.optim.Optimizer) -> Step:
 
 
 def pruned(
-    model: nn.Module, optimizer: torch.optim.Optimizer, way: Way = "gradient", sparsity: float = 0.0
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    apply: Apply = "gradient",
+    sparsity: float = 0.0,
 ) -> Step:
     """The same loop with a pruner attached to the optimizer, which keeps it alive."""
-    pruner = Pruner(model, optimizer, RelevancePenalty(strength=STRENGTH, way=way))
+    pruner = Pruner(model, optimizer, RelevancePenalty(strength=STRENGTH, apply=apply))
     pruner.prune(sparsity=sparsity)
     return plain(model, optimizer)
 
@@ -108,7 +111,7 @@ VARIANTS: dict[str, Callable[[nn.Module, torch.optim.Optimizer], Step]] = {
     BASE: plain,
     OURS: pruned,
     "prunus, 90 % removed": functools.partial(pruned, sparsity=0.9),
-    "prunus, decoupled": functools.partial(pruned, way="decoupled"),
+    "prunus, decoupled": functools.partial(pruned, apply="decoupled"),
     AUTHORS: two_backward_passes,
     "LOBSTER-style loop": lobster,
 }

@@ -23,9 +23,9 @@ from typing import Any
 import torch
 
 from measuring import options, save
-from prunus.pieces import pieces
-from prunus.threshold import SCORE_PIECE, Piece, smallest
-from prunus.timing import interleaved, spread
+from prunus._engine.kth_smallest import SCORE_PIECE, Piece, kth_smallest
+from prunus._utils.chunks import chunks
+from prunus._utils.timing import interleaved, spread
 
 TENSORS = 8
 SHARE = 0.9
@@ -34,15 +34,15 @@ Weights = Sequence[torch.Tensor]
 
 
 def prunus(weights: Weights, k: int, masks: Weights | None = None) -> float:
-    """Take prunus.threshold.smallest, fed as pruning feeds it."""
+    """Take prunus._engine.kth_smallest.kth_smallest, fed as pruning feeds it."""
 
     def scores() -> Iterator[Piece]:
         for i, weight in enumerate(weights):
             operands = (weight,) if masks is None else (weight, masks[i])
-            for part, *kept in pieces(*operands, size=SCORE_PIECE):
+            for part, *kept in chunks(*operands, size=SCORE_PIECE):
                 yield Piece(str(i), part.abs(), kept[0] if kept else None)
 
-    return smallest(scores, k).value
+    return kth_smallest(scores, k).value
 
 
 def kthvalue(weights: Weights, k: int) -> float:

@@ -71,8 +71,11 @@ def main() -> None:
     pruner = prunus.Pruner(  # after fully_shard: it looks at how the model is sharded
         model,
         optimizer,
-        prunus.RelevancePenalty(1e-4, prunus.Exponential(0.2, relative=True), way="decoupled"),
-        prunus.GradualPruning(sparsity=0.8, end=40, every=10, mode="min"),
+        prunus.RelevancePenalty(
+            1e-4, prunus.ExponentialRelevance(0.2, relative=True), apply="decoupled"
+        ),
+        prunus.GradualPruning(sparsity=0.8, end=40, every=10),
+        mode="min",
         max_grad_norm=1.0,
     )
 

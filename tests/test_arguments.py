@@ -14,8 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.parameter import UninitializedParameter
 
-from prunus import CheckpointError, Magnitude, UserError
-from prunus.arguments import number, refuse, wrong_choice, wrong_kind, wrong_methods, wrong_number
+from prunus import CheckpointError, MagnitudeScore, PrunusError
+from prunus._utils.checks import (
+    as_number,
+    choice_problem,
+    method_problem,
+    number_problem,
+    raise_problems,
+    type_problem,
+)
 
 BOUND = st.one_of(st.none(), st.integers(-9, 9))
 
@@ -31,7 +38,7 @@ def test_a_number_is_accepted_exactly_within_its_bounds(
     allowed = range(
         -100 if low is None else low + above, 101 if high is None else high + (not below)
     )
-    problem = wrong_number("n", value, whole=True, **limits)
+    problem = number_problem("n", value, whole=True, **limits)
     if value in allowed:
         assert problem is None
     else:
@@ -45,7 +52,7 @@ def test_a_number_is_accepted_exactly_within_its_bounds(
 
 @pytest.mark.parametrize("value", [3, 3.5, np.float32(2), np.int64(2), Fraction(1, 3)])
 def test_numbers_of_every_type_are_numbers(value: Any) -> None:
-    assert wrong_number("n", value, above=0) is None
+    assert number_problem("n", value, above=0) is None
 
 
 @pytest.mark.parametrize(
@@ -88,15 +95,15 @@ def test_numbers_of_every_type_are_numbers(value: Any) -> None:
 def test_a_value_that_is_no_number_is_described(
     value: Any, limits: dict[str, Any], message: str
 ) -> None:
-    assert wrong_number("n", value, **limits) == message
+    assert number_problem("n", value, **limits) == message
 
 
 @pytest.mark.parametrize(
     "value", [0.5, 1, np.float64(0.5), np.array([0.5]), torch.tensor([[0.5]]), Decimal("0.5")]
 )
 def test_a_container_of_one_number_is_converted_to_a_float(value: Any) -> None:
-    assert number("n", value) in (0.5, 1.0)
-    assert type(number("n", value)) is float
+    assert as_number("n", value) in (0.5, 1.0)
+    assert type(as_number("n", value)) is float
 
 
 @pytest.mark.parametrize(
@@ -115,43 +122,43 @@ def test_a_container_of_one_number_is_converted_to_a_float(value: Any) -> None:
     ],
 )
 def test_a_container_of_no_or_several_numbers_is_rejected(value: Any) -> None:
-    with pytest.raises(UserError, match="n must be a number, but is "):
-        number("n", value)
+    with pytest.raises(PrunusError, match="n must be a number, but is "):
+        as_number("n", value)
 
 
 def test_an_argument_of_the_wrong_type_is_described() -> None:
-    assert wrong_kind("a", [1], list, "a list") is None
-    assert wrong_kind("a", None, list, "a list", optional=True) is None
+    assert type_problem("a", [1], list, "a list") is None
+    assert type_problem("a", None, list, "a list", optional=True) is None
     message = "a must be a list or None, but is 3: give one"
-    assert wrong_kind("a", 3, list, "a list", mend="give one", optional=True) == message
+    assert type_problem("a", 3, list, "a list", mend="give one", optional=True) == message
 
 
 def test_a_value_outside_the_choices_is_described() -> None:
-    assert wrong_choice("a", 1, (1, 2)) is None
-    assert wrong_choice("a", np.int64(2), (1, 2)) is None
-    assert wrong_choice("a", np.str_("b"), ("b",)) is None
-    assert wrong_choice("a", True, (1, 2)) == "a must be 1 or 2, but is True"
-    assert wrong_choice("a", 3, (1, 2), "one or two") == "a must be one or two, but is 3"
-    assert wrong_choice("a", np.ones(2), ("b",)) == "a must be 'b', but is ndarray of shape (2,)"
+    assert choice_problem("a", 1, (1, 2)) is None
+    assert choice_problem("a", np.int64(2), (1, 2)) is None
+    assert choice_problem("a", np.str_("b"), ("b",)) is None
+    assert choice_problem("a", True, (1, 2)) == "a must be 1 or 2, but is True"
+    assert choice_problem("a", 3, (1, 2), "one or two") == "a must be one or two, but is 3"
+    assert choice_problem("a", np.ones(2), ("b",)) == "a must be 'b', but is ndarray of shape (2,)"
 
 
 def test_missing_methods_are_listed() -> None:
-    assert wrong_methods("score", Magnitude(), ["of"], "a Score") is None
-    assert wrong_methods("score", Magnitude, ["of"], "a Score") == (
+    assert method_problem("score", MagnitudeScore(), ["of"], "a Score") is None
+    assert method_problem("score", MagnitudeScore, ["of"], "a Score") == (
         "score must be a Score, but is the class Magnitude: give an instance, Magnitude(...)"
     )
-    assert wrong_methods("score", "size", ["of", "observe"], "a Score") == (
+    assert method_problem("score", "size", ["of", "observe"], "a Score") == (
         "score must be a Score, but is 'size', without of, observe"
     )
-    assert wrong_methods("n", 3, ["numerator"], "a method", attributes=["real", "fake"]) == (
+    assert method_problem("n", 3, ["numerator"], "a method", attributes=["real", "fake"]) == (
         "n must be a method, but is 3, without fake, numerator"
     )
 
 
 def test_all_problems_are_reported_at_once() -> None:
-    refuse()
-    refuse(None, None)
-    with pytest.raises(UserError, match="^one; two$"):
-        refuse("one", None, "two")
+    raise_problems()
+    raise_problems(None, None)
+    with pytest.raises(PrunusError, match="^one; two$"):
+        raise_problems("one", None, "two")
     with pytest.raises(CheckpointError, match="^one; two$"):
-        refuse("one", None, "two", error=CheckpointError)
+        raise_problems("one", None, "two", error=CheckpointError)

@@ -12,8 +12,8 @@ import pytest
 import typer
 
 from helpers.commands import SHORT, prunus, settings, summary
-from prunus.cli import app
-from prunus.recipes.recipe import RECIPES, find
+from prunus.cli.app import app
+from prunus.recipes.registry import RECIPES, find
 
 
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -127,7 +127,7 @@ def test_every_setting_of_a_recipe_is_explained(name: str) -> None:
         (["--set", "score=size"], "score must be magnitude, taylor or random, but is 'size'"),
         (["--set", "epochs"], "'epochs' is not of the form key=value"),
         (["--set", "epochs=0"], "epochs must be at least 1, but is 0"),
-        (["--set", "floor=nonsense"], "a floor is a number"),
+        (["--set", "floor=nonsense"], "floor must be a number"),
         (["--seed", "-1"], "--seed must be 0 or above"),
         (["--seed", str(2**64)], "--seed must be"),
         (["--data", "elsewhere"], "the recipe digits has its data embedded"),
@@ -207,7 +207,7 @@ def test_importing_the_library_imports_none_of_the_extras() -> None:
 @pytest.mark.parametrize("absent", ["typer", "rich.console"])
 def test_a_missing_extra_is_named(absent: str) -> None:
     process = python(
-        "-c", f"import sys; sys.modules[{absent!r}] = None; from prunus.cli import main; main()"
+        "-c", f"import sys; sys.modules[{absent!r}] = None; from prunus.cli.app import main; main()"
     )
     assert process.returncode != 0
     assert process.stderr.startswith(

@@ -19,17 +19,17 @@ from helpers.data import noise_batch
 from helpers.models import tanh_network
 from helpers.training import squared_error
 from prunus import (
-    Exponential,
-    FollowLearningRate,
+    ExponentialRelevance,
     IterativePruning,
-    Magnitude,
+    LearningRateStrength,
+    MagnitudeScore,
     Pruner,
     RelevancePenalty,
-    Taylor,
+    TaylorScore,
 )
-from prunus.penalty import Way
+from prunus.penalties.relevance import Apply
 
-WAYS: tuple[Way, ...] = ("gradient", "loss", "decoupled")
+WAYS: tuple[Apply, ...] = ("gradient", "loss", "decoupled")
 BATCH = noise_batch(32, 12, 4, seed=5)
 
 # The compiler warns of its own matters.
@@ -60,21 +60,22 @@ def compiled_so_far() -> Compiled:
     )
 
 
-def attached(model: nn.Module, optimizer: torch.optim.Optimizer, way: Way) -> Pruner:
+def attached(model: nn.Module, optimizer: torch.optim.Optimizer, apply: Apply) -> Pruner:
     """Attach a pruner that prunes at each call of its ``step`` and remembers all it can."""
     penalty = RelevancePenalty(
-        FollowLearningRate(0.1),
-        Exponential(0.1, relative=True),
-        way=way,
-        smoothing=0.0 if way == "loss" else 0.9,
+        LearningRateStrength(0.1),
+        ExponentialRelevance(0.1, relative=True),
+        apply=apply,
+        smoothing=0.0 if apply == "loss" else 0.9,
     )
     return Pruner(
         model,
         optimizer,
         penalty,
-        IterativePruning(floor=-1e9, fraction=0.3),
-        score=Magnitude() if way == "loss" else Taylor(),
+        IterativePruning(fraction=0.3),
+        score=MagnitudeScore() if apply == "loss" else TaylorScore(),
         max_grad_norm=1.0,
+        floor=-1000000000.0,
     )
 
 
@@ -102,20 +103,20 @@ class Trained:
 def train(
     make: Callable[[nn.Module], torch.optim.Optimizer],
     *,
-    way: Way | None,
+    apply: Apply | None,
     forward: Callable[[nn.Module], Any] = lambda model: model,
     compile_step: Callable[[torch.optim.Optimizer], Callable[[], Any]] = lambda optimizer: (
         optimizer.step
     ),
     schedule: bool = True,
 ) -> Trained:
-    """Train for four epochs of three steps, validate and prune after each; ``way`` None: do not."""
+    """Train for four epochs of three steps, and prune after each unless ``apply`` is None."""
     torch.compiler.reset()  # or what was compiled for one network would serve the next
     counters.clear()
     model: nn.Module = tanh_network(12, 20, 4, dropout=0.2, seed=1)
     called = forward(model)
     optimizer = make(model)
-    pruner = None if way is None else attached(called, optimizer, way)
+    pruner = None if apply is None else attached(called, optimizer, apply)
     step = compile_step(optimizer)
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer) if schedule else None
     compiled = []
@@ -124,7 +125,7 @@ def train(
         for _ in range(3):
             optimizer.zero_grad()
             loss = squared_error(called, BATCH)
-            if pruner is not None and way == "loss":
+            if pruner is not None and apply == "loss":
                 loss = loss + pruner.penalty(loss)
             loss.backward()  # type: ignore[no-untyped-call]
             step()
@@ -156,20 +157,20 @@ def adamw_with_tensor(model: nn.Module) -> torch.optim.Optimizer:
 
 
 @pytest.mark.parametrize(
-    ("way", "backend"), [*((way, "eager") for way in WAYS), ("gradient", "aot_eager")]
+    ("apply", "backend"), [*((apply, "eager") for apply in WAYS), ("gradient", "aot_eager")]
 )
 def test_a_compiled_model_is_compiled_once_however_often_it_is_pruned(
-    way: Way, backend: str
+    apply: Apply, backend: str
 ) -> None:
     def forward(model: nn.Module) -> Any:
         return torch.compile(model, backend=backend)
 
-    alone = train(sgd, way=None, forward=forward)
-    pruned = train(sgd, way=way, forward=forward)
+    alone = train(sgd, apply=None, forward=forward)
+    pruned = train(sgd, apply=apply, forward=forward)
     # One graph to train and one to validate, both made in the first epoch, and never left.
     assert alone.compiled == [Compiled(functions=2, graphs=2, breaks=0)] * 4
     assert pruned.compiled == alone.compiled
-    plain = train(sgd, way=way)
+    plain = train(sgd, apply=apply)
     pruned.assert_close(plain, 0.0)
     assert torch.equal(pruned.removed(), torch.zeros_like(pruned.removed()))
 
@@ -195,9 +196,9 @@ ROUNDING = 2e-6
 
 
 @pytest.mark.parametrize(
-    ("make", "schedule", "bound", "way", "compile_step"),
+    ("make", "schedule", "bound", "apply", "compile_step"),
     [
-        *((sgd, False, 0.0, way, as_function) for way in WAYS),
+        *((sgd, False, 0.0, apply, as_function) for apply in WAYS),
         (sgd, False, 0.0, "decoupled", as_method),
         (adamw, False, ROUNDING, "gradient", as_function),
         (adamw_with_tensor, True, ROUNDING, "decoupled", as_function),
@@ -208,18 +209,18 @@ def test_a_compiled_step_is_compiled_once_however_often_it_is_pruned(
     make: Callable[[nn.Module], torch.optim.Optimizer],
     schedule: bool,
     bound: float,
-    way: Way,
+    apply: Apply,
     compile_step: Callable[[torch.optim.Optimizer], Callable[[], Any]],
 ) -> None:
-    alone = train(make, way=None, compile_step=compile_step, schedule=schedule)
-    pruned = train(make, way=way, compile_step=compile_step, schedule=schedule)
+    alone = train(make, apply=None, compile_step=compile_step, schedule=schedule)
+    pruned = train(make, apply=apply, compile_step=compile_step, schedule=schedule)
     # Nothing is compiled after the first epoch, at whose end and at each later one it was pruned.
     assert len(set(pruned.compiled)) == 1
     # The optimizer's own graphs, of which SGD's momentum takes a second, and no more; PyTorch's
     # step leaves its graph by itself, and the hooks, which are outside of it, add nothing to that.
     assert pruned.compiled[0].graphs == alone.compiled[0].graphs
     assert pruned.compiled[0].breaks <= alone.compiled[0].breaks
-    for one, way_of_it in ((alone, None), (pruned, way)):
-        one.assert_close(train(make, way=way_of_it, schedule=schedule), bound)
+    for one, way_of_it in ((alone, None), (pruned, apply)):
+        one.assert_close(train(make, apply=way_of_it, schedule=schedule), bound)
     assert torch.equal(pruned.removed(), torch.zeros_like(pruned.removed()))
     assert not torch.signbit(pruned.removed()).any()

@@ -40,7 +40,7 @@ def test_every_method_and_optimizer_meets_every_precision() -> None:
     for layout in contract.LAYOUTS:
         met: dict[str, set[tuple[str, int]]] = {}
         for cell in contract.cells(layout):
-            for key in (f"{cell.penalty} {cell.way} {cell.schedule}", cell.optimizer):
+            for key in (f"{cell.penalty} {cell.apply} {cell.schedule}", cell.optimizer):
                 met.setdefault(key, set()).add((cell.precision, cell.accumulation))
         every = len(contract.PRECISIONS) * len(contract.ACCUMULATIONS)
         for key, found in met.items():

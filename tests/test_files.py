@@ -22,8 +22,8 @@ from safetensors.torch import save, save_file
 
 from helpers.commands import mounted
 from helpers.states import same
-from prunus.errors import CheckpointError, UserError
-from prunus.files import load_tree, save_tree, write_atomically
+from prunus._utils.files import load_tree, save_tree, write_atomically
+from prunus.errors import CheckpointError, PrunusError
 
 DTYPES = [
     torch.float64,
@@ -297,7 +297,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
     save_tree(path, SMALL)
     monkeypatch.setattr(os, call, _full)
     with pytest.raises(
-        UserError, match=r"cannot write .*file: No space left on device\. .* untouched; make room"
+        PrunusError, match=r"cannot write .*file: No space left on device\. .* untouched; make room"
     ):
         save_tree(path, {"new": 1}) if isinstance(write, str) else write(path)
     assert list(tmp_path.iterdir()) == [path]
@@ -324,7 +324,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> Non
     with mounted(tmp_path / "disk", "size=300k") as disk:
         path = disk / "file"
         write_atomically(path, b"o" * 100_000)
-        with pytest.raises(UserError, match="No space left on device"):
+        with pytest.raises(PrunusError, match="No space left on device"):
             write_atomically(path, b"n" * 400_000)
         assert path.read_bytes() == b"o" * 100_000
         assert list(disk.iterdir()) == [path]
@@ -333,13 +333,13 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> Non
 def test_a_read_only_disk_is_named(tmp_path: Path) -> None:
     with (
         mounted(tmp_path / "disk", "ro") as disk,
-        pytest.raises(UserError, match=r"cannot write .*disk/file: Read-only file system"),
+        pytest.raises(PrunusError, match=r"cannot write .*disk/file: Read-only file system"),
     ):
         write_atomically(disk / "file", b"x")
 
 
 def test_a_missing_directory_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cannot write .*absent/file: No such file or directory"):
+    with pytest.raises(PrunusError, match=r"cannot write .*absent/file: No such file or directory"):
         write_atomically(tmp_path / "absent" / "file", b"x")
 
 

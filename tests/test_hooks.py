@@ -11,8 +11,8 @@ from torch import nn
 
 from helpers.models import tanh_network
 from helpers.states import same
-from prunus import Exponential, Pruner, RelevancePenalty, Taylor, UserError
-from prunus.penalty import Way
+from prunus import ExponentialRelevance, Pruner, PrunusError, RelevancePenalty, TaylorScore
+from prunus.penalties.relevance import Apply
 
 LR, GAMMA, ALPHA = 0.5, 0.05, 0.3
 
@@ -36,17 +36,17 @@ def stepped(max_grad_norm: float | None, **arguments: Any) -> nn.Sequential:
 
 
 @pytest.mark.parametrize("relative", [False, True])
-@pytest.mark.parametrize("way", ["gradient", "decoupled"])
+@pytest.mark.parametrize("apply", ["gradient", "decoupled"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.9])  # the first average is the first gradient
 def test_relevance_is_that_of_the_gradient_before_clipping(
-    way: Way, relative: bool, smoothing: float
+    apply: Apply, relative: bool, smoothing: float
 ) -> None:
     model = small_network()
     backward(model)
     norm = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm()
     limit = norm.item() / 7
-    coefficient = Exponential(ALPHA, relative)
-    penalty = RelevancePenalty(GAMMA, coefficient, way=way, smoothing=smoothing)
+    coefficient = ExponentialRelevance(ALPHA, relative)
+    penalty = RelevancePenalty(GAMMA, coefficient, apply=apply, smoothing=smoothing)
     got = stepped(limit, penalty=penalty)
     for (name, weight), after in zip(model.named_parameters(), got.parameters(), strict=True):
         assert weight.grad is not None
@@ -56,7 +56,7 @@ def test_relevance_is_that_of_the_gradient_before_clipping(
         clipped = g / 7
         if "bias" in name:
             expected = w - LR * clipped
-        elif way == "gradient":
+        elif apply == "gradient":
             expected = w - LR * (clipped + shrink * w)
         else:
             expected = (w - LR * clipped) * (1 - shrink)
@@ -79,7 +79,7 @@ def test_the_score_sees_the_gradient_before_clipping() -> None:
     for limit in (None, 1e-3):
         model = small_network()
         optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-        pruner = Pruner(model, optimizer, score=Taylor(), max_grad_norm=limit)
+        pruner = Pruner(model, optimizer, score=TaylorScore(), max_grad_norm=limit)
         backward(model)
         optimizer.step()
         scores.append(copy.deepcopy(pruner.state_dict()["score"]))
@@ -89,16 +89,18 @@ def test_the_score_sees_the_gradient_before_clipping() -> None:
 
 @pytest.mark.parametrize("limit", [0.0, -1.0, float("nan")])
 def test_a_gradient_norm_limit_not_above_zero_is_rejected(limit: float) -> None:
-    with pytest.raises(UserError, match="max_grad_norm must be .*above 0"):
+    with pytest.raises(PrunusError, match="max_grad_norm must be .*above 0"):
         stepped(limit)
 
 
-@pytest.mark.parametrize("way", ["gradient", "decoupled"])
+@pytest.mark.parametrize("apply", ["gradient", "decoupled"])
 @pytest.mark.parametrize("steps", [0, 1], ids=["first", "later"])
-def test_an_overflowing_gradient_norm_leaves_the_weights_unchanged(way: Way, steps: int) -> None:
+def test_an_overflowing_gradient_norm_leaves_the_weights_unchanged(
+    apply: Apply, steps: int
+) -> None:
     layer = nn.Linear(4, 4)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
-    Pruner(layer, optimizer, RelevancePenalty(1e-3, way=way, smoothing=0.9), max_grad_norm=1.0)
+    Pruner(layer, optimizer, RelevancePenalty(1e-3, apply=apply, smoothing=0.9), max_grad_norm=1.0)
     for _ in range(steps):
         layer(torch.ones(1, 4)).sum().backward()
         optimizer.step()
@@ -132,7 +134,7 @@ def test_sparse_gradients_are_named_before_they_are_clipped() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     Pruner(model, optimizer, max_grad_norm=1.0)
     model(torch.tensor([1, 2])).sum().backward()
-    with pytest.raises(UserError, match=r"0\.weight has a sparse gradient"):
+    with pytest.raises(PrunusError, match=r"0\.weight has a sparse gradient"):
         optimizer.step()
 
 
@@ -140,7 +142,7 @@ def test_a_second_pruner_on_a_clipped_optimizer_is_rejected() -> None:
     model = small_network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     first = Pruner(model, optimizer, max_grad_norm=1.0)
-    with pytest.raises(UserError, match="may have one Pruner only"):
+    with pytest.raises(PrunusError, match="may have one Pruner only"):
         Pruner(model, optimizer, RelevancePenalty(1e-3))
     first.detach()
     Pruner(model, optimizer, RelevancePenalty(1e-3))

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from helpers.commands import prunus
 from prunus import save_sparse
-from prunus.errors import UserError
-from prunus.inspection import TensorDensity, model_file, tensor_densities
+from prunus.errors import PrunusError
+from prunus.export.inspection import TensorDensity, model_file, tensor_densities
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_the_directory_of_a_run_means_its_model(hand_made: Path) -> None:
 
 
 def test_an_absent_path_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"there is no file or directory .*/absent"):
+    with pytest.raises(PrunusError, match=r"there is no file or directory .*/absent"):
         model_file(tmp_path / "absent")
     prunus("inspect", tmp_path / "absent").refused("there is no file or directory", "/absent")
 
@@ -145,7 +145,7 @@ def test_a_directory_without_a_model_is_named(tmp_path: Path) -> None:
 def test_a_damaged_file_is_named(hand_made: Path, share: float) -> None:
     whole = hand_made.read_bytes()
     hand_made.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(UserError, match=r"model\.safetensors is not a whole safetensors file: "):
+    with pytest.raises(PrunusError, match=r"model\.safetensors is not a whole safetensors file: "):
         list(tensor_densities(hand_made))
     outcome = prunus("inspect", hand_made)
     outcome.refused("is not a whole safetensors file")

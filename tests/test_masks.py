@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from prunus import CheckpointError, Masks, UserError, select
+from prunus import CheckpointError, Masks, PrunusError, select
 from prunus.masks import clear_
 
 
@@ -137,5 +137,5 @@ def test_foreign_masks_are_refused_and_change_nothing() -> None:
     ):
         masks.load_packed(wrong)
     assert masks.kept == 10
-    with pytest.raises(UserError, match=r"weight0: expected .* \(4,\), got torch.float32"):
+    with pytest.raises(PrunusError, match=r"weight0: expected .* \(4,\), got torch.float32"):
         masks.intersect_({"weight0": torch.ones(4), "weight1": torch.ones(3, 2).bool()})

@@ -18,17 +18,17 @@ from helpers.optimizers import OPTIMIZERS, Build
 from helpers.states import same
 from helpers.training import squared_error, train
 from prunus import (
-    Constant,
-    Exponential,
+    ConstantRelevance,
+    ExponentialRelevance,
     Masks,
     OneShot,
     Pruner,
     RelevancePenalty,
-    Taylor,
+    TaylorScore,
     select,
 )
-from prunus.optimizer_state import clear_state
-from prunus.penalty import Way
+from prunus._engine.optimizer_state import clear_state
+from prunus.penalties.relevance import Apply
 
 BATCH = noise_batch(16, 12, 4, seed=5)
 
@@ -58,13 +58,15 @@ def test_all_dense_optimizers_are_listed() -> None:
     assert known == {name.split()[0] for name in OPTIMIZERS}
 
 
-@pytest.mark.parametrize("way", ["gradient", "loss", "decoupled"])
+@pytest.mark.parametrize("apply", ["gradient", "loss", "decoupled"])
 @pytest.mark.parametrize("build", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_removed_weights_stay_positive_zero_while_the_others_train(build: Build, way: Way) -> None:
+def test_removed_weights_stay_positive_zero_while_the_others_train(
+    build: Build, apply: Apply
+) -> None:
     model = small_network()
     optimizer = build(model.parameters())
-    pruner = Pruner(model, optimizer, RelevancePenalty(0.01, way=way))
-    term = pruner.penalty if way == "loss" else None
+    pruner = Pruner(model, optimizer, RelevancePenalty(0.01, apply=apply))
+    term = pruner.penalty if apply == "loss" else None
     train(model, optimizer, BATCH, 4, term)
     assert pruner.prune(sparsity=0.6) == 96
     masks = {name: mask.clone() for name, mask in pruner.masks.items()}
@@ -255,7 +257,7 @@ def test_the_model_stays_free_of_hooks_attributes_and_renamed_tensors() -> None:
     keys = list(model.state_dict())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     pruner = Pruner(
-        model, optimizer, RelevancePenalty(0.01), OneShot(sparsity=0.5, at=2), score=Taylor()
+        model, optimizer, RelevancePenalty(0.01), OneShot(sparsity=0.5, at=2), score=TaylorScore()
     )
     train(model, optimizer, BATCH, 4)
     assert list(model.state_dict()) == keys
@@ -283,7 +285,9 @@ def test_the_model_stays_free_of_hooks_attributes_and_renamed_tensors() -> None:
 def test_changing_type_and_layout_keeps_the_masks() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    pruner = Pruner(model, optimizer, RelevancePenalty(0.01, Exponential(0.1, relative=True)))
+    pruner = Pruner(
+        model, optimizer, RelevancePenalty(0.01, ExponentialRelevance(0.1, relative=True))
+    )
     pruner.prune(sparsity=0.5)
     masks = {name: mask.clone() for name, mask in pruner.masks.items()}
     model.to(torch.float64)
@@ -304,7 +308,7 @@ def test_removed_weights_stay_zero_in_a_compiled_model() -> None:
     model = small_network()
     compiled: Any = torch.compile(model, backend="eager")
     optimizer = torch.optim.SGD(compiled.parameters(), lr=0.05, momentum=0.9)
-    pruner = Pruner(compiled, optimizer, RelevancePenalty(0.01, Constant()))
+    pruner = Pruner(compiled, optimizer, RelevancePenalty(0.01, ConstantRelevance()))
     assert list(pruner.selection) == ["0.weight", "2.weight"]
     for _ in range(2):
         train(compiled, optimizer, BATCH, 2)
@@ -338,12 +342,15 @@ def fused_sgd(params: Any) -> torch.optim.Optimizer:
 
 
 SCALED: dict[str, dict[str, Any]] = {
-    "gradient": {"penalty": RelevancePenalty(0.1, Exponential(0.01))},
-    "decoupled": {"penalty": RelevancePenalty(0.1, Exponential(0.01), way="decoupled")},
-    "relative": {"penalty": RelevancePenalty(0.1, Exponential(0.3, relative=True))},
-    "smoothed": {"penalty": RelevancePenalty(0.1, Exponential(0.01), smoothing=0.5)},
-    "clipped": {"penalty": RelevancePenalty(0.1, Exponential(0.01)), "max_grad_norm": 0.02},
-    "taylor": {"score": Taylor(), "schedule": OneShot(sparsity=0.5, at=4)},
+    "gradient": {"penalty": RelevancePenalty(0.1, ExponentialRelevance(0.01))},
+    "decoupled": {"penalty": RelevancePenalty(0.1, ExponentialRelevance(0.01), apply="decoupled")},
+    "relative": {"penalty": RelevancePenalty(0.1, ExponentialRelevance(0.3, relative=True))},
+    "smoothed": {"penalty": RelevancePenalty(0.1, ExponentialRelevance(0.01), smoothing=0.5)},
+    "clipped": {
+        "penalty": RelevancePenalty(0.1, ExponentialRelevance(0.01)),
+        "max_grad_norm": 0.02,
+    },
+    "taylor": {"score": TaylorScore(), "schedule": OneShot(sparsity=0.5, at=4)},
 }
 
 

@@ -57,7 +57,7 @@ def test_the_public_names_are_exactly_these() -> None:
         "SparseFileError",
         "Strength",
         "Taylor",
-        "UserError",
+        "PrunusError",
         "Validation",
         "__version__",
         "compact",

@@ -18,18 +18,18 @@ from helpers.models import tanh_network
 from helpers.training import squared_error, train
 from prunus import (
     Coefficient,
-    Constant,
-    Exponential,
-    FollowLearningRate,
-    Linear,
-    LinearDecay,
+    ConstantRelevance,
+    ExponentialRelevance,
+    LearningRateStrength,
+    LinearDecayStrength,
+    LinearRelevance,
     Pruner,
+    PrunusError,
     RelevancePenalty,
     Strength,
-    UserError,
 )
-from prunus.penalty import Way
-from prunus.pieces import CPU_PIECE
+from prunus._utils.chunks import CPU_CHUNK
+from prunus.penalties.relevance import Apply
 
 BATCH = noise_batch(32, 8, 3, seed=1, dtype=torch.float64)
 
@@ -45,13 +45,13 @@ SEVEN: dict[str, Callable[[list[torch.Tensor]], torch.optim.Optimizer]] = {
 
 # Each coefficient again, as a formula of its own that the library's code has no part in.
 FORMULAS: dict[str, tuple[Coefficient, Callable[[torch.Tensor], torch.Tensor]]] = {
-    "exponential": (Exponential(0.02), lambda g: torch.exp(-torch.abs(g) / 0.02)),
+    "exponential": (ExponentialRelevance(0.02), lambda g: torch.exp(-torch.abs(g) / 0.02)),
     "exponential relative": (
-        Exponential(0.5, relative=True),
+        ExponentialRelevance(0.5, relative=True),
         lambda g: torch.exp(-torch.abs(g) / torch.abs(g).mean() / 0.5),
     ),
-    "lobster": (Linear(), lambda g: torch.clamp(1 - torch.abs(g), min=0)),
-    "constant": (Constant(), torch.ones_like),
+    "lobster": (LinearRelevance(), lambda g: torch.clamp(1 - torch.abs(g), min=0)),
+    "constant": (ConstantRelevance(), torch.ones_like),
 }
 
 
@@ -86,7 +86,7 @@ def reference(
     return model
 
 
-@pytest.mark.parametrize("way", ["gradient", "loss"])
+@pytest.mark.parametrize("apply", ["gradient", "loss"])
 @pytest.mark.parametrize(
     ("name", "power"), [*((name, 2) for name in FORMULAS), ("constant", 1)], ids=str
 )
@@ -95,14 +95,14 @@ def test_both_coupled_ways_are_the_authors_update(
     build: Callable[[list[torch.Tensor]], torch.optim.Optimizer],
     name: str,
     power: int,
-    way: str,
+    apply: str,
 ) -> None:
     coefficient, formula = FORMULAS[name]
     model = small_network()
     optimizer = build(list(model.parameters()))
-    penalty = RelevancePenalty(0.03, coefficient, power=power, way=way)  # type: ignore[arg-type]
+    penalty = RelevancePenalty(0.03, coefficient, power=power, apply=apply)  # type: ignore[arg-type]
     pruner = Pruner(model, optimizer, penalty)
-    train(model, optimizer, BATCH, 50, pruner.penalty if way == "loss" else None)
+    train(model, optimizer, BATCH, 50, pruner.penalty if apply == "loss" else None)
     expected = reference(formula, power, build, 50, 0.03)
     untouched = reference(formula, power, build, 50, 0.0)
     for mine, theirs, plain in zip(
@@ -120,7 +120,7 @@ def test_the_decoupled_way_shrinks_after_the_step(
     coefficient, formula = FORMULAS[name]
     mine, theirs = small_network(), small_network()
     optimizer = build(list(mine.parameters()))
-    Pruner(mine, optimizer, RelevancePenalty(0.01, coefficient, way="decoupled"))
+    Pruner(mine, optimizer, RelevancePenalty(0.01, coefficient, apply="decoupled"))
     other = build(list(theirs.parameters()))
     weights = [theirs[0].weight, theirs[2].weight]
     for _ in range(50):
@@ -139,12 +139,12 @@ def test_the_decoupled_way_shrinks_after_the_step(
 
 
 @pytest.mark.parametrize("name", FORMULAS)
-@pytest.mark.parametrize("way", ["gradient", "decoupled"])
-def test_smoothing_sees_the_moving_average_of_gradient_magnitudes(name: str, way: Way) -> None:
+@pytest.mark.parametrize("apply", ["gradient", "decoupled"])
+def test_smoothing_sees_the_moving_average_of_gradient_magnitudes(name: str, apply: Apply) -> None:
     coefficient, formula = FORMULAS[name]
     mine, theirs = small_network(), small_network()
     optimizer = torch.optim.Adam(mine.parameters(), lr=0.01)
-    Pruner(mine, optimizer, RelevancePenalty(0.01, coefficient, way=way, smoothing=0.8))
+    Pruner(mine, optimizer, RelevancePenalty(0.01, coefficient, apply=apply, smoothing=0.8))
     other = torch.optim.Adam(theirs.parameters(), lr=0.01)
     weights = [theirs[0].weight, theirs[2].weight]
     averages: list[torch.Tensor] = []
@@ -159,13 +159,13 @@ def test_smoothing_sees_the_moving_average_of_gradient_magnitudes(name: str, way
         past = averages or gradients
         averages = [(1 - new) * a + new * g for a, g in zip(past, gradients, strict=True)]
         loss = task_loss(theirs) * (1 + step % 3)
-        if way == "gradient":
+        if apply == "gradient":
             terms = [(formula(a) * w**2).sum() for a, w in zip(averages, weights, strict=True)]
             loss = loss + 0.01 * sum(terms)
         other.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         other.step()
-        if way == "decoupled":
+        if apply == "decoupled":
             with torch.no_grad():
                 for w, a in zip(weights, averages, strict=True):
                     w -= 2 * 0.01 * formula(a) * w
@@ -180,7 +180,7 @@ def test_smoothing_shrinks_rarely_used_embeddings_less(phase: int) -> None:
         nn.init.ones_(model.weight)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
         penalty = RelevancePenalty(
-            0.05, Exponential(0.2, relative=True), way="decoupled", smoothing=smoothing
+            0.05, ExponentialRelevance(0.2, relative=True), apply="decoupled", smoothing=smoothing
         )
         Pruner(model, optimizer, penalty)
         for step in range(200):
@@ -207,7 +207,7 @@ def test_short_types_lose_no_shrink_to_rounding(
     model.to(dtype)
     begin = model.weight.detach().double()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    pruner = Pruner(model, optimizer, RelevancePenalty(gamma, way="decoupled"))
+    pruner = Pruner(model, optimizer, RelevancePenalty(gamma, apply="decoupled"))
     model.weight.grad = torch.zeros_like(model.weight)
     for _ in range(steps):
         optimizer.step()
@@ -218,12 +218,12 @@ def test_short_types_lose_no_shrink_to_rounding(
     torch.testing.assert_close(exact, expected, rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("way", ["gradient", "loss"])
-def test_16_bit_weights_without_decoupled_penalty_warn(way: Way) -> None:
+@pytest.mark.parametrize("apply", ["gradient", "loss"])
+def test_16_bit_weights_without_decoupled_penalty_warn(apply: Apply) -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1).bfloat16())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.warns(UserWarning, match="16 bits of 1.weight, .* way='decoupled'"):
-        Pruner(model, optimizer, RelevancePenalty(0.1, way=way))
+    with pytest.warns(UserWarning, match="16 bits of 1.weight, .* apply='decoupled'"):
+        Pruner(model, optimizer, RelevancePenalty(0.1, apply=apply))
 
 
 @pytest.mark.parametrize("power", [1, 2])
@@ -231,7 +231,7 @@ def test_remainders_stay_exact_while_the_optimizer_moves_the_weights(power: Lite
     torch.manual_seed(0)
     model = nn.Embedding(6, 8, padding_idx=1).bfloat16()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.25)
-    penalty = RelevancePenalty(1e-4, Constant(), power=power, way="decoupled")
+    penalty = RelevancePenalty(1e-4, ConstantRelevance(), power=power, apply="decoupled")
     pruner = Pruner(model, optimizer, penalty)
     pruner.prune(sparsity=0.25)
     kept = pruner.masks["weight"]
@@ -257,7 +257,7 @@ def test_remainders_stay_exact_while_the_optimizer_moves_the_weights(power: Lite
 def test_float32_weights_have_no_remainders() -> None:
     model = nn.Linear(4, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    pruner = Pruner(model, optimizer, RelevancePenalty(0.1, way="decoupled"))
+    pruner = Pruner(model, optimizer, RelevancePenalty(0.1, apply="decoupled"))
     model(torch.ones(1, 4)).sum().backward()
     optimizer.step()
     assert pruner.state_dict()["remainders"] == {}
@@ -279,17 +279,20 @@ def one_weight(value: float, penalty: RelevancePenalty, gradient: float, lr: flo
     [
         # w = 2, g = 0.1, learning rate 0.5, γ = 0.25
         (RelevancePenalty(0.25), 2 - 0.5 * (0.1 + 0.5 * math.exp(-0.1) * 2)),
-        (RelevancePenalty(0.25, Linear()), 2 - 0.5 * (0.1 + 0.5 * 0.9 * 2)),
-        (RelevancePenalty(0.25, Constant()), 2 - 0.5 * (0.1 + 0.5 * 2)),
-        (RelevancePenalty(0.25, Constant(), power=1), 2 - 0.5 * (0.1 + 0.25)),
-        (RelevancePenalty(0.25, way="decoupled"), (2 - 0.05) * (1 - 0.5 * math.exp(-0.1))),
-        (RelevancePenalty(0.25, Constant(), power=1, way="decoupled"), 2 - 0.05 - 0.25),
+        (RelevancePenalty(0.25, LinearRelevance()), 2 - 0.5 * (0.1 + 0.5 * 0.9 * 2)),
+        (RelevancePenalty(0.25, ConstantRelevance()), 2 - 0.5 * (0.1 + 0.5 * 2)),
+        (RelevancePenalty(0.25, ConstantRelevance(), power=1), 2 - 0.5 * (0.1 + 0.25)),
+        (RelevancePenalty(0.25, apply="decoupled"), (2 - 0.05) * (1 - 0.5 * math.exp(-0.1))),
+        (RelevancePenalty(0.25, ConstantRelevance(), power=1, apply="decoupled"), 2 - 0.05 - 0.25),
         # Stronger than it takes to reach zero: stops there, on both powers.
-        (RelevancePenalty(3.0, Constant(), way="decoupled"), 0.0),
-        (RelevancePenalty(3.0, Constant(), power=1, way="decoupled"), 0.0),
+        (RelevancePenalty(3.0, ConstantRelevance(), apply="decoupled"), 0.0),
+        (RelevancePenalty(3.0, ConstantRelevance(), power=1, apply="decoupled"), 0.0),
         # γ = 0.25 · learning rate
-        (RelevancePenalty(FollowLearningRate(0.25), Constant()), 2 - 0.5 * (0.1 + 0.25 * 2)),
-        (RelevancePenalty(0.0, way="decoupled"), 2 - 0.05),
+        (
+            RelevancePenalty(LearningRateStrength(0.25), ConstantRelevance()),
+            2 - 0.5 * (0.1 + 0.25 * 2),
+        ),
+        (RelevancePenalty(0.0, apply="decoupled"), 2 - 0.05),
     ],
 )
 def test_one_step_gives_the_weight_computed_by_hand(
@@ -305,19 +308,19 @@ def test_decoupled_shrinking_stops_at_zero(
     dtype: torch.dtype, gamma: float, power: Literal[1, 2]
 ) -> None:
     weight = torch.randn(1000, dtype=torch.float64).mul_(0.1).to(dtype)
-    penalty = RelevancePenalty(gamma, Constant(), power=power, way="decoupled")
+    penalty = RelevancePenalty(gamma, ConstantRelevance(), power=power, apply="decoupled")
     penalty.shrink_(weight, torch.ones_like(weight), gamma)
     assert not weight.any()
 
 
-@pytest.mark.parametrize("way", ["gradient", "loss", "decoupled"])
-def test_the_padding_row_is_not_moved(way: Way) -> None:
+@pytest.mark.parametrize("apply", ["gradient", "loss", "decoupled"])
+def test_the_padding_row_is_not_moved(apply: Apply) -> None:
     embedding = nn.Embedding(4, 2, padding_idx=1)
     embedding.weight.data.fill_(1.0)
     optimizer = torch.optim.SGD(embedding.parameters(), lr=0.5)
-    pruner = Pruner(embedding, optimizer, RelevancePenalty(0.1, way=way))
+    pruner = Pruner(embedding, optimizer, RelevancePenalty(0.1, apply=apply))
     loss = embedding(torch.tensor([0, 1])).sum()
-    if way == "loss":
+    if apply == "loss":
         loss = loss + pruner.penalty(loss)
     loss.backward()
     optimizer.step()
@@ -346,8 +349,8 @@ def test_a_custom_coefficient_may_ignore_out() -> None:
         ) -> torch.Tensor:
             return torch.full_like(gradient, 0.5)
 
-    for way in ("gradient", "decoupled"):
-        penalty = RelevancePenalty(0.25, Half(), way=way)
+    for apply in ("gradient", "decoupled"):
+        penalty = RelevancePenalty(0.25, Half(), apply=apply)
         lr = 1.0
         assert one_weight(2.0, penalty, 0.0, lr) == pytest.approx(2.0 - 2 * 0.25 * 0.5 * 2.0)
 
@@ -355,14 +358,16 @@ def test_a_custom_coefficient_may_ignore_out() -> None:
 def test_a_large_half_precision_tensor_has_a_finite_penalty() -> None:
     layer = nn.Linear(1024, 1024, bias=False, dtype=torch.float16)
     layer.weight.data.fill_(0.5)
-    value = RelevancePenalty(1.0, Constant()).on(layer)(layer(torch.ones(1, 1024).half()).sum() * 0)
+    value = RelevancePenalty(1.0, ConstantRelevance()).bind(layer)(
+        layer(torch.ones(1, 1024).half()).sum() * 0
+    )
     assert value.item() == 0.25 * 1024 * 1024
 
 
 def test_a_step_whose_loss_lacks_the_penalty_warns() -> None:
     model = small_network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    Pruner(model, optimizer, RelevancePenalty(0.1, way="loss"))
+    Pruner(model, optimizer, RelevancePenalty(0.1, apply="loss"))
     task_loss(model).backward()  # type: ignore[no-untyped-call]
     with pytest.warns(UserWarning, match=r"without the penalty.*loss \+ pruner.penalty\(loss\)"):
         optimizer.step()
@@ -373,7 +378,11 @@ def test_linear_decay_starts_again_at_each_pruning() -> None:
     layer.weight.data.copy_(torch.arange(1.0, 11.0))
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
     pruner = Pruner(
-        layer, optimizer, RelevancePenalty(LinearDecay(0.05, steps=2), Constant(), way="decoupled")
+        layer,
+        optimizer,
+        RelevancePenalty(
+            LinearDecayStrength(0.05, steps=2), ConstantRelevance(), apply="decoupled"
+        ),
     )
     factors = []
     for step in range(6):
@@ -395,7 +404,11 @@ def test_a_group_of_its_own_follows_its_own_learning_rate() -> None:
         ],
         lr=1.0,
     )
-    Pruner(model, optimizer, RelevancePenalty(FollowLearningRate(0.5), Constant(), way="decoupled"))
+    Pruner(
+        model,
+        optimizer,
+        RelevancePenalty(LearningRateStrength(0.5), ConstantRelevance(), apply="decoupled"),
+    )
     before = copy.deepcopy(model)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -405,13 +418,13 @@ def test_a_group_of_its_own_follows_its_own_learning_rate() -> None:
 
 
 def test_a_tensor_that_the_loss_does_not_reach_is_left_alone_by_every_way() -> None:
-    for way in ("gradient", "loss", "decoupled"):
+    for apply in ("gradient", "loss", "decoupled"):
         model: Any = nn.ModuleDict({"used": nn.Linear(4, 2), "idle": nn.Linear(4, 2)})
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        pruner = Pruner(model, optimizer, RelevancePenalty(0.1, way=way))
+        pruner = Pruner(model, optimizer, RelevancePenalty(0.1, apply=apply))
         before = model["idle"].weight.detach().clone()
         loss = model["used"](torch.ones(1, 4)).sum()
-        if way == "loss":
+        if apply == "loss":
             loss = loss + pruner.penalty(loss)
         loss.backward()
         optimizer.step()
@@ -420,7 +433,7 @@ def test_a_tensor_that_the_loss_does_not_reach_is_left_alone_by_every_way() -> N
 
 @settings(max_examples=50, deadline=None)
 @given(
-    numel=st.sampled_from([1, 7, CPU_PIECE - 1, CPU_PIECE, 2 * CPU_PIECE + 3]),
+    numel=st.sampled_from([1, 7, CPU_CHUNK - 1, CPU_CHUNK, 2 * CPU_CHUNK + 3]),
     gamma=st.floats(0, 0.4),
     alpha=st.floats(1e-3, 10),
     relative=st.booleans(),
@@ -439,7 +452,7 @@ def test_the_penalty_computed_in_chunks_equals_the_whole_formula(
     unit = alpha * (gradient.abs().mean() if relative else 1.0)
     c = torch.exp(-gradient.abs() / unit)
     shrink = 2 * c * weight if power == 2 else c * weight.sign()
-    penalty = RelevancePenalty(gamma, Exponential(alpha, relative), power=power)  # type: ignore[arg-type]
+    penalty = RelevancePenalty(gamma, ExponentialRelevance(alpha, relative), power=power)  # type: ignore[arg-type]
     mine = gradient.clone()
     penalty.add_to_gradient_(mine, weight, gamma, mask)
     # The mean of 131,075 numbers summed in another order differs by 1e-14, and all that follows.
@@ -450,11 +463,16 @@ def test_the_penalty_computed_in_chunks_equals_the_whole_formula(
 
 
 def test_a_zero_gradient_is_wholly_irrelevant_also_when_relative() -> None:
-    for coefficient in (Exponential(0.1, relative=True), Linear(0.1, relative=True)):
+    for coefficient in (
+        ExponentialRelevance(0.1, relative=True),
+        LinearRelevance(0.1, relative=True),
+    ):
         assert coefficient(torch.zeros(4)).tolist() == [1.0] * 4
 
 
-@pytest.mark.parametrize("coefficient", [Exponential(), Linear(), Constant()])
+@pytest.mark.parametrize(
+    "coefficient", [ExponentialRelevance(), LinearRelevance(), ConstantRelevance()]
+)
 @given(g=st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=20))
 def test_coefficients_lie_between_0_and_1_and_fall_with_the_gradient(
     coefficient: Coefficient, g: list[float]
@@ -469,39 +487,39 @@ def test_coefficients_lie_between_0_and_1_and_fall_with_the_gradient(
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Exponential(0.0), "alpha must be above 0, but is 0.0"),
-        (lambda: Linear(math.nan), "alpha must be a finite number above 0, but is nan"),
+        (lambda: ExponentialRelevance(0.0), "alpha must be above 0, but is 0.0"),
+        (lambda: LinearRelevance(math.nan), "alpha must be a finite number above 0, but is nan"),
         (
             lambda: RelevancePenalty("much"),  # type: ignore[arg-type]
             "strength must be a number or a Strength, but is 'much'",
         ),
         (lambda: RelevancePenalty(-1.0), "a strength must be at least 0, but is -1"),
-        (lambda: FollowLearningRate(math.inf), "strength must be a finite number"),
+        (lambda: LearningRateStrength(math.inf), "strength must be a finite number"),
         (
-            lambda: RelevancePenalty(FollowLearningRate),  # type: ignore[arg-type]
-            r"strength must be .* but is the class FollowLearningRate: give an instance",
+            lambda: RelevancePenalty(LearningRateStrength),  # type: ignore[arg-type]
+            r"strength must be .* but is the class LearningRateStrength: give an instance",
         ),
         (
             lambda: RelevancePenalty(coefficient="l2"),  # type: ignore[arg-type]
             "coefficient must be a Coefficient, but is 'l2', without unit",
         ),
         (
-            lambda: RelevancePenalty(coefficient=Exponential),  # type: ignore[arg-type]
-            "coefficient must be a Coefficient, but is the class Exponential: give an instance",
+            lambda: RelevancePenalty(coefficient=ExponentialRelevance),  # type: ignore[arg-type]
+            "coefficient must be a Coefficient, but is the class ExponentialRelevance: give",
         ),
-        (lambda: LinearDecay(1.0, steps=1.5), "steps must be a whole number"),  # type: ignore[arg-type]
+        (lambda: LinearDecayStrength(1.0, steps=1.5), "steps must be a whole number"),  # type: ignore[arg-type]
         (
-            lambda: RelevancePenalty(10**400, power=3, way="q"),  # type: ignore[arg-type]
-            "^a strength must be a finite number .* 1,329 bits; power must be 1 .*; way must be ",
+            lambda: RelevancePenalty(10**400, power=3, apply="q"),  # type: ignore[arg-type]
+            "^a strength must be a finite number .* 1,329 bits; power must be 1 .*; apply must be ",
         ),
-        (lambda: LinearDecay(1.0, steps=0), "steps must be at least 1, but is 0"),
+        (lambda: LinearDecayStrength(1.0, steps=0), "steps must be at least 1, but is 0"),
         (
             lambda: RelevancePenalty(power=3),  # type: ignore[arg-type]
             r"power must be 1 .* or 2 .*, but is 3",
         ),
         (
-            lambda: RelevancePenalty(way="both"),  # type: ignore[arg-type]
-            "way must be 'gradient', 'loss' or 'decoupled', but is 'both'",
+            lambda: RelevancePenalty(apply="both"),  # type: ignore[arg-type]
+            "apply must be 'gradient', 'loss' or 'decoupled', but is 'both'",
         ),
         (
             lambda: RelevancePenalty(smoothing=1.0),
@@ -516,39 +534,41 @@ def test_coefficients_lie_between_0_and_1_and_fall_with_the_gradient(
             "smoothing must be a finite number from 0 to below 1, but is 'much'",
         ),
         (
-            lambda: RelevancePenalty(way="loss", smoothing=0.9),
-            'smoothing needs way="gradient" or "decoupled", but is 0.9 with way="loss"',
+            lambda: RelevancePenalty(apply="loss", smoothing=0.9),
+            'smoothing needs apply="gradient" or "decoupled", but is 0.9 with apply="loss"',
         ),
     ],
 )
 def test_invalid_arguments_are_rejected(
     make: Callable[[], Strength | Coefficient], message: str
 ) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(PrunusError, match=message):
         make()
 
 
 def test_the_term_needs_a_scalar_with_a_graph() -> None:
-    term = RelevancePenalty(0.1).on(small_network())
-    with pytest.raises(UserError, match=r"the scalar loss .* got a tensor of shape \(3,\)"):
+    term = RelevancePenalty(0.1).bind(small_network())
+    with pytest.raises(PrunusError, match=r"the scalar loss .* got a tensor of shape \(3,\)"):
         term(torch.ones(3))
 
 
 def test_a_strength_that_changes_outside_a_pruner_is_rejected() -> None:
-    with pytest.raises(UserError, match=r"needs a constant strength, but has FollowLearningRate"):
-        RelevancePenalty(FollowLearningRate(0.1)).on(small_network())
+    with pytest.raises(
+        PrunusError, match=r"needs a constant strength, but has LearningRateStrength"
+    ):
+        RelevancePenalty(LearningRateStrength(0.1)).bind(small_network())
 
 
 def test_smoothing_outside_a_pruner_is_rejected() -> None:
-    with pytest.raises(UserError, match=r"has no memory, but smoothing is 0.9: use Pruner"):
-        RelevancePenalty(smoothing=0.9).on(small_network())
+    with pytest.raises(PrunusError, match=r"has no memory, but smoothing is 0.9: use Pruner"):
+        RelevancePenalty(smoothing=0.9).bind(small_network())
 
 
 def test_a_stored_penalty_term_follows_the_changing_strength() -> None:
     layer = nn.Linear(1, 1, bias=False)
     layer.weight.data.fill_(1.0)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
-    penalty = RelevancePenalty(LinearDecay(1.0, steps=2), Constant(), way="loss")
+    penalty = RelevancePenalty(LinearDecayStrength(1.0, steps=2), ConstantRelevance(), apply="loss")
     term = Pruner(layer, optimizer, penalty).penalty
     values = []
     for _ in range(3):
@@ -560,7 +580,7 @@ def test_a_stored_penalty_term_follows_the_changing_strength() -> None:
 def test_the_term_is_refused_where_the_pruner_applies_the_penalty_itself() -> None:
     model = small_network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(UserError, match='way="gradient"'):
+    with pytest.raises(PrunusError, match='apply="gradient"'):
         _ = Pruner(model, optimizer, RelevancePenalty(0.1)).penalty
-    with pytest.raises(UserError, match="no penalty"):
+    with pytest.raises(PrunusError, match="no penalty"):
         _ = Pruner(model, optimizer).penalty

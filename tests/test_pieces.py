@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunus.pieces import pieces
+from prunus._utils.chunks import chunks
 
 
 @settings(max_examples=200, deadline=None)
@@ -29,7 +29,7 @@ def test_every_element_is_visited_once_at_the_same_place_of_both_tensors(
     one.copy_(torch.arange(numel).view(shape))
     two.copy_(one)
     seen = []
-    for a, b in pieces(one, two, size=size):
+    for a, b in chunks(one, two, size=size):
         assert a.numel() <= size or len(shape) == 0 or a.dim() == one.dim() == 0 or numel <= size
         assert torch.equal(a, b)
         seen += a.reshape(-1).tolist()
@@ -40,11 +40,11 @@ def test_every_element_is_visited_once_at_the_same_place_of_both_tensors(
 
 def test_a_channels_last_tensor_is_split_as_a_flat_vector() -> None:
     weight = torch.randn(64, 32, 3, 3).to(memory_format=torch.channels_last)
-    parts = [part for (part,) in pieces(weight, size=10_000)]
+    parts = [part for (part,) in chunks(weight, size=10_000)]
     assert [part.numel() for part in parts] == [10_000, 8432]
 
 
 def test_no_chunk_exceeds_the_size_whatever_the_layout() -> None:
     weight = torch.randn(300, 200)
-    parts = list(pieces(weight, torch.randn(200, 300).t(), size=1000))
+    parts = list(chunks(weight, torch.randn(200, 300).t(), size=1000))
     assert max(a.numel() for a, _ in parts) <= 1000

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from prunus.recipes.recipe import RECIPES, find
+from prunus.recipes.registry import RECIPES, find
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 

@@ -11,8 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from prunus import Magnitude, Masks, NonFiniteError, Random, Taylor, UserError, select
-from prunus.removal import Remover
+from prunus import (
+    MagnitudeScore,
+    Masks,
+    NonFiniteError,
+    PrunusError,
+    RandomScore,
+    TaylorScore,
+    select,
+)
+from prunus._engine.removal import Remover
 
 
 def model_of(*vectors: list[float]) -> nn.Module:
@@ -23,7 +31,7 @@ def model_of(*vectors: list[float]) -> nn.Module:
 
 
 def remover(model: nn.Module, min_density: float = 0.0) -> Remover:
-    return Remover(Masks(select(model, "*")), Magnitude(), {}, min_density)
+    return Remover(Masks(select(model, "*")), MagnitudeScore(), {}, min_density)
 
 
 def by_plain_sort(vectors: list[list[float]], keep: int, min_density: float) -> list[list[bool]]:
@@ -79,7 +87,7 @@ def test_removing_in_steps_is_removing_at_once() -> None:
 
 def test_the_padding_row_is_never_removed() -> None:
     embedding = nn.Embedding(6, 4, padding_idx=1)  # its padding row is zero: the smallest of all
-    removal = Remover(Masks(select(embedding)), Magnitude(), {})
+    removal = Remover(Masks(select(embedding)), MagnitudeScore(), {})
     removal.keep(3)
     assert removal.masks.kept == 3
     assert removal.masks["weight"][1].all()
@@ -97,7 +105,7 @@ def test_the_guard_keeps_a_weight_in_every_layer() -> None:
 
 def test_keeping_less_than_the_minimum_density_is_rejected() -> None:
     removal = remover(model_of([1.0] * 10, [2.0] * 10), 0.25)
-    with pytest.raises(UserError, match="cannot keep only 5 weights.*at least 6 over 2 tensors"):
+    with pytest.raises(PrunusError, match="cannot keep only 5 weights.*at least 6 over 2 tensors"):
         removal.keep(5)
     assert removal.masks.kept == 20
 
@@ -121,7 +129,7 @@ def test_weights_of_different_types_are_compared_exactly() -> None:
 def test_random_scores_are_fair_and_repeat_by_seed() -> None:
     def kept(seed: int, event: int) -> torch.Tensor:
         masks = Masks(select(nn.Linear(200, 500, bias=False)))
-        Remover(masks, Random(seed), {}, seed=event).keep(50_000)
+        Remover(masks, RandomScore(seed), {}, seed=event).keep(50_000)
         return masks["weight"]
 
     assert torch.equal(kept(0, 0), kept(0, 0))
@@ -135,10 +143,10 @@ def test_random_scores_are_fair_and_repeat_by_seed() -> None:
 
 def test_taylor_scores_go_by_the_remembered_product() -> None:
     model: Any = model_of([5.0, 1.0, 3.0])
-    score = Taylor(smoothing=0.0)
+    score = TaylorScore(smoothing=0.0)
     memory = score.observe(model.w0.detach(), torch.tensor([0.1, 2.0, 0.0]), None)
     removal = Remover(Masks(select(model, "*")), score, {"w0": memory})
     removal.keep(1)
     assert removal.masks["w0"].tolist() == [False, True, False]
-    with pytest.raises(UserError, match=r"needs the gradient of at least one .* shape \(3,\)"):
+    with pytest.raises(PrunusError, match=r"needs the gradient of at least one .* shape \(3,\)"):
         Remover(Masks(select(model, "*")), score, {}).keep(1)

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunus import GradualPruning, IterativePruning, OneShot, Schedule, UserError
-from prunus.floor import Floor
+from prunus import GradualPruning, IterativePruning, OneShot, PrunusError, Schedule
+from prunus.constraint import Constraint
 
 
 def test_iterative_drops_a_fraction_of_what_is_left_only_above_the_floor() -> None:
-    schedule, kept, history = IterativePruning(floor=0.9, fraction=0.2), 1000, []
+    schedule, kept, history = IterativePruning(fraction=0.2), 1000, []
     for met in (True, False, False, True, True):
         kept = schedule.after_validation(met=met, prunable=1000, kept=kept) or kept
         history.append(kept)
@@ -24,7 +24,7 @@ def test_iterative_drops_a_fraction_of_what_is_left_only_above_the_floor() -> No
 
 
 def test_iterative_stops_exactly_at_the_target_once_the_floor_is_met_there() -> None:
-    schedule = IterativePruning(floor=0.9, fraction=0.5, target=0.8)
+    schedule = IterativePruning(fraction=0.5, target=0.8)
     assert schedule.after_validation(met=True, prunable=100, kept=100) == 50
     assert schedule.after_validation(met=True, prunable=100, kept=50) == 25
     assert schedule.after_validation(met=True, prunable=100, kept=25) == 20
@@ -35,12 +35,12 @@ def test_iterative_stops_exactly_at_the_target_once_the_floor_is_met_there() -> 
 
 
 def test_iterative_removes_at_least_one_weight() -> None:
-    schedule = IterativePruning(floor=0.9, fraction=0.1)
+    schedule = IterativePruning(fraction=0.1)
     assert schedule.after_validation(met=True, prunable=10, kept=2) == 1
 
 
 def test_patience_counts_validations_in_a_row() -> None:
-    schedule = IterativePruning(floor=0.9, patience=2)
+    schedule = IterativePruning(patience=2)
     for met, done in ((False, False), (True, False), (False, False), (False, True)):
         schedule.after_validation(met=met, prunable=10, kept=10)
         assert schedule.done == done
@@ -93,7 +93,7 @@ def test_one_shot_removes_at_its_step_or_at_the_first_validation() -> None:
     "make",
     [
         Schedule,
-        lambda: IterativePruning(floor=0.5, patience=3, target=0.5),
+        lambda: IterativePruning(patience=3, target=0.5),
         lambda: GradualPruning(sparsity=0.5, end=10, every=3),
         lambda: OneShot(sparsity=0.5, at=4),
     ],
@@ -119,7 +119,7 @@ def test_a_restored_schedule_goes_on_as_the_original(
 
 
 def test_the_state_of_another_schedule_is_refused() -> None:
-    with pytest.raises(UserError, match=r"not the state of a OneShot: expected \['done'\], got"):
+    with pytest.raises(PrunusError, match=r"not the state of a OneShot: expected \['done'\], got"):
         OneShot(sparsity=0.5).load_state_dict(GradualPruning(sparsity=0.5, end=1).state_dict())
 
 
@@ -147,19 +147,19 @@ def test_the_state_of_another_schedule_is_refused() -> None:
         (lambda: OneShot(sparsity=0.5, at=2.5), "at must be a whole number of at least 1 or None"),  # type: ignore[arg-type]
         (lambda: IterativePruning(fraction="0.1"), "fraction must be a finite number .* is '0.1'"),  # type: ignore[arg-type]
         (lambda: IterativePruning(patience=1.5), "patience must be a whole number"),  # type: ignore[arg-type]
-        (lambda: Schedule(floor=True), "a floor is a number, .* but is True"),
+        (lambda: Constraint(True), "floor must be a number, .* but is True"),
         (
-            lambda: Schedule(floor="dense-0.1", dense_metric=math.nan),
+            lambda: Constraint("dense-0.1", dense_metric=math.nan),
             "dense_metric must be a finite number or None, but is nan",
         ),
         (lambda: OneShot(sparsity=90), "sparsity must be above 0 and below 1, but is 90"),
         (lambda: OneShot(sparsity=0.5, at=0), "at must be at least 1 or None, but is 0"),
-        (lambda: Schedule(mode="up"), "mode must be 'max' or 'min', but is 'up'"),  # type: ignore[arg-type]
-        (lambda: Schedule(floor="dense/2"), 'a floor is a number, or "dense-0.005"'),
+        (lambda: Constraint(mode="up"), "mode must be 'max' or 'min', but is 'up'"),  # type: ignore[arg-type]
+        (lambda: Constraint("dense/2"), 'floor must be a number, or "dense-0.005"'),
     ],
 )
 def test_invalid_arguments_are_rejected(make: Callable[[], Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(PrunusError, match=message):
         make()
 
 
@@ -178,38 +178,38 @@ def test_invalid_arguments_are_rejected(make: Callable[[], Any], message: str) -
 def test_a_floor_has_the_value_computed_by_hand(
     bound: float | str, mode: Any, dense: float | None, value: float
 ) -> None:
-    floor = Floor(bound, mode)
-    assert floor.value(dense) == pytest.approx(value)
+    floor = Constraint(bound, mode, dense)
+    assert floor.bound == pytest.approx(value)
     worse, better = (-1e-6, 1e-6) if mode == "max" else (1e-6, -1e-6)
-    exact = floor.value(dense)
-    assert floor.met(exact, dense)
-    assert floor.met(exact + better, dense)
-    assert not floor.met(exact + worse, dense)
+    exact = floor.bound
+    assert floor.met(exact)
+    assert floor.met(exact + better)
+    assert not floor.met(exact + worse)
     assert floor.better(exact + better, exact)
     assert not floor.better(exact, exact)
 
 
 @pytest.mark.parametrize("bound", ["", "nan", "inf", "dense-", "dense-x", "dens", float("nan")])
 def test_invalid_floors_are_rejected(bound: Any) -> None:
-    with pytest.raises(UserError, match="a floor is a number, or"):
-        Floor(bound)
+    with pytest.raises(PrunusError, match="floor must be a number, or"):
+        Constraint(bound)
 
 
 def test_a_relative_floor_needs_the_dense_metric() -> None:
-    with pytest.raises(UserError, match="needs the dense network's metric"):
-        Floor("dense-0.1").value()
+    with pytest.raises(PrunusError, match="needs the metric of the dense network"):
+        Constraint("dense-0.1").bound  # noqa: B018
 
 
 def test_all_problems_are_reported_at_once() -> None:
     with pytest.raises(
-        UserError,
+        PrunusError,
         match="^give either .*; end must be at least 1, but is 0; begin must be at least 0, but is "
         "-1; every must be at least 1, but is 0; power must be above 0, but is -1$",
     ):
         GradualPruning(end=0, begin=-1, every=0, power=-1)
     with pytest.raises(
-        UserError,
-        match="^mode must be 'max' or 'min', but is 'most'; a floor is a number.*; dense_metric "
-        "must be .* but is 'y'; fraction must be above 0 and below 1, but is 2$",
+        PrunusError,
+        match="^floor must be a number.*; mode must be 'max' or 'min', but is 'most'; dense_metric "
+        "must be .* but is 'y'$",
     ):
-        IterativePruning(floor="x", mode="most", dense_metric="y", fraction=2)  # type: ignore[arg-type]
+        Constraint("x", mode="most", dense_metric="y")  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
-from prunus import UserError, select
+from prunus import PrunusError, select
 
 LAYERS: dict[str, tuple[nn.Module, list[str]]] = {
     "Linear": (nn.Linear(3, 2), ["weight"]),
@@ -99,7 +99,7 @@ def test_a_tied_tensor_is_one_target() -> None:
     assert selection["embed.weight"].padding_row == 2
     assert selection.prunable == 20
     assert list(select(model, "head")) == ["embed.weight"]
-    with pytest.raises(UserError, match="no tensors left"):
+    with pytest.raises(PrunusError, match="no tensors left"):
         select(model, exclude="head")
 
 
@@ -118,7 +118,7 @@ def test_a_module_used_twice_in_one_parent_has_both_names() -> None:
     layer = nn.Linear(3, 3)
     selection = select(nn.Sequential(layer, nn.ReLU(), layer))
     assert selection["0.weight"].aliases == ("2.weight",)
-    with pytest.raises(UserError, match="no tensors left"):
+    with pytest.raises(PrunusError, match="no tensors left"):
         select(nn.Sequential(layer, nn.ReLU(), layer), exclude="2")
 
 
@@ -131,7 +131,7 @@ def test_a_module_used_twice_is_taken_once() -> None:
 def test_parametrized_layers_are_left_out_unless_named(wrap: object) -> None:
     model = nn.Sequential(nn.Linear(3, 3), wrap(nn.Linear(3, 3)))  # type: ignore[operator]
     assert list(select(model)) == ["0.weight"]
-    with pytest.raises(UserError, match="the weights of 0 are computed by parametrizations"):
+    with pytest.raises(PrunusError, match="the weights of 0 are computed by parametrizations"):
         select(nn.Sequential(model[1]))
 
 
@@ -152,7 +152,7 @@ def test_patterns_without_a_match_are_all_named_with_the_nearest_names() -> None
     model = nn.Sequential()
     model.add_module("encoder", nn.Linear(2, 2))
     model.add_module("decoder", nn.Linear(2, 2))
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(PrunusError) as caught:
         select(model, ["encoder", "encodr.*"], exclude=[nn.Conv2d, lambda *_: False])
     message = str(caught.value)
     assert "include='encodr.*' (nearest names: encoder" in message
@@ -169,7 +169,7 @@ def test_unusable_tensors_are_all_named_with_a_fix() -> None:
     model.append(nn.Linear(2, 2).to(torch.float8_e4m3fn))
     with torch.inference_mode():
         model.append(nn.Linear(2, 2))
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(PrunusError) as caught:
         select(model)
     message = str(caught.value)
     assert "0.weight" not in message
@@ -184,9 +184,11 @@ def test_unusable_tensors_are_all_named_with_a_fix() -> None:
 
 
 def test_an_empty_selection_is_rejected() -> None:
-    with pytest.raises(UserError, match="ReLU has no tensors left to prune.*no parameters at all"):
+    with pytest.raises(
+        PrunusError, match="ReLU has no tensors left to prune.*no parameters at all"
+    ):
         select(nn.ReLU())
-    with pytest.raises(UserError, match=r"its tensors are weight \(norm\), bias \(norm\)"):
+    with pytest.raises(PrunusError, match=r"its tensors are weight \(norm\), bias \(norm\)"):
         select(nn.LayerNorm(3))
 
 
@@ -196,17 +198,19 @@ def test_patterns_may_come_in_any_collection(several: Any) -> None:
 
 
 def test_a_pattern_that_is_no_string_is_rejected() -> None:
-    with pytest.raises(UserError, match="a pattern is a glob.*but got 3"):
+    with pytest.raises(PrunusError, match="a pattern is a glob.*but got 3"):
         select(nn.Linear(2, 2), [3])  # type: ignore[list-item]
-    with pytest.raises(UserError, match="a pattern is a glob.*but got b'weight'"):
+    with pytest.raises(PrunusError, match="a pattern is a glob.*but got b'weight'"):
         select(nn.Linear(2, 2), b"weight")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"a pattern is a glob.*but got Linear\(in_features=2"):
+    with pytest.raises(PrunusError, match=r"a pattern is a glob.*but got Linear\(in_features=2"):
         select(nn.Sequential(nn.Linear(2, 2)), nn.Linear(2, 2))
-    with pytest.raises(UserError, match="a pattern is a glob.*but got 3"):
+    with pytest.raises(PrunusError, match="a pattern is a glob.*but got 3"):
         select(nn.Linear(2, 2), 3)  # type: ignore[arg-type]
 
 
 def test_a_model_that_is_no_module_is_rejected() -> None:
     for thing in (None, nn.Linear, [nn.Linear(2, 2)], nn.Linear(2, 2).state_dict()):
-        with pytest.raises(UserError, match=r"model must be a torch\.nn\.Module, but is .*itself"):
+        with pytest.raises(
+            PrunusError, match=r"model must be a torch\.nn\.Module, but is .*itself"
+        ):
             select(thing)  # type: ignore[arg-type]

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prunus._engine.kth_smallest import Piece, kth_smallest
 from prunus.errors import NonFiniteError
-from prunus.threshold import Piece, smallest
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
@@ -55,7 +55,7 @@ def scores(draw: st.DrawFn) -> tuple[list[torch.Tensor], int]:
 def test_selection_equals_a_stable_sort(case: tuple[list[torch.Tensor], int]) -> None:
     tensors, k = case
     joined = torch.cat([t.to(torch.float64) for t in tensors])
-    cut = smallest(source(*tensors), k)
+    cut = kth_smallest(source(*tensors), k)
     assert cut.value == torch.sort(joined).values[k - 1].item()
     below = torch.cat([cut.below(piece) for piece in source(*tensors)()])
     assert torch.equal(below, expected_below(joined, k))
@@ -68,7 +68,7 @@ def test_large_tensors_are_selected_among_the_candidates_only(dtype: torch.dtype
     where = [torch.rand(len(v), generator=generator) < 0.3 for v in vectors]
     joined = torch.cat([v[w] for v, w in zip(vectors, where, strict=True)])
     for k in (1, 1_000, len(joined) // 2, len(joined)):
-        cut = smallest(source(*vectors, where=where), k)
+        cut = kth_smallest(source(*vectors, where=where), k)
         below = torch.cat([cut.below(piece) for piece in source(*vectors, where=where)()])
         assert torch.equal(below[torch.cat(where)], expected_below(joined, k))
         assert not below[~torch.cat(where)].any()
@@ -77,12 +77,12 @@ def test_large_tensors_are_selected_among_the_candidates_only(dtype: torch.dtype
 def test_mixed_types_compare_exactly() -> None:
     half = torch.tensor([1.0, 3.0], dtype=torch.bfloat16)
     double = torch.tensor([1.0 + 2**-40, 2.0], dtype=torch.float64)
-    cut = smallest(source(half, double), 2)
+    cut = kth_smallest(source(half, double), 2)
     assert cut.value == 1.0 + 2**-40
 
 
 def test_equal_values_are_selected_by_position() -> None:
-    cut = smallest(source(torch.ones(3), torch.ones(4)), 4)
+    cut = kth_smallest(source(torch.ones(3), torch.ones(4)), 4)
     below = [cut.below(piece).tolist() for piece in source(torch.ones(3), torch.ones(4))()]
     assert below == [[True, True, True], [True, False, False, False]]
 
@@ -93,23 +93,23 @@ def test_the_order_is_exact_beyond_two_to_the_24_elements() -> None:
     vector = torch.arange(n, dtype=torch.int32).view(torch.float32)  # ascending denormals and on
     shuffled = vector[torch.from_numpy(np.random.default_rng(0).permutation(n))]
     k = n - 17
-    cut = smallest(lambda: (Piece("w", part) for part in torch.split(shuffled, 1 << 15)), k)
+    cut = kth_smallest(lambda: (Piece("w", part) for part in torch.split(shuffled, 1 << 15)), k)
     assert cut.key == k - 1
 
 
 def test_nan_names_every_tensor_that_has_one() -> None:
     nan = torch.tensor([1.0, math.nan])
     with pytest.raises(NonFiniteError, match="scores of t0, t2 contain NaN"):
-        smallest(source(nan, torch.ones(2), nan), 1)
+        kth_smallest(source(nan, torch.ones(2), nan), 1)
 
 
 def test_nan_outside_the_candidates_does_not_matter() -> None:
     vector = torch.tensor([math.nan, 2.0, 1.0])
     where = torch.tensor([False, True, True])
-    assert smallest(source(vector, where=[where]), 2).value == 2.0
+    assert kth_smallest(source(vector, where=[where]), 2).value == 2.0
 
 
 @pytest.mark.parametrize("k", [0, 4])
 def test_k_out_of_range_is_rejected(k: int) -> None:
     with pytest.raises(ValueError, match="from 1 to the number of candidates, 3"):
-        smallest(source(torch.ones(3)), k)
+        kth_smallest(source(torch.ones(3)), k)

@@ -1,60 +1,74 @@
 """prunus trains PyTorch networks into sparse ones.
 
 Training: :class:`Pruner` attaches a :class:`RelevancePenalty` and a schedule, such as
-:class:`IterativePruning`, to an optimizer; :func:`select` chooses the tensors, :class:`Masks` are
-what is kept of them. For other people's trainers there are ``prunus.integrations.transformers``,
-``prunus.integrations.lightning`` and ``prunus.integrations.accelerate``.
+:class:`IterativePruning`, to an optimizer; :func:`select` chooses the tensors, and :class:`Masks`
+hold which weights are kept. ``prunus.integrations`` has adapters for the trainers of transformers
+and Lightning, and for accelerate.
 
-After it: :func:`save_sparse` and :func:`load_sparse` for files without the zeros, :func:`compact`
-for a smaller dense network, :func:`speed_up` for sparse layers on the CPU, ``prunus.export`` for
-ONNX and other forms, and ``prunus.bench`` to time them all. ``prunus.compaction`` and
-``prunus.runtime`` also say what was done, and hold the files of compact networks.
+After training: :func:`save_sparse` and :func:`load_sparse` for files without zeros,
+:func:`compact` for a smaller dense model, :func:`speed_up` for sparse layers on the CPU,
+``prunus.export`` for ONNX and other formats, and ``prunus.bench`` to time them all.
 """
 
-from prunus.coefficients import Coefficient, Constant, Exponential, Linear
+from prunus._version import VERSION
 from prunus.compaction import compact
 from prunus.errors import (
+    ArgumentError,
+    ArgumentTypeError,
     CheckpointError,
     DataError,
     FloorNotReachedError,
     NonFiniteError,
     PeerError,
+    PrunusError,
     SparseFileError,
-    UserError,
 )
 from prunus.export.sparse_file import SparseFile, load_sparse, save_sparse
 from prunus.masks import Masks
-from prunus.penalty import RelevancePenalty
+from prunus.penalties.coefficients import (
+    Coefficient,
+    ConstantRelevance,
+    ExponentialRelevance,
+    LinearRelevance,
+)
+from prunus.penalties.relevance import RelevancePenalty
+from prunus.penalties.strengths import (
+    ConstantStrength,
+    LearningRateStrength,
+    LinearDecayStrength,
+    Strength,
+)
 from prunus.pruner import Pruner, Validation
 from prunus.runtime import speed_up
 from prunus.schedules import GradualPruning, IterativePruning, OneShot, Schedule
-from prunus.scores import Magnitude, Random, Score, Taylor
+from prunus.scores import MagnitudeScore, RandomScore, Score, TaylorScore
 from prunus.selection import Selection, select
-from prunus.strengths import ConstantStrength, FollowLearningRate, LinearDecay, Strength
-from prunus.version import VERSION
 
 __version__ = VERSION
 
 __all__ = [
+    "ArgumentError",
+    "ArgumentTypeError",
     "CheckpointError",
     "Coefficient",
-    "Constant",
+    "ConstantRelevance",
     "ConstantStrength",
     "DataError",
-    "Exponential",
+    "ExponentialRelevance",
     "FloorNotReachedError",
-    "FollowLearningRate",
     "GradualPruning",
     "IterativePruning",
-    "Linear",
-    "LinearDecay",
-    "Magnitude",
+    "LearningRateStrength",
+    "LinearDecayStrength",
+    "LinearRelevance",
+    "MagnitudeScore",
     "Masks",
     "NonFiniteError",
     "OneShot",
     "PeerError",
     "Pruner",
-    "Random",
+    "PrunusError",
+    "RandomScore",
     "RelevancePenalty",
     "Schedule",
     "Score",
@@ -62,8 +76,7 @@ __all__ = [
     "SparseFile",
     "SparseFileError",
     "Strength",
-    "Taylor",
-    "UserError",
+    "TaylorScore",
     "Validation",
     "__version__",
     "compact",
@@ -72,3 +85,8 @@ __all__ = [
     "select",
     "speed_up",
 ]
+
+
+def __dir__() -> list[str]:
+    """Return the public names alone, without the modules that importing them loads."""
+    return __all__

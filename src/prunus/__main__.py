@@ -1,6 +1,6 @@
 """``python -m prunus`` is the command."""
 
-from prunus.cli import main
+from prunus.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -14,28 +14,28 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from prunus.arguments import refuse, wrong_number
-from prunus.compaction import compacted
-from prunus.compaction.check import tolerance
-from prunus.errors import UserError
-from prunus.examples import (
+from prunus._inference.model_calls import (
     TOLERANCE,
     ExampleInputs,
-    arguments,
-    caller,
-    copied,
-    difference,
-    expected,
-    prepared,
-    run,
+    call_arguments,
+    call_model,
+    copy_model,
+    make_caller,
+    prepare_call,
+    reference_outputs,
+    relative_difference,
 )
+from prunus._utils.checks import number_problem, raise_problems
+from prunus._utils.files import memory_key
+from prunus._utils.timing import fitting_rounds, interleaved, spread
+from prunus.compaction import compact
+from prunus.compaction.check import tolerance
+from prunus.errors import PrunusError
 from prunus.export.exported import bound_of
 from prunus.export.onnx_file import OnnxSession, to_onnx
 from prunus.export.sparse_file import save_sparse
-from prunus.files import memory_key
-from prunus.runtime import sped_up
+from prunus.runtime import speed_up
 from prunus.selection import check_model, total_parameters
-from prunus.timing import fitting_rounds, interleaved, spread
 
 __all__ = ["Bench", "BenchRow", "Matrices", "bench"]
 
@@ -58,7 +58,7 @@ class BenchRow:
         batch: Items in the batch.
         threads: How many computed.
         times: Of each variant, "dense" first, the median and the quartiles in milliseconds, as
-            :func:`prunus.timing.spread`.
+            :func:`prunus._utils.timing.spread`.
         errors: Of each variant the largest difference of an output from the dense network's,
             relative to the largest magnitude.
         replaced: The layers that run sparse in the variant "sparse".
@@ -123,7 +123,7 @@ class Matrices(nn.Module):
             dimension has elements.
 
     Raises:
-        UserError: There is none.
+        PrunusError: There is none.
 
     Example:
         >>> layers = Matrices({"a": torch.eye(3), "b": torch.ones(3)})
@@ -143,7 +143,7 @@ class Matrices(nn.Module):
                 self.layers.append(layer)
                 self._widths.append(matrix.shape[1])
         if not self.layers:
-            raise UserError("there is no matrix in float32 among the tensors, so nothing to time")
+            raise PrunusError("there is no matrix in float32 among the tensors, so nothing to time")
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return each layer's output for its own input."""
@@ -182,7 +182,7 @@ def bench(
         The timings, and the sizes of the network.
 
     Raises:
-        UserError: It is no network, fails on the inputs, or cannot be written to a file; there is
+        PrunusError: It is no network, fails on the inputs, or cannot be written to a file; there is
             no batch to time.
 
     Example:
@@ -193,25 +193,25 @@ def bench(
     """
     check_model(model)
     if not callable(example):
-        raise UserError(
+        raise PrunusError(
             "example must be a function that returns inputs for a batch of a size, but is of type "
             f"{type(example).__name__}: lambda batch: torch.randn(batch, 784)"
         )
     batches, threads = _numbers("batches", batches), _numbers("threads", threads)
-    refuse(
-        *(wrong_number("each of batches", each, whole=True, least=1) for each in batches),
-        *(wrong_number("each of threads", each, whole=True, least=1) for each in threads),
+    raise_problems(
+        *(number_problem("each of batches", each, whole=True, least=1) for each in batches),
+        *(number_problem("each of threads", each, whole=True, least=1) for each in threads),
         None if batches else "there is no batch to time: give sizes of at least 1",
-        wrong_number("seconds", seconds, least=0),
+        number_problem("seconds", seconds, least=0),
     )
     before = torch.get_num_threads()
     left_out: dict[str, str] = {}
     rows = []
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model, args, kwargs = prepared(model, example(batches[0]))
-        model = copied(model)
-        expected(model, args, kwargs)
+        model, args, kwargs = prepare_call(model, example(batches[0]))
+        model = copy_model(model)
+        reference_outputs(model, args, kwargs)
         sizes = _sizes(model, Path(folder))
         say("looking for what is dead")
         small = _compacted(model, example(max(2, batches[0])), left_out)
@@ -235,7 +235,7 @@ def _numbers(name: str, given: Iterable[int]) -> list[int]:
     try:
         return list(given)
     except TypeError:
-        raise UserError(f"{name} must be a list of numbers, but is {given!r}") from None
+        raise PrunusError(f"{name} must be a list of numbers, but is {given!r}") from None
 
 
 def _sizes(model: nn.Module, folder: Path) -> dict[str, float]:
@@ -255,12 +255,12 @@ def _compacted(
     model: nn.Module, given: ExampleInputs, left_out: dict[str, str]
 ) -> nn.Module | None:
     try:
-        done = compacted(model, given)
-    except UserError as error:
+        small, report = compact(model, given, return_report=True)
+    except PrunusError as error:
         left_out["compact"] = str(error)
         return None
-    if done.removed:
-        return done.model
+    if report.removed:
+        return small
     left_out["compact"] = "no neuron, channel, head or input is dead"
     return None
 
@@ -273,14 +273,14 @@ class _Exported:
     ) -> None:
         self._model, self._example, self._folder = model, example, folder
         self._files: dict[int, Path] = {}
-        self._refusal: UserError | None = None
+        self._refusal: PrunusError | None = None
         self._any: Path | None = None
 
     def session(self, batch: int, threads: int) -> OnnxSession:
         """Return a session for batches of that size.
 
         Raises:
-            UserError: The network cannot be exported; found out once.
+            PrunusError: The network cannot be exported; found out once.
         """
         if self._refusal is not None:
             raise self._refusal
@@ -289,7 +289,7 @@ class _Exported:
             path = self._folder / f"{batch}.onnx"
             try:
                 written = to_onnx(self._model, self._example(batch), path)
-            except UserError as refusal:
+            except PrunusError as refusal:
                 self._refusal = refusal
                 raise
             if written.any_batch:
@@ -308,23 +308,26 @@ def _row(
     left_out: dict[str, str],
     seconds: float,
 ) -> BenchRow:
-    args, kwargs = arguments(given)
+    args, kwargs = call_arguments(given)
     threads = torch.get_num_threads()
     networks = {"dense": model} if small is None else {"dense": model, "compact": small}
     replaced: tuple[str, ...] = ()
     for name, each in {"sparse": model, "compact, sparse": small}.items():
         with _unless_refused(name, left_out):
-            if each is not None and (fast := sped_up(each, given)).replaced:
-                networks[name] = fast.model
-                replaced = fast.replaced if name == "sparse" else replaced
-    outputs = {name: run(network, args, kwargs) for name, network in networks.items()}
-    calls = {name: caller(network, args, kwargs) for name, network in networks.items()}
+            if each is None:
+                continue
+            fast, report = speed_up(each, given, return_report=True)
+            if report.replaced:
+                networks[name] = fast
+                replaced = report.replaced if name == "sparse" else replaced
+    outputs = {name: call_model(network, args, kwargs) for name, network in networks.items()}
+    calls = {name: make_caller(network, args, kwargs) for name, network in networks.items()}
     with _unless_refused("onnxruntime", left_out):
         session = exported.session(batch, threads)
         outputs["onnxruntime"] = session.outputs(args, kwargs)
         calls["onnxruntime"] = session.caller(args, kwargs)
     right = outputs["dense"]
-    errors = {name: difference(right, each) for name, each in outputs.items()}
+    errors = {name: relative_difference(right, each) for name, each in outputs.items()}
     for name, error in list(errors.items()):
         if error > max(TOLERANCE, tolerance(right)):
             left_out[name] = f"its outputs are off by {error:.2g} of the largest"
@@ -340,5 +343,5 @@ def _row(
 def _unless_refused(name: str, left_out: dict[str, str]) -> Iterator[None]:
     try:
         yield
-    except UserError as error:
+    except PrunusError as error:
         left_out[name] = str(error)

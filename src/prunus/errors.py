@@ -1,8 +1,8 @@
-"""What prunus raises: when its user made a mistake, and when another process failed.
+"""Errors that prunus raises, all of which derive from :class:`PrunusError`.
 
-Every message says what was expected, what came instead and how to mend it, and lists every offender
-at once. Anything else that escapes is a defect of prunus; the command tells the two apart by exit
-code (2 and 1).
+Every message reports what was expected, what came instead and how to fix it, and lists every
+offender at once. Any other error that escapes is a defect of prunus; the command tells the two
+apart by its exit code: 2 for user errors, 1 for internal errors.
 """
 
 from __future__ import annotations
@@ -11,42 +11,52 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 __all__ = [
+    "ArgumentError",
+    "ArgumentTypeError",
     "CheckpointError",
     "DataError",
     "FloorNotReachedError",
     "NonFiniteError",
     "PeerError",
+    "PrunusError",
     "SparseFileError",
-    "UserError",
 ]
 
 
-class UserError(ValueError):
-    """A mistake of the caller's: an argument, a file or a setting that cannot be used."""
+class PrunusError(Exception):
+    """Base of all errors that prunus raises for a reason that its caller can fix."""
 
 
-class CheckpointError(UserError):
+class ArgumentError(PrunusError, ValueError):
+    """An argument or setting has a value that cannot be used."""
+
+
+class ArgumentTypeError(PrunusError, TypeError):
+    """An argument has a type that cannot be used."""
+
+
+class CheckpointError(PrunusError, ValueError):
     """A checkpoint is damaged, altered, or belongs to another model or run."""
 
 
-class DataError(UserError):
+class DataError(PrunusError, ValueError):
     """A data set is absent, empty, truncated or has other columns than the recipe reads."""
 
 
-class SparseFileError(UserError):
-    """A sparse file is damaged, hostile, or larger than its reader allows."""
+class SparseFileError(PrunusError, ValueError):
+    """A sparse file is damaged, malicious, or larger than the caller allows."""
 
 
-class FloorNotReachedError(UserError):
-    """No state of the network ever met the floor, so there is nothing to deliver."""
+class FloorNotReachedError(PrunusError):
+    """No state of the model met the floor, so there is nothing to deliver."""
 
 
-class NonFiniteError(UserError):
+class NonFiniteError(PrunusError, ValueError):
     """A loss, metric or score is NaN or infinite."""
 
 
-class PeerError(RuntimeError):
-    """Another process of the group ended, or did not take part in what all have to do together."""
+class PeerError(PrunusError, RuntimeError):
+    """Another process of the group ended, or did not make the same calls as this one."""
 
 
 def nearest(name: str, known: Iterable[str], most: int = 3) -> list[str]:

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from prunus.arguments import refuse, wrong_kind
-from prunus.errors import CheckpointError, UserError, listing
-from prunus.pieces import bits, pieces
+from prunus._distributed.shards import from_local_part, local, local_part, sharded_by_rows
+from prunus._utils.checks import raise_problems, type_problem
+from prunus._utils.chunks import bits, chunks
+from prunus.errors import CheckpointError, PrunusError, listing
 from prunus.selection import Selection, Target
-from prunus.shards import as_sharded, by_rows, local, part_of
 
 __all__ = ["Masks"]
 
@@ -72,8 +72,8 @@ class Masks(Mapping[str, torch.Tensor]):
     """
 
     def __init__(self, selection: Selection) -> None:
-        refuse(
-            wrong_kind(
+        raise_problems(
+            type_problem(
                 "selection", selection, Selection, "a Selection", mend="prunus.select(model)"
             )
         )
@@ -155,15 +155,15 @@ class Masks(Mapping[str, torch.Tensor]):
         """How many prunable weights of one tensor are kept.
 
         Raises:
-            UserError: The tensor is sharded and someone wrote to the mask without a recount. As
+            PrunusError: The tensor is sharded and someone wrote to the mask without a recount. As
                 only who wrote is told, write in all processes or in none.
         """
         self[name]  # which may move the mask
         holder = self._holders[name]
         # Counted anew only when someone, perhaps another pruner, wrote to the mask.
         if holder.seen != holder.state:
-            if self.selection.world.sharded:
-                raise UserError(
+            if self.selection.process_group.sharded:
+                raise PrunusError(
                     f"the mask of {name}, which several processes hold together, was written to: "
                     "call masks.recount() in all of them"
                 )
@@ -183,11 +183,11 @@ class Masks(Mapping[str, torch.Tensor]):
         Raises:
             PeerError: Another process did not answer.
         """
-        world, counted = self.selection.world, self.selection.counted
-        if not world.sharded:
+        group, counted = self.selection.process_group, self.selection.counted
+        if not group.sharded:
             return  # each mask is counted when someone asks
         counts = torch.tensor([self._count(name) if counted[name] else 0 for name in self])
-        totals = world.total(counts).tolist()
+        totals = group.sum(counts).tolist()
         for holder, kept in zip(self._holders.values(), totals, strict=True):
             holder.kept, holder.seen = kept, holder.state
 
@@ -237,14 +237,14 @@ class Masks(Mapping[str, torch.Tensor]):
             else 0
             for name, mask in active.items()
         ]
-        counts = self.selection.world.total(torch.tensor(found, dtype=torch.int64)).tolist()
+        counts = self.selection.process_group.sum(torch.tensor(found, dtype=torch.int64)).tolist()
         return {name: count for name, count in zip(active, counts, strict=True) if count}
 
     def intersect_(self, other: Mapping[str, torch.Tensor]) -> None:
         """Keep only what ``other`` keeps too; rows that stand for padding stay in any case.
 
         Raises:
-            UserError: Names, shapes or types are not those of these masks.
+            PrunusError: Names, shapes or types are not those of these masks.
         """
         self._check(other)
         for name in self:
@@ -275,8 +275,8 @@ class Masks(Mapping[str, torch.Tensor]):
         """
         packed = {}
         for name, target in self.selection.items():
-            rows = by_rows(as_sharded(self[name].view(torch.uint8), target.parameter))
-            packed[name] = as_sharded(_packed(local(rows)), rows)
+            rows = sharded_by_rows(from_local_part(self[name].view(torch.uint8), target.parameter))
+            packed[name] = from_local_part(_packed(local(rows)), rows)
         return packed
 
     def load_packed(self, packed: Mapping[str, torch.Tensor]) -> None:
@@ -288,11 +288,11 @@ class Masks(Mapping[str, torch.Tensor]):
         self.check_packed(packed)
         for name, target in self.selection.items():
             # Row by row as they were packed, and from there to where each weight is.
-            whole = as_sharded(self[name].view(torch.uint8), target.parameter)
-            rows = by_rows(whole)
-            held = part_of(packed[name], as_sharded(_packed(local(rows)), rows))
-            unpacked = as_sharded(_unpacked(held, local(rows).shape), rows)
-            self[name].copy_(part_of(unpacked, whole))
+            whole = from_local_part(self[name].view(torch.uint8), target.parameter)
+            rows = sharded_by_rows(whole)
+            held = local_part(packed[name], from_local_part(_packed(local(rows)), rows))
+            unpacked = from_local_part(_unpacked(held, local(rows).shape), rows)
+            self[name].copy_(local_part(unpacked, whole))
         self._keep_padding()
         self.recount()
 
@@ -329,7 +329,7 @@ class Masks(Mapping[str, torch.Tensor]):
             if _described(other[name]) != _described(mask)
         ]
         if wrong:
-            raise UserError(f"these masks do not fit: {listing(wrong)}")
+            raise PrunusError(f"these masks do not fit: {listing(wrong)}")
 
     def _check_names(self, other: Mapping[str, torch.Tensor]) -> None:
         missing = [name for name in self if name not in other]
@@ -344,7 +344,7 @@ class Masks(Mapping[str, torch.Tensor]):
 @torch.no_grad()
 def clear_(tensor: torch.Tensor, mask: torch.Tensor) -> None:
     """Set ``tensor`` to exactly +0.0 where ``mask`` is False, in place; floating point only."""
-    for piece, kept in pieces(tensor.detach(), mask):
+    for piece, kept in chunks(tensor.detach(), mask):
         bits(piece).mul_(kept)
 
 

@@ -11,39 +11,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from prunus.arguments import refusal, refuse, wrong_number
-from prunus.errors import UserError
-from prunus.floor import Floor, Mode
+from prunus._utils.checks import number_problem, raise_problems
+from prunus.errors import PrunusError
 
 __all__ = ["GradualPruning", "IterativePruning", "OneShot", "Schedule"]
 
 
 @dataclass(kw_only=True)
 class Schedule:
-    """Removes nothing; the base of every schedule.
-
-    Args:
-        floor: The validation metric that a delivered network must meet: a number, or relative to
-            the dense network, "dense-0.005". Default None: any metric will do.
-        mode: "max" (default) if larger metrics are better, "min" if smaller are.
-        dense_metric: What "dense" means in a relative floor. Default None: the first metric that
-            the pruner is given.
-    """
-
-    floor: float | str | None = None
-    mode: Mode = "max"
-    dense_metric: float | None = None
+    """Removes nothing; the base of every schedule."""
 
     needs_metric = False
     """Whether the schedule cannot decide without a metric."""
 
     def __post_init__(self) -> None:
-        refuse(*self._wrong())
+        raise_problems(*self._wrong())
 
     def _wrong(self) -> Iterator[str | None]:
         """Say what is wrong with the arguments; those of a schedule's own come on top."""
-        yield refusal(Floor, self.floor, self.mode)
-        yield wrong_number("dense_metric", self.dense_metric, optional=True)
+        yield from ()
 
     @property
     def done(self) -> bool:
@@ -74,7 +60,7 @@ class Schedule:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`state_dict` returned."""
         if set(state) != set(self.state_dict()):
-            raise UserError(
+            raise PrunusError(
                 f"this is not the state of a {type(self).__name__}: expected "
                 f"{sorted(self.state_dict())}, got {sorted(state)}"
             )
@@ -88,22 +74,19 @@ class IterativePruning(Schedule):
     and then removes ``fraction`` of the weights that remain. Otherwise it trains on.
 
     Args:
-        floor: See :class:`Schedule`.
         fraction: The share of the remaining weights to remove each time, above 0 and below 1.
             Default 0.1.
         target: The sparsity to stop at, or None (default) to go on while the floor allows.
         patience: After this many validations in a row below the floor the schedule is done, for the
             network does not recover; None (default) to wait for ever.
-        mode: See :class:`Schedule`.
-        dense_metric: See :class:`Schedule`.
 
     Raises:
-        UserError: An argument is out of range.
+        PrunusError: An argument is out of range.
 
     Source: Bonetta, Ribero, Cancelliere, arXiv 2204.04977, the iterative pruning algorithm.
 
     Example:
-        >>> schedule = IterativePruning(floor=0.98, fraction=0.1)
+        >>> schedule = IterativePruning(fraction=0.1)
         >>> schedule.after_validation(met=True, prunable=1000, kept=1000)
         900
         >>> schedule.after_validation(met=False, prunable=1000, kept=900) is None
@@ -123,9 +106,9 @@ class IterativePruning(Schedule):
 
     def _wrong(self) -> Iterator[str | None]:
         yield from super()._wrong()
-        yield wrong_number("fraction", self.fraction, above=0, below=1)
-        yield wrong_number("target", self.target, above=0, below=1, optional=True)
-        yield wrong_number("patience", self.patience, whole=True, least=1, optional=True)
+        yield number_problem("fraction", self.fraction, above=0, below=1)
+        yield number_problem("target", self.target, above=0, below=1, optional=True)
+        yield number_problem("patience", self.patience, whole=True, least=1, optional=True)
 
     @property
     def done(self) -> bool:
@@ -172,12 +155,9 @@ class GradualPruning(Schedule):
             Default 0.
         every: Steps from one removal to the next. Default 100.
         power: Default 3, the cubic schedule.
-        floor: See :class:`Schedule`; it does not slow the schedule, but decides what is delivered.
-        mode: See :class:`Schedule`.
-        dense_metric: See :class:`Schedule`.
 
     Raises:
-        UserError: An argument is out of range.
+        PrunusError: An argument is out of range.
 
     Source: Zhu and Gupta, arXiv 1710.01878, equation 1.
 
@@ -205,14 +185,14 @@ class GradualPruning(Schedule):
                 "give either sparsity or kept, but got "
                 f"sparsity={self.sparsity!r} and kept={self.kept!r}"
             )
-        yield wrong_number("sparsity", self.sparsity, above=0, below=1, optional=True)
-        yield wrong_number("kept", self.kept, whole=True, least=1, optional=True)
-        end = wrong_number("end", self.end, whole=True, least=1)
+        yield number_problem("sparsity", self.sparsity, above=0, below=1, optional=True)
+        yield number_problem("kept", self.kept, whole=True, least=1, optional=True)
+        end = number_problem("end", self.end, whole=True, least=1)
         yield end
         latest = None if end else self.end
-        yield wrong_number("begin", self.begin, whole=True, least=0, below=latest)
-        yield wrong_number("every", self.every, whole=True, least=1)
-        yield wrong_number("power", self.power, above=0)
+        yield number_problem("begin", self.begin, whole=True, least=0, below=latest)
+        yield number_problem("every", self.every, whole=True, least=1)
+        yield number_problem("power", self.power, above=0)
 
     @property
     def done(self) -> bool:
@@ -246,12 +226,9 @@ class OneShot(Schedule):
     Args:
         sparsity: The share of removed weights.
         at: The optimizer step after which it happens; None (default) for the first validation.
-        floor: See :class:`Schedule`.
-        mode: See :class:`Schedule`.
-        dense_metric: See :class:`Schedule`.
 
     Raises:
-        UserError: An argument is out of range.
+        PrunusError: An argument is out of range.
 
     Example:
         >>> schedule = OneShot(sparsity=0.75)
@@ -268,8 +245,8 @@ class OneShot(Schedule):
 
     def _wrong(self) -> Iterator[str | None]:
         yield from super()._wrong()
-        yield wrong_number("sparsity", self.sparsity, above=0, below=1)
-        yield wrong_number("at", self.at, whole=True, least=1, optional=True)
+        yield number_problem("sparsity", self.sparsity, above=0, below=1)
+        yield number_problem("at", self.at, whole=True, least=1, optional=True)
 
     @property
     def done(self) -> bool:

@@ -8,10 +8,10 @@ from typing import ClassVar, Protocol
 
 import torch
 
-from prunus.arguments import refuse, wrong_number
-from prunus.errors import UserError
+from prunus._utils.checks import number_problem, raise_problems
+from prunus.errors import PrunusError
 
-__all__ = ["Magnitude", "Random", "Score", "Taylor", "Uniform"]
+__all__ = ["MagnitudeScore", "RandomScore", "Score", "TaylorScore", "Uniform"]
 
 
 Uniform = Callable[[int], torch.Tensor]
@@ -39,7 +39,7 @@ class Score(Protocol):
         """
         ...
 
-    def of(
+    def compute(
         self, weight: torch.Tensor, memory: torch.Tensor | None, *, uniform: Uniform
     ) -> torch.Tensor:
         """Return the scores of a piece of a tensor, of its shape.
@@ -55,11 +55,11 @@ class Score(Protocol):
 
 
 @dataclass(frozen=True)
-class Magnitude:
+class MagnitudeScore:
     """|w|, the paper's score: the penalty has already made irrelevant weights small.
 
     Example:
-        >>> Magnitude().of(torch.tensor([-2.0, 1.0]), None, uniform=torch.empty).tolist()
+        >>> MagnitudeScore().compute(torch.tensor([-2.0, 1.0]), None, uniform=torch.empty).tolist()
         [2.0, 1.0]
     """
 
@@ -73,7 +73,7 @@ class Magnitude:
     ) -> None:
         """Keep nothing."""
 
-    def of(
+    def compute(
         self, weight: torch.Tensor, memory: torch.Tensor | None, *, uniform: Uniform
     ) -> torch.Tensor:
         """Return the magnitudes."""
@@ -81,7 +81,7 @@ class Magnitude:
 
 
 @dataclass(frozen=True)
-class Taylor:
+class TaylorScore:
     """|w · ∂L/∂w|, how much the loss would change, to first order, if the weight were removed.
 
     Args:
@@ -89,16 +89,16 @@ class Taylor:
             one alone) to below 1. Default 0.9.
 
     Raises:
-        UserError: ``smoothing`` is out of range.
+        PrunusError: ``smoothing`` is out of range.
 
     Source: Molchanov et al., arXiv 1611.06440, the first-order criterion.
 
     Example:
-        >>> score = Taylor(smoothing=0.5)
+        >>> score = TaylorScore(smoothing=0.5)
         >>> weight, gradient = torch.tensor([2.0, -1.0]), torch.tensor([0.5, 4.0])
         >>> memory = score.observe(weight, gradient, None)
         >>> memory = score.observe(weight, torch.zeros(2), memory)
-        >>> score.of(weight, memory, uniform=torch.empty).tolist()
+        >>> score.compute(weight, memory, uniform=torch.empty).tolist()
         [0.5, 2.0]
     """
 
@@ -106,7 +106,7 @@ class Taylor:
     uses_gradient: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        refuse(wrong_number("smoothing", self.smoothing, least=0, below=1))
+        raise_problems(number_problem("smoothing", self.smoothing, least=0, below=1))
 
     def observe(
         self, weight: torch.Tensor, gradient: torch.Tensor, memory: torch.Tensor | None
@@ -115,16 +115,16 @@ class Taylor:
         now = (weight.detach() * gradient).abs_()
         return now if memory is None else memory.to(now).lerp_(now, 1 - self.smoothing)
 
-    def of(
+    def compute(
         self, weight: torch.Tensor, memory: torch.Tensor | None, *, uniform: Uniform
     ) -> torch.Tensor:
         """Return the averages.
 
         Raises:
-            UserError: No gradient has been seen yet.
+            PrunusError: No gradient has been seen yet.
         """
         if memory is None:
-            raise UserError(
+            raise PrunusError(
                 "the Taylor score needs the gradient of at least one optimizer step before weights "
                 f"are removed, but a tensor of shape {tuple(weight.shape)} has had none"
             )
@@ -132,17 +132,19 @@ class Taylor:
 
 
 @dataclass(frozen=True)
-class Random:
+class RandomScore:
     """A uniform random number: the baseline that any other score should beat.
 
     Args:
         seed: Two runs with the same seed remove the same weights.
 
     Raises:
-        UserError: ``seed`` is no whole number.
+        PrunusError: ``seed`` is no whole number.
 
     Example:
-        >>> Random(seed=7).of(torch.ones(3), None, uniform=lambda seed: torch.full((3,), seed / 8))
+        >>> def uniform(seed: int) -> torch.Tensor:
+        ...     return torch.full((3,), seed / 8)
+        >>> RandomScore(seed=7).compute(torch.ones(3), None, uniform=uniform)
         tensor([0.8750, 0.8750, 0.8750])
     """
 
@@ -150,7 +152,7 @@ class Random:
     uses_gradient: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        refuse(wrong_number("seed", self.seed, whole=True))
+        raise_problems(number_problem("seed", self.seed, whole=True))
 
     def observe(
         self,
@@ -160,7 +162,7 @@ class Random:
     ) -> None:
         """Keep nothing."""
 
-    def of(
+    def compute(
         self, weight: torch.Tensor, memory: torch.Tensor | None, *, uniform: Uniform
     ) -> torch.Tensor:
         """Return uniform numbers in [0, 1)."""

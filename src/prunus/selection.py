@@ -21,12 +21,12 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from prunus.arguments import refuse, wrong_kind
-from prunus.errors import UserError, listing, nearest
-from prunus.shards import Box, box_of, local
-from prunus.world import World, check_wrappers, unwrapped, world_of
+from prunus._distributed.process_group import ProcessGroup, check_wrappers, process_group_of, unwrap
+from prunus._distributed.shards import Shard, local, shard_of
+from prunus._utils.checks import raise_problems, type_problem
+from prunus.errors import PrunusError, listing, nearest
 
-__all__ = ["Pattern", "Predicate", "Selection", "Target", "select"]
+__all__ = ["Pattern", "Predicate", "Selection", "Target", "as_selection", "select"]
 
 Predicate = Callable[[str, nn.Parameter, nn.Module], bool]
 """Called with a tensor's name, the tensor, and the module that owns it."""
@@ -67,9 +67,9 @@ class Target:
         return None if gradient is None else local(gradient)
 
     @cached_property
-    def box(self) -> Box:
+    def box(self) -> Shard:
         """Where that part lies in the whole."""
-        return box_of(self.parameter)
+        return shard_of(self.parameter)
 
     @cached_property
     def padding(self) -> int | None:
@@ -121,9 +121,9 @@ class Selection(Mapping[str, Target]):
         return sum(target.prunable for target in self.values())
 
     @cached_property
-    def world(self) -> World:
+    def process_group(self) -> ProcessGroup:
         """The processes that hold the tensors together; just this one, unless they are sharded."""
-        return world_of([target.parameter for target in self.values()])
+        return process_group_of([target.parameter for target in self.values()])
 
     @cached_property
     def counted(self) -> Mapping[str, bool]:
@@ -132,7 +132,7 @@ class Selection(Mapping[str, Target]):
         Where tensors are sharded, all processes have to ask for the first time together.
         """
         boxes = [target.box for target in self.values()]
-        return dict(zip(self, self.world.counted(boxes), strict=True))
+        return dict(zip(self, self.process_group.counts_shards(boxes), strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,7 +197,7 @@ def select(
         its names is excluded.
 
     Raises:
-        UserError: A pattern matches nothing, nothing is left to prune, a chosen tensor is frozen,
+        PrunusError: A pattern matches nothing, nothing is left to prune, a chosen tensor is frozen,
             empty, without memory, or not a floating-point tensor, or the model is sharded by a
             wrapper that does not tell which weights are where.
 
@@ -208,7 +208,7 @@ def select(
     """
     check_model(model)
     check_wrappers(model)
-    model = unwrapped(model)  # the names are the inner ones
+    model = unwrap(model)  # the names are the inner ones
     includes, excludes = _as_patterns(include), _as_patterns(exclude)
     places = _places(model)
     _reject_idle_patterns(includes, excludes, places)
@@ -235,7 +235,7 @@ def select(
             targets.append(_target(group))
     _reject_unusable(targets)
     if not targets:
-        raise UserError(_nothing_left(model, places))
+        raise PrunusError(_nothing_left(model, places))
     return Selection(targets)
 
 
@@ -253,7 +253,7 @@ def _as_patterns(patterns: Pattern | Iterable[Pattern]) -> tuple[Pattern, ...]:
         and (isinstance(pattern, nn.Module) or not callable(pattern))
     ]
     if wrong:
-        raise UserError(
+        raise PrunusError(
             f"a pattern is a glob, a module type or a predicate, but got {listing(wrong)}"
         )
     return given
@@ -307,7 +307,7 @@ def _reject_idle_patterns(
             else:
                 problems.append(f"{argument}={pattern!r} (false for every tensor)")
     if problems:
-        raise UserError(
+        raise PrunusError(
             "every pattern must match a tensor or a module that holds tensors, but nothing is "
             f"matched by {'; '.join(problems)}"
         )
@@ -344,7 +344,7 @@ def _reject_unusable(targets: Sequence[Target]) -> None:
         elif not parameter.requires_grad:
             problems.append(f"{target.name} is frozen (requires_grad is False)")
     if problems:
-        raise UserError(
+        raise PrunusError(
             f"these tensors cannot be pruned: {'; '.join(problems)}. Mend them or leave them out, "
             "for example with exclude=[names] or exclude=lambda name, tensor, module: not "
             "tensor.requires_grad or tensor.numel() == 0"
@@ -369,10 +369,10 @@ def check_model(model: object) -> None:
     """Make sure that a model is a module.
 
     Raises:
-        UserError: It is not.
+        PrunusError: It is not.
     """
-    refuse(
-        wrong_kind(
+    raise_problems(
+        type_problem(
             "model",
             model,
             nn.Module,
@@ -390,3 +390,18 @@ def total_parameters(model: nn.Module) -> int:
 def nonzero_parameters(model: nn.Module) -> int:
     """Count the parameters of ``model`` that are not zero; the divisor of the compression ratio."""
     return sum(int(torch.count_nonzero(p.detach())) for p in model.parameters())
+
+
+def as_selection(
+    selection: Selection | Callable[[nn.Module], Selection] | None, model: nn.Module
+) -> Selection:
+    """Return a selection of a model: as it is, by a function, or of all layers' weights.
+
+    Args:
+        selection: A selection of this model, a function that returns one, or None for
+            :func:`select`.
+        model: The model.
+    """
+    if isinstance(selection, Selection):
+        return selection
+    return select(model) if selection is None else selection(model)

@@ -16,13 +16,16 @@ from torch import nn
 import prunus
 from helpers.comparisons import assert_outputs_match
 from helpers.sparse_models import TiedEmbedding, fill, zero
-from prunus import UserError, compaction
+from prunus import PrunusError, compaction
 from prunus.selection import total_parameters
 
 from .through_files import compact
 
 # Modules and their attributes are of any type to a type checker, and so are these.
-compacted: Any = compaction.compacted
+
+
+def compacted(model: Any, example: Any) -> tuple[Any, compaction.CompactionReport]:
+    return compaction.compact(model, example, return_report=True)
 
 
 class Lambda(nn.Module):
@@ -67,9 +70,9 @@ def test_bias_is_created_only_for_a_non_zero_constant() -> None:
     zero(model[0].weight, 0)
     fill(model[0].bias, 2, 0, 0)
     fill(model[1].weight, 3, 1, 1, 5, 1, 1)
-    done = compacted(model, torch.ones(1, 2))
-    assert done.model[1].bias.tolist() == [6, 10]  # 3·2 and 5·2
-    assert done.biases == ("1",)
+    small, report = compacted(model, torch.ones(1, 2))
+    assert small[1].bias.tolist() == [6, 10]  # 3·2 and 5·2
+    assert report.biases == ("1",)
     assert model[1].bias is None
     # A constant that is 0 needs none.
     fill(model[0].bias, 0, 0, 0)
@@ -78,12 +81,12 @@ def test_bias_is_created_only_for_a_non_zero_constant() -> None:
 
 def test_model_without_dead_units_is_copied_unchanged() -> None:
     model: Any = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
-    done = compacted(model, torch.ones(1, 3))
-    assert done.removed == ()
-    assert done.parameters == done.parameters_before
-    assert done.model is not model
+    small, report = compacted(model, torch.ones(1, 3))
+    assert report.removed == ()
+    assert report.parameters == report.parameters_before
+    assert small is not model
     for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, done.model.state_dict()[name])
+        assert torch.equal(tensor, small.state_dict()[name])
 
 
 def test_original_model_is_unchanged_and_copy_can_be_trained_and_saved() -> None:
@@ -213,14 +216,14 @@ def test_grouped_convolutions_lose_whole_groups_only() -> None:
 def test_layer_norm_keeps_its_features_and_the_next_layer_selects() -> None:
     model: Any = nn.Sequential(nn.Linear(4, 64), nn.LayerNorm(64), nn.Linear(64, 8))
     zero(model[1].weight, slice(0, 40))
-    done = compacted(model, torch.ones(2, 4))
-    assert done.model[0].weight.shape == (64, 4)
-    assert done.model[2].weight.shape == (8, 24)
-    assert done.selecting == ("2",)
-    assert done.frozen == ("layer_norm in 1: its statistics hang on every feature",)
+    small, report = compacted(model, torch.ones(2, 4))
+    assert small[0].weight.shape == (64, 4)
+    assert small[2].weight.shape == (8, 24)
+    assert report.selecting == ("2",)
+    assert report.frozen == ("layer_norm in 1: its statistics hang on every feature",)
     added = model[2].weight[:, :40] @ model[1].bias[:40]
-    torch.testing.assert_close(done.model[2].bias, model[2].bias + added)
-    assert_outputs_match(done.model, model, torch.randn(5, 4))
+    torch.testing.assert_close(small[2].bias, model[2].bias + added)
+    assert_outputs_match(small, model, torch.randn(5, 4))
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2, 3])
@@ -229,14 +232,14 @@ def test_unused_inputs_are_skipped_unless_the_index_costs_more(rank: int) -> Non
     model: Any = kind(50, 20) if rank == 0 else kind(50, 20, 1)
     zero(model.weight, slice(None), slice(10, 50))
     x = torch.randn(2, 50, *[3] * rank)
-    done = compacted(model, x)
-    assert done.model.weight.shape[:2] == (20, 10)
-    assert isinstance(done.model, kind)
-    assert_outputs_match(done.model, model, x)
+    small, _report = compacted(model, x)
+    assert small.weight.shape[:2] == (20, 10)
+    assert isinstance(small, kind)
+    assert_outputs_match(small, model, x)
     # Where the index would take more than the weights there is none.
     few: Any = kind(50, 2) if rank == 0 else kind(50, 2, 1)
     zero(few.weight, slice(None), slice(0, 3))
-    assert compacted(few, x).selecting == ()
+    assert compacted(few, x)[1].selecting == ()
 
 
 def test_module_called_twice_loses_only_units_dead_in_both_calls() -> None:
@@ -315,11 +318,11 @@ def test_sizes_hardcoded_in_forward_are_kept() -> None:
     model: Any = nn.Sequential(nn.Linear(16, 20), nn.ReLU(), nn.Linear(20, 16), Heads(literal=True))
     zero(model[0].weight, slice(0, 5))
     zero(model[3].v.weight, slice(4, 8))
-    done = compacted(model, torch.randn(2, 5, 16))
-    assert done.model[0].weight.shape == (15, 16)
-    assert done.model[3].q.weight.shape == (16, 16)
-    assert done.frozen == ("view in 3: sizes are written down there as numbers",)
-    assert_outputs_match(done.model, model, torch.randn(2, 5, 16))
+    small, report = compacted(model, torch.randn(2, 5, 16))
+    assert small[0].weight.shape == (15, 16)
+    assert small[3].q.weight.shape == (16, 16)
+    assert report.frozen == ("view in 3: sizes are written down there as numbers",)
+    assert_outputs_match(small, model, torch.randn(2, 5, 16))
 
 
 class Packed(nn.Module):
@@ -456,10 +459,10 @@ def test_channels_are_removed_through_shape_preserving_operators(name: str) -> N
     )
     zero(model.first.weight, slice(0, 4))
     zero(model.first.bias, slice(0, 4))
-    done = compacted(model, x)
-    assert done.frozen == ()
-    assert done.model.first.out_channels == 4
-    assert_outputs_match(done.model, model, torch.randn(2, 3, 8, 8))
+    small, report = compacted(model, x)
+    assert report.frozen == ()
+    assert small.first.out_channels == 4
+    assert_outputs_match(small, model, torch.randn(2, 3, 8, 8))
 
 
 def test_value_filled_in_place_is_not_folded_as_a_constant() -> None:
@@ -477,26 +480,26 @@ def test_unknown_operators_freeze_their_features() -> None:
     model: Any = Lambda(lambda m, x: m.out(m.rnn(m.into(x))[0]), into=nn.Linear(3, 6),
                    rnn=nn.GRU(6, 5, batch_first=True), out=nn.Linear(5, 2))  # fmt: skip
     zero(model.into.weight, slice(0, 3))
-    done = compacted(model, torch.randn(2, 4, 3))
-    assert done.removed == ()
-    assert done.frozen == ("gru in rnn: an operator of which nothing is known",)
-    assert_outputs_match(done.model, model, torch.randn(2, 4, 3))
+    small, report = compacted(model, torch.randn(2, 4, 3))
+    assert report.removed == ()
+    assert report.frozen == ("gru in rnn: an operator of which nothing is known",)
+    assert_outputs_match(small, model, torch.randn(2, 4, 3))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_other_floating_point_types_keep_type_and_outputs(dtype: torch.dtype) -> None:
     model: Any = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4, bias=False)).to(dtype)
     zero(model[0].weight, slice(0, 6))
-    done = compacted(model, torch.randn(2, 8).to(dtype))
-    assert done.model[0].weight.shape == (10, 8)
-    assert {parameter.dtype for parameter in done.model.parameters()} == {dtype}
+    small, report = compacted(model, torch.randn(2, 8).to(dtype))
+    assert small[0].weight.shape == (10, 8)
+    assert {parameter.dtype for parameter in small.parameters()} == {dtype}
     if dtype == torch.float64:
-        assert done.error < 1e-14
-        assert_outputs_match(done.model, model, torch.randn(5, 8).to(dtype), rtol=5e-13, atol=1e-13)
+        assert report.error < 1e-14
+        assert_outputs_match(small, model, torch.randn(5, 8).to(dtype), rtol=5e-13, atol=1e-13)
     loaded = compact(model, torch.randn(2, 8).to(dtype))
     assert loaded[2].bias is not None  # for the constants of the neurons that went
     x = torch.randn(3, 8).to(dtype)
-    assert torch.equal(loaded(x), done.model(x))
+    assert torch.equal(loaded(x), small(x))
     # The constants of the six neurons are rounded once more in the narrow types.
     epsilon = torch.finfo(dtype).eps
     torch.testing.assert_close(loaded(x), model.eval()(x), rtol=4 * epsilon, atol=2 * epsilon)
@@ -525,7 +528,7 @@ def test_torch_prune_parametrization_is_rejected_until_removed() -> None:
     mask = torch.ones(6, 4)
     mask[:2] = 0
     prune.custom_from_mask(model[0], "weight", mask)
-    with pytest.raises(UserError, match="cannot be copied.*prune.remove"):
+    with pytest.raises(PrunusError, match="cannot be copied.*prune.remove"):
         compact(model, torch.ones(1, 4))
     prune.remove(model[0], "weight")
     small = compact(model, torch.ones(1, 4))
@@ -608,7 +611,7 @@ ERRORS: dict[str, tuple[Any, Any, str]] = {
 @pytest.mark.parametrize("case", ERRORS)
 def test_invalid_models_and_examples_are_rejected(case: str) -> None:
     model, example, message = ERRORS[case]
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(PrunusError, match=message):
         compact(model, example)
 
 
@@ -618,7 +621,7 @@ def test_compact_model_with_other_outputs_is_rejected(monkeypatch: pytest.Monkey
     model: Any = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     zero(model[0].weight, slice(0, 2))
     monkeypatch.setattr(check, "TOLERANCE", {torch.float32: -1.0})
-    with pytest.raises(UserError, match="Sequential cannot be made smaller .*: an output .* off"):
+    with pytest.raises(PrunusError, match="Sequential cannot be made smaller .*: an output .* off"):
         compact(model, torch.ones(2, 4))
 
 
@@ -680,8 +683,8 @@ def test_files_of_other_models_are_rejected(tmp_path: Path) -> None:
     model: Any = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     zero(model[0].weight, slice(0, 2))
     path = tmp_path / "model.safetensors"
-    done = compaction.compacted(model, torch.ones(2, 4))
-    compaction.save_compact(done, path, about={"recipe": "mine"})
+    small, report = compacted(model, torch.ones(2, 4))
+    compaction.save_compact(small, report, path, metadata={"recipe": "mine"})
     with prunus.SparseFile(path) as file:
         assert file.about["recipe"] == "mine"
     for other, message in {
@@ -691,14 +694,14 @@ def test_files_of_other_models_are_rejected(tmp_path: Path) -> None:
         ): "0 has no number out_features",
         nn.Linear(4, 6): "does not fit Linear",
     }.items():
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(PrunusError, match=message):
             compaction.load_compact(path, other)
-    with pytest.raises(UserError, match=r"rounded: load first and convert the model then$"):
+    with pytest.raises(PrunusError, match=r"rounded: load first and convert the model then$"):
         compaction.load_compact(path, copy.deepcopy(model).bfloat16())
     prunus.save_sparse(model, path)
-    with pytest.raises(UserError, match=r"is not the file of a compact model: .*load_sparse"):
+    with pytest.raises(PrunusError, match=r"is not the file of a compact model: .*load_sparse"):
         compaction.load_compact(path, model)
-    with pytest.raises(UserError, match="there is no file"):
+    with pytest.raises(PrunusError, match="there is no file"):
         compaction.load_compact(tmp_path / "no", model)
 
 
@@ -748,7 +751,7 @@ def test_metadata_may_change_only_what_compaction_changes(
 ) -> None:
     model: Any = nn.Sequential(nn.Linear(4, 6), nn.ReLU())
     prunus.save_sparse(model, tmp_path / "a", about={"compact": UNCHANGED | held})
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(PrunusError, match=message):
         compaction.load_compact(tmp_path / "a", model)
     assert type(model[0]) is nn.Linear
 
@@ -764,7 +767,7 @@ def test_selected_features_out_of_range_are_rejected(
     held = UNCHANGED | {"kinds": {"0": "SelectingLinear"}, "shapes": {"0.weight": [6, 4]}}
     prunus.save_sparse(state, tmp_path / "a", about={"compact": held})
     model: Any = nn.Sequential(nn.Linear(4, 6))
-    with pytest.raises(UserError, match=r"0\.selected are no numbers of features"):
+    with pytest.raises(PrunusError, match=r"0\.selected are no numbers of features"):
         compaction.load_compact(tmp_path / "a", model)
     state["0.selected"] = torch.tensor([1, 3])
     prunus.save_sparse(state, tmp_path / "a", about={"compact": held})
@@ -787,7 +790,7 @@ def test_attributes_changed_by_a_call_are_not_recorded_as_sizes(tmp_path: Path) 
     model: Any = Counting(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     zero(model[0].weight, slice(0, 2))
     compact(model, torch.ones(2, 4))
-    assert not {"calls", "longest"} & compacted(model, torch.ones(2, 4)).sizes.get("", {}).keys()
+    assert not {"calls", "longest"} & compacted(model, torch.ones(2, 4))[1].sizes.get("", {}).keys()
 
 
 def test_smaller_non_persistent_buffer_is_rejected_by_name(tmp_path: Path) -> None:
@@ -805,7 +808,7 @@ def test_smaller_non_persistent_buffer_is_rejected_by_name(tmp_path: Path) -> No
     model: Any = Scaled()
     zero(model.one.weight, slice(0, 2))
     zero(model.one.bias, slice(0, 2))
-    done = compaction.compacted(model, torch.ones(2, 4))
-    assert "scale" in [removed.name for removed in done.removed]
-    with pytest.raises(UserError, match="scale became smaller.*persistent=True"):
-        compaction.save_compact(done, tmp_path / "a")
+    small, report = compacted(model, torch.ones(2, 4))
+    assert "scale" in [removed.name for removed in report.removed]
+    with pytest.raises(PrunusError, match="scale became smaller.*persistent=True"):
+        compaction.save_compact(small, report, tmp_path / "a")

@@ -9,32 +9,33 @@ from typing import Any
 
 import torch
 
-from prunus.compaction import compacted, load_compact, save_compact
-from prunus.world import unwrapped
+from prunus import compaction
+from prunus._distributed.process_group import unwrap
+from prunus.compaction import load_compact, save_compact
 
 __all__ = ["compact"]
 
 
 def compact(model: Any, example: Any) -> Any:
     """Return what ``prunus.compact`` returns, written to a file and read again."""
-    done = compacted(model, example)
-    other = copy.deepcopy(unwrapped(model))
+    small, report = compaction.compact(model, example, return_report=True)
+    other = copy.deepcopy(unwrap(model))
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.fill_(7)  # the file must bring its own
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
-        save_compact(done, path)
+        save_compact(small, report, path)
         loaded = load_compact(path, other)
-    state = done.model.state_dict()
+    state = small.state_dict()
     assert list(loaded.state_dict()) == list(state)
     for name, tensor in loaded.state_dict().items():
         torch.testing.assert_close(tensor, state[name], rtol=0, atol=0, equal_nan=True)
-    before = [(name, type(module)) for name, module in done.model.named_modules()]
+    before = [(name, type(module)) for name, module in small.named_modules()]
     assert [(name, type(module)) for name, module in loaded.named_modules()] == before
-    names = [[name for name, _ in network.named_parameters()] for network in (done.model, loaded)]
+    names = [[name for name, _ in network.named_parameters()] for network in (small, loaded)]
     assert names[0] == names[1]  # what was one parameter is still one
-    for one, two in zip(done.model.parameters(), loaded.parameters(), strict=True):
+    for one, two in zip(small.parameters(), loaded.parameters(), strict=True):
         assert one.requires_grad == two.requires_grad
         assert one.dtype == two.dtype
     return loaded

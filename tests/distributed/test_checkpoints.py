@@ -23,11 +23,11 @@ from distributed.test_sharded import (
 from helpers.processes import together
 from prunus import (
     CheckpointError,
-    Exponential,
+    ExponentialRelevance,
     GradualPruning,
     Pruner,
     RelevancePenalty,
-    Taylor,
+    TaylorScore,
     select,
 )
 
@@ -45,11 +45,14 @@ class Run:
         self.pruner = Pruner(
             self.model,
             self.optimizer,
-            RelevancePenalty(1e-2, Exponential(0.2, relative=True), way="decoupled", smoothing=0.9),
-            GradualPruning(sparsity=0.9, end=8, every=2, floor=0.5),
-            score=Taylor(),
+            RelevancePenalty(
+                1e-2, ExponentialRelevance(0.2, relative=True), apply="decoupled", smoothing=0.9
+            ),
+            GradualPruning(sparsity=0.9, end=8, every=2),
+            score=TaylorScore(),
             selection=select(self.model, biases=True),
             max_grad_norm=1.0,
+            floor=0.5,
         )
 
     def steps(self, *numbers: int) -> None:

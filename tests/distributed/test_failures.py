@@ -21,10 +21,10 @@ from prunus import (
     OneShot,
     PeerError,
     Pruner,
+    PrunusError,
     RelevancePenalty,
-    UserError,
 )
-from prunus.shards import local
+from prunus._distributed.shards import local
 
 
 def sharded() -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -39,24 +39,24 @@ def refusals() -> dict[str, str]:
     model, optimizer = sharded()
     rank = dist.get_rank()
     try:
-        Pruner(model, optimizer, RelevancePenalty(way="loss"))
-    except UserError as error:
+        Pruner(model, optimizer, RelevancePenalty(apply="loss"))
+    except PrunusError as error:
         said["loss"] = str(error)
     try:
-        RelevancePenalty().on(model)
-    except UserError as error:
+        RelevancePenalty().bind(model)
+    except PrunusError as error:
         said["term"] = str(error)
     flat = FullyShardedDataParallel(nn.Linear(4, 4), device_id=torch.device("cpu"))
     try:
         Pruner(flat, torch.optim.SGD(flat.parameters(), lr=0.1))
-    except UserError as error:
+    except PrunusError as error:
         said["flat"] = str(error)
     pruner = Pruner(model, optimizer, schedule=OneShot(sparsity=0.5))
     mask = pruner.masks["0.weight"]
     mask[0] = False
     try:
         print(pruner.sparsity)
-    except UserError as error:
+    except PrunusError as error:
         said["mask"] = str(error)
     mask[0] = True
     pruner.masks.recount()
@@ -74,7 +74,7 @@ def refusals() -> dict[str, str]:
         local(next(model.parameters())).fill_(1.0)
     try:
         pruner.step(0.5)
-    except UserError as error:
+    except PrunusError as error:
         said["revived"] = str(error)
     return said
 
@@ -82,7 +82,7 @@ def refusals() -> dict[str, str]:
 def test_a_fault_in_one_process_raises_the_same_error_in_all() -> None:
     first, second = together(2, refusals)
     assert first == second
-    assert first["loss"].startswith('the penalty in the loss, way="loss", needs the gradients of')
+    assert first["loss"].startswith('the penalty in the loss, apply="loss", needs the gradients of')
     assert first["term"] == first["loss"]
     assert first["flat"].startswith("FullyShardedDataParallel is sharded by FullyShardedDataPara")
     assert "call masks.recount() in all of them" in first["mask"]
@@ -155,5 +155,5 @@ def test_parameters_that_deepspeed_has_partitioned_are_refused() -> None:
     partitioned.weight.ds_id = 0  # type: ignore[attr-defined]
     partitioned.weight.data = torch.empty(0)  # as it leaves them
     optimizer = torch.optim.SGD(partitioned.parameters(), lr=0.1)
-    with pytest.raises(UserError, match="partitioned by DeepSpeed"):
+    with pytest.raises(PrunusError, match="partitioned by DeepSpeed"):
         Pruner(partitioned, optimizer)

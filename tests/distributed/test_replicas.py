@@ -14,15 +14,15 @@ from helpers.data import noise_batch
 from helpers.models import tanh_network
 from helpers.processes import together
 from prunus import (
-    Exponential,
+    ExponentialRelevance,
     IterativePruning,
     NonFiniteError,
     OneShot,
     Pruner,
+    PrunusError,
     RelevancePenalty,
-    UserError,
 )
-from prunus.penalty import Way
+from prunus.penalties.relevance import Apply
 
 INPUTS, TARGETS = noise_batch(64, 12, 4, seed=5, dtype=torch.float64)
 
@@ -31,14 +31,15 @@ def small_network() -> nn.Module:
     return tanh_network(12, 30, 4, dtype=torch.float64)
 
 
-def trained(model: nn.Module, way: Way, micro: int, share: slice) -> dict[str, Any]:
+def trained(model: nn.Module, apply: Apply, micro: int, share: slice) -> dict[str, Any]:
     """Train on this process's share of the data, in ``micro`` parts whose gradients add up."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     pruner = Pruner(
         model,
         optimizer,
-        RelevancePenalty(1e-2, Exponential(0.3, relative=True), way=way),
-        IterativePruning(floor=0.0, fraction=0.3),
+        RelevancePenalty(1e-2, ExponentialRelevance(0.3, relative=True), apply=apply),
+        IterativePruning(fraction=0.3),
+        floor=0.0,
     )
     inputs, targets = INPUTS[share], TARGETS[share]
     for step in range(12):
@@ -50,7 +51,7 @@ def trained(model: nn.Module, way: Way, micro: int, share: slice) -> dict[str, A
             waiting = model.no_sync() if wrapped and not last else contextlib.nullcontext()  # type: ignore[operator]
             with waiting:
                 loss = (model(x) - y).square().mean()
-                if way == "loss":
+                if apply == "loss":
                     loss = loss + pruner.penalty(loss)
                 (loss / len(parts)).backward()
         optimizer.step()
@@ -63,10 +64,10 @@ def trained(model: nn.Module, way: Way, micro: int, share: slice) -> dict[str, A
     }
 
 
-def on_two(way: Way, micro: int) -> dict[str, Any]:
+def on_two(apply: Apply, micro: int) -> dict[str, Any]:
     rank = dist.get_rank()
     return trained(
-        DistributedDataParallel(small_network()), way, micro, slice(32 * rank, 32 * rank + 32)
+        DistributedDataParallel(small_network()), apply, micro, slice(32 * rank, 32 * rank + 32)
     )
 
 
@@ -75,19 +76,19 @@ def refusals() -> dict[str, str]:
     model = DistributedDataParallel(small_network())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     pruner = Pruner(model, optimizer, schedule=OneShot(sparsity=0.5))
-    with contextlib.suppress(UserError):
+    with contextlib.suppress(PrunusError):
         pruner.step(0.9 + rank)
         said["metric"] = "accepted"
     try:
         pruner.step(0.5 if rank else None)
-    except UserError as error:
+    except PrunusError as error:
         said["metric"] = str(error)
     assert pruner.sparsity == 0
     with torch.no_grad():  # behind the optimizer's back, and in one process only
         model.module[0].weight[0] += rank
     try:
         pruner.step(0.5)
-    except UserError as error:
+    except PrunusError as error:
         said["weights"] = str(error)
     said["left"] = str(pruner.sparsity)
     weight = model.module[0].weight.detach()
@@ -95,7 +96,7 @@ def refusals() -> dict[str, str]:
         weight[0] = float("nan") if rank else 0.0
     try:
         pruner.step(0.5)
-    except UserError as error:
+    except PrunusError as error:
         said["nan"] = "NaN" if isinstance(error, NonFiniteError) else str(error)[-5:]
     with torch.no_grad():
         weight[0] = 0.0
@@ -104,7 +105,7 @@ def refusals() -> dict[str, str]:
         weight[0] = float(rank)
     try:
         pruner.step(0.5)
-    except UserError as error:
+    except PrunusError as error:
         said["revived"] = str(error)
     return said
 
@@ -120,8 +121,8 @@ def work() -> dict[str, Any]:
 
 def test_replicas_prune_alike_and_as_one_process_does() -> None:
     first, second = together(2, work)
-    for name, way in (("gradient", "gradient"), ("decoupled, accumulated", "decoupled")):
-        alone = trained(small_network(), way, 1, slice(None))  # type: ignore[arg-type]
+    for name, apply in (("gradient", "gradient"), ("decoupled, accumulated", "decoupled")):
+        alone = trained(small_network(), apply, 1, slice(None))  # type: ignore[arg-type]
         for outcome in (first, second):
             assert outcome[name]["names"] == alone["names"] == ["0.weight", "2.weight"]
             assert outcome[name]["kept"] == alone["kept"] == 115  # 480 · 0.7⁴, each time rounded

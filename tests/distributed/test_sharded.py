@@ -23,15 +23,15 @@ from torch.distributed.tensor.parallel import (
 
 from helpers.processes import together
 from prunus import (
-    Constant,
-    Exponential,
+    ConstantRelevance,
+    ExponentialRelevance,
     GradualPruning,
-    Linear,
+    LinearRelevance,
     Pruner,
-    Random,
+    PrunusError,
+    RandomScore,
     RelevancePenalty,
-    Taylor,
-    UserError,
+    TaylorScore,
     load_sparse,
     save_sparse,
     select,
@@ -102,25 +102,27 @@ def both(model: nn.Module) -> nn.Module:
 Layout = Callable[[nn.Module], nn.Module]
 
 METHODS: dict[str, dict[str, Any]] = {
-    "gradient": {"penalty": RelevancePenalty(1e-2, Exponential(0.1))},
-    "decoupled, lobster": {"penalty": RelevancePenalty(1e-2, Linear(0.1), way="decoupled")},
-    "L1": {"penalty": RelevancePenalty(1e-3, Constant(), power=1, way="decoupled")},
-    "smoothed": {"penalty": RelevancePenalty(1e-2, Exponential(0.1), smoothing=0.9)},
+    "gradient": {"penalty": RelevancePenalty(1e-2, ExponentialRelevance(0.1))},
+    "decoupled, lobster": {
+        "penalty": RelevancePenalty(1e-2, LinearRelevance(0.1), apply="decoupled")
+    },
+    "L1": {"penalty": RelevancePenalty(1e-3, ConstantRelevance(), power=1, apply="decoupled")},
+    "smoothed": {"penalty": RelevancePenalty(1e-2, ExponentialRelevance(0.1), smoothing=0.9)},
     "no penalty": {},
-    "taylor": {"score": Taylor()},
-    "random": {"score": Random(5)},
+    "taylor": {"score": TaylorScore()},
+    "random": {"score": RandomScore(5)},
 }
 """Element by element, so that the result is the same but for what torch makes of the last elements
 of a tensor, which do not fill a vector of the processor."""
 
 SUMMED: dict[str, dict[str, Any]] = {
-    "relative": {"penalty": RelevancePenalty(1e-2, Exponential(0.2, relative=True))},
+    "relative": {"penalty": RelevancePenalty(1e-2, ExponentialRelevance(0.2, relative=True))},
     "relative, smoothed, decoupled": {
         "penalty": RelevancePenalty(
-            1e-2, Exponential(0.2, relative=True), way="decoupled", smoothing=0.9
+            1e-2, ExponentialRelevance(0.2, relative=True), apply="decoupled", smoothing=0.9
         )
     },
-    "clipped": {"penalty": RelevancePenalty(1e-2, Exponential(0.1)), "max_grad_norm": 0.5},
+    "clipped": {"penalty": RelevancePenalty(1e-2, ExponentialRelevance(0.1)), "max_grad_norm": 0.5},
 }
 """With a sum over a tensor or all of them, whose last bit depends on who adds up what."""
 
@@ -285,7 +287,7 @@ def loaded_whole(path: str) -> tuple[str, bool]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6))
     parallelize_module(model, init_device_mesh("cpu", (2,)), {"0": ColwiseParallel()})
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(PrunusError) as caught:
         load_sparse(path, model)
     mean = model.get_buffer("1.running_mean")
     return str(caught.value), bool(mean.any())

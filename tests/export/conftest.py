@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.commands import SHORT, prunus
+from helpers.commands import SHORT, prunus
 
 
 @pytest.fixture(scope="session")

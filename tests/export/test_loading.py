@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from helpers.comparisons import assert_states_identical
-from prunus import SparseFile, UserError, load_sparse, save_sparse
+from prunus import PrunusError, SparseFile, load_sparse, save_sparse
 
 # Of kinds that no type checker would let pass.
 NONE: Any = None
@@ -29,7 +29,7 @@ def copies(model: nn.Module) -> dict[str, torch.Tensor]:
 def refused_whole(path: Path, model: nn.Module, message: str) -> None:
     """Make sure that a model refuses a file, and stays as it was."""
     before = copies(model)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(PrunusError, match=message):
         load_sparse(path, model)
     after = copies(model)
     assert list(after) == list(before)
@@ -65,7 +65,7 @@ def test_values_not_representable_in_the_models_type_are_rejected(
     save_sparse({"a": held}, tmp_path / "a")
     model = nn.Module()
     model.register_buffer("a", torch.zeros(held.shape, dtype=wanted))
-    with pytest.raises(UserError, match=rf"a \({wanted} for {held.dtype}\) would be rounded"):
+    with pytest.raises(PrunusError, match=rf"a \({wanted} for {held.dtype}\) would be rounded"):
         load_sparse(tmp_path / "a", model)
 
 
@@ -140,7 +140,7 @@ def test_extra_state_missing_from_the_file_is_rejected(tmp_path: Path) -> None:
             raise AssertionError
 
     save_sparse(nn.Linear(4, 6), tmp_path / "a")
-    with pytest.raises(UserError, match="does not fit the model: (?s:.*)_extra_state"):
+    with pytest.raises(PrunusError, match="does not fit the model: (?s:.*)_extra_state"):
         load_sparse(tmp_path / "a", Counting(4, 6))
 
 
@@ -153,7 +153,7 @@ def test_wider_model_is_loaded_without_loss(tmp_path: Path) -> None:
 
 def test_model_on_meta_device_is_rejected(tmp_path: Path) -> None:
     save_sparse(network(), tmp_path / "a")
-    with pytest.raises(UserError, match=r"have no memory: call model\.to_empty"):
+    with pytest.raises(PrunusError, match=r"have no memory: call model\.to_empty"):
         load_sparse(tmp_path / "a", network().to("meta"))
 
 
@@ -193,7 +193,7 @@ def test_invalid_arguments_are_rejected_and_nothing_is_written(
     tmp_path: Path, call: Any, message: str
 ) -> None:
     save_sparse(network(), tmp_path / "there")
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(PrunusError, match=message):
         call(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
@@ -202,5 +202,5 @@ def test_reading_from_a_closed_file_is_rejected(tmp_path: Path) -> None:
     save_sparse(network(), tmp_path / "a")
     with SparseFile(tmp_path / "a") as file:
         pass
-    with pytest.raises(UserError, match="is closed: read from it within its with block"):
+    with pytest.raises(PrunusError, match="is closed: read from it within its with block"):
         file.read("0.weight")

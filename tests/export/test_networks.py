@@ -13,14 +13,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from prunus import SparseFile, UserError, save_sparse
+from helpers.commands import prunus
+from prunus import PrunusError, SparseFile, save_sparse
 from prunus.bench import Bench, BenchRow
 from prunus.compaction import load_compact
 from prunus.export import to_csr, to_onnx
 from prunus.export.onnx_file import OnnxSession
-from prunus.recipes.finished import finished
-from prunus.recipes.models import perceptron
-from recipes.commands import prunus
+from prunus.recipes.run.finished import load_finished
+from prunus.recipes.tasks.models import perceptron
 
 
 def outputs(file: Path, x: torch.Tensor) -> torch.Tensor:
@@ -45,9 +45,9 @@ def test_export_to_compact_keeps_outputs_with_fewer_parameters(run: Path) -> Non
     with torch.no_grad():
         torch.testing.assert_close(small(x), right, rtol=1e-5, atol=1e-5)
         # The command itself reads it again, and a sparse file of the run.
-        torch.testing.assert_close(finished(path).model(x), right, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(load_finished(path).model(x), right, rtol=1e-5, atol=1e-5)
         assert prunus("export", run, "--to", "sparse").code == 0
-        sparse = finished(run / "model.sparse.safetensors").model
+        sparse = load_finished(run / "model.sparse.safetensors").model
         torch.testing.assert_close(sparse(x), right, rtol=1e-5, atol=1e-5)
 
 
@@ -195,9 +195,9 @@ def test_variant_with_wrong_outputs_is_left_out_and_threads_are_restored(
     assert done.left_out["compact"] == "its outputs are off by 1 of the largest"
     assert "compact" not in done.rows[0].times
     assert torch.get_num_threads() == before
-    with pytest.raises(UserError, match="no batch to time"):
+    with pytest.raises(PrunusError, match="no batch to time"):
         module.bench(model, lambda n: torch.randn(n, 8), batches=[])
-    with pytest.raises(UserError, match="fails on the example inputs"):
+    with pytest.raises(PrunusError, match="fails on the example inputs"):
         module.bench(model, lambda n: torch.randn(n, 9), threads=[1])
     assert torch.get_num_threads() == before
 
@@ -223,7 +223,7 @@ def test_invalid_bench_arguments_are_reported_together(
     from prunus import bench as module
 
     whole: dict[str, Any] = {"model": nn.Linear(8, 2), "example": lambda n: torch.randn(n, 8)}
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(PrunusError, match=message):
         module.bench(**{**whole, **arguments})
 
 
@@ -340,15 +340,15 @@ def test_onnx_fixes_the_batch_size_only_if_the_model_does(tmp_path: Path) -> Non
 
 def test_onnxruntime_failures_raise_user_error(tmp_path: Path) -> None:
     wide = nn.Sequential(nn.Linear(3, 3), nn.GELU()).to(torch.bfloat16)
-    with pytest.raises(UserError, match="onnxruntime|cannot be exported"):
+    with pytest.raises(PrunusError, match="onnxruntime|cannot be exported"):
         to_onnx(wide, torch.randn(2, 3, dtype=torch.bfloat16), tmp_path / "a.onnx")
     to_onnx(nn.Linear(3, 3), torch.randn(2, 3, requires_grad=True), tmp_path / "a.onnx")
     session = OnnxSession(tmp_path / "a.onnx")
     for wrong in ((torch.ones(2, 4),), (torch.ones(2, 3), torch.ones(2, 3)), ()):
-        with pytest.raises(UserError, match="onnxruntime fails on the inputs"):
+        with pytest.raises(PrunusError, match="onnxruntime fails on the inputs"):
             session.outputs(wrong, {})
     (tmp_path / "b.onnx").write_text("no network")
-    with pytest.raises(UserError, match="onnxruntime refuses the network"):
+    with pytest.raises(PrunusError, match="onnxruntime refuses the network"):
         OnnxSession(tmp_path / "b.onnx")
 
 
@@ -360,8 +360,8 @@ def test_failed_onnx_export_keeps_the_old_file(tmp_path: Path) -> None:
 
     path = tmp_path / "a.onnx"
     path.write_text("old")
-    with pytest.raises(UserError, match="Branching cannot be exported: "):
+    with pytest.raises(PrunusError, match="Branching cannot be exported: "):
         to_onnx(Branching(nn.Linear(3, 3)), torch.randn(2, 3), path)
     assert path.read_text() == "old"
-    with pytest.raises(UserError, match="fails on the example inputs"):
+    with pytest.raises(PrunusError, match="fails on the example inputs"):
         to_onnx(nn.Linear(3, 3), torch.randn(2, 4), path)

@@ -19,7 +19,7 @@ from torch import nn
 
 from helpers.comparisons import assert_states_identical, tensor_bytes
 from helpers.sparse_models import TiedEmbedding
-from prunus import SparseFile, SparseFileError, UserError, load_sparse, save_sparse
+from prunus import PrunusError, SparseFile, SparseFileError, load_sparse, save_sparse
 from prunus.export.encodings import ENCODINGS
 from prunus.export.sparse_file import size_bound
 
@@ -290,7 +290,7 @@ def test_metadata_is_restored_and_must_be_json(tmp_path: Path) -> None:
     save_sparse({"a": torch.eye(90)}, tmp_path / "a", about={"recipe": "digits"})
     with SparseFile(tmp_path / "a") as file:
         assert file.about == {"recipe": "digits"}
-    with pytest.raises(UserError, match="what JSON can say"):
+    with pytest.raises(PrunusError, match="what JSON can say"):
         save_sparse({"a": torch.eye(90)}, tmp_path / "a", about={"a": object()})
 
 
@@ -491,9 +491,9 @@ def test_truncated_and_foreign_files_are_rejected(tmp_path: Path) -> None:
     for content in (b"", b"PK", whole[:-1], whole[:100], whole + b"x", b"\xff" * 8 + whole[8:]):
         path.write_bytes(content)
         refused(path, "not a whole safetensors file")
-    with pytest.raises(UserError, match="there is no file"):
+    with pytest.raises(PrunusError, match="there is no file"):
         load_sparse(tmp_path / "b")
-    with pytest.raises(UserError, match="is a folder"):
+    with pytest.raises(PrunusError, match="is a folder"):
         load_sparse(tmp_path)
 
 
@@ -522,7 +522,7 @@ def test_limit_bounds_the_whole_file_or_each_tensor_read(tmp_path: Path) -> None
 
 def test_unsupported_tensors_and_unknown_names_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match="encoding must be 'smallest', .* or 'bitmap', but is 'zip'"
+        PrunusError, match="encoding must be 'smallest', .* or 'bitmap', but is 'zip'"
     ):
         save_sparse({"a": torch.eye(3)}, tmp_path / "a", encoding="zip")
     unfit: dict[str, Any] = {
@@ -533,16 +533,16 @@ def test_unsupported_tensors_and_unknown_names_are_rejected(tmp_path: Path) -> N
         "five": torch.ones(2),
     }
     with pytest.raises(
-        UserError, match="one is a int, two is without data.*three is of layout.*four is of type"
+        PrunusError, match="one is a int, two is without data.*three is of layout.*four is of type"
     ):
         save_sparse(unfit, tmp_path / "a")
     assert not list(tmp_path.iterdir())
     save_sparse(nn.Linear(30, 30), tmp_path / "a")
-    with pytest.raises(UserError, match=r"does not fit the model: (?s:.*)size mismatch"):
+    with pytest.raises(PrunusError, match=r"does not fit the model: (?s:.*)size mismatch"):
         load_sparse(tmp_path / "a", nn.Linear(30, 31))
     with SparseFile(tmp_path / "a") as file:
-        with pytest.raises(UserError, match="no tensor weigth; did you mean weight"):
+        with pytest.raises(PrunusError, match="no tensor weigth; did you mean weight"):
             file.read("weigth")
         save_sparse({"a": torch.tensor(3)}, tmp_path / "b")
-    with SparseFile(tmp_path / "b") as file, pytest.raises(UserError, match="has no rows"):
+    with SparseFile(tmp_path / "b") as file, pytest.raises(PrunusError, match="has no rows"):
         file.csr("a")

@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from helpers.commands import prunus
 from helpers.comparisons import assert_states_identical
 from prunus import SparseFile, load_sparse
 from prunus.export import to_sparse
 from prunus.export.sparse_file import size_bound
-from recipes.commands import prunus
 
 
 def test_export_to_sparse_keeps_every_tensor_in_a_smaller_file(run: Path) -> None:

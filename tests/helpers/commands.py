@@ -17,7 +17,7 @@ from unittest import mock
 
 import pytest
 
-from prunus.cli import main
+from prunus.cli.app import main
 
 # Seconds instead of minutes: 36 steps an epoch, 50,610 parameters.
 SHORT = ("--set", "dense_epochs=2", "--set", "epochs=3")

@@ -26,32 +26,32 @@ from helpers.models import tanh_network
 from helpers.optimizers import OPTIMIZERS
 from prunus import (
     Coefficient,
-    Constant,
-    Exponential,
+    ConstantRelevance,
+    ExponentialRelevance,
     GradualPruning,
     IterativePruning,
-    Linear,
+    LinearRelevance,
     OneShot,
     Pruner,
     RelevancePenalty,
     Schedule,
 )
-from prunus.penalty import Way
+from prunus.penalties.relevance import Apply
 
 STEPS, ROWS, STRENGTH = 6, 24, 0.02
 
 PENALTIES: dict[str, tuple[Coefficient, Any] | None] = {
-    "relevance": (Exponential(0.5, relative=True), 2),
-    "lobster": (Linear(0.05), 2),
-    "l2": (Constant(), 2),
-    "l1": (Constant(), 1),
+    "relevance": (ExponentialRelevance(0.5, relative=True), 2),
+    "lobster": (LinearRelevance(0.05), 2),
+    "l2": (ConstantRelevance(), 2),
+    "l1": (ConstantRelevance(), 1),
     "none": None,
 }
 
-WAYS: tuple[Way, ...] = ("gradient", "loss", "decoupled")
+WAYS: tuple[Apply, ...] = ("gradient", "loss", "decoupled")
 
 SCHEDULES: dict[str, Callable[[], Schedule]] = {
-    "iterative": lambda: IterativePruning(floor=0.0, fraction=0.3),
+    "iterative": lambda: IterativePruning(fraction=0.3),
     "gradual": lambda: GradualPruning(sparsity=0.5, end=4, every=2),
     "oneshot": lambda: OneShot(sparsity=0.4, at=3),
 }
@@ -94,7 +94,7 @@ class Cell:
     """One combination."""
 
     penalty: str
-    way: Way
+    apply: Apply
     schedule: str
     optimizer: str
     precision: str
@@ -113,9 +113,9 @@ class Cell:
                 return "LBFGS joins all gradients to one vector, which is not for several processes"
         if self.layout == "FSDP2" and self.optimizer in ("Adafactor", "Rprop"):
             return "torch 2.13's own step fails with sharded tensors"
-        if self.layout == "FSDP2" and self.way == "loss" and self.penalty != "none":
+        if self.layout == "FSDP2" and self.apply == "loss" and self.penalty != "none":
             return "refused: the gradients of whole tensors are not there"
-        if self.way == "loss" and self.penalty in ("relevance", "lobster"):
+        if self.apply == "loss" and self.penalty in ("relevance", "lobster"):
             if self.accumulation > 1:
                 return "relevance is then that of each micro-batch, as documented"
             if self.layout == "DDP":
@@ -123,12 +123,12 @@ class Cell:
         return ""
 
 
-def methods() -> list[tuple[str, Way, str]]:
+def methods() -> list[tuple[str, Apply, str]]:
     """Return every penalty in every way with every schedule."""
     return [
-        (penalty, way, schedule)
+        (penalty, apply, schedule)
         for penalty in PENALTIES
-        for way in (WAYS if PENALTIES[penalty] else WAYS[:1])
+        for apply in (WAYS if PENALTIES[penalty] else WAYS[:1])
         for schedule in SCHEDULES
     ]
 
@@ -188,7 +188,7 @@ class Reference:
 
 @cache
 def reference(
-    penalty: str, way: Way, schedule: str, optimizer: str, kept_by_cell: tuple[bytes, ...]
+    penalty: str, apply: Apply, schedule: str, optimizer: str, kept_by_cell: tuple[bytes, ...]
 ) -> Reference:
     """Train in float64, one process, one batch, by the formulas.
 
@@ -216,13 +216,13 @@ def reference(
         added = torch.zeros((), dtype=torch.float64)
         for weight, gradient, c, mask in zip(weights, gradients, coefficients, masks, strict=True):
             weight.grad = gradient.clone()
-            if penalty != "none" and way != "decoupled":
+            if penalty != "none" and apply != "decoupled":
                 shrink = weight.sign() if penalty == "l1" else 2 * weight
                 weight.grad += STRENGTH * c * shrink.detach()
                 power = weight.abs() if penalty == "l1" else weight.square()
                 added = added + (STRENGTH * c * power).sum()
             weight.grad *= mask
-        return loss + added if way == "loss" else loss
+        return loss + added if apply == "loss" else loss
 
     for step in range(1, STEPS + 1):
         if optimizer.startswith("LBFGS"):
@@ -232,7 +232,7 @@ def reference(
             moved.step()
         with torch.no_grad():
             for weight, c in zip(weights, coefficients, strict=True):
-                if penalty != "none" and way == "decoupled":
+                if penalty != "none" and apply == "decoupled":
                     shrink = STRENGTH * c * (1 if penalty == "l1" else 2 * weight.abs())
                     weight.sub_(weight.sign() * torch.minimum(shrink, weight.abs()))
             for weight, mask in zip(weights, masks, strict=True):
@@ -304,7 +304,7 @@ def run(cell: Cell) -> Outcome:
         pruner = Pruner(
             model,
             optimizer,
-            made and RelevancePenalty(STRENGTH, made[0], power=made[1], way=cell.way),
+            made and RelevancePenalty(STRENGTH, made[0], power=made[1], apply=cell.apply),
             SCHEDULES[cell.schedule](),
         )
     weights = list(pruner.model.parameters())
@@ -317,7 +317,7 @@ def run(cell: Cell) -> Outcome:
     def loss_of(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", half, enabled=cell.precision.startswith("autocast")):
             loss: torch.Tensor = (model(x).to(y.dtype) - y).square().mean()
-        if cell.way == "loss" and made:
+        if cell.apply == "loss" and made:
             loss = loss + pruner.penalty(loss)
         return loss
 
@@ -358,11 +358,11 @@ def run(cell: Cell) -> Outcome:
             if removed.count_nonzero() or torch.signbit(removed).any():
                 problems.append(f"step {step}: removed weights of {name} are not +0.0")
     got = torch.cat([whole(weight).double().flatten() for weight in weights])
-    expected = reference(cell.penalty, cell.way, cell.schedule, cell.optimizer, tuple(kept_after))
+    expected = reference(cell.penalty, cell.apply, cell.schedule, cell.optimizer, tuple(kept_after))
     begin = torch.cat([weight.detach().flatten() for weight in start().parameters()])
-    way = (expected.weights - begin).norm()
-    distance = float((got - expected.weights).norm() / way)
-    across = float(expected.across / way)
+    apply = (expected.weights - begin).norm()
+    distance = float((got - expected.weights).norm() / apply)
+    across = float(expected.across / apply)
     if not distance <= bound(cell):
         problems.append(f"{distance:.1e} of the way from the reference")
     if not across <= bound(cell):

@@ -24,17 +24,17 @@ from helpers.models import tanh_network
 from helpers.states import same, states_equal
 from prunus import (
     CheckpointError,
-    Exponential,
+    ExponentialRelevance,
     GradualPruning,
     IterativePruning,
-    LinearDecay,
+    LinearDecayStrength,
     OneShot,
     Pruner,
+    PrunusError,
     RelevancePenalty,
-    Taylor,
-    UserError,
+    TaylorScore,
 )
-from prunus.files import load_tree
+from prunus._utils.files import load_tree
 from prunus.integrations.accelerate import AcceleratedPruner
 from prunus.integrations.common import STATE_FILE
 
@@ -78,9 +78,13 @@ def validated(model: nn.Module) -> float:
 def stateful() -> dict[str, Any]:
     """Arguments that give every part of the pruner something to remember."""
     return {
-        "penalty": RelevancePenalty(LinearDecay(1e-2, steps=6), Exponential(0.1), smoothing=0.9),
-        "schedule": IterativePruning(floor=10.0, mode="min", fraction=0.2),
-        "score": Taylor(),
+        "penalty": RelevancePenalty(
+            LinearDecayStrength(1e-2, steps=6), ExponentialRelevance(0.1), smoothing=0.9
+        ),
+        "schedule": IterativePruning(fraction=0.2),
+        "floor": 10.0,
+        "mode": "min",
+        "score": TaylorScore(),
         "max_grad_norm": 0.5,
     }
 
@@ -172,7 +176,7 @@ def trained(batch: int, accumulate: int) -> nn.Module:
         accelerator,
         model,
         optimizer,
-        RelevancePenalty(1e-2, Exponential(0.1)),
+        RelevancePenalty(1e-2, ExponentialRelevance(0.1)),
         OneShot(sparsity=0.5, at=2),
     )
     for x, y in loader:
@@ -225,7 +229,7 @@ def test_relevance_under_the_scaler_is_that_of_the_true_gradient() -> None:
         model = dropout_network().eval()
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-30)  # so that the penalty is alone
         _, prepared = accelerator.prepare(model, optimizer)
-        penalty = RelevancePenalty(0.5, Exponential(1e-2), way="decoupled")
+        penalty = RelevancePenalty(0.5, ExponentialRelevance(1e-2), apply="decoupled")
         AcceleratedPruner(accelerator, model, prepared, penalty, max_grad_norm=1e-3)
         before = first(model).clone()
         accelerator.backward(loss_of(model, *tanh_batch()))
@@ -315,20 +319,22 @@ def test_weights_of_another_moment_are_refused(tmp_path: Path) -> None:
 def test_an_optimizer_that_was_not_prepared_is_rejected() -> None:
     accelerator = Accelerator(cpu=True)
     model = dropout_network()
-    with pytest.raises(UserError, match=r"is a bare AdamW: call .*accelerator\.prepare"):
+    with pytest.raises(PrunusError, match=r"is a bare AdamW: call .*accelerator\.prepare"):
         AcceleratedPruner(accelerator, model, adamw(model))
 
 
 def test_a_plain_pruner_of_a_prepared_optimizer_is_rejected() -> None:
     model = dropout_network()
     model, optimizer = Accelerator(cpu=True).prepare(model, adamw(model))
-    with pytest.raises(UserError, match="AcceleratedOptimizer has none: .* AcceleratedPruner"):
+    with pytest.raises(PrunusError, match="AcceleratedOptimizer has none: .* AcceleratedPruner"):
         Pruner(model, optimizer)
 
 
 def test_an_accelerator_of_another_type_is_rejected() -> None:
     model = dropout_network()
-    with pytest.raises(UserError, match=r"accelerator must be an accelerate\.Accelerator, but is"):
+    with pytest.raises(
+        PrunusError, match=r"accelerator must be an accelerate\.Accelerator, but is"
+    ):
         AcceleratedPruner(model, adamw(model), RelevancePenalty(1e-3))  # type: ignore[arg-type]
 
 
@@ -337,7 +343,7 @@ def test_a_sharded_model_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     model = dropout_network()
     _, optimizer = accelerator.prepare(model, adamw(model))
     monkeypatch.setattr(accelerator.state, "distributed_type", type("", (), {"value": "DEEPSPEED"}))
-    with pytest.raises(UserError, match=r"holds the whole model, but this is DEEPSPEED"):
+    with pytest.raises(PrunusError, match=r"holds the whole model, but this is DEEPSPEED"):
         AcceleratedPruner(accelerator, model, optimizer)
 
 
@@ -350,9 +356,11 @@ def _two_processes(folder: str) -> None:
         accelerator,
         model,
         optimizer,
-        RelevancePenalty(1e-2, Exponential(0.1)),
-        IterativePruning(floor=10.0, mode="min", fraction=0.5),
+        RelevancePenalty(1e-2, ExponentialRelevance(0.1)),
+        IterativePruning(fraction=0.5),
         max_grad_norm=0.5,
+        floor=10.0,
+        mode="min",
     )
     for _ in range(2):
         for x, y in loader:
@@ -370,7 +378,7 @@ def _two_processes(folder: str) -> None:
     accelerator.load_state(folder)
     assert pruner.sparsity == 0.75
     with pytest.raises(
-        UserError, match=r"the same validation metric, which is 0 on process 0, 1 on "
+        PrunusError, match=r"the same validation metric, which is 0 on process 0, 1 on "
     ):
         pruner.step(float(accelerator.process_index))
     # Else the threads of the process group are still there when Python ends, which may abort it.

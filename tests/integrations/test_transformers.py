@@ -33,17 +33,17 @@ from helpers.states import same, states_equal
 from integrations.trainers import WORDS, Sentences, bart, gpt2, stateful, trainer
 from prunus import (
     CheckpointError,
-    Exponential,
+    ExponentialRelevance,
     FloorNotReachedError,
     GradualPruning,
     IterativePruning,
     OneShot,
+    PrunusError,
     RelevancePenalty,
-    Taylor,
-    UserError,
+    TaylorScore,
     select,
 )
-from prunus.files import load_tree
+from prunus._utils.files import load_tree
 from prunus.integrations.transformers import STATE_FILE, PruningCallback
 
 
@@ -116,7 +116,9 @@ def test_relevance_does_not_depend_on_the_trainers_clipping(tmp_path: Path) -> N
     def shrunk(max_grad_norm: float) -> tuple[torch.Tensor, Any]:
         model = gpt2().eval()  # without dropout, which would make gradients differ
         before = model.transformer.wte.weight.detach().clone()
-        callback = PruningCallback(RelevancePenalty(0.5, Exponential(1e-3), way="decoupled"))
+        callback = PruningCallback(
+            RelevancePenalty(0.5, ExponentialRelevance(1e-3), apply="decoupled")
+        )
         made = trainer(
             tmp_path,
             callback,
@@ -220,7 +222,7 @@ def test_a_checkpoint_of_another_step_is_refused(tmp_path: Path, unstopped: Any)
 def test_a_metric_of_compute_metrics_is_found_by_name(tmp_path: Path) -> None:
     given = iter([0.9, 0.9, 0.1, 0.9, 0.9, 0.9])
     callback = PruningCallback(
-        schedule=IterativePruning(floor=0.5, fraction=0.5), metric="agreement"
+        schedule=IterativePruning(fraction=0.5), metric="agreement", floor=0.5
     )
     made = trainer(tmp_path, callback)
     made.compute_metrics = lambda _: {"agreement": next(given)}
@@ -302,7 +304,7 @@ def test_a_pretrained_model_is_pruned_by_the_same_callback(tmp_path: Path) -> No
 
 def test_the_seq2seq_trainer_prunes_with_label_smoothing_and_generation(tmp_path: Path) -> None:
     callback = PruningCallback(
-        RelevancePenalty(1e-3), IterativePruning(floor=0.0, fraction=0.5), metric="length"
+        RelevancePenalty(1e-3), IterativePruning(fraction=0.5), metric="length", floor=0.0
     )
     arguments = Seq2SeqTrainingArguments(
         str(tmp_path),
@@ -337,7 +339,7 @@ def test_the_best_model_is_not_a_denser_one_without_a_word(
 ) -> None:
     # The first evaluation is the best, and of the dense network; the floor is met by all.
     given = iter([0.9, 0.8, 0.7, 0.6, 0.4, 0.4])
-    callback = PruningCallback(schedule=IterativePruning(floor=0.5, fraction=0.5), metric="metric")
+    callback = PruningCallback(schedule=IterativePruning(fraction=0.5), metric="metric", floor=0.5)
     made = trainer(
         tmp_path,
         callback,
@@ -368,7 +370,7 @@ def test_evaluating_after_training_removes_nothing(tmp_path: Path) -> None:
 
 def test_an_unmet_floor_is_rejected_at_the_end(tmp_path: Path) -> None:
     callback = PruningCallback(
-        schedule=IterativePruning(floor=1e-9, mode="min", fraction=0.5), metric="loss"
+        schedule=IterativePruning(fraction=0.5), metric="loss", floor=1e-09, mode="min"
     )
     with pytest.raises(FloorNotReachedError, match="no validation met the floor"):
         trainer(tmp_path, callback, max_steps=4).train()
@@ -377,38 +379,38 @@ def test_an_unmet_floor_is_rejected_at_the_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"schedule": IterativePruning(floor=1.0)}, "needs the validation metric"),
-        ({"schedule": OneShot(sparsity=0.5, floor=1.0)}, "needs the validation metric"),
+        ({"schedule": IterativePruning(), "floor": 1.0}, "needs the validation metric"),
+        ({"schedule": OneShot(sparsity=0.5), "floor": 1.0}, "needs the validation metric"),
         ({"metric": "eval_loss"}, 'mode="min"'),
         ({"metric": 3}, "metric must be the name of a metric or None, but is 3"),
         ({"penalty": OneShot(sparsity=0.5)}, "penalty must be a RelevancePenalty or None, but is"),
-        ({"selection": ["*"]}, "selection must be a function that is given the model"),
-        ({"score": Taylor}, "score must be a Score, but is the class Taylor"),
+        ({"selection": ["*"]}, "selection must be a Selection, or a function that returns one"),
+        ({"score": TaylorScore}, "score must be a Score, but is the class TaylorScore"),
         ({"min_density": 1.0}, "min_density must be from 0 to below 1, but is 1.0"),
     ],
 )
 def test_conflicting_arguments_are_rejected(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(PrunusError, match=message):
         PruningCallback(**arguments)
 
 
 def floored() -> PruningCallback:
-    return PruningCallback(schedule=IterativePruning(floor=0.5), metric="bleu")
+    return PruningCallback(schedule=IterativePruning(), metric="bleu", floor=0.5)
 
 
 def test_a_metric_that_the_evaluation_does_not_return_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no metric 'bleu'; it returned .*eval_loss"):
+    with pytest.raises(PrunusError, match=r"no metric 'bleu'; it returned .*eval_loss"):
         trainer(tmp_path, floored()).train()
 
 
 def test_disabled_evaluation_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="evaluation is disabled"):
+    with pytest.raises(PrunusError, match="evaluation is disabled"):
         trainer(tmp_path, floored(), eval_strategy="no").train()
 
 
 def test_loading_the_best_model_without_a_metric_is_rejected(tmp_path: Path) -> None:
     callback = PruningCallback(schedule=OneShot(sparsity=0.5))
-    with pytest.raises(UserError, match="load_best_model_at_end the callback needs metric="):
+    with pytest.raises(PrunusError, match="load_best_model_at_end the callback needs metric="):
         trainer(tmp_path, callback, load_best_model_at_end=True).train()
 
 
@@ -424,7 +426,7 @@ def test_a_schedule_that_waits_for_an_evaluation_needs_no_metric(tmp_path: Path)
 def test_a_model_whose_tied_tensors_were_untied_is_rejected(tmp_path: Path) -> None:
     model = gpt2()
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
-    with pytest.raises(UserError, match=r"are two tensors.*tie_weights"):
+    with pytest.raises(PrunusError, match=r"are two tensors.*tie_weights"):
         trainer(tmp_path, PruningCallback(), model=model).train()
 
 
@@ -438,8 +440,10 @@ def test_a_checkpoint_made_without_the_callback_is_rejected(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("metric", ["eval_one_loss", "other_loss"])
 def test_the_metric_of_one_of_several_evaluation_sets(tmp_path: Path, metric: str) -> None:
-    schedule = IterativePruning(floor=100.0, mode="min", fraction=0.5)
-    made = trainer(tmp_path, PruningCallback(schedule=schedule, metric=metric), max_steps=8)
+    pruning = PruningCallback(
+        schedule=IterativePruning(fraction=0.5), metric=metric, floor=100.0, mode="min"
+    )
+    made = trainer(tmp_path, pruning, max_steps=8)
     made.eval_dataset = {"one": Sentences(8, seed=3), "other": Sentences(8, seed=4)}
     made.train()
     removed = [entry["removed"] for entry in made.state.log_history if "removed" in entry]
@@ -490,11 +494,17 @@ def test_two_processes_prune_alike_and_resume(tmp_path: Path) -> None:
 def test_resuming_the_same_trainer_equals_the_unstopped_one(tmp_path: Path, start: bool) -> None:
     def built(folder: str, *more: TrainerCallback) -> tuple[Any, PruningCallback]:
         schedule = (
-            IterativePruning(floor=10.0, mode="min", fraction=0.2)
+            IterativePruning(fraction=0.2)
             if start
-            else GradualPruning(sparsity=0.9, end=20, every=1, mode="min")
+            else GradualPruning(sparsity=0.9, end=20, every=1)
         )
-        pruning = PruningCallback(RelevancePenalty(1e-2), schedule, metric="loss")
+        pruning = PruningCallback(
+            RelevancePenalty(1e-2),
+            schedule,
+            metric="loss",
+            floor=10.0 if start else None,
+            mode="min",
+        )
         return trainer(tmp_path / folder, pruning, *more, eval_on_start=start), pruning
 
     whole, _ = built("whole")
@@ -551,7 +561,7 @@ def test_trainer_arguments_that_the_callback_cannot_serve_are_rejected(
 ) -> None:
     made = trainer(tmp_path, PruningCallback())
     setattr(made.args, unfit, True)
-    with pytest.raises(UserError, match=f"does not work with {unfit}"):
+    with pytest.raises(PrunusError, match=f"does not work with {unfit}"):
         made.callback_handler.on_train_begin(made.args, made.state, made.control)
 
 

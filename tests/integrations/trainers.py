@@ -20,7 +20,13 @@ from transformers import (
     set_seed,
 )
 
-from prunus import Exponential, IterativePruning, LinearDecay, RelevancePenalty, Taylor
+from prunus import (
+    ExponentialRelevance,
+    IterativePruning,
+    LinearDecayStrength,
+    RelevancePenalty,
+    TaylorScore,
+)
 from prunus.integrations.transformers import PruningCallback
 
 WORDS, LENGTH = 19, 8
@@ -113,11 +119,15 @@ def trainer(out: Path, *callbacks: TrainerCallback, model: Any = None, **changes
 def stateful(resume_from: Path | None = None) -> PruningCallback:
     """A callback all of whose parts have something to remember."""
     return PruningCallback(
-        RelevancePenalty(LinearDecay(1e-2, steps=6), Exponential(0.1), smoothing=0.9),
-        IterativePruning(floor=10.0, mode="min", fraction=0.2),
+        RelevancePenalty(
+            LinearDecayStrength(1e-2, steps=6), ExponentialRelevance(0.1), smoothing=0.9
+        ),
+        IterativePruning(fraction=0.2),
         metric="loss",
-        score=Taylor(),
+        score=TaylorScore(),
         resume_from=resume_from,
+        floor=10.0,
+        mode="min",
     )
 
 

@@ -73,7 +73,7 @@ def test_a_recipes_settings_are_shown() -> None:
 
 
 def test_taylor_in_the_loss_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
-    chosen = settings(**BRIEF, score="taylor", way="loss")
+    chosen = settings(**BRIEF, score="taylor", apply="loss")
     prunus("run", "digits", *chosen, "--out", tmp_path / "run").refused(
         "choose another way or score"
     )

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from helpers.commands import prunus, settings, summary
-from prunus.errors import DataError, UserError
-from prunus.recipes.classification import ImageConfig
-from prunus.recipes.data import Images, digits, hub_images, shifted
-from prunus.recipes.recipe import RECIPES
+from prunus.errors import DataError, PrunusError
+from prunus.recipes.data.images import Images, digits, hub_images, shifted
+from prunus.recipes.registry import RECIPES
+from prunus.recipes.tasks.classification import ImageConfig
 
 datasets = pytest.importorskip("datasets")
 Pillow = pytest.importorskip("PIL.Image")
@@ -357,14 +357,14 @@ def test_training_images_that_are_all_one_colour_are_refused(tmp_path: Path) -> 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, absent: list[str]) -> None:
     for name in absent:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UserError, match=r"need the 'hub' extra: pip install 'prunus\[hub\]'"):
+    with pytest.raises(PrunusError, match=r"need the 'hub' extra: pip install 'prunus\[hub\]'"):
         load("some/set")
 
 
 def test_a_missing_scikit_learn_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("sklearn", "sklearn.datasets"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UserError, match=r"needs? .*pip install 'prunus\[cli\]'"):
+    with pytest.raises(PrunusError, match=r"needs? .*pip install 'prunus\[cli\]'"):
         digits(0.2, 0)
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from helpers.commands import SHORT, contents, metrics, mounted, prunus, settings, summary
-from prunus.errors import CheckpointError, UserError
-from prunus.files import load_tree
-from prunus.recipes.directory import RunDirectory
+from prunus._utils.files import load_tree
+from prunus.errors import CheckpointError, PrunusError
+from prunus.recipes.run.directory import RunDirectory
 
 HOLD = """
 import fcntl, sys, time
@@ -112,7 +112,7 @@ def test_a_directory_is_free_again_after_its_run(finished: Path) -> None:
 def test_two_claims_within_one_process_are_refused_too(tmp_path: Path) -> None:
     with (
         RunDirectory(tmp_path / "run").claimed(resume=False),
-        pytest.raises(UserError, match="in use by another run"),
+        pytest.raises(PrunusError, match="in use by another run"),
         RunDirectory(tmp_path / "run").claimed(resume=False),
     ):
         raise AssertionError
@@ -388,7 +388,9 @@ def test_the_two_checkpoints_stay_two_until_the_next_is_whole(
 
     monkeypatch.setattr(os, call, full)
     monkeypatch.setattr(shutil, "copyfile", full)
-    with pytest.raises(UserError, match=r"safetensors: No space left on device\. What was written"):
+    with pytest.raises(
+        PrunusError, match=r"safetensors: No space left on device\. What was written"
+    ):
         directory.save_checkpoint({"epoch": 3})
     assert contents(tmp_path) == before
     monkeypatch.undo()

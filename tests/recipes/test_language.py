@@ -27,17 +27,17 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM,
 from transformers.pytorch_utils import Conv1D
 
 from helpers.commands import metrics, prunus, settings, summary
-from prunus.errors import DataError, UserError
-from prunus.recipes.corpora import Pairs, dialogues, texts, translations
-from prunus.recipes.directory import RunDirectory
-from prunus.recipes.finished import finished
-from prunus.recipes.language import bucketed
-from prunus.recipes.language_model import LanguageModel, LanguageModelConfig
-from prunus.recipes.objective import NO_CLASS, Teacher
-from prunus.recipes.recipe import RECIPES
-from prunus.recipes.sequences import SequenceConfig, SequenceToSequence
-from prunus.recipes.tokenizer import trained
-from prunus.recipes.training import Stopped, run
+from prunus.errors import DataError, PrunusError
+from prunus.recipes.data.texts import Pairs, dialogues, texts, translations
+from prunus.recipes.data.tokenizer import trained
+from prunus.recipes.registry import RECIPES
+from prunus.recipes.run.directory import RunDirectory
+from prunus.recipes.run.finished import load_finished
+from prunus.recipes.run.training import Stopped, run
+from prunus.recipes.tasks.language import bucketed
+from prunus.recipes.tasks.language_model import LanguageModel, LanguageModelConfig
+from prunus.recipes.tasks.losses import NO_CLASS, Teacher
+from prunus.recipes.tasks.sequences import SequenceConfig, SequenceToSequence
 from recipes.test_resume import KilledError, assert_same_run, at_step
 from recipes.texts import (
     ENGLISH,
@@ -95,14 +95,14 @@ def test_a_recipe_runs_from_a_folder_of_the_same_columns(tmp_path: Path, name: s
     assert tokenizer.decode(tokenizer.encode("fünf, sechs?")) == "fünf, sechs?"
 
     # And what the command exports and times.
-    taken = finished(out / "model.safetensors")
+    taken = load_finished(out / "model.safetensors")
     given: Any = taken.example(2)
     with torch.no_grad():
         right = loaded.eval()(**given).logits
         assert torch.equal(taken.model(**given).logits, right)
         if name.endswith("lm"):
             assert prunus("export", out, "--to", "compact").code == 0
-            compact = finished(out / "model.compact.safetensors").model
+            compact = load_finished(out / "model.compact.safetensors").model
             torch.testing.assert_close(compact(**given).logits, right, rtol=1e-4, atol=1e-5)
 
 
@@ -427,7 +427,7 @@ def test_a_dense_network_of_other_precision_is_not_taken_over(tmp_path: Path) ->
 
 
 def test_a_dropout_that_pruning_could_not_set_is_refused() -> None:
-    with pytest.raises(UserError, match="pruning_dropout must be 0 or none where dropout is 0"):
+    with pytest.raises(PrunusError, match="pruning_dropout must be 0 or none where dropout is 0"):
         RECIPES["shakespeare-lm"].config.changed(["dropout=0", "pruning_dropout=0.3"])
 
 
@@ -697,14 +697,14 @@ def test_a_vocabulary_larger_than_the_text_yields_is_rejected(tmp_path: Path) ->
 def test_settings_out_of_range_are_rejected(setting: dict[str, Any], reason: str) -> None:
     config = RECIPES["multi30k-translation"].config
     ((key, value),) = setting.items()
-    with pytest.raises(UserError, match=f"{key} must be {reason}"):
+    with pytest.raises(PrunusError, match=f"{key} must be {reason}"):
         config.changed([f"{key}={value}"])
 
 
 @pytest.mark.parametrize("absent", ["transformers", "tokenizers"])
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, absent: str) -> None:
     monkeypatch.setitem(sys.modules, absent, None)
-    with pytest.raises(UserError, match=r"pip install 'prunus\[language\]'"):
+    with pytest.raises(PrunusError, match=r"pip install 'prunus\[language\]'"):
         trained(["one"], 270)
 
 

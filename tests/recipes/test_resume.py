@@ -18,10 +18,10 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from helpers.commands import contents, metrics, prunus, settings, summary
-from prunus.files import load_tree
-from prunus.recipes.classification import Classification
-from prunus.recipes.recipe import RECIPES, Recipe
-from prunus.recipes.task import Evaluation
+from prunus._utils.files import load_tree
+from prunus.recipes.registry import RECIPES, Recipe
+from prunus.recipes.tasks.classification import Classification
+from prunus.recipes.tasks.task import Evaluation
 
 # Removals at nearly every step, momentum, a score with a memory, a strength that starts again at
 # each removal, and a floor that decides which state is delivered: all that a checkpoint must hold.
@@ -47,8 +47,8 @@ import os, pathlib, signal, sys
 import sklearn.datasets
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
-import prunus.recipes.training
-from prunus.cli import main
+import prunus.recipes.run.training
+from prunus.cli.app import main
 
 deed, command = int(sys.argv[2]), sys.argv[3:]
 out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
@@ -175,7 +175,7 @@ def test_a_run_asked_to_terminate_before_it_has_begun_saves_its_first_step(
         os.kill(os.getpid(), signal.SIGTERM)
         return RECIPES[name]
 
-    monkeypatch.setattr("prunus.recipes.recipe.find", find)
+    monkeypatch.setattr("prunus.recipes.registry.find", find)
     outcome = prunus("run", "digits", *settings(**BRIEF), "--out", tmp_path / "run")
     assert outcome.code == 143
     assert "stopped after step 1 of epoch 1 (dense)" in outcome.out
@@ -276,13 +276,13 @@ def test_a_stop_around_any_write_changes_no_bit(
         {"schedule": "oneshot", "begin": 0.5},
         {"score": "random", "floor": "none"},
         {
-            "way": "loss",
+            "apply": "loss",
             "penalty": "l1",
             "strength": 1e-4,
             "strength_follows": "constant",
             "score": "magnitude",
         },
-        {"way": "gradient", "strength_follows": "lr"},
+        {"apply": "gradient", "strength_follows": "lr"},
         {"min_density": 0.02, "biases": "false"},
         {"start": "fresh", "floor": "none", "shift": 1},
     ],

@@ -16,9 +16,9 @@ import torch
 from safetensors.numpy import load_file
 
 from helpers.commands import SHORT, contents, metrics, prunus, settings, summary
-from prunus.files import load_tree, save_tree
-from prunus.recipes.classification import ImageConfig as Config
-from prunus.recipes.data import Split, digits
+from prunus._utils.files import load_tree, save_tree
+from prunus.recipes.data.images import Split, digits
+from prunus.recipes.tasks.classification import ImageConfig as Config
 from recipes.test_resume import assert_same_run
 
 # Learns more slowly at first, removes much at once, and ends below the floor: there is a choice.
@@ -211,7 +211,7 @@ def choices() -> list[dict[str, str]]:
     def options(key: str) -> tuple[str, ...]:
         return get_args(hints[key])
 
-    ways = [{"penalty": p, "way": w} for p in options("penalty") for w in options("way")]
+    ways = [{"penalty": p, "apply": w} for p in options("penalty") for w in options("apply")]
     whens = [{"schedule": s, "score": c} for s in options("schedule") for c in options("score")]
     follows = [{"strength_follows": f} for f in options("strength_follows")]
     others = [{"relative": "false"}, {"momentum": "0"}, {"warmup": "0"}, {"min_density": "0.01"}]
@@ -275,7 +275,7 @@ def test_an_iterative_run_ends_once_patience_runs_out(tmp_path: Path) -> None:
     [
         ({"dense_lr": 1e30}, "dense", "lower dense_lr"),
         ({"lr": 1e30}, "prune", "lower lr or strength"),
-        ({"strength": 1e30, "way": "gradient"}, "prune", "lower lr or strength"),
+        ({"strength": 1e30, "apply": "gradient"}, "prune", "lower lr or strength"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else None,
 )

@@ -20,7 +20,7 @@ from torch import nn
 
 from helpers.comparisons import assert_layer_matches_float64
 from helpers.sparse_models import sparsify_with_zero_rows
-from prunus import UserError
+from prunus import PrunusError
 from prunus.runtime.convolution import SparseConv
 from prunus.runtime.fusion import fits_pool
 from prunus.runtime.linear import SparseLinear
@@ -165,7 +165,9 @@ def test_convolution_matches_float64_reference_or_rejects_small_images(
     expected = nn.Sequential(conv, nn.ReLU()) if rectified else conv
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
     if height + 2 * padding[0] < reach[0] or width + 2 * padding[1] < reach[1]:
-        with pytest.raises(UserError, match=r"the kernel covers \d+×\d+ pixels, but the input has"):
+        with pytest.raises(
+            PrunusError, match=r"the kernel covers \d+×\d+ pixels, but the input has"
+        ):
             sparse(x)
     else:
         assert_layer_matches_float64(sparse, expected, x)
@@ -377,10 +379,10 @@ def test_processes_compiling_at_the_same_time_run_their_own_kernels(tmp_path: Pa
     ],
 )
 def test_unsuitable_inputs_are_rejected(x: torch.Tensor, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(PrunusError, match=message):
         SparseLinear(nn.Linear(6, 4))(x)
 
 
 def test_all_faults_of_an_input_are_reported_together() -> None:
-    with pytest.raises(UserError, match=r"\(items, 3, height, width\).*float32, but is float64"):
+    with pytest.raises(PrunusError, match=r"\(items, 3, height, width\).*float32, but is float64"):
         SparseConv(nn.Conv2d(3, 4, 3))(torch.zeros(1, 2, 8, 8).double())

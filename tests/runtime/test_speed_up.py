@@ -20,10 +20,14 @@ from torch import nn
 
 from helpers.comparisons import assert_outputs_match
 from helpers.sparse_models import sparsified
-from prunus import UserError, compact, speed_up
-from prunus.runtime import choosing, sped_up
+from prunus import PrunusError, compact, speed_up
+from prunus.runtime import SpeedUpReport, choosing
 from prunus.runtime.fusion import chains
 from prunus.runtime.linear import SparseLinear
+
+
+def report_of(model: nn.Module, example: Any) -> tuple[nn.Module, SpeedUpReport]:
+    return speed_up(model, example, return_report=True)
 
 
 def plant_timings(monkeypatch: pytest.MonkeyPatch, *milliseconds: Sequence[float]) -> None:
@@ -56,17 +60,17 @@ def test_timings_are_medians_and_the_faster_layer_is_replaced(
     model = sparsified(nn.Sequential(nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10)), 0.99)
     x = torch.randn(64, 1024)
     plant_timings(monkeypatch, [3.0, 90.0, 4.0], [0.25, 0.5, 70.0], [1.0, 2.0, 3.0])
-    done = sped_up(model, x)
-    assert done.replaced == ("0", "2")
-    assert [layer.fused for layer in done.layers] == [("1",), ()]
-    assert done.layers[0].density == pytest.approx(0.01, abs=0.001)
-    assert [layer.dense_ms for layer in done.layers] == pytest.approx([4.0, 4.0])
-    assert [layer.sparse_ms for layer in done.layers] == pytest.approx([0.5, 0.5])
-    assert (done.dense_ms, done.sparse_ms) == pytest.approx((4.0, 0.5))
-    assert isinstance(done.model.get_submodule("0"), SparseLinear)
-    assert isinstance(done.model.get_submodule("1"), nn.Identity)
-    assert_outputs_match(done.model, model, x)
-    assert_outputs_match(done.model, model, torch.randn(3, 1024))
+    fast, report = report_of(model, x)
+    assert report.replaced == ("0", "2")
+    assert [layer.fused for layer in report.layers] == [("1",), ()]
+    assert report.layers[0].density == pytest.approx(0.01, abs=0.001)
+    assert [layer.dense_ms for layer in report.layers] == pytest.approx([4.0, 4.0])
+    assert [layer.sparse_ms for layer in report.layers] == pytest.approx([0.5, 0.5])
+    assert (report.dense_ms, report.sparse_ms) == pytest.approx((4.0, 0.5))
+    assert isinstance(fast.get_submodule("0"), SparseLinear)
+    assert isinstance(fast.get_submodule("1"), nn.Identity)
+    assert_outputs_match(fast, model, x)
+    assert_outputs_match(fast, model, torch.randn(3, 1024))
     assert isinstance(model[0], nn.Linear)  # the network itself is as it was
 
 
@@ -76,23 +80,23 @@ def test_a_layer_is_replaced_only_if_it_is_faster_by_the_margin(
 ) -> None:
     model = sparsified(nn.Sequential(nn.Linear(32, 32)))
     plant_timings(monkeypatch, [1.0], [sparse], [2.0])
-    done = sped_up(model, torch.randn(4, 32))
-    assert done.replaced == replaced
-    assert done.layers[0].sparse_ms == pytest.approx(sparse)
-    assert done.sparse_ms == pytest.approx(sparse if replaced else 1.0)
-    assert_outputs_match(done.model, model, torch.randn(4, 32))
+    fast, report = report_of(model, torch.randn(4, 32))
+    assert report.replaced == replaced
+    assert report.layers[0].sparse_ms == pytest.approx(sparse)
+    assert report.sparse_ms == pytest.approx(sparse if replaced else 1.0)
+    assert_outputs_match(fast, model, torch.randn(4, 32))
 
 
 def test_measured_timings_are_positive_and_decide_what_is_replaced() -> None:
     torch.manual_seed(0)
     model = sparsified(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)))
-    done = sped_up(model, torch.randn(16, 64))
-    for layer in done.layers:
+    fast, report = report_of(model, torch.randn(16, 64))
+    for layer in report.layers:
         assert 0 < layer.dense_ms < math.inf
         assert 0 < layer.sparse_ms < math.inf
         assert not layer.sparse or layer.sparse_ms < layer.dense_ms
-    assert 0 < done.sparse_ms <= done.dense_ms < math.inf
-    assert_outputs_match(done.model, model, torch.randn(16, 64))
+    assert 0 < report.sparse_ms <= report.dense_ms < math.inf
+    assert_outputs_match(fast, model, torch.randn(16, 64))
 
 
 def test_dense_network_is_returned_unchanged_with_a_warning() -> None:
@@ -139,15 +143,15 @@ def test_norms_and_relus_are_fused_unless_another_layer_uses_the_output(groups: 
     torch.manual_seed(0)
     model = sparsified(Residual(groups), 0.6)
     x = torch.randn(2, 3, 16, 16)
-    done = sped_up(model, x)
-    assert {layer.name: layer.fused for layer in done.layers} == {
+    fast, report = report_of(model, x)
+    assert {layer.name: layer.fused for layer in report.layers} == {
         "first": ("norm",),  # its rectifier is called elsewhere too
         "second": ("own_norm", "own_relu"),
         "read_twice": (),
         "head": (),
     }
-    assert_outputs_match(done.model, model, x)
-    assert_outputs_match(done.model, model, torch.randn(5, 3, 9, 11))
+    assert_outputs_match(fast, model, x)
+    assert_outputs_match(fast, model, torch.randn(5, 3, 9, 11))
 
 
 @pytest.mark.usefixtures("_always_faster")
@@ -162,11 +166,11 @@ def test_poolings_are_fused_before_or_after_the_rectifier() -> None:
     )  # fmt: skip
     model = sparsified(model, 0.6)
     x = torch.randn(3, 1, 30, 30)
-    done = sped_up(model, x)
-    fused = {layer.name: layer.fused for layer in done.layers}
+    fast, report = report_of(model, x)
+    fused = {layer.name: layer.fused for layer in report.layers}
     expected = {"0": ("1", "2", "3"), "4": ("5", "6"), "8": (), "11": (), "13": ("14",)}
     assert fused == expected
-    assert_outputs_match(done.model, model, x)
+    assert_outputs_match(fast, model, x)
 
 
 def test_modules_under_several_names_are_not_fused() -> None:
@@ -202,11 +206,11 @@ class Dynamic(nn.Module):
 def test_dynamic_control_flow_is_preserved() -> None:
     torch.manual_seed(0)
     model = sparsified(Dynamic())
-    done = sped_up(model, torch.ones(4, 12))
-    assert done.layers[0].sparse
-    assert done.layers[0].fused == ()
+    fast, report = report_of(model, torch.ones(4, 12))
+    assert report.layers[0].sparse
+    assert report.layers[0].fused == ()
     for x in (torch.ones(4, 12), -torch.ones(4, 12)):
-        assert_outputs_match(done.model, model, x)
+        assert_outputs_match(fast, model, x)
 
 
 @pytest.mark.usefixtures("_always_faster")
@@ -218,19 +222,19 @@ def test_encoder_layers_run_sparse_instead_of_the_fused_dense_kernel(
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=batch_first)
     model = sparsified(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), 0.7)
     x = torch.randn(4, 6, 16)
-    done = sped_up(model, x)
-    assert done.replaced == tuple(
+    fast, report = report_of(model, x)
+    assert report.replaced == tuple(
         f"layers.{i}.{name}"
         for i in range(2)
         for name in ("self_attn.inputs", "self_attn.out", "linear1", "linear2")
     )
-    assert not done.left
-    assert_outputs_match(done.model, model, x)
+    assert not report.left
+    assert_outputs_match(fast, model, x)
     mask = torch.zeros((4, 6) if batch_first else (6, 4), dtype=torch.bool)
     mask[0, -2:] = True
     with torch.no_grad():
         expected = model(x, src_key_padding_mask=mask)
-        found = done.model(x, src_key_padding_mask=mask)
+        found = fast(x, src_key_padding_mask=mask)
     kept = ~mask if batch_first else ~mask.t()
     torch.testing.assert_close(found[kept], expected[kept], rtol=0, atol=1e-5)
 
@@ -257,11 +261,11 @@ def test_random_perceptrons_keep_their_outputs(
     x = torch.randn(items, widths[0])
     with pytest.MonkeyPatch.context() as monkeypatch:
         plant_timings(monkeypatch, [1.0], [0.6], [0.5 if by_item else 0.7])
-        done = sped_up(model, x)
+        fast, report = report_of(model, x)
     # Layers that are not sparse enough stay dense.
-    expected = {layer.name for layer in done.layers if layer.density < 0.7}
-    assert set(done.replaced) == expected
-    assert_outputs_match(done.model, model, torch.randn(items, widths[0]))
+    expected = {layer.name for layer in report.layers if layer.density < 0.7}
+    assert set(report.replaced) == expected
+    assert_outputs_match(fast, model, torch.randn(items, widths[0]))
 
 
 @pytest.mark.usefixtures("_always_faster")
@@ -285,8 +289,8 @@ def test_layers_left_dense_are_reported_by_name_with_the_reason() -> None:
             return x + self.wide(torch.ones(8).double()).sum().float()  # type: ignore[no-any-return]
 
     model = sparsified(Several(), 0.9)
-    done = sped_up(model, torch.randn(5, 8))
-    assert done.replaced == ("linear",)
+    _fast, report = report_of(model, torch.randn(5, 8))
+    assert report.replaced == ("linear",)
     for name, reason in {
         "recurrent": "a LSTM has no sparse counterpart",
         "wrapped": "padding_mode is 'circular'",
@@ -295,8 +299,8 @@ def test_layers_left_dense_are_reported_by_name_with_the_reason() -> None:
         "idle": "not called on this example",
         "wide": "float64",
     }.items():
-        assert name in done.left, name
-        assert reason.split(".*")[0] in done.left[name]
+        assert name in report.left, name
+        assert reason.split(".*")[0] in report.left[name]
 
 
 class Counting(nn.Module):
@@ -318,10 +322,10 @@ def test_inputs_written_to_by_the_model_are_restored(kind: Any) -> None:
     torch.manual_seed(0)
     model = sparsified(Counting(), 0.9)
     words = torch.arange(8)
-    done = sped_up(model, (kind(words=words),))
+    fast, report = report_of(model, (kind(words=words),))
     assert words.tolist() == list(range(8))
-    assert done.replaced == ("head",)
-    right, fast = (each({"words": words.clone()}) for each in (model, done.model))
+    assert report.replaced == ("head",)
+    right, fast = (each({"words": words.clone()}) for each in (model, fast))
     torch.testing.assert_close(fast, right)
 
 
@@ -348,7 +352,7 @@ def test_fast_model_rejects_gradients_and_can_be_copied() -> None:
     model = sparsified(nn.Sequential(nn.Linear(6, 6), nn.ReLU()), 0.5)
     fast = speed_up(model, torch.randn(2, 6))
     assert not any(p.requires_grad for p in fast.parameters())
-    with pytest.raises(UserError, match="without a gradient.*train the network that it was made"):
+    with pytest.raises(PrunusError, match="without a gradient.*train the network that it was made"):
         fast(torch.randn(2, 6, requires_grad=True))
     assert_outputs_match(copy.deepcopy(fast), model, torch.randn(2, 6))
 
@@ -378,19 +382,19 @@ def test_projections_of_attention_are_replaced(kind: str, batch_first: bool) -> 
     if kind == "sizes":
         value = torch.randn(5, 5, 10)
     given = (one, one, one) if kind == "self" else (one, key, value)
-    done = sped_up(model, given)
+    fast, report = report_of(model, given)
     names = ("inputs",) if kind == "self" else ("query", "key", "value")
     # The attention is the model itself, so that nothing stands before the dot.
-    assert done.replaced == (*names, "out")
+    assert report.replaced == (*names, "out")
     padding = torch.zeros(5, 5, dtype=torch.bool)
     padding[1, 3:] = True
     causal = torch.ones(5, 5, dtype=torch.bool).triu(1)
-    with pytest.raises(UserError, match="is_causal needs attn_mask"):
-        done.model(*given, is_causal=True)
+    with pytest.raises(PrunusError, match="is_causal needs attn_mask"):
+        fast(*given, is_causal=True)
     with pytest.raises(
-        UserError, match="masks must be of bool or floating point, but are torch.int64"
+        PrunusError, match="masks must be of bool or floating point, but are torch.int64"
     ):
-        done.model(*given, key_padding_mask=padding.long())
+        fast(*given, key_padding_mask=padding.long())
     calls: list[dict[str, Any]] = [
         {},
         {"need_weights": False},
@@ -401,7 +405,7 @@ def test_projections_of_attention_are_replaced(kind: str, batch_first: bool) -> 
     swapped = (one, one.flip(0), one.flip(1)) if kind == "self" else given
     with torch.no_grad():
         for inputs, settings in itertools.product((given, swapped), calls):
-            expected, found = model(*inputs, **settings), done.model(*inputs, **settings)
+            expected, found = model(*inputs, **settings), fast(*inputs, **settings)
             torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-5)
             if settings.get("need_weights", True):
                 torch.testing.assert_close(found[1], expected[1], rtol=1e-5, atol=1e-5)
@@ -427,12 +431,12 @@ def test_attention_whose_weights_are_read_elsewhere_is_left_dense() -> None:
 
     model = sparsified(Curious())
     x = torch.randn(2, 3, 8)
-    done = sped_up(model, x)
-    assert done.replaced == ("other.inputs", "other.out", "linear")
-    assert done.left["attention"] == "its weights are read by the code around it"
-    assert done.left["hooked"] == "it has hooks"
-    assert "keys and values of its own" in done.left["biased"]
-    assert_outputs_match(done.model, model, x)
+    fast, report = report_of(model, x)
+    assert report.replaced == ("other.inputs", "other.out", "linear")
+    assert report.left["attention"] == "its weights are read by the code around it"
+    assert report.left["hooked"] == "it has hooks"
+    assert "keys and values of its own" in report.left["biased"]
+    assert_outputs_match(fast, model, x)
 
 
 @pytest.mark.usefixtures("_always_faster")
@@ -449,10 +453,10 @@ def test_shared_attention_called_with_keywords_or_without_a_batch_is_replaced() 
 
     model = sparsified(Twice(), 0.5)
     for x in (torch.randn(5, 8), torch.randn(5, 3, 8)):
-        done = sped_up(model, x)
-        assert done.replaced == ("attention.inputs", "attention.out")
-        assert done.model.get_submodule("again") is done.model.get_submodule("attention")
-        assert_outputs_match(done.model, model, x)
+        fast, report = report_of(model, x)
+        assert report.replaced == ("attention.inputs", "attention.out")
+        assert fast.get_submodule("again") is fast.get_submodule("attention")
+        assert_outputs_match(fast, model, x)
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
@@ -465,15 +469,15 @@ def test_encoder_is_replaced_for_padded_inputs_unless_it_uses_nested_tensors(nes
     mask = torch.zeros(4, 6, dtype=torch.bool)
     mask[1, -2:] = True
     x = torch.randn(4, 6, 16)
-    done = sped_up(model, {"src": x, "src_key_padding_mask": mask})
+    fast, report = report_of(model, {"src": x, "src_key_padding_mask": mask})
     if nested:  # where what is padded is 0 in the output, which no other way would yield
-        assert done.replaced == ()
-        assert "enable_nested_tensor=False" in done.left["layers.0.linear1"]
+        assert report.replaced == ()
+        assert "enable_nested_tensor=False" in report.left["layers.0.linear1"]
     else:
-        assert "layers.0.self_attn.inputs" in done.replaced, done.left
+        assert "layers.0.self_attn.inputs" in report.replaced, report.left
     with torch.no_grad():
         expected = model(x, src_key_padding_mask=mask)
-        found = done.model(x, src_key_padding_mask=mask)
+        found = fast(x, src_key_padding_mask=mask)
     torch.testing.assert_close(found[~mask], expected[~mask], rtol=0, atol=2e-5)
 
 
@@ -497,11 +501,11 @@ def test_compact_models_are_sped_up(wrap: Any) -> None:
     small = compact(sparsified(model, 0.6), x)
     kinds = {type(layer).__name__ for layer in small.modules()}
     assert {"SelectingConv2d", "SelectingLinear"} <= kinds
-    done = sped_up(wrap(small), x)
-    assert done.replaced == ("0", "4", "6")
-    assert done.layers[0].fused == ("1", "2")
-    assert done.layers[1].fused == ("5",)
-    assert_outputs_match(done.model, model, x)
+    fast, report = report_of(wrap(small), x)
+    assert report.replaced == ("0", "4", "6")
+    assert report.layers[0].fused == ("1", "2")
+    assert report.layers[1].fused == ("5",)
+    assert_outputs_match(fast, model, x)
 
 
 class Noisy(nn.Sequential):
@@ -528,7 +532,7 @@ class Noisy(nn.Sequential):
     ],
 )
 def test_invalid_models_and_examples_are_rejected(model: Any, example: Any, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(PrunusError, match=message):
         speed_up(model, example)
 
 
@@ -539,7 +543,7 @@ sys.modules["numba"] = None
 import torch, prunus
 try:
     prunus.speed_up(torch.nn.Sequential(torch.nn.Linear(2, 2)), torch.ones(1, 2))
-except prunus.UserError as error:
+except prunus.PrunusError as error:
     print(error)
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -547,6 +551,6 @@ except prunus.UserError as error:
 
 
 def test_timings_not_measured_are_nan() -> None:
-    done = sped_up(nn.Sequential(nn.Linear(4, 4)), torch.ones(1, 4))
-    assert math.isnan(done.layers[0].dense_ms)
-    assert done.sparse_ms == done.dense_ms
+    _fast, report = report_of(nn.Sequential(nn.Linear(4, 4)), torch.ones(1, 4))
+    assert math.isnan(report.layers[0].dense_ms)
+    assert report.sparse_ms == report.dense_ms

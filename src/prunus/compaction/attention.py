@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from prunus.attention import Attention
+from prunus._inference.attention import Attention
 
 __all__ = ["SmallerAttention"]
 

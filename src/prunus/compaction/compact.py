@@ -6,20 +6,27 @@ import contextlib
 import copy
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import nn
 
+from prunus._inference.model_calls import (
+    ExampleInputs,
+    call_model,
+    copy_model,
+    prepare_call,
+    reference_outputs,
+    relative_difference,
+)
 from prunus.compaction.analysis import Plan, analyse
 from prunus.compaction.check import draws, tolerance
 from prunus.compaction.graph import Graph, trace
 from prunus.compaction.surgery import operate, readings
-from prunus.errors import UserError
-from prunus.examples import ExampleInputs, copied, difference, expected, prepared, run
+from prunus.errors import PrunusError
 from prunus.selection import total_parameters
 
-__all__ = ["Compaction", "Removed", "compact", "compacted"]
+__all__ = ["CompactionReport", "Removed", "compact"]
 
 
 @dataclass(frozen=True)
@@ -38,11 +45,10 @@ class Removed:
 
 
 @dataclass(frozen=True)
-class Compaction:
-    """A smaller model, and what was done to make it so.
+class CompactionReport:
+    """What :func:`compact` removed from a model.
 
     Attributes:
-        model: The smaller model, in evaluation mode.
         removed: The parameters and buffers that became smaller.
         biases: The layers that have got a bias, for constants that other units had left behind.
         selecting: The layers that now select some of the features that they are given.
@@ -56,7 +62,6 @@ class Compaction:
             magnitude.
     """
 
-    model: nn.Module
     removed: tuple[Removed, ...]
     biases: tuple[str, ...]
     selecting: tuple[str, ...]
@@ -68,7 +73,21 @@ class Compaction:
     error: float
 
 
-def compact(model: nn.Module, example_inputs: ExampleInputs) -> nn.Module:
+@overload
+def compact(
+    model: nn.Module, example_inputs: ExampleInputs, *, return_report: Literal[False] = False
+) -> nn.Module: ...
+
+
+@overload
+def compact(
+    model: nn.Module, example_inputs: ExampleInputs, *, return_report: Literal[True]
+) -> tuple[nn.Module, CompactionReport]: ...
+
+
+def compact(
+    model: nn.Module, example_inputs: ExampleInputs, *, return_report: bool = False
+) -> nn.Module | tuple[nn.Module, CompactionReport]:
     """Return a smaller dense copy of a model, with the same outputs.
 
     What is dead goes: neurons, channels and attention heads which nothing that varies feeds, or
@@ -86,6 +105,7 @@ def compact(model: nn.Module, example_inputs: ExampleInputs) -> nn.Module:
         example_inputs: What the model is called with: a tensor, a tuple of positional arguments or
             a mapping of keyword arguments. Integers should span the range that the model is made
             for: the random inputs do not leave it.
+        return_report: Whether to return a :class:`CompactionReport` too. Default False.
 
     Returns:
         The copy, in evaluation mode; an equal one if there is nothing to remove. On the example and
@@ -95,7 +115,7 @@ def compact(model: nn.Module, example_inputs: ExampleInputs) -> nn.Module:
         from the sizes of its inputs are taken to be what they are for the example.
 
     Raises:
-        UserError: It is no module or has no parameters, the example does not fit it, it cannot be
+        PrunusError: It is no module or has no parameters, the example does not fit it, it cannot be
             traced or copied, its outputs are random, or a smaller model would say something else.
 
     Example:
@@ -111,46 +131,24 @@ def compact(model: nn.Module, example_inputs: ExampleInputs) -> nn.Module:
         >>> x = torch.randn(10, 4)
         >>> torch.allclose(small(x), model(x), atol=1e-6)
         True
+        >>> small, report = compact(model, torch.ones(1, 4), return_report=True)
+        >>> report.parameters_before, report.parameters, report.removed[0]
+        (58, 23, Removed(name='0.weight', before=(8, 4), after=(3, 4)))
     """
-    return compacted(model, example_inputs).model
-
-
-def compacted(model: nn.Module, example_inputs: ExampleInputs) -> Compaction:
-    """Do what :func:`compact` does, and say what was done.
-
-    Args:
-        model: As there.
-        example_inputs: As there.
-
-    Returns:
-        The smaller model, and what became of each tensor.
-
-    Raises:
-        UserError: As there.
-
-    Example:
-        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-        >>> _ = model[2].weight.data[:, 1:].zero_()    # seven neurons that nobody reads
-        >>> done = compacted(model, torch.ones(1, 4))
-        >>> done.parameters_before, done.parameters
-        (58, 9)
-        >>> done.removed[0]
-        Removed(name='0.weight', before=(8, 4), after=(1, 4))
-    """
-    model, args, kwargs = prepared(model, example_inputs)
-    original = copied(model)
+    model, args, kwargs = prepare_call(model, example_inputs)
+    original = copy_model(model)
     inputs = list(draws(args, kwargs))
-    right = [expected(original, *inputs[0])]
+    right = [reference_outputs(original, *inputs[0])]
     taken = inputs[:1]
-    if difference(right[0], run(original, *inputs[0], seed=1)) > 0:
-        raise UserError(
+    if relative_difference(right[0], call_model(original, *inputs[0], seed=1)) > 0:
+        raise PrunusError(
             f"{type(model).__name__} is random in evaluation mode: two calls on the same input "
             "differ, so that no smaller model can be compared with it"
         )
     for drawn in inputs[1:]:
         # A model may take inputs of some kind only, of which the example is one.
-        with contextlib.suppress(UserError):
-            right.append(expected(original, *drawn))
+        with contextlib.suppress(PrunusError):
+            right.append(reference_outputs(original, *drawn))
             taken.append(drawn)
     graph = trace(original, args, kwargs)
 
@@ -168,10 +166,11 @@ def compacted(model: nn.Module, example_inputs: ExampleInputs) -> Compaction:
                 held.discard(place)
                 made = freer
     if made.model is None:
-        raise UserError(
+        raise PrunusError(
             f"{type(model).__name__} cannot be made smaller with the same outputs: {made.reason}"
         )
-    return _described(model, made.model, made)
+    report = _described(model, made.model, made)
+    return (made.model, report) if return_report else made.model
 
 
 @dataclass(frozen=True)
@@ -204,7 +203,7 @@ def _attempt(
         error, failure = 0.0, ""
         for (args, kwargs), right in zip(inputs, wanted, strict=True):
             try:
-                apart = difference(right, run(small, args, kwargs))
+                apart = relative_difference(right, call_model(small, args, kwargs))
             except Exception as raised:
                 failure = f"the copy fails with {type(raised).__name__}: {raised}"
                 break
@@ -238,7 +237,7 @@ def _changes(
     return kinds, sizes
 
 
-def _described(model: nn.Module, small: nn.Module, made: _Attempt) -> Compaction:
+def _described(model: nn.Module, small: nn.Module, made: _Attempt) -> CompactionReport:
     before = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     after = {**dict(small.named_parameters()), **dict(small.named_buffers())}
     removed = tuple(
@@ -246,8 +245,7 @@ def _described(model: nn.Module, small: nn.Module, made: _Attempt) -> Compaction
         for name, old in before.items()
         if old.shape != after[name].shape
     )
-    return Compaction(
-        model=small,
+    return CompactionReport(
         removed=removed,
         biases=tuple(made.plan.created),
         selecting=tuple(made.plan.selected),

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunus.arguments import refuse, wrong_kind
+from prunus._distributed.process_group import unwrap
+from prunus._inference.model_calls import copy_model
+from prunus._utils.checks import raise_problems, type_problem
 from prunus.compaction.attention import SmallerAttention
-from prunus.compaction.compact import Compaction
+from prunus.compaction.compact import CompactionReport
 from prunus.compaction.selecting import SELECTING
 from prunus.compaction.surgery import exchange
-from prunus.errors import SparseFileError, UserError, listing
-from prunus.examples import copied
+from prunus.errors import PrunusError, SparseFileError, listing
 from prunus.export.loading import load_state
 from prunus.export.sparse_file import LIMIT, SparseFile, load_sparse, save_sparse
 from prunus.selection import check_model
-from prunus.world import unwrapped
 
 __all__ = ["load_compact", "save_compact"]
 
@@ -37,30 +37,36 @@ _OWN_SIZES = frozenset({"width"})
 
 
 def save_compact(
-    done: Compaction, path: str | Path, *, about: Mapping[str, Any] | None = None
+    model: nn.Module,
+    report: CompactionReport,
+    path: str | Path,
+    *,
+    metadata: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a compact model's tensors, and what else must change in a model to hold them.
 
     It is a sparse file, as of :func:`prunus.save_sparse`, for zeros are left in a compact model.
 
     Args:
-        done: What :func:`compacted` returned; ``done.model`` may have been trained since.
+        model: The compact model, which may have been trained since.
+        report: What ``compact(..., return_report=True)`` returned with it.
         path: The file to write or replace.
-        about: Facts to keep in the file's metadata, such as can be said in JSON.
+        metadata: Facts to keep in the file's metadata, such as can be said in JSON.
 
     Raises:
-        UserError: A tensor became smaller that the ``state_dict`` leaves out, or the file cannot be
-            written.
+        PrunusError: A tensor became smaller that the ``state_dict`` leaves out, or the file cannot
+            be written.
 
     Example:
         >>> import tempfile
-        >>> from prunus.compaction import compacted
+        >>> from prunus import compact
         >>> def build():
         ...     return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> model = build()
         >>> _ = model[2].weight.data[:, 1:].zero_()
         >>> path = Path(tempfile.mkdtemp()) / "model.safetensors"
-        >>> save_compact(compacted(model, torch.ones(1, 4)), path)
+        >>> small, report = compact(model, torch.ones(1, 4), return_report=True)
+        >>> save_compact(small, report, path)
         >>> load_compact(path, build())
         Sequential(
           (0): Linear(in_features=4, out_features=1, bias=True)
@@ -68,29 +74,29 @@ def save_compact(
           (2): Linear(in_features=1, out_features=2, bias=True)
         )
     """
-    refuse(
-        wrong_kind(
-            "done",
-            done,
-            Compaction,
-            "what compacted(model, example) returns",
-            mend="not its model alone",
+    raise_problems(
+        type_problem(
+            "report",
+            report,
+            CompactionReport,
+            "a CompactionReport",
+            mend="compact(model, example_inputs, return_report=True) returns it",
         )
     )
-    state = done.model.state_dict()
-    unsaved = [removed.name for removed in done.removed if removed.name not in state]
+    state = model.state_dict()
+    unsaved = [removed.name for removed in report.removed if removed.name not in state]
     if unsaved:
-        raise UserError(
+        raise PrunusError(
             f"{listing(unsaved)} became smaller, but is not part of the state_dict: register it by "
             "register_buffer(..., persistent=True)"
         )
     held = {
-        "kinds": done.kinds,
-        "sizes": done.sizes,
-        "biases": list(done.biases),
-        "shapes": {removed.name: removed.before for removed in done.removed},
+        "kinds": report.kinds,
+        "sizes": report.sizes,
+        "biases": list(report.biases),
+        "shapes": {removed.name: removed.before for removed in report.removed},
     }
-    save_sparse(state, path, about={**(about or {}), "compact": held})
+    save_sparse(state, path, about={**(metadata or {}), "compact": held})
 
 
 def load_compact(path: str | Path, model: nn.Module, *, limit: int = LIMIT) -> nn.Module:
@@ -107,7 +113,8 @@ def load_compact(path: str | Path, model: nn.Module, *, limit: int = LIMIT) -> n
 
     Raises:
         SparseFileError: The file is damaged, or its tensors are beyond the limit.
-        UserError: There is no such file, it is not of a compact model, or the model is another one.
+        PrunusError: There is no such file, it is not of a compact model, or the model is another
+            one.
 
     Example:
         See :func:`save_compact`.
@@ -115,14 +122,14 @@ def load_compact(path: str | Path, model: nn.Module, *, limit: int = LIMIT) -> n
     with SparseFile(path, limit=limit) as file:
         held = file.about.get("compact")
     if held is None:
-        raise UserError(
+        raise PrunusError(
             f"{path} is not the file of a compact model: read it by prunus.load_sparse, or write "
             "one by prunus.compaction.save_compact"
         )
     check_model(model)
     changes = _checked(Path(path), held)
     state = load_sparse(path, limit=limit)
-    small = copied(unwrapped(model))
+    small = copy_model(unwrap(model))
     try:
         for name, kind in changes.kinds.items():
             _change(small, name, kind)
@@ -135,10 +142,10 @@ def load_compact(path: str | Path, model: nn.Module, *, limit: int = LIMIT) -> n
         for name, kind in changes.kinds.items():
             if kind != SmallerAttention.__name__:
                 _check_selected(name, small.get_submodule(name), changes.shapes)
-    except UserError:
+    except PrunusError:
         raise  # which says it all
     except (AttributeError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
+        raise PrunusError(
             f"{path} does not fit {type(model).__name__}, which must be built as the model was "
             f"before it became smaller: {error}"
         ) from error

@@ -19,7 +19,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from prunus.errors import UserError
+from prunus.errors import PrunusError
 
 __all__ = ["Call", "Graph", "Value", "alike", "anywhere", "trace"]
 
@@ -165,7 +165,7 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
         kwargs: The keyword arguments.
 
     Raises:
-        UserError: It cannot be traced.
+        PrunusError: It cannot be traced.
     """
     program = _exported(model, args, kwargs)
     tensors: dict[str, torch.Tensor] = {
@@ -278,7 +278,7 @@ def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
             return export(model, args, dict(kwargs)).run_decompositions({})
     except Exception as error:
         place = _place(error, model)
-        raise UserError(
+        raise PrunusError(
             f"{type(model).__name__} cannot be traced by torch.export{place}: "
             f"{_first_lines(error)}. What a model calls must not hang on the values of tensors: "
             "choose with torch.where instead of if, and keep .item() and loops over data out of "

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
+from prunus._utils.files import write_atomically
 from prunus.export.exported import Exported, bound_of, target
 from prunus.export.sparse_file import SparseFile, StoredTensor, size_bound
-from prunus.files import write_atomically
 
 __all__ = ["to_csr"]
 
@@ -29,7 +29,7 @@ def to_csr(source: Path, out: Path | None = None) -> Exported:
         out: The file to write; default: beside the source, as ``NAME.csr.safetensors``.
 
     Raises:
-        UserError: The source cannot be read, or the file not be written.
+        PrunusError: The source cannot be read, or the file not be written.
 
     Example:
         >>> import tempfile

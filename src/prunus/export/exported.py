@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from prunus.errors import UserError
+from prunus.errors import PrunusError
 from prunus.export.sparse_file import StoredTensor, as_bits, size_bound
 
 __all__ = ["Exported", "bound_of", "target"]
@@ -39,12 +39,12 @@ def target(source: Path, out: Path | None, form: str) -> Path:
     """Return the file to write: ``out``, or one beside the source with the form in its name.
 
     Raises:
-        UserError: It is the source itself.
+        PrunusError: It is the source itself.
     """
     end = "" if form == "onnx" else ".safetensors"
     out = out or source.with_name(f"{source.name.removesuffix('.safetensors')}.{form}{end}")
     if out.exists() and out.samefile(source):
-        raise UserError(f"{out} is the file to read: choose another --out")
+        raise PrunusError(f"{out} is the file to read: choose another --out")
     return out
 
 

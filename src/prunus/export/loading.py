@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from prunus.errors import UserError, listing
+from prunus._distributed.process_group import unwrap
+from prunus.errors import PrunusError, listing
 from prunus.selection import check_model
-from prunus.world import unwrapped
 
 __all__ = ["load_state"]
 
@@ -28,7 +28,7 @@ def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], path: str | 
         path: Where they come from, for the message.
 
     Raises:
-        UserError: They do not fit the model, or it cannot hold every bit of them.
+        PrunusError: They do not fit the model, or it cannot hold every bit of them.
 
     Example:
         >>> layer = nn.Linear(2, 1)
@@ -39,12 +39,12 @@ def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], path: str | 
     check_model(model)
     own = model.state_dict()
     if own.keys() != state.keys():  # which may be that of a wrapper
-        model = unwrapped(model)
+        model = unwrap(model)
         own = model.state_dict()
     held = {name: tensor for name, tensor in own.items() if _has_shape(tensor)}
     problems = list(_unable(held, state))
     if problems:
-        raise UserError(f"the model cannot hold what is in {path}: {'; '.join(problems)}")
+        raise PrunusError(f"the model cannot hold what is in {path}: {'; '.join(problems)}")
     before = [] if _certain(model, own, state) else _copies(model)
     try:
         model.load_state_dict(state)
@@ -52,7 +52,7 @@ def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], path: str | 
         with torch.no_grad():
             for tensor, copy in before:
                 tensor.copy_(copy)
-        raise UserError(f"{path} does not fit the model: {error}") from error
+        raise PrunusError(f"{path} does not fit the model: {error}") from error
 
 
 def _has_shape(value: Any) -> bool:

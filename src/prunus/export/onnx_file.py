@@ -16,9 +16,16 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from prunus.errors import UserError
-from prunus.examples import TOLERANCE, ExampleInputs, copied, difference, expected, prepared
-from prunus.files import write_atomically
+from prunus._inference.model_calls import (
+    TOLERANCE,
+    ExampleInputs,
+    copy_model,
+    prepare_call,
+    reference_outputs,
+    relative_difference,
+)
+from prunus._utils.files import write_atomically
+from prunus.errors import PrunusError
 
 __all__ = ["OnnxFile", "OnnxSession", "to_onnx"]
 
@@ -57,9 +64,9 @@ def to_onnx(model: nn.Module, example_inputs: ExampleInputs, path: str | Path) -
         What was written.
 
     Raises:
-        UserError: It is no network, fails on the example or cannot be traced; onnxruntime's outputs
-            differ by more than 1e-4 of the largest; onnx, onnxscript or onnxruntime is missing; or
-            the file cannot be written.
+        PrunusError: It is no network, fails on the example or cannot be traced; onnxruntime's
+            outputs differ by more than 1e-4 of the largest; onnx, onnxscript or onnxruntime is
+            missing; or the file cannot be written.
 
     Example:
         >>> import tempfile
@@ -69,16 +76,16 @@ def to_onnx(model: nn.Module, example_inputs: ExampleInputs, path: str | Path) -
         (True, True)
     """
     _check_extra()
-    model, args, kwargs = prepared(model, example_inputs)
-    model = copied(model)
+    model, args, kwargs = prepare_call(model, example_inputs)
+    model = copy_model(model)
     inputs = [(args, kwargs)]
-    right = [expected(model, args, kwargs)]
+    right = [reference_outputs(model, args, kwargs)]
     free = _free_batch(model, args, kwargs)
     if free is not None:
         doubled = pytree.tree_map(_doubled, (args, kwargs))
         # A network may not take another batch than the example's.
-        with contextlib.suppress(UserError):
-            right.append(expected(model, *doubled))
+        with contextlib.suppress(PrunusError):
+            right.append(reference_outputs(model, *doubled))
             inputs.append(doubled)
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "model.onnx"
@@ -87,18 +94,18 @@ def to_onnx(model: nn.Module, example_inputs: ExampleInputs, path: str | Path) -
             try:
                 # Of the doubled one, for torch.export takes a size of 1 for a number that stays.
                 _export(model, *inputs[1], written, free)
-            except UserError:
+            except PrunusError:
                 any_batch = False
         if not any_batch:
             _export(model, args, kwargs, written, None)
             inputs, right = inputs[:1], right[:1]
         session = OnnxSession(written)
         error = max(
-            difference(wanted, session.outputs(*given))
+            relative_difference(wanted, session.outputs(*given))
             for given, wanted in zip(inputs, right, strict=True)
         )
         if error > TOLERANCE:
-            raise UserError(
+            raise PrunusError(
                 f"{type(model).__name__} cannot be exported: in onnxruntime its outputs are off by "
                 f"{error:.2g} of the largest ({TOLERANCE:g} is accepted)"
             )
@@ -115,7 +122,7 @@ class OnnxSession:
         threads: How many to compute with; default: as many as onnxruntime likes.
 
     Raises:
-        UserError: onnxruntime refuses the file or, on a call, the inputs.
+        PrunusError: onnxruntime refuses the file or, on a call, the inputs.
     """
 
     def __init__(self, path: str | Path, threads: int = 0) -> None:
@@ -156,7 +163,7 @@ def _as_user_error(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         first = str(error).strip().partition("\n")[0]
-        raise UserError(f"onnxruntime {what}: {type(error).__name__}: {first}") from error
+        raise PrunusError(f"onnxruntime {what}: {type(error).__name__}: {first}") from error
 
 
 def _check_extra() -> None:
@@ -165,7 +172,7 @@ def _check_extra() -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as missing:
-        raise UserError(
+        raise PrunusError(
             f"writing ONNX files needs the 'onnx' extra: pip install 'prunus[onnx]' ({missing})"
         ) from missing
 
@@ -208,7 +215,7 @@ def _export(
             )
         except Exception as error:  # of many kinds, whatever stands in the way
             first = str(error).strip().partition("\n")[0]
-            raise UserError(
+            raise PrunusError(
                 f"{type(model).__name__} cannot be exported: {type(error).__name__}: {first}"
             ) from error
 

@@ -18,7 +18,7 @@ def to_sparse(source: Path, out: Path | None = None) -> Exported:
         out: The file to write; default: beside the source, as ``NAME.sparse.safetensors``.
 
     Raises:
-        UserError: The source cannot be read, or the file not be written.
+        PrunusError: The source cannot be read, or the file not be written.
 
     Example:
         >>> import tempfile

@@ -24,13 +24,13 @@ from safetensors.torch import save
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from prunus.arguments import refuse, wrong_choice, wrong_kind
-from prunus.errors import SparseFileError, UserError, listing, nearest
+from prunus._distributed.process_group import unwrap
+from prunus._distributed.shards import is_sharded
+from prunus._utils.checks import choice_problem, raise_problems, type_problem
+from prunus._utils.files import memory_key, write_atomically
+from prunus.errors import PrunusError, SparseFileError, listing, nearest
 from prunus.export.encodings import ENCODINGS, BadIndexError
 from prunus.export.loading import load_state
-from prunus.files import memory_key, write_atomically
-from prunus.shards import is_sharded
-from prunus.world import unwrapped
 
 __all__ = ["SparseFile", "StoredTensor", "as_bits", "load_sparse", "save_sparse", "size_bound"]
 
@@ -138,7 +138,7 @@ def save_sparse(
         UserWarning: More than a tenth of a tensor's elements to store, and a thousand, are -0.0.
 
     Raises:
-        UserError: Something in the state is not a tensor, or is only a part of one; there is no
+        PrunusError: Something in the state is not a tensor, or is only a part of one; there is no
             such encoding; or the file cannot be written. An old file is then untouched.
 
     Example:
@@ -154,19 +154,19 @@ def save_sparse(
         True
     """
     known = ("smallest", *ENCODINGS)
-    refuse(
-        wrong_kind(
+    raise_problems(
+        type_problem(
             "model",
             model,
             (nn.Module, Mapping),
             "a torch.nn.Module or its state_dict",
             mend="the order is save_sparse(model, path)",
         ),
-        wrong_kind("path", path, _PATH, "a path"),
-        wrong_choice("encoding", encoding, known),
+        type_problem("path", path, _PATH, "a path"),
+        choice_problem("encoding", encoding, known),
     )
     file = Path(path)
-    tensors, tied = _split(unwrapped(model).state_dict() if isinstance(model, nn.Module) else model)
+    tensors, tied = _split(unwrap(model).state_dict() if isinstance(model, nn.Module) else model)
     described: dict[str, dict[str, Any]] = {}
     out: dict[str, torch.Tensor] = {}
     negative: list[str] = []
@@ -202,7 +202,7 @@ def save_sparse(
     try:
         text = json.dumps(held, separators=(",", ":"))
     except (TypeError, ValueError) as error:
-        raise UserError(f"about must hold what JSON can say: {error}") from error
+        raise PrunusError(f"about must hold what JSON can say: {error}") from error
     # One key of metadata, for the order of several is drawn anew by each writing.
     write_atomically(file, save(out, {"prunus": text}))
 
@@ -223,7 +223,7 @@ def load_sparse(
 
     Raises:
         SparseFileError: The file is damaged or hostile, or its tensors are beyond the limit.
-        UserError: There is no such file, or it does not fit the model.
+        PrunusError: There is no such file, or it does not fit the model.
 
     Example:
         >>> import tempfile
@@ -261,7 +261,7 @@ class SparseFile:
 
     Raises:
         SparseFileError: The file is damaged or hostile.
-        UserError: There is no such file.
+        PrunusError: There is no such file.
 
     Example:
         >>> import tempfile
@@ -277,7 +277,7 @@ class SparseFile:
     def __init__(self, path: str | Path, *, limit: int = LIMIT) -> None:
         self.path, self._limit = _path(path), limit
         if not self.path.is_file():
-            raise UserError(
+            raise PrunusError(
                 f"{path} is a folder" if self.path.is_dir() else f"there is no file {path}"
             )
         try:
@@ -297,7 +297,7 @@ class SparseFile:
     @property
     def _file(self) -> Any:
         if self._opened is None:
-            raise UserError(f"{self.path} is closed: read from it within its with block")
+            raise PrunusError(f"{self.path} is closed: read from it within its with block")
         return self._opened
 
     def __enter__(self) -> Self:
@@ -325,7 +325,7 @@ class SparseFile:
 
         Raises:
             SparseFileError: What the file holds of it is damaged, or it is beyond the limit.
-            UserError: There is no such tensor.
+            PrunusError: There is no such tensor.
         """
         stored = self[name]
         self._check_limit(stored)
@@ -346,7 +346,7 @@ class SparseFile:
 
         Raises:
             SparseFileError: The file is damaged.
-            UserError: There is no such tensor.
+            PrunusError: There is no such tensor.
         """
         stored = self[name]
         with self._blaming(stored):
@@ -360,11 +360,11 @@ class SparseFile:
 
         Raises:
             SparseFileError: What the file holds of it is damaged, or beyond the limit.
-            UserError: There is no such tensor, or it has no dimension.
+            PrunusError: There is no such tensor, or it has no dimension.
         """
         stored = self[name]
         if not stored.shape:
-            raise UserError(f"{name} is a single number, which has no rows")
+            raise PrunusError(f"{name} is a single number, which has no rows")
         height, width = stored.shape[0], math.prod(stored.shape[1:])
         # Positions and columns of 8 bytes, and the elements.
         self._check_limit(stored, (16 + stored.dtype.itemsize) * stored.stored + 8 * height)
@@ -400,7 +400,7 @@ class SparseFile:
         if first not in self._stored:
             near = nearest(name, [*self._stored, *self.tied])
             hint = f"did you mean {listing(near)}?" if near else f"it has {listing(self.tensors)}"
-            raise UserError(f"{self.path} has no tensor {name}; {hint}")
+            raise PrunusError(f"{self.path} has no tensor {name}; {hint}")
         return first
 
     def _check_limit(self, stored: StoredTensor, needed: int | None = None) -> None:
@@ -496,7 +496,7 @@ def size_bound(numel: int, kept: int, bits: int) -> float:
 
 
 def _path(path: str | Path) -> Path:
-    refuse(wrong_kind("path", path, _PATH, "a path"))
+    raise_problems(type_problem("path", path, _PATH, "a path"))
     return Path(path)
 
 
@@ -507,7 +507,7 @@ def _split(
     unfit = [f"{name!r} is no name" for name in state if not isinstance(name, str)]
     unfit += [f"{name} is {why}" for name, value in state.items() if (why := _unfit(value))]
     if unfit:
-        raise UserError(f"a sparse file holds whole tensors alone, but {listing(unfit)}")
+        raise PrunusError(f"a sparse file holds whole tensors alone, but {listing(unfit)}")
     tensors: dict[str, torch.Tensor] = {}
     tied: dict[str, str] = {}
     first: dict[tuple[Any, ...], str] = {}

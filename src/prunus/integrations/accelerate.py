@@ -10,11 +10,11 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import nn
 
-from prunus.arguments import refuse, wrong_kind
-from prunus.errors import CheckpointError, UserError, listing
-from prunus.files import load_tree, save_tree
+from prunus._utils.checks import raise_problems, type_problem
+from prunus._utils.files import load_tree, save_tree
+from prunus.errors import CheckpointError, PrunusError, listing
 from prunus.integrations.common import STATE_FILE
-from prunus.penalty import RelevancePenalty
+from prunus.penalties.relevance import RelevancePenalty
 from prunus.pruner import Pruner
 from prunus.schedules import Schedule
 
@@ -56,7 +56,7 @@ class AcceleratedPruner(Pruner):
         options: The other arguments of :class:`~prunus.Pruner`, by name.
 
     Raises:
-        UserError: As for :class:`~prunus.Pruner`; or the optimizer is not a prepared one, or the
+        PrunusError: As for :class:`~prunus.Pruner`; or the optimizer is not a prepared one, or the
             accelerator shards the model in a way that this class does not know.
 
     Example:
@@ -90,9 +90,9 @@ class AcceleratedPruner(Pruner):
             schedule,
             **options,
         )
-        if self.selection.world.sharded:
+        if self.selection.process_group.sharded:
             super().detach()
-            raise UserError(
+            raise PrunusError(
                 "AcceleratedPruner works where each process holds the whole model, but this one is "
                 "sharded over processes: use prunus.Pruner, and save its state by "
                 "torch.distributed.checkpoint"
@@ -170,8 +170,8 @@ def _bare(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 
 
 def _check_prepared(accelerator: Accelerator, optimizer: torch.optim.Optimizer) -> None:
-    refuse(
-        wrong_kind(
+    raise_problems(
+        type_problem(
             "accelerator",
             accelerator,
             Accelerator,
@@ -181,11 +181,11 @@ def _check_prepared(accelerator: Accelerator, optimizer: torch.optim.Optimizer) 
     )
     unfit = accelerator.distributed_type.value
     if unfit in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
-        raise UserError(
+        raise PrunusError(
             f"AcceleratedPruner works where each process holds the whole model, but this is {unfit}"
         )
     if not isinstance(optimizer, AcceleratedOptimizer):
-        raise UserError(
+        raise PrunusError(
             "AcceleratedPruner needs the model and the optimizer that accelerator.prepare "
             f"returned, but the optimizer is a bare {type(optimizer).__name__}: call "
             "model, optimizer = accelerator.prepare(model, optimizer) first"

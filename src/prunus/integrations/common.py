@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from prunus.arguments import refuse, wrong_kind
-from prunus.errors import UserError
+from prunus._utils.checks import raise_problems, type_problem
+from prunus.constraint import Constraint
+from prunus.errors import PrunusError
 from prunus.masks import Masks
-from prunus.penalty import RelevancePenalty
+from prunus.penalties.relevance import RelevancePenalty
 from prunus.pruner import Pruner, wrong_choices
 from prunus.schedules import Schedule
 from prunus.scores import Score
@@ -28,7 +29,8 @@ def check_given(
     schedule: Schedule | None,
     score: Score | None,
     min_density: float,
-    selection: Callable[[nn.Module], Selection] | None,
+    selection: Selection | Callable[[nn.Module], Selection] | None,
+    constraint: Constraint,
     metric: str | None,
     mend: str,
 ) -> Schedule:
@@ -39,7 +41,8 @@ def check_given(
         schedule: As for :class:`~prunus.Pruner`.
         score: As for :class:`~prunus.Pruner`.
         min_density: As for :class:`~prunus.Pruner`.
-        selection: Chooses what may be pruned, given the model.
+        selection: As for :class:`~prunus.Pruner`.
+        constraint: Of the metric.
         metric: The metric's name, or None.
         mend: How to name one.
 
@@ -47,31 +50,22 @@ def check_given(
         The schedule; one that removes nothing, if none was given.
 
     Raises:
-        UserError: Something is of another kind or out of range, the schedule needs a metric and is
-            given none, or the metric is a loss and the schedule maximises it.
+        PrunusError: An argument has the wrong type or is out of range, the schedule needs a metric
+            and gets none, or the metric is a loss and ``mode`` is "max".
     """
-    refuse(
-        *wrong_choices(penalty, schedule, score, min_density),
-        wrong_kind(
-            "selection",
-            selection,
-            Callable,  # type: ignore[arg-type]  # a class to Python, and none to mypy
-            "a function that is given the model",
-            mend="functools.partial(prunus.select, biases=True), for example",
-            optional=True,
-        ),
-        wrong_kind("metric", metric, str, "the name of a metric", optional=True),
+    raise_problems(
+        *wrong_choices(penalty, schedule, score, min_density, selection),
+        type_problem("metric", metric, str, "the name of a metric", optional=True),
     )
     schedule = Schedule() if schedule is None else schedule
-    if metric is None and (schedule.needs_metric or schedule.floor is not None):
-        raise UserError(
-            f"{type(schedule).__name__} with floor={schedule.floor!r} needs the validation metric: "
-            f"{mend}"
+    if metric is None and (schedule.needs_metric or constraint.floor is not None):
+        raise PrunusError(
+            f"{type(schedule).__name__} with floor={constraint.floor!r} needs the validation "
+            f"metric: {mend}"
         )
-    if metric is not None and metric.endswith("loss") and schedule.mode == "max":
-        raise UserError(
-            f"the metric {metric!r} is a loss, of which less is better: give the schedule "
-            'mode="min"'
+    if metric is not None and metric.endswith("loss") and constraint.mode == "max":
+        raise PrunusError(
+            f'the metric {metric!r} is a loss, of which less is better: pass mode="min"'
         )
     return schedule
 

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunus.errors import CheckpointError, UserError, listing
+from prunus.constraint import Constraint, Mode
+from prunus.errors import CheckpointError, PrunusError, listing
 from prunus.integrations.common import check_given, let_go, starting_masks, trained
-from prunus.penalty import RelevancePenalty
+from prunus.penalties.relevance import RelevancePenalty
 from prunus.pruner import Pruner
 from prunus.schedules import Schedule
 from prunus.scores import Score
-from prunus.selection import Selection
+from prunus.selection import Selection, as_selection
 
 try:
     from lightning.pytorch import Callback
@@ -64,7 +65,10 @@ class PruningCallback(Callback):
         optimizer: Which of several optimizers trains what shall be pruned: its number in
             ``configure_optimizers``, or a function that is true for it. Default: the only one that
             holds prunable weights.
-        selection: Chooses what may be pruned, given the module. Default: what
+        floor: As for :class:`~prunus.Pruner`.
+        mode: As for :class:`~prunus.Pruner`.
+        dense_metric: As for :class:`~prunus.Pruner`.
+        selection: As for :class:`~prunus.Pruner`. Default: what
             :func:`~prunus.select` does, without what the optimizer does not train.
         score: As for :class:`~prunus.Pruner`.
         keep_zeros: Hold the weights that are zero already at zero: for fine-tuning a sparse model.
@@ -74,13 +78,15 @@ class PruningCallback(Callback):
         pruner: The :class:`~prunus.Pruner` at work; None before training.
 
     Raises:
-        UserError: The schedule needs a metric and none is named, or the metric is a loss and the
+        PrunusError: The schedule needs a metric and none is named, or the metric is a loss and the
             schedule maximises it.
 
     Example:
         >>> from prunus import IterativePruning, RelevancePenalty
-        >>> schedule = IterativePruning(floor=0.98, fraction=0.1)
-        >>> callback = PruningCallback(RelevancePenalty(1e-5), schedule, metric="val_accuracy")
+        >>> schedule = IterativePruning(fraction=0.1)
+        >>> callback = PruningCallback(
+        ...     RelevancePenalty(1e-5), schedule, metric="val_accuracy", floor=0.98
+        ... )
     """
 
     def __init__(
@@ -90,24 +96,29 @@ class PruningCallback(Callback):
         *,
         metric: str | None = None,
         optimizer: int | Callable[[torch.optim.Optimizer], bool] | None = None,
-        selection: Callable[[nn.Module], Selection] | None = None,
+        floor: float | str | None = None,
+        mode: Mode = "max",
+        dense_metric: float | None = None,
+        selection: Selection | Callable[[nn.Module], Selection] | None = None,
         score: Score | None = None,
         keep_zeros: bool = False,
         min_density: float = 1e-4,
     ) -> None:
         self.pruner: Pruner | None = None
         self._penalty = penalty
+        self._constraint = Constraint(floor, mode, dense_metric)
         self._schedule = check_given(
             penalty=penalty,
             schedule=schedule,
             score=score,
             min_density=min_density,
             selection=selection,
+            constraint=self._constraint,
             metric=metric,
             mend='name one that the module logs in its validation, metric="..."',
         )
         if optimizer is not None and not isinstance(optimizer, int) and not callable(optimizer):
-            raise UserError(
+            raise PrunusError(
                 "optimizer must be the number of an optimizer, or a function that is true for it, "
                 f"but is {optimizer!r}"
             )
@@ -149,12 +160,15 @@ class PruningCallback(Callback):
         resumed = loaded is not None and loaded["pruner"] is not None
         held = let_go(self.pruner, pl_module)
         optimizer = self._choose(trainer.optimizers, pl_module)
-        selection = (self._selection or _trained_by(optimizer))(pl_module)
+        selection = as_selection(self._selection or _trained_by(optimizer), pl_module)
         self.pruner = Pruner(
             trainer.model,  # within DistributedDataParallel, if there are several processes
             optimizer,
             self._penalty,
             self._schedule,
+            floor=self._constraint.floor,
+            mode=self._constraint.mode,
+            dense_metric=self._constraint.dense_metric,
             score=self._score,
             selection=selection,
             # On resumption they are those of the checkpoint.
@@ -189,7 +203,7 @@ class PruningCallback(Callback):
             return
         found = trainer.callback_metrics
         if self._metric is not None and self._metric not in found:
-            raise UserError(
+            raise PrunusError(
                 f"the validation logged no metric {self._metric!r}; what is logged is "
                 f"{listing(sorted(found.keys() - {'sparsity'})) or 'nothing'}: give one of these "
                 f"as metric=..., or call self.log({self._metric!r}, ...) in validation_step or "
@@ -249,7 +263,7 @@ class PruningCallback(Callback):
     def _check_batches(self, trainer: Any) -> None:
         batches = trainer.num_val_batches  # empty before the data are set up
         if self._metric is not None and batches and not any(batches):
-            raise UserError(
+            raise PrunusError(
                 f"there are no batches to validate on, so the metric {self._metric!r} is never "
                 "measured: give the validation data some rows"
             )
@@ -269,7 +283,7 @@ class PruningCallback(Callback):
                 f'strategy is {strategy}: Trainer(strategy="ddp") or Trainer(devices=1)'
             )
         if problems:
-            raise UserError("; ".join(problems))
+            raise PrunusError("; ".join(problems))
 
     def _choose(
         self, optimizers: list[torch.optim.Optimizer], module: nn.Module
@@ -277,13 +291,13 @@ class PruningCallback(Callback):
         """Return the optimizer that trains what is pruned.
 
         Raises:
-            UserError: There is none, or there are several and none was chosen.
+            PrunusError: There is none, or there are several and none was chosen.
         """
         kinds = [f"{i} ({type(optimizer).__name__})" for i, optimizer in enumerate(optimizers)]
         chosen = self._optimizer
         if isinstance(chosen, int):
             if not 0 <= chosen < len(optimizers):
-                raise UserError(
+                raise PrunusError(
                     f"optimizer={chosen} is none of those that configure_optimizers returned: "
                     f"{listing(kinds)}"
                 )
@@ -291,18 +305,18 @@ class PruningCallback(Callback):
         if chosen is not None:
             fit = [i for i, optimizer in enumerate(optimizers) if chosen(optimizer)]
             if len(fit) != 1:
-                raise UserError(
+                raise PrunusError(
                     f"the function given as optimizer= must be true for one of {listing(kinds)}, "
                     f"but is for {listing([kinds[i] for i in fit]) or 'none'}"
                 )
             return optimizers[fit[0]]
         if len(optimizers) == 1:
             return optimizers[0]
-        targets = (self._selection or trained)(module).values()
+        targets = as_selection(self._selection or trained, module).values()
         prunable = {id(target.parameter) for target in targets}
         fit = [i for i, optimizer in enumerate(optimizers) if prunable & _held(optimizer)]
         if len(fit) != 1:
-            raise UserError(
+            raise PrunusError(
                 "one optimizer must hold the prunable weights, but of "
                 f"{listing(kinds)} these do: {listing([kinds[i] for i in fit]) or 'none'}. Choose "
                 "one by its number, optimizer=0, or by a function that is true for it; what the "
@@ -328,7 +342,7 @@ class PruningCallback(Callback):
         if not value:
             return None
         if str(getattr(trainer.gradient_clip_algorithm, "value", "norm")) != "norm":
-            raise UserError(
+            raise PrunusError(
                 f"gradient_clip_algorithm={trainer.gradient_clip_algorithm.value!r} changes "
                 "gradients before the relevance of the weights is read, and cannot be taken over: "
                 'choose Trainer(gradient_clip_algorithm="norm")'

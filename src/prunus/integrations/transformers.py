@@ -10,8 +10,9 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from prunus.errors import CheckpointError, UserError, listing
-from prunus.files import load_tree, save_tree
+from prunus._utils.files import load_tree, save_tree
+from prunus.constraint import Constraint, Mode
+from prunus.errors import CheckpointError, PrunusError, listing
 from prunus.integrations.common import (
     STATE_FILE,
     check_given,
@@ -20,11 +21,11 @@ from prunus.integrations.common import (
     trained,
 )
 from prunus.masks import Masks
-from prunus.penalty import RelevancePenalty
+from prunus.penalties.relevance import RelevancePenalty
 from prunus.pruner import Pruner
 from prunus.schedules import Schedule
 from prunus.scores import Score
-from prunus.selection import Selection
+from prunus.selection import Selection, as_selection
 
 try:
     from transformers import TrainerCallback
@@ -64,7 +65,10 @@ class PruningCallback(TrainerCallback):
         metric: The name of the validation metric, as ``compute_metrics`` returns it or with the
             Trainer's prefix: "bleu" or "eval_bleu", "loss" for the evaluation's loss. Not needed by
             schedules that look at none and have no floor.
-        selection: Chooses what may be pruned, given the model. Default: what
+        floor: As for :class:`~prunus.Pruner`.
+        mode: As for :class:`~prunus.Pruner`.
+        dense_metric: As for :class:`~prunus.Pruner`.
+        selection: As for :class:`~prunus.Pruner`. Default: what
             :func:`~prunus.select` does, frozen tensors left out. For biases and norms too, as in
             the paper, ``functools.partial(select, biases=True, norms=True)``.
         score: As for :class:`~prunus.Pruner`.
@@ -77,13 +81,13 @@ class PruningCallback(TrainerCallback):
         pruner: The :class:`~prunus.Pruner` at work; None before training.
 
     Raises:
-        UserError: The schedule needs a metric and none is named, or the metric is a loss and the
+        PrunusError: The schedule needs a metric and none is named, or the metric is a loss and the
             schedule maximises it.
 
     Example:
         >>> from prunus import GradualPruning, RelevancePenalty
-        >>> schedule = GradualPruning(sparsity=0.9, end=1000, mode="min")
-        >>> callback = PruningCallback(RelevancePenalty(1e-5), schedule, metric="loss")
+        >>> schedule = GradualPruning(sparsity=0.9, end=1000)
+        >>> callback = PruningCallback(RelevancePenalty(1e-5), schedule, metric="loss", mode="min")
     """
 
     def __init__(
@@ -92,7 +96,10 @@ class PruningCallback(TrainerCallback):
         schedule: Schedule | None = None,
         *,
         metric: str | None = None,
-        selection: Callable[[nn.Module], Selection] | None = None,
+        floor: float | str | None = None,
+        mode: Mode = "max",
+        dense_metric: float | None = None,
+        selection: Selection | Callable[[nn.Module], Selection] | None = None,
         score: Score | None = None,
         keep_zeros: bool = False,
         min_density: float = 1e-4,
@@ -100,12 +107,14 @@ class PruningCallback(TrainerCallback):
     ) -> None:
         self.pruner: Pruner | None = None
         self._penalty = penalty
+        self._constraint = Constraint(floor, mode, dense_metric)
         self._schedule = check_given(
             penalty=penalty,
             schedule=schedule,
             score=score,
             min_density=min_density,
             selection=selection,
+            constraint=self._constraint,
             metric=metric,
             mend='name one that compute_metrics returns, metric="...", or metric="loss"',
         )
@@ -138,9 +147,9 @@ class PruningCallback(TrainerCallback):
         self._check_arguments(args, state)
         _check_tied(model)
         held = let_go(self.pruner, model)
-        selection = self._selection(model)
-        if selection.world.sharded:
-            raise UserError(
+        selection = as_selection(self._selection, model)
+        if selection.process_group.sharded:
+            raise PrunusError(
                 "this callback works where each process holds the whole model, but this model is "
                 "sharded over processes: train it in a loop of your own, with prunus.Pruner"
             )
@@ -150,6 +159,9 @@ class PruningCallback(TrainerCallback):
             getattr(optimizer, "optimizer", optimizer),  # the one that Accelerate wraps
             self._penalty,
             self._schedule,
+            floor=self._constraint.floor,
+            mode=self._constraint.mode,
+            dense_metric=self._constraint.dense_metric,
             score=self._score,
             selection=selection,
             # On resumption they are those of the checkpoint.
@@ -277,7 +289,7 @@ class PruningCallback(TrainerCallback):
                 "checkpoints elsewhere: search without it"
             )
         if problems:
-            raise UserError("; ".join(problems))
+            raise PrunusError("; ".join(problems))
 
     def _resume(self, pruner: Pruner, args: Any, step: int) -> None:
         near = Path(args.output_dir) / f"checkpoint-{step}"
@@ -318,7 +330,7 @@ class PruningCallback(TrainerCallback):
 
     def _refuse_unmet(self) -> None:
         if self._unmet is not None:
-            raise UserError(
+            raise PrunusError(
                 f"the evaluation returned no metric {self._metric!r}; it returned "
                 f"{listing(sorted(set(self._unmet)))}: give one of these as metric=..., or return "
                 f"{self._metric!r} from compute_metrics"
@@ -382,7 +394,7 @@ def _check_tied(model: nn.Module) -> None:
     """Refuse a model whose head should be tied to an embedding, by its configuration, and is not.
 
     Raises:
-        UserError: It is not.
+        PrunusError: It is not.
     """
     config = getattr(model, "config", None)
     head = getattr(model, "get_output_embeddings", lambda: None)()
@@ -390,7 +402,7 @@ def _check_tied(model: nn.Module) -> None:
         return
     embeddings = [layer for layer in model.modules() if isinstance(layer, nn.Embedding)]
     if embeddings and all(layer.weight is not head.weight for layer in embeddings):
-        raise UserError(
+        raise PrunusError(
             "the configuration of this model says tie_word_embeddings, but its input and output "
             "embeddings are two tensors, which would get two masks: call model.tie_weights(), or "
             "set model.config.tie_word_embeddings = False"

@@ -13,13 +13,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, Union
 
-from prunus.coefficients import Coefficient, Constant, Exponential, Linear
-from prunus.errors import CheckpointError, UserError, listing, nearest
-from prunus.floor import Mode
-from prunus.penalty import RelevancePenalty, Way
+from prunus.constraint import Constraint, Mode
+from prunus.errors import CheckpointError, PrunusError, listing, nearest
+from prunus.penalties.coefficients import (
+    Coefficient,
+    ConstantRelevance,
+    ExponentialRelevance,
+    LinearRelevance,
+)
+from prunus.penalties.relevance import Apply, RelevancePenalty
+from prunus.penalties.strengths import (
+    ConstantStrength,
+    LearningRateStrength,
+    LinearDecayStrength,
+    Strength,
+)
 from prunus.schedules import GradualPruning, IterativePruning, OneShot, Schedule
-from prunus.scores import Magnitude, Random, Score, Taylor
-from prunus.strengths import ConstantStrength, FollowLearningRate, LinearDecay, Strength
+from prunus.scores import MagnitudeScore, RandomScore, Score, TaylorScore
 
 __all__ = ["Config"]
 
@@ -56,8 +66,8 @@ class Config:
         relative: Whether alpha is in multiples of each tensor's mean gradient magnitude.
         smoothing: The weight of the past in the average of gradient magnitudes that the coefficient
             of "relevance" and "lobster" sees; 0 for the gradient of each step alone.
-        way: How the penalty is applied: "gradient", added to it before the step; "loss", as a term
-            in it; or "decoupled", by shrinking the weights after the step.
+        apply: How the penalty is applied: "gradient", added to it before the step; "loss", as a
+            term in it; or "decoupled", by shrinking the weights after the step.
         schedule: "iterative" for the paper's, which removes a fraction whenever the floor is met;
             "gradual", along a cubic curve to the ratio; or "oneshot", all at once.
         ratio: The compression ratio to reach: all parameters / non-zero ones; 0 for no target,
@@ -74,7 +84,7 @@ class Config:
         min_density: The share of each tensor that stays.
 
     Raises:
-        UserError: A value is out of range.
+        PrunusError: A value is out of range.
     """
 
     dense_epochs: int
@@ -94,7 +104,7 @@ class Config:
     alpha: float = 0.1
     relative: bool = True
     smoothing: float = 0.0
-    way: Way = "decoupled"
+    apply: Apply = "decoupled"
     schedule: Literal["iterative", "gradual", "oneshot"] = "gradual"
     begin: float = 0.0
     end: float = 0.6
@@ -123,10 +133,10 @@ class Config:
                 problems.append(f"{name} must be {wanted}, but is {getattr(self, name)!r}")
 
         self._check(check)
-        if self.score == "taylor" and self.way == "loss" and self.penalty != "none":
+        if self.score == "taylor" and self.apply == "loss" and self.penalty != "none":
             problems.append(
-                "score=taylor needs the gradient of the loss alone, which way=loss does not give: "
-                "choose another way or score"
+                "score=taylor needs the gradient of the loss alone, which apply=loss does not "
+                "give: choose another apply or score"
             )
         # What the parts check themselves, before anything is trained.
         named = {problem.partition(" ")[0] for problem in problems}
@@ -134,19 +144,20 @@ class Config:
             lambda: self.make_strength(steps_per_epoch=1),
             self.make_coefficient,
             lambda: self.make_penalty(steps_per_epoch=1),
-            lambda: self.make_schedule(kept=1, prunable=2, steps=1000, dense_metric=0.0),
+            self.make_constraint,
+            lambda: self.make_schedule(kept=1, prunable=2, steps=1000),
         )
         for part in parts:
             try:
                 part()
-            except UserError as error:
+            except PrunusError as error:
                 if str(error).partition(" ")[0] not in named:
                     problems.append(str(error))
             except (ValueError, OverflowError):
                 if not problems:  # else it cannot work with what was named already, such as NaN
                     raise
         if problems:
-            raise UserError("; ".join(dict.fromkeys(problems)))
+            raise PrunusError("; ".join(dict.fromkeys(problems)))
 
     def _check(self, check: Callable[[bool, str, str], None]) -> None:
         """Check the ranges of the settings; a task's own settings come on top."""
@@ -171,7 +182,7 @@ class Config:
         """Return this configuration with ``key=value`` settings applied.
 
         Raises:
-            UserError: A key is unknown or a value has the wrong form; every one is listed.
+            PrunusError: A key is unknown or a value has the wrong form; every one is listed.
         """
         hints = self._hints()
         problems, changes = [], {}
@@ -193,10 +204,10 @@ class Config:
         changed = self
         try:
             changed = dataclasses.replace(self, **changes)
-        except UserError as error:
+        except PrunusError as error:
             problems.append(str(error))
         if problems:
-            raise UserError("; ".join(problems))
+            raise PrunusError("; ".join(problems))
         return changed
 
     @classmethod
@@ -270,7 +281,7 @@ class Config:
     @property
     def method(self) -> str:
         """Name the method for tables: penalty, way, schedule and score."""
-        penalty = self.penalty if self.penalty == "none" else f"{self.penalty} ({self.way})"
+        penalty = self.penalty if self.penalty == "none" else f"{self.penalty} ({self.apply})"
         return f"{penalty}, {self.schedule}, {self.score}"
 
     def make_penalty(self, steps_per_epoch: int) -> RelevancePenalty | None:
@@ -282,65 +293,59 @@ class Config:
             self.make_strength(steps_per_epoch),
             coefficient,
             power=1 if self.penalty == "l1" else 2,
-            way=self.way,
+            apply=self.apply,
             # A constant coefficient needs no average to be the same at each step.
-            smoothing=0.0 if isinstance(coefficient, Constant) else self.smoothing,
+            smoothing=0.0 if isinstance(coefficient, ConstantRelevance) else self.smoothing,
         )
 
     def make_strength(self, steps_per_epoch: int) -> Strength:
         """Build the strength."""
         if self.strength_follows == "linear":
-            return LinearDecay(self.strength, steps_per_epoch)
-        strengths: Mapping[str, type[ConstantStrength | FollowLearningRate]] = {
+            return LinearDecayStrength(self.strength, steps_per_epoch)
+        strengths: Mapping[str, type[ConstantStrength | LearningRateStrength]] = {
             "constant": ConstantStrength,
-            "lr": FollowLearningRate,
+            "lr": LearningRateStrength,
         }
         return strengths[self.strength_follows](self.strength)
 
     def make_coefficient(self) -> Coefficient:
         """Build the irrelevance coefficient."""
         coefficients: Mapping[str, Coefficient] = {
-            "relevance": Exponential(self.alpha, self.relative),
-            "lobster": Linear(self.alpha, self.relative),
+            "relevance": ExponentialRelevance(self.alpha, self.relative),
+            "lobster": LinearRelevance(self.alpha, self.relative),
         }
-        return coefficients.get(self.penalty, Constant())
+        return coefficients.get(self.penalty, ConstantRelevance())
 
-    def make_schedule(
-        self, *, kept: int, prunable: int, steps: int, dense_metric: float
-    ) -> Schedule:
+    def make_constraint(self, dense_metric: float | None = None) -> Constraint:
+        """Build the constraint on the validation metric."""
+        return Constraint(self.floor, self.mode, dense_metric)
+
+    def make_schedule(self, *, kept: int, prunable: int, steps: int) -> Schedule:
         """Build the schedule.
 
         Args:
             kept: How many prunable weights the ratio leaves.
             prunable: How many there are.
             steps: How many optimizer steps the pruning epochs have.
-            dense_metric: The dense network's validation metric.
         """
-        goal: dict[str, Any] = {
-            "floor": self.floor,
-            "mode": self.mode,
-            "dense_metric": dense_metric,
-        }
         if self.schedule == "iterative":
             target = 1 - kept / prunable if self.ratio else None
             patience = self.patience or None
-            return IterativePruning(
-                fraction=self.fraction, target=target, patience=patience, **goal
-            )
+            return IterativePruning(fraction=self.fraction, target=target, patience=patience)
         if self.schedule == "gradual":
             end = max(1, round(self.end * steps))
             begin = min(end - 1, round(self.begin * steps))
             # About a hundred removals, whatever the length of the run.
             every = max(1, (end - begin) // 100)
-            return GradualPruning(kept=kept, begin=begin, end=end, every=every, **goal)
-        return OneShot(sparsity=1 - kept / prunable, at=max(1, round(self.begin * steps)), **goal)
+            return GradualPruning(kept=kept, begin=begin, end=end, every=every)
+        return OneShot(sparsity=1 - kept / prunable, at=max(1, round(self.begin * steps)))
 
     def make_score(self) -> Score:
         """Build the score."""
         scores: Mapping[str, Score] = {
-            "magnitude": Magnitude(),
-            "taylor": Taylor(),
-            "random": Random(),
+            "magnitude": MagnitudeScore(),
+            "taylor": TaylorScore(),
+            "random": RandomScore(),
         }
         return scores[self.score]
 

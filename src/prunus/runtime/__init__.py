@@ -1,5 +1,5 @@
 """Running sparse networks on the CPU faster than dense ones."""
 
-from prunus.runtime.choosing import LayerTiming, SpeedUp, sped_up, speed_up
+from prunus.runtime.choosing import LayerTiming, SpeedUpReport, speed_up
 
-__all__ = ["LayerTiming", "SpeedUp", "sped_up", "speed_up"]
+__all__ = ["LayerTiming", "SpeedUpReport", "speed_up"]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunus.attention import Attention
+from prunus._inference.attention import Attention
 
 __all__ = ["OpenAttention"]
 

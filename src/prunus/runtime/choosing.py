@@ -5,30 +5,30 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
 from torch import nn
 
-from prunus.compaction.attention import SmallerAttention
-from prunus.compaction.selecting import SELECTING, reading_all
-from prunus.errors import UserError, listing
-from prunus.examples import (
+from prunus._inference.model_calls import (
     TOLERANCE,
     ExampleInputs,
-    caller,
-    copied,
-    difference,
-    expected,
-    prepared,
-    run,
+    call_model,
+    copy_model,
+    make_caller,
+    prepare_call,
+    reference_outputs,
+    relative_difference,
 )
+from prunus._utils.timing import fitting_rounds, interleaved
+from prunus.compaction.attention import SmallerAttention
+from prunus.compaction.selecting import SELECTING, reading_all
+from prunus.errors import PrunusError, listing
 from prunus.runtime.attention import OpenAttention
 from prunus.runtime.fusion import Chain, chains
-from prunus.timing import fitting_rounds, interleaved
 
-__all__ = ["LayerTiming", "SpeedUp", "sped_up", "speed_up"]
+__all__ = ["LayerTiming", "SpeedUpReport", "speed_up"]
 
 _DENSEST = 0.7
 """Share of weights that are not zero from which on a sparse layer is not even tried."""
@@ -64,11 +64,10 @@ class LayerTiming:
 
 
 @dataclass(frozen=True)
-class SpeedUp:
-    """A faster network, and how it was found.
+class SpeedUpReport:
+    """What :func:`speed_up` measured, and what it replaced.
 
     Attributes:
-        model: The network, in evaluation mode.
         layers: What became of each layer of a known kind that the example went through.
         left: Why other layers with zeros among their weights were left as they are, by name.
         dense_ms: The median of a call of the network as it was.
@@ -77,7 +76,6 @@ class SpeedUp:
         error: The largest difference of an output, relative to the largest magnitude.
     """
 
-    model: nn.Module
     layers: tuple[LayerTiming, ...]
     left: Mapping[str, str]
     dense_ms: float
@@ -91,7 +89,21 @@ class SpeedUp:
         return tuple(layer.name for layer in self.layers if layer.sparse)
 
 
-def speed_up(model: nn.Module, example_inputs: ExampleInputs) -> nn.Module:
+@overload
+def speed_up(
+    model: nn.Module, example_inputs: ExampleInputs, *, return_report: Literal[False] = False
+) -> nn.Module: ...
+
+
+@overload
+def speed_up(
+    model: nn.Module, example_inputs: ExampleInputs, *, return_report: Literal[True]
+) -> tuple[nn.Module, SpeedUpReport]: ...
+
+
+def speed_up(
+    model: nn.Module, example_inputs: ExampleInputs, *, return_report: bool = False
+) -> nn.Module | tuple[nn.Module, SpeedUpReport]:
     """Return a copy of a sparse network for inference on the CPU that is faster.
 
     Each ``nn.Linear``, ``nn.Conv1d`` and ``nn.Conv2d``, and each projection of a
@@ -107,13 +119,15 @@ def speed_up(model: nn.Module, example_inputs: ExampleInputs) -> nn.Module:
             that weights are zero; masks are not asked for.
         example_inputs: What the model is called with: a tensor, a tuple of positional arguments or
             a mapping of keyword arguments. The sizes are those to be fast at; others work too.
+        return_report: Whether to return a :class:`SpeedUpReport` too, which takes the place of the
+            warning. Default False.
 
     Returns:
         The copy, in evaluation mode, which takes no gradients. A copy of the network as it is,
         with a warning that says why, where nothing would be faster.
 
     Raises:
-        UserError: It is no network, has no parameters, or fails on the example; Numba is missing.
+        PrunusError: It is no network, has no parameters, or fails on the example; Numba is missing.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -127,47 +141,31 @@ def speed_up(model: nn.Module, example_inputs: ExampleInputs) -> nn.Module:
         ...     torch.allclose(fast(x), model(x), atol=1e-5)
         True
     """
-    done = sped_up(model, example_inputs)
-    if not done.replaced:
-        tried = [f"{t.name or 'the layer'} ({t.density:.0%} non-zero)" for t in done.layers]
-        others = [f"{name}: {reason}" for name, reason in done.left.items()]
+    fast, report = _sped_up(model, example_inputs)
+    if return_report:
+        return fast, report
+    if not report.replaced:
+        tried = [f"{t.name or 'the layer'} ({t.density:.0%} non-zero)" for t in report.layers]
+        others = [f"{name}: {reason}" for name, reason in report.left.items()]
         warnings.warn(
             f"{type(model).__name__} is returned as it is, for no sparse layer makes it faster on "
             f"this example: {listing([*tried, *others]) or 'there is none of a known kind'}. Prune "
             "further, or give a larger batch",
             stacklevel=2,
         )
-    return done.model
+    return fast
 
 
-def sped_up(model: nn.Module, example_inputs: ExampleInputs) -> SpeedUp:
-    """Do what :func:`speed_up` does, and say what was found.
-
-    Args:
-        model: As there.
-        example_inputs: As there.
-
-    Returns:
-        The faster network, with the timings of its layers.
-
-    Raises:
-        UserError: As there.
-
-    Example:
-        >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
-        >>> done = sped_up(model, torch.ones(1, 8))  # not sparse at all
-        >>> done.replaced, done.layers[0].density
-        ((), 1.0)
-    """
+def _sped_up(model: nn.Module, example_inputs: ExampleInputs) -> tuple[nn.Module, SpeedUpReport]:
     try:
         import numba  # noqa: F401
     except ImportError as missing:
-        raise UserError(
+        raise PrunusError(
             "the sparse runtime needs Numba: pip install 'prunus[runtime]'"
         ) from missing
-    model, args, kwargs = prepared(model, example_inputs)
-    dense = copied(model)
-    right = expected(dense, args, kwargs)
+    model, args, kwargs = prepare_call(model, example_inputs)
+    dense = copy_model(model)
+    right = reference_outputs(dense, args, kwargs)
     opened, attentions, closed = _opened(model, dense, args, kwargs, right)
     seen, left = _inputs(opened, args, kwargs)
     left |= closed
@@ -184,19 +182,20 @@ def sped_up(model: nn.Module, example_inputs: ExampleInputs) -> SpeedUp:
         candidates = {"dense": dense}
         for by_item in (False, True) if chosen else ():
             candidates[str(by_item)] = _replaced(model, chosen, attentions, by_item)
-        seconds = _medians({name: caller(each, args, kwargs) for name, each in candidates.items()})
+        seconds = _medians(
+            {name: make_caller(each, args, kwargs) for name, each in candidates.items()}
+        )
     best = min(seconds, key=seconds.__getitem__)
     fastest = candidates[best]
-    error = difference(right, run(fastest, args, kwargs))
+    error = relative_difference(right, call_model(fastest, args, kwargs))
     if error > TOLERANCE:
-        raise UserError(
+        raise PrunusError(
             f"{type(model).__name__} cannot be sped up: its outputs would be off by {error:.2g} of "
             f"the largest ({TOLERANCE:g} is accepted). Is it random in evaluation mode?"
         )
     if best == "dense":
         layers = [replace(layer, sparse=False) for layer in layers]
-    return SpeedUp(
-        model=fastest,
+    return fastest, SpeedUpReport(
         layers=tuple(layers),
         left=left,
         dense_ms=1e3 * seconds["dense"],
@@ -246,9 +245,9 @@ def _opened(
         return dense, {}, closed
 
     def alike(names: Iterable[str]) -> nn.Module | None:
-        opened = _with_open(copied(model), {name: joint[name] for name in names})
+        opened = _with_open(copy_model(model), {name: joint[name] for name in names})
         try:
-            apart = difference(right, run(opened, args, kwargs))
+            apart = relative_difference(right, call_model(opened, args, kwargs))
         except Exception:  # whatever a model's own code raises that looks into an attention
             return None
         return opened if apart <= TOLERANCE else None
@@ -336,7 +335,7 @@ def _watched(
         handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
     try:
         if handles:
-            run(model, args, kwargs)
+            call_model(model, args, kwargs)
     finally:
         for handle in handles:
             handle.remove()
@@ -437,7 +436,7 @@ def _replaced(
         for name, joint in attentions.items()
         if any(each.rpartition(".")[0] == name for each in names)
     }
-    fast = _with_open(copied(model), open_here)
+    fast = _with_open(copy_model(model), open_here)
     for chain, features in chosen:
         fast = _put(fast, chain.name, _sparse(chain, features, by_item=by_item))
         for name in chain.names:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from prunus.errors import UserError
+from prunus.errors import PrunusError
 from prunus.runtime.fusion import square
 from prunus.runtime.kernels import Pool, Tile, convolve, with_threads
 from prunus.runtime.rows import SparseRows, as_index, from_index
@@ -105,7 +105,7 @@ class SparseConv(SparseLayer):
             :func:`prunus.runtime.fusion.fits_pool` allows.
 
     Raises:
-        UserError: On a call: the input has other channels, is smaller than the kernel, or is not
+        PrunusError: On a call: the input has other channels, is smaller than the kernel, or is not
             float32 on the CPU.
 
     Example:
@@ -241,7 +241,7 @@ class SparseConv(SparseLayer):
         tall, wide = height + top + bottom, width + left + right
         reach = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
         if tall < reach[0] or wide < reach[1]:
-            raise UserError(
+            raise PrunusError(
                 f"SparseConv: the kernel covers {reach[0]}×{reach[1]} pixels, but the input has "
                 f"{tall}×{wide} with its padding"
             )

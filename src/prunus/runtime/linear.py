@@ -58,7 +58,7 @@ class SparseLinear(SparseLayer):
         by_item: Whether the output is to lie item by item, as torch's own.
 
     Raises:
-        UserError: On a call: the input has other features, or is not float32 on the CPU.
+        PrunusError: On a call: the input has other features, or is not float32 on the CPU.
 
     Example:
         >>> linear = nn.Linear(4, 3)

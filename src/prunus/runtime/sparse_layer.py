@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from prunus.errors import UserError
+from prunus.errors import PrunusError
 from prunus.runtime.rows import SparseRows
 
 __all__ = ["CHUNK_BYTES", "WORTH_SHARING", "SparseLayer", "threads_at_hand"]
@@ -85,4 +85,6 @@ class SparseLayer(nn.Module):
                 "torch.no_grad(), and train the network that it was made from"
             )
         if problems:
-            raise UserError(f"{type(self).__name__}: the input must be " + "; and ".join(problems))
+            raise PrunusError(
+                f"{type(self).__name__}: the input must be " + "; and ".join(problems)
+            )

@@ -1,0 +1,1 @@
+"""Process groups and the shards of a tensor that processes hold."""

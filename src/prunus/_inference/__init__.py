@@ -1,0 +1,1 @@
+"""Calling a model on example inputs, and comparing the outputs of two models."""

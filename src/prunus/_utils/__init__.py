@@ -1,0 +1,1 @@
+"""Checks of arguments, files, chunks of tensors, timing and system information."""

@@ -1,0 +1,5 @@
+"""The command ``prunus``."""
+
+from prunus.cli.app import app, main
+
+__all__ = ["app", "main"]

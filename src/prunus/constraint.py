@@ -1,0 +1,104 @@
+"""The constraint: a floor that the validation metric of a delivered model must meet."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from prunus._utils.checks import choice_problem, number_problem, problem_of, raise_problems
+from prunus.errors import PrunusError
+
+__all__ = ["Constraint", "Mode"]
+
+Mode = Literal["max", "min"]
+
+_RELATIVE = re.compile(r"\s*dense\s*(?:([-+*])\s*(\S+))?\s*")
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A bound on the validation metric, absolute or relative to the dense network's.
+
+    Args:
+        floor: A number; or "dense", "dense-0.005", "dense+0.1" or "dense*0.99", where "dense" is
+            the metric of the dense network; or None for no bound.
+        mode: "max" if larger metrics are better (accuracy, BLEU), which must then stay at or above
+            the bound; "min" if smaller are (loss, perplexity), which must stay at or below it.
+        dense_metric: The metric of the dense network. Default None: unknown, so that a
+            relative bound is unknown too.
+
+    Raises:
+        PrunusError: ``floor`` or ``mode`` is none of these, or ``dense_metric`` is not finite.
+
+    Example:
+        >>> constraint = Constraint("dense-0.005", dense_metric=0.985)
+        >>> round(constraint.bound, 4), constraint.met(0.979)
+        (0.98, False)
+        >>> Constraint(2.5, mode="min").met(2.4)
+        True
+    """
+
+    floor: float | str | None = None
+    mode: Mode = "max"
+    dense_metric: float | None = None
+
+    def __post_init__(self) -> None:
+        raise_problems(
+            problem_of(self._terms),
+            choice_problem("mode", self.mode, ("max", "min")),
+            number_problem("dense_metric", self.dense_metric, optional=True),
+        )
+
+    def _terms(self) -> tuple[str, float]:
+        """Return an operator and a number: "=" for an absolute bound, else relative to dense."""
+        if self.floor is None:
+            return "=", -math.inf if self.mode == "max" else math.inf
+        match = _RELATIVE.fullmatch(self.floor) if isinstance(self.floor, str) else None
+        sign, text = (match[1] or "+", match[2] or "0") if match else ("=", self.floor)
+        try:
+            # bool is a number to Python, and a mistake here.
+            number = math.nan if isinstance(text, bool) else float(text)
+        except (ValueError, TypeError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise PrunusError(
+                'floor must be a number, or "dense-0.005", "dense+0.1" or "dense*0.99", but is '
+                f"{self.floor!r}"
+            )
+        return sign, number
+
+    @property
+    def needs_dense_metric(self) -> bool:
+        """Whether the bound is unknown until ``dense_metric`` is."""
+        return self.dense_metric is None and self._terms()[0] != "="
+
+    @property
+    def bound(self) -> float:
+        """The floor as a number; without a floor, the infinity that every metric meets.
+
+        Raises:
+            PrunusError: The floor is relative and ``dense_metric`` is None.
+        """
+        sign, number = self._terms()
+        if sign == "=":
+            return number
+        if self.dense_metric is None:
+            raise PrunusError(
+                f"floor={self.floor!r} needs the metric of the dense network: pass dense_metric="
+            )
+        dense = self.dense_metric
+        return {"-": dense - number, "+": dense + number, "*": dense * number}[sign]
+
+    def with_dense_metric(self, metric: float) -> Constraint:
+        """Return the same constraint, with the metric of the dense network if it had none."""
+        return self if self.dense_metric is not None else replace(self, dense_metric=metric)
+
+    def met(self, metric: float) -> bool:
+        """Return whether ``metric`` is at the bound or on its better side."""
+        return metric >= self.bound if self.mode == "max" else metric <= self.bound
+
+    def better(self, metric: float, other: float) -> bool:
+        """Return whether ``metric`` is strictly better than ``other``."""
+        return metric > other if self.mode == "max" else metric < other

@@ -1,0 +1,192 @@
+"""Irrelevance coefficients: how little the loss depends on a weight, from 0 to 1 (not at all).
+
+Each is a function of the gradient of the loss alone. It is a constant for the optimization: no
+gradient flows through it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+
+from prunus._utils.checks import number_problem, raise_problems
+
+__all__ = ["Coefficient", "ConstantRelevance", "ExponentialRelevance", "LinearRelevance"]
+
+
+_LOG2_E = math.log2(math.e)
+
+
+class Coefficient(Protocol):
+    """Anything that turns a gradient into irrelevance coefficients."""
+
+    @property
+    def relative(self) -> bool:
+        """Whether :meth:`unit` depends on the tensor's mean gradient magnitude."""
+        ...
+
+    def unit(
+        self,
+        gradient: torch.Tensor,
+        scale: torch.Tensor | float = 1.0,
+        *,
+        mean: torch.Tensor | None = None,
+    ) -> torch.Tensor | float:
+        """Return what the gradients of this tensor are measured in: a number above 0.
+
+        Args:
+            gradient: ∂L/∂w times ``scale``, the whole tensor.
+            scale: What the gradient has been multiplied by, such as the factor of clipping by norm.
+                The unit has to grow with it, so that the coefficients do not change.
+            mean: The mean of |gradient| over the whole tensor; needed by a relative coefficient
+                where ``gradient`` is a part, the rest of which other processes hold.
+        """
+        ...
+
+    def __call__(
+        self,
+        gradient: torch.Tensor,
+        *,
+        unit: torch.Tensor | float | None = None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the coefficients, of the gradient's shape.
+
+        Args:
+            gradient: ∂L/∂w, or a part of it.
+            unit: What :meth:`unit` says of the whole tensor; needed when ``gradient`` is a part.
+            out: Where to write the result; may not be ``gradient``.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class _InUnits:
+    alpha: float = 1.0
+    relative: bool = False
+
+    def __post_init__(self) -> None:
+        raise_problems(number_problem("alpha", self.alpha, above=0))
+
+    def unit(
+        self,
+        gradient: torch.Tensor,
+        scale: torch.Tensor | float = 1.0,
+        *,
+        mean: torch.Tensor | None = None,
+    ) -> torch.Tensor | float:
+        """Return α times ``scale``, or α times the mean |g| of the tensor, which has it in it."""
+        if not self.relative:
+            return self.alpha * scale
+        # In float32 at least: the sum of a float16 tensor's magnitudes easily leaves its range.
+        wide = torch.promote_types(gradient.dtype, torch.float32)
+        if mean is not None:
+            unit = mean.to(wide) * self.alpha
+        else:
+            total: torch.Tensor = torch.linalg.vector_norm(gradient, ord=1, dtype=wide)
+            unit = total * (self.alpha / gradient.numel())
+        # Where the whole gradient is zero every weight is irrelevant: 0 / unit must be 0, not NaN,
+        # and the unit's reciprocal must be finite too.
+        return unit.clamp_min_(4 * torch.finfo(wide).tiny)
+
+
+@dataclass(frozen=True)
+class ExponentialRelevance(_InUnits):
+    """The paper's coefficient, exp(−|g|/α).
+
+    Args:
+        alpha: α, in the units of the gradient; or, if ``relative``, in multiples of the mean
+            |g| of the tensor. Default 1, as the authors use it. With α far above the typical
+            |g| every coefficient is near 1 and the penalty is plain L2; the smaller α, the
+            more selective.
+        relative: Measure each tensor's gradients in their own mean magnitude, so that one α suits
+            all layers, losses and batch sizes. Default False, as in the paper.
+
+    Raises:
+        PrunusError: ``alpha`` is not a finite number above 0.
+
+    Source: Bonetta, Ribero, Cancelliere, arXiv 2204.04977, the factor of w² in their R(w).
+
+    Example:
+        >>> ExponentialRelevance(alpha=2.0)(torch.tensor([0.0, -2.0]))
+        tensor([1.0000, 0.3679])
+    """
+
+    def __call__(
+        self,
+        gradient: torch.Tensor,
+        *,
+        unit: torch.Tensor | float | None = None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return exp(−|g|/unit)."""
+        if unit is None:
+            unit = self.unit(gradient)
+        # As a power of two, which is several times faster on the CPU and as exact here.
+        return torch.abs(gradient, out=out).mul_(-_LOG2_E / unit).exp2_()
+
+
+@dataclass(frozen=True)
+class LinearRelevance(_InUnits):
+    """LOBSTER's coefficient, relu(1 − |g|/α), with α = 1 in that work.
+
+    Args:
+        alpha: As in :class:`ExponentialRelevance`.
+        relative: As in :class:`ExponentialRelevance`.
+
+    Raises:
+        PrunusError: ``alpha`` is not a finite number above 0.
+
+    Source: Tartaglione et al., arXiv 2011.09905, the update after the optimizer's step.
+
+    Example:
+        >>> LinearRelevance()(torch.tensor([0.0, -0.25, 3.0]))
+        tensor([1.0000, 0.7500, 0.0000])
+    """
+
+    def __call__(
+        self,
+        gradient: torch.Tensor,
+        *,
+        unit: torch.Tensor | float | None = None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return relu(1 − |g|/unit)."""
+        if unit is None:
+            unit = self.unit(gradient)
+        return torch.abs(gradient, out=out).mul_(-1.0 / unit).add_(1.0).relu_()
+
+
+@dataclass(frozen=True)
+class ConstantRelevance:
+    """1 for every weight, whatever its gradient: the penalty becomes plain L2 (or L1).
+
+    Example:
+        >>> ConstantRelevance()(torch.tensor([0.0, 5.0]))
+        tensor([1., 1.])
+    """
+
+    relative: ClassVar[bool] = False
+
+    def unit(
+        self,
+        gradient: torch.Tensor,
+        scale: torch.Tensor | float = 1.0,
+        *,
+        mean: torch.Tensor | None = None,
+    ) -> float:
+        """Return 1; the gradient does not matter."""
+        return 1.0
+
+    def __call__(
+        self,
+        gradient: torch.Tensor,
+        *,
+        unit: torch.Tensor | float | None = None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return ones of the gradient's shape."""
+        return torch.ones_like(gradient) if out is None else out.fill_(1.0)

@@ -1,0 +1,184 @@
+"""Texts to learn from: pairs to translate, turns of dialogues, and running text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prunus.errors import DataError, listing
+from prunus.recipes.data.hub import load, rows
+
+__all__ = ["TURN", "Pairs", "dialogues", "texts", "translations"]
+
+SPLITS = ("train", "validation", "test")
+
+TURN = "<turn>"
+"""Stands between the turns of a dialogue's context."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What to read and what to write in answer.
+
+    Attributes:
+        sources: What to read.
+        targets: What to write, one for each.
+    """
+
+    sources: Sequence[str]
+    targets: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+
+def translations(
+    source: str, languages: tuple[str, str], *, name: str | None = None
+) -> dict[str, Pairs]:
+    """Load sentences in two languages.
+
+    Each language is a column of its own, or both are in one column named translation, as in the
+    sets of WMT.
+
+    Args:
+        source: A name on the Hub, or the path of a folder.
+        languages: From which and to which.
+        name: Which configuration of a set on the Hub.
+
+    Raises:
+        DataError: A split or column is absent, or a sentence is empty.
+    """
+    loaded = load(source, name)
+
+    def columns(split: str) -> tuple[Sequence[Any], Sequence[Any]]:
+        if split in loaded and "translation" in loaded[split].column_names:
+            both = rows(loaded, source, split, ["translation"], SPLITS)["translation"]
+            _records(both, languages, f"translation of the {split} split of {source}")
+            return [pair[languages[0]] for pair in both], [pair[languages[1]] for pair in both]
+        found = rows(loaded, source, split, languages, SPLITS)
+        return found[languages[0]], found[languages[1]]
+
+    return {split: _checked(*columns(split), source, split) for split in SPLITS}
+
+
+def dialogues(source: str, *, name: str | None = None, turns: int = 4) -> dict[str, Pairs]:
+    """Load dialogues as pairs of a context and the assistant's next turn.
+
+    The turns are in the columns speaker and text, lists both, or in one column named utterances, a
+    list of records with these two, as in Taskmaster-1.
+
+    Args:
+        source: A name on the Hub, or the path of a folder.
+        name: Which configuration of a set on the Hub.
+        turns: How many turns before the answer make the context.
+
+    Raises:
+        DataError: A split or column is absent, there is no assistant in it, or a turn is empty.
+    """
+    loaded = load(source, name)
+
+    def read(split: str) -> Iterator[tuple[list[str], list[str]]]:
+        where = f"the {split} split of {source}"
+        if split in loaded and "utterances" in loaded[split].column_names:
+            column = rows(loaded, source, split, ["utterances"], SPLITS)["utterances"]
+            for number, turns_ in enumerate(column):
+                _records(
+                    _list(turns_, f"utterances of {where}", number),
+                    ("speaker", "text"),
+                    f"utterances, row {number} of {where}",
+                )
+                yield [turn["speaker"] for turn in turns_], [turn["text"] for turn in turns_]
+            return
+        found = rows(loaded, source, split, ["speaker", "text"], SPLITS)
+        for number, (who, what) in enumerate(zip(found["speaker"], found["text"], strict=True)):
+            speakers = _list(who, f"speaker of {where}", number)
+            said = _list(what, f"text of {where}", number)
+            if len(speakers) != len(said):
+                raise DataError(
+                    f"dialogue {number} of {where} has {len(speakers)} speakers but {len(said)} "
+                    "turns: each turn needs one"
+                )
+            yield speakers, said
+
+    result = {}
+    for split in SPLITS:
+        contexts, answers = [], []
+        for number, (speakers, said) in enumerate(read(split)):
+            _texts([*speakers, *said], f"dialogue {number} of the {split} split of {source}")
+            for i in range(1, len(said)):
+                if speakers[i].lower() == "assistant":
+                    contexts.append(f" {TURN} ".join(said[max(0, i - turns) : i]))
+                    answers.append(said[i])
+        if not answers:
+            raise DataError(
+                f"no turn in the {split} split of {source} is the assistant's: the speakers must "
+                'be "user" and "assistant"'
+            )
+        result[split] = _checked(contexts, answers, source, split)
+    return result
+
+
+def texts(source: str, *, column: str = "text") -> Mapping[str, str]:
+    """Load running text; the rows of a split are joined by line breaks.
+
+    Raises:
+        DataError: A split or the column is absent, or all of it is empty.
+    """
+    loaded = load(source)
+    result = {}
+    for split in SPLITS:
+        parts = rows(loaded, source, split, [column], SPLITS)[column]
+        _texts(parts, f"the column {column} of the {split} split of {source}")
+        joined = "\n".join(parts)
+        if not joined.strip():
+            raise DataError(f"the {split} split of {source} holds no text")
+        result[split] = joined
+    return result
+
+
+def _texts(values: Iterable[Any], where: str) -> None:
+    for value in values:
+        if not isinstance(value, str):
+            raise DataError(f"{where} must hold texts, but holds {value!r}")
+
+
+def _list(value: Any, where: str, number: int) -> list[Any]:
+    if not isinstance(value, list):
+        raise DataError(
+            f"the column {where} must hold a list in each row, one item per turn, but row {number} "
+            f"holds {value!r}"
+        )
+    return value
+
+
+def _records(values: Iterable[Any], fields: Sequence[str], where: str) -> None:
+    for number, value in enumerate(values):
+        if not isinstance(value, dict):
+            raise DataError(
+                f"the column {where} must hold records with {listing(fields)}, but number {number} "
+                f"is {value!r}"
+            )
+        missing = [name for name in fields if name not in value]
+        if missing:
+            raise DataError(
+                f"the column {where} lacks {listing(missing)}; found {listing(list(value))}"
+            )
+
+
+def _checked(sources: Sequence[Any], targets: Sequence[Any], source: str, split: str) -> Pairs:
+    empty = [
+        str(i)
+        for i, (a, b) in enumerate(zip(sources, targets, strict=True))
+        if not (isinstance(a, str) and isinstance(b, str) and a.strip() and b.strip())
+    ]
+    # A few may be left out of training, but what is measured on must be as it was published.
+    if empty and (split != "train" or len(empty) == len(sources)):
+        raise DataError(
+            f"{len(empty):,} of {len(sources):,} pairs of the {split} split of {source} have an "
+            f"empty source or reference, such as number {listing(empty, most=3)}: mend or remove "
+            "them"
+        )
+    left_out = set(map(int, empty))
+    kept = [i for i in range(len(sources)) if i not in left_out]
+    return Pairs([sources[i] for i in kept], [targets[i] for i in kept])

@@ -1,0 +1,68 @@
+"""A byte-level BPE tokenizer, trained on the training split and saved with the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from prunus.errors import DataError
+from prunus.recipes.tasks.language import missing_extra
+
+__all__ = ["BOS", "EOS", "PAD", "trained"]
+
+BOS, PAD, EOS, UNKNOWN = "<s>", "<pad>", "</s>", "<unk>"
+
+
+def trained(texts: Iterable[str], size: int, extra: Sequence[str] = ()) -> Any:
+    """Train a tokenizer for ``transformers``. Any text survives encoding and decoding.
+
+    Args:
+        texts: What to train on.
+        size: How many words it shall have, the 256 bytes and the special ones included.
+        extra: Special words besides those for start, padding, end and unknown.
+
+    Returns:
+        A ``PreTrainedTokenizerFast`` whose special words have the numbers 0 to 3.
+
+    Raises:
+        DataError: The texts are too few for that many words.
+        PrunusError: The libraries for it are not installed.
+
+    Example:
+        >>> tokenizer = trained(["to be or not to be, that is the question"] * 9, 280)
+        >>> tokenizer.decode(tokenizer.encode("or not, Ümläute?"))
+        'or not, Ümläute?'
+    """
+    try:
+        from tokenizers import Tokenizer, decoders, pre_tokenizers
+        from tokenizers.models import BPE
+        from tokenizers.trainers import BpeTrainer
+        from transformers import PreTrainedTokenizerFast
+    except ImportError as error:
+        raise missing_extra() from error
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        texts,
+        BpeTrainer(
+            vocab_size=size,
+            special_tokens=[BOS, PAD, EOS, UNKNOWN, *extra],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    if tokenizer.get_vocab_size() != size:
+        raise DataError(
+            f"vocabulary={size} is more than the training texts yield, "
+            f"{tokenizer.get_vocab_size():,}: lower it, or train on more"
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNKNOWN,
+        extra_special_tokens=list(extra),
+        clean_up_tokenization_spaces=False,
+    )

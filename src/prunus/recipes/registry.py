@@ -1,0 +1,385 @@
+"""The recipes: a task, a network, and settings that are known to work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from prunus.errors import PrunusError, listing, nearest
+from prunus.recipes.config import Config
+from prunus.recipes.data.images import digits, hub_images
+from prunus.recipes.data.texts import TURN, dialogues, texts, translations
+from prunus.recipes.run.network import Network, image_network, language_network
+from prunus.recipes.tasks.classification import Classification, ImageConfig
+from prunus.recipes.tasks.language_model import LanguageModel, LanguageModelConfig
+from prunus.recipes.tasks.models import lenet5, lenet300, perceptron
+from prunus.recipes.tasks.sequences import SequenceConfig, SequenceToSequence
+from prunus.recipes.tasks.task import Task
+
+__all__ = ["RECIPES", "Recipe", "find"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One entry of the recipe book.
+
+    Attributes:
+        name: What the command calls it.
+        summary: One line on what it does.
+        data: Where its data come from by default; None if the user has to give them by --data.
+        columns: What a folder given by --data must hold.
+        config: Its settings.
+        prepare: Loads the data, given the settings, what the user gave as --data (or None), and the
+            seed.
+        network: Builds the network that a file of a run is for, given the file and wanting no data.
+    """
+
+    name: str
+    summary: str
+    data: str | None
+    columns: str
+    config: Config
+    prepare: Callable[[Any, str | None, int], Task]
+    network: Callable[[Path], Network] = language_network
+
+
+def _digits_recipe(summary: str, config: ImageConfig) -> Recipe:
+    build = partial(perceptron, 64, 300, 100, 10)
+
+    def prepare(config: ImageConfig, source: str | None, seed: int) -> Task:
+        if source is not None:
+            raise PrunusError(f"the recipe digits has its data embedded: leave out --data {source}")
+        return Classification(config, digits(config.validation, seed), build)
+
+    return Recipe(
+        "digits",
+        summary,
+        "embedded",
+        "",
+        config,
+        prepare,
+        lambda _: image_network(build, (1, 8, 8)),
+    )
+
+
+def _images_recipe(
+    name: str, summary: str, data: str, config: ImageConfig, build: Callable[[], nn.Module]
+) -> Recipe:
+    size = (28, 28)
+
+    def prepare(config: ImageConfig, source: str | None, seed: int) -> Task:
+        images = hub_images(source or data, size=size, validation=config.validation, seed=seed)
+        return Classification(config, images, build)
+
+    return Recipe(
+        name,
+        summary,
+        data,
+        _IMAGES,
+        config,
+        prepare,
+        lambda _: image_network(build, (1, *size)),
+    )
+
+
+def _translation(
+    config: SequenceConfig,
+    source: str | None,
+    seed: int,
+    *,
+    name: str,
+    languages: tuple[str, str],
+    subset: str | None = None,
+) -> Task:
+    return SequenceToSequence(config, translations(source or name, languages, name=subset))
+
+
+def _dialogue(
+    config: SequenceConfig,
+    source: str | None,
+    seed: int,
+    *,
+    name: str | None = None,
+    subset: str | None = None,
+) -> Task:
+    source = source or name
+    if source is None:
+        raise PrunusError(
+            f"Taskmaster-4 is not on the Hub: give a folder by --data FOLDER, of {_DIALOGUES}; the "
+            "dialogues are at github.com/google-research-datasets/Taskmaster"
+        )
+    return SequenceToSequence(config, dialogues(source, name=subset), extra=[TURN])
+
+
+def _running_text(config: LanguageModelConfig, source: str | None, seed: int, *, name: str) -> Task:
+    return LanguageModel(config, texts(source or name))
+
+
+_IMAGES = (
+    "parquet files for train and test with the columns image, grey and of 28×28 pixels, and label"
+)
+_TRANSLATIONS = (
+    "parquet files for train, validation and test with a column for each language, en and de, or "
+    "one named translation that holds both"
+)
+_DIALOGUES = (
+    "parquet files for train, validation and test with the columns speaker and text, a list each, "
+    "or one named utterances, a list of records with both; a row per dialogue"
+)
+_TEXTS = "parquet or text files for train, validation and test with the column text"
+
+_MNIST = "ylecun/mnist"
+_FASHION = "zalando-datasets/fashion_mnist"
+_MULTI30K = "bentrevett/multi30k"
+_WMT14 = "wmt/wmt14"
+_TASKMASTER1 = "google-research-datasets/taskmaster1"
+_SHAKESPEARE = "karpathy/tiny_shakespeare"
+
+_LENET5 = ImageConfig(
+    dense_epochs=10,
+    epochs=50,
+    batch_size=100,
+    dense_lr=0.05,
+    lr=0.05,
+    strength=0.05,
+    alpha=0.05,
+    ratio=200.1,
+    start="fresh",
+    shift=1,
+)
+
+# What the paper's two language tasks have in common.
+_PAPERS: dict[str, Any] = {
+    "dense_lr": 5e-4,
+    "lr": 5e-4,
+    "accumulation": 3,
+    "beta1": 0.85,
+    "beta2": 0.997,
+    "penalty": "relevance",
+    "apply": "gradient",
+    "strength": 1e-5,
+    "strength_follows": "linear",
+    "alpha": 1.0,
+    "relative": False,
+    "schedule": "iterative",
+    "ratio": 0.0,
+    "norms": True,
+}
+
+# What the language recipes have in common that are tuned here: relevance over some hundred batches,
+# for one says nothing of the words that it lacks; and a sparse network that has few weights to fit
+# with, so that it learns without dropout.
+_SELECTIVE: dict[str, Any] = {
+    "max_grad_norm": 1.0,
+    "alpha": 0.2,
+    "smoothing": 0.99,
+    "pruning_dropout": 0.0,
+    "norms": True,
+}
+
+_BOOK = (
+    _digits_recipe(
+        "a small perceptron on scikit-learn's 8×8 digits, by the paper's iterative pruning",
+        ImageConfig(
+            dense_epochs=40,
+            epochs=100,
+            batch_size=32,
+            validation=0.2,
+            dense_lr=0.05,
+            lr=0.05,
+            strength=0.01,
+            schedule="iterative",
+            fraction=0.1,
+            floor="dense-0.01",
+            ratio=25.0,
+        ),
+    ),
+    _images_recipe(
+        "mnist-lenet300",
+        "LeNet-300-100 on MNIST, to 1/67 of its parameters",
+        _MNIST,
+        ImageConfig(
+            dense_epochs=15,
+            epochs=60,
+            batch_size=100,
+            dense_lr=0.1,
+            lr=0.1,
+            strength=0.015,
+            alpha=0.2,
+            end=0.75,
+            ratio=67.0,
+            start="fresh",
+            shift=1,
+        ),
+        lenet300,
+    ),
+    _images_recipe(
+        "mnist-lenet5",
+        "LeNet-5 (Caffe widths) on MNIST, to 1/200 of its parameters",
+        _MNIST,
+        _LENET5,
+        lenet5,
+    ),
+    _images_recipe(
+        "fashion-lenet5",
+        "LeNet-5 (Caffe widths) on Fashion-MNIST, to 1/50 of its parameters",
+        _FASHION,
+        _LENET5.changed(["ratio=50"]),
+        lenet5,
+    ),
+    Recipe(
+        "multi30k-translation",
+        "a small BART from English to German on Multi30k's captions, to 1/10 of its parameters",
+        _MULTI30K,
+        _TRANSLATIONS,
+        SequenceConfig(
+            **_SELECTIVE,
+            dense_epochs=10,
+            epochs=12,
+            batch_size=32,
+            dense_lr=1.5e-3,
+            lr=3e-3,
+            vocabulary=4000,
+            length=100,
+            width=192,
+            layers=2,
+            heads=4,
+            feed_forward=768,
+            dropout=0.1,
+            label_smoothing=0.1,
+            validation_pairs=500,
+            sequence_distillation=True,
+            strength=0.3,
+            end=0.4,
+            ratio=10.0,
+        ),
+        partial(_translation, name=_MULTI30K, languages=("en", "de")),
+    ),
+    Recipe(
+        "taskmaster-dialogue",
+        "the paper's dialogue model on Taskmaster-4, to 1/10 of its parameters",
+        None,
+        _DIALOGUES,
+        SequenceConfig(
+            **_SELECTIVE,
+            dense_epochs=10,
+            epochs=8,
+            batch_size=16,
+            dense_lr=1e-3,
+            lr=2e-3,
+            vocabulary=2000,
+            length=176,
+            width=256,
+            layers=2,
+            heads=4,
+            feed_forward=256,
+            dropout=0.2,
+            label_smoothing=0.1,
+            beams=6,
+            length_penalty=1.2,
+            distillation=0.5,
+            strength=3.0,
+            end=0.5,
+            ratio=10.0,
+        ),
+        _dialogue,
+    ),
+    Recipe(
+        "shakespeare-lm",
+        "a small GPT-2 on Tiny Shakespeare, to 1/5 of its parameters",
+        _SHAKESPEARE,
+        _TEXTS,
+        LanguageModelConfig(
+            **_SELECTIVE,
+            dense_epochs=8,
+            epochs=6,
+            batch_size=8,
+            dense_lr=2e-3,
+            lr=2e-3,
+            vocabulary=1000,
+            length=128,
+            width=128,
+            layers=4,
+            heads=4,
+            feed_forward=512,
+            dropout=0.1,
+            distillation=0.5,
+            strength=3.0,
+            end=0.5,
+            ratio=5.0,
+        ),
+        partial(_running_text, name=_SHAKESPEARE),
+    ),
+    Recipe(
+        "wmt14-translation",
+        "the paper's Transformer from English to German on WMT14, by its own settings",
+        _WMT14,
+        _TRANSLATIONS,
+        SequenceConfig(
+            **_PAPERS,
+            dense_epochs=10,
+            epochs=20,
+            batch_size=128,
+            vocabulary=32000,
+            length=256,
+            width=512,
+            layers=6,
+            heads=8,
+            feed_forward=2048,
+            dropout=0.1,
+            label_smoothing=0.1,
+            beams=4,
+            length_penalty=0.6,
+            validation_pairs=500,
+            fraction=0.1,
+            floor=27.2,
+        ),
+        partial(_translation, name=_WMT14, languages=("en", "de"), subset="de-en"),
+    ),
+    Recipe(
+        "taskmaster1-dialogue",
+        "the paper's dialogue model on Taskmaster-1, by its own settings",
+        _TASKMASTER1,
+        _DIALOGUES,
+        SequenceConfig(
+            **_PAPERS,
+            dense_epochs=20,
+            epochs=40,
+            batch_size=64,
+            vocabulary=8000,
+            length=256,
+            width=256,
+            layers=2,
+            heads=4,
+            feed_forward=256,
+            dropout=0.2,
+            beams=6,
+            length_penalty=1.2,
+            fraction=0.2,
+            floor=6.03,
+        ),
+        partial(_dialogue, name=_TASKMASTER1, subset="one_person_dialogs"),
+    ),
+)
+
+RECIPES = {recipe.name: recipe for recipe in _BOOK}
+
+
+def find(name: str) -> Recipe:
+    """Return the recipe of that name.
+
+    Raises:
+        PrunusError: There is none.
+    """
+    if name not in RECIPES:
+        near = nearest(name, RECIPES)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        raise PrunusError(
+            f"there is no recipe {name!r}. {hint}The recipes are {listing(list(RECIPES))}"
+        )
+    return RECIPES[name]

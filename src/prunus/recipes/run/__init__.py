@@ -1,0 +1,1 @@
+"""Running a recipe: training, checkpoints, the directory of a run and what it delivers."""

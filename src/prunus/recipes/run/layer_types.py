@@ -1,0 +1,63 @@
+"""Where in a network the weights are that stayed: by kind of tensor."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import nn
+
+from prunus.selection import Selection, Target
+
+__all__ = ["densities_by_layer_type", "layer_type_of"]
+
+_PATTERNS = (
+    ("norm", re.compile(r"norm|(^|\.)ln_", re.IGNORECASE)),
+    ("attention", re.compile(r"attn|attention|[qkv]_proj|out_proj", re.IGNORECASE)),
+    (
+        "feed-forward",
+        re.compile(r"(^|\.)(fc\d*|mlp|ffn|feed_forward|intermediate)\.", re.IGNORECASE),
+    ),
+)
+"""In this order: the norm of an attention layer is a norm."""
+
+
+def layer_type_of(model: nn.Module, target: Target) -> str:
+    """Tell embedding, head, attention, feed-forward, norm, convolution and linear tensors apart.
+
+    An embedding that is tied to the head is "embedding and head". The names that the common
+    implementations use are recognized.
+
+    Example:
+        >>> from prunus import select
+        >>> model = nn.Sequential(nn.Embedding(5, 2), nn.Linear(2, 5))
+        >>> [layer_type_of(model, target) for target in select(model).values()]
+        ['embedding', 'linear']
+    """
+    names = (target.name, *target.aliases)
+    owners = [model.get_submodule(name.rpartition(".")[0]) for name in names]
+    head = any(name.endswith(("lm_head.weight", "output_projection.weight")) for name in names)
+    if any(isinstance(owner, nn.Embedding) for owner in owners):
+        return "embedding and head" if head else "embedding"
+    if head:
+        return "head"
+    for kind, pattern in _PATTERNS:
+        if pattern.search(target.name):
+            return kind
+    if "Norm" in type(owners[0]).__name__:
+        return "norm"
+    return "convolution" if target.parameter.dim() > 2 else "linear"
+
+
+def densities_by_layer_type(model: nn.Module, selection: Selection) -> dict[str, dict[str, int]]:
+    """Count prunable and non-zero weights of each kind."""
+    kinds: dict[str, dict[str, int]] = {}
+    for target in selection.values():
+        counts = kinds.setdefault(layer_type_of(model, target), {"prunable": 0, "nonzero": 0})
+        weight = target.parameter.detach()
+        nonzero = int(torch.count_nonzero(weight))
+        if target.padding_row is not None:
+            nonzero -= int(torch.count_nonzero(weight[target.padding_row]))
+        counts["prunable"] += target.prunable
+        counts["nonzero"] += nonzero
+    return kinds

@@ -1,0 +1,1 @@
+"""The tasks of the recipes: classification, sequence to sequence, language modelling."""

@@ -1,0 +1,124 @@
+"""Classifying small images, judged by accuracy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from prunus.recipes.config import Config
+from prunus.recipes.data.images import Images, Split, shifted
+from prunus.recipes.tasks.losses import Teacher, cross_entropy
+from prunus.recipes.tasks.task import Evaluation, Lesson, fingerprint
+
+__all__ = ["Classification", "ImageConfig"]
+
+_Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageConfig(Config):
+    """The settings of image classification, on top of those of :class:`Config`.
+
+    Args:
+        validation: The share of the training split set apart for validation.
+        shift: Training images are shifted at random by up to so many pixels each way, anew at every
+            step, for both networks; 0 for not at all.
+        momentum: Of SGD with Nesterov's momentum, for both trainings.
+
+    Raises:
+        PrunusError: A value is out of range.
+    """
+
+    validation: float = 1 / 12
+    shift: int = 0
+    momentum: float = 0.9
+
+    def _check(self, check: Callable[[bool, str, str], None]) -> None:
+        super()._check(check)
+        check(0 <= self.momentum < 1, "momentum", "from 0 to below 1")
+        check(0 < self.validation < 1, "validation", "above 0 and below 1")
+        check(self.shift >= 0, "shift", "0 or above")
+
+
+class Classification:
+    """A network that tells which of some classes an image is of.
+
+    Args:
+        config: The settings.
+        images: The data.
+        build: Makes the network.
+    """
+
+    metric = "accuracy"
+    about: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(self, config: ImageConfig, images: Images, build: Callable[[], nn.Module]) -> None:
+        self._config, self._images, self.network = config, images, build
+        self.steps_per_epoch = math.ceil(len(images.train) / config.batch_size)
+        splits = (images.train, images.validation, images.test)
+        self.fingerprint = fingerprint(t for split in splits for t in (split.inputs, split.labels))
+
+    def optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
+        """Build SGD with Nesterov's momentum."""
+        momentum = self._config.momentum
+        return torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, nesterov=momentum > 0)
+
+    def epoch(self, order: torch.Generator) -> Iterator[Sequence[_Batch]]:
+        """Yield each image once, shifted at random, in random order."""
+        train = self._images.train
+        for batch in torch.split(
+            torch.randperm(len(train), generator=order), self._config.batch_size
+        ):
+            inputs = shifted(train.inputs[batch], self._config.shift, order)
+            yield [(inputs, train.labels[batch])]
+
+    def size(self, batch: _Batch) -> int:
+        """Return the number of images."""
+        return len(batch[1])
+
+    def loss(self, model: nn.Module, batch: _Batch, teacher: Teacher | None = None) -> torch.Tensor:
+        """Return the cross-entropy."""
+        inputs, labels = batch
+        return cross_entropy(lambda network: (network(inputs), labels), model, teacher)
+
+    def ready_to_prune(self, model: nn.Module) -> None:
+        """Change nothing."""
+
+    def lessons(self, dense: Callable[[], nn.Module]) -> Iterator[tuple[float, Lesson]]:
+        """Yield nothing."""
+        return iter(())
+
+    def learn(self, lessons: Sequence[Lesson]) -> None:
+        """Do nothing, for there are none."""
+
+    def validate(self, model: nn.Module) -> Evaluation:
+        """Measure on the images set apart from training."""
+        return _evaluate(model, self._images.validation)
+
+    def test(self, model: nn.Module) -> Evaluation:
+        """Measure on the test images."""
+        return _evaluate(model, self._images.test)
+
+    def publish(self, model: nn.Module, directory: Path) -> None:
+        """Write nothing: the recipe's name says what the weights belong to."""
+
+
+@torch.no_grad()
+def _evaluate(model: nn.Module, split: Split) -> Evaluation:
+    model.eval()
+    loss, correct = 0.0, 0
+    for inputs, labels in zip(
+        torch.split(split.inputs, 1000), torch.split(split.labels, 1000), strict=True
+    ):
+        outputs = model(inputs)
+        loss += F.cross_entropy(outputs, labels, reduction="sum").item()
+        correct += int((outputs.argmax(dim=1) == labels).sum())
+    model.train()
+    return Evaluation(loss / len(split), correct / len(split))

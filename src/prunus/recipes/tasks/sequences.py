@@ -1,0 +1,336 @@
+"""Reading one text and writing another, judged by BLEU: translation and dialogue."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from prunus.errors import DataError
+from prunus.recipes.data.texts import Pairs
+from prunus.recipes.data.tokenizer import trained
+from prunus.recipes.tasks.language import (
+    LanguageConfig,
+    accumulated,
+    adam,
+    bucketed,
+    missing_extra,
+    publish,
+    ready_for_autocast,
+    set_dropout,
+)
+from prunus.recipes.tasks.losses import NO_CLASS, Teacher, cross_entropy
+from prunus.recipes.tasks.task import Evaluation, Lesson, fingerprint
+
+__all__ = ["SequenceConfig", "SequenceToSequence"]
+
+_SHOWN = 3
+_WRITTEN_AT_ONCE = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceConfig(LanguageConfig):
+    """The settings of translation and dialogue, on top of those of :class:`LanguageConfig`.
+
+    Args:
+        beams: Width of the beam search by which the finished networks write.
+        validation_beams: The same at each validation; 1 for greedy, which is several times faster.
+        length_penalty: Exponent of the length by which the beam search divides.
+        validation_pairs: How many pairs to write answers to at each validation; 0 for all.
+        sequence_distillation: Whether the sparse network learns to write what the dense one wrote,
+            by the search of ``beams``, for each text to learn from, instead of the references.
+            These answers are easier to learn for a network that has few weights, because unlike
+            people's they are all of one mind (Kim and Rush, arXiv 1606.07947).
+
+    Raises:
+        PrunusError: A value is out of range.
+    """
+
+    beams: int = 4
+    validation_beams: int = 1
+    length_penalty: float = 1.0
+    validation_pairs: int = 0
+    sequence_distillation: bool = False
+
+    after_dense: ClassVar[tuple[str, ...]] = (
+        *LanguageConfig.after_dense,
+        "beams",
+        "validation_beams",
+        "length_penalty",
+        "validation_pairs",
+        "sequence_distillation",
+    )
+    of_lessons: ClassVar[tuple[str, ...]] = ("sequence_distillation", "beams", "length_penalty")
+
+    def _check(self, check: Callable[[bool, str, str], None]) -> None:
+        super()._check(check)
+        for name in ("beams", "validation_beams"):
+            check(getattr(self, name) >= 1, name, "at least 1")
+        check(self.length_penalty >= 0, "length_penalty", "0 or above")
+        check(self.validation_pairs >= 0, "validation_pairs", "0 or above")
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """A split as numbers."""
+
+    sources: list[list[int]]
+    targets: list[list[int]]
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    source: torch.Tensor
+    target: torch.Tensor
+
+
+class SequenceToSequence:
+    """An encoder and a decoder shaped as BART, whose embeddings and head are one tensor.
+
+    Args:
+        config: The settings.
+        pairs: The data, by split.
+        extra: Special words of the tokenizer.
+
+    Raises:
+        DataError: A text to be measured on has more words than the model has positions.
+    """
+
+    metric = "BLEU"
+
+    def __init__(
+        self, config: SequenceConfig, pairs: Mapping[str, Pairs], extra: Sequence[str] = ()
+    ) -> None:
+        self._config, self._pairs = config, pairs
+        train = pairs["train"]
+        both = [text for pair in (train.sources, train.targets) for text in pair]
+        self.tokenizer = trained(both, config.vocabulary, extra)
+        self._encoded = {split: self._encode(split) for split in pairs}
+        batches = math.ceil(len(self._encoded["train"]) / config.batch_size)
+        self.steps_per_epoch = math.ceil(batches / config.accumulation)
+        self.fingerprint = fingerprint(
+            [self.tokenizer.backend_tokenizer.to_str()]
+            + [
+                text
+                for split in pairs.values()
+                for part in (split.sources, split.targets)
+                for text in part
+            ]
+        )
+        self._bleu = _bleu()
+        self.about: dict[str, str] = {
+            "search": f"beam {config.beams}, length penalty {config.length_penalty:g}"
+        }
+
+    def _encode(self, split: str) -> _Encoded:
+        pairs, most = self._pairs[split], self._config.length
+        end = self.tokenizer.eos_token_id
+        columns = [
+            [[*words, end] for words in self.tokenizer(list(part))["input_ids"]]
+            for part in (pairs.sources, pairs.targets)
+        ]
+        kept = [i for i in range(len(pairs)) if max(len(c[i]) for c in columns) <= most]
+        if len(kept) < len(pairs) and split != "train":
+            longest = max(len(words) for column in columns for words in column)
+            raise DataError(
+                f"{len(pairs) - len(kept):,} of {len(pairs):,} pairs of the {split} split have "
+                f"more than length={most} words, the most {longest}: set length={longest}"
+            )
+        if not kept:
+            raise DataError(f"every pair of the train split has more than length={most} words")
+        return _Encoded(*([column[i] for i in kept] for column in columns))
+
+    def network(self) -> nn.Module:
+        """Build a BART of the configured size."""
+        from transformers import BartConfig, BartForConditionalGeneration
+
+        config, tokenizer = self._config, self.tokenizer
+        model: nn.Module = BartForConditionalGeneration(
+            BartConfig(
+                vocab_size=config.vocabulary,
+                max_position_embeddings=config.length,
+                d_model=config.width,
+                encoder_layers=config.layers,
+                decoder_layers=config.layers,
+                encoder_attention_heads=config.heads,
+                decoder_attention_heads=config.heads,
+                encoder_ffn_dim=config.feed_forward,
+                decoder_ffn_dim=config.feed_forward,
+                dropout=config.dropout,
+                attention_dropout=0.0,
+                activation_function="relu",
+                scale_embedding=True,
+                bos_token_id=tokenizer.bos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                decoder_start_token_id=tokenizer.bos_token_id,
+                forced_eos_token_id=None,
+            )
+        )
+        ready_for_autocast(model, config)
+        return model
+
+    def optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
+        """Build Adam."""
+        return adam(self._config, model, lr)
+
+    def epoch(self, order: torch.Generator) -> Iterator[list[_Batch]]:
+        """Yield each pair once, in batches of like lengths, in random order."""
+        data = self._encoded["train"]
+        # Targets first: a word to write costs the decoder and the head, one to read the encoder.
+        lengths = [(len(b), len(a)) for a, b in zip(data.sources, data.targets, strict=True)]
+        batches = (
+            self._batch(data, indices)
+            for indices in bucketed(lengths, self._config.batch_size, order)
+        )
+        return accumulated(batches, self._config.accumulation)
+
+    def _batch(self, data: _Encoded, indices: Sequence[int]) -> _Batch:
+        return _Batch(
+            self._padded([data.sources[i] for i in indices]),
+            self._padded([data.targets[i] for i in indices]),
+        )
+
+    def _padded(self, texts: Sequence[list[int]]) -> torch.Tensor:
+        longest = max(map(len, texts))
+        pad = self.tokenizer.pad_token_id
+        return torch.tensor([text + [pad] * (longest - len(text)) for text in texts])
+
+    def size(self, batch: _Batch) -> int:
+        """Return the number of words to write."""
+        return int((batch.target != self.tokenizer.pad_token_id).sum())
+
+    def loss(self, model: nn.Module, batch: _Batch, teacher: Teacher | None = None) -> torch.Tensor:
+        """Return the cross-entropy of each next word, given those before it."""
+        smoothing = self._config.label_smoothing
+        return cross_entropy(
+            lambda network: self._predict(network, batch), model, teacher, label_smoothing=smoothing
+        )
+
+    def ready_to_prune(self, model: nn.Module) -> None:
+        """Set the dropout."""
+        set_dropout(model, self._config.pruning_dropout)
+
+    @torch.no_grad()
+    def lessons(self, dense: Callable[[], nn.Module]) -> Iterator[tuple[float, Lesson]]:
+        """Yield what the dense network writes for the training sources, if that is to be learnt."""
+        if not self._config.sequence_distillation:
+            return
+        network, sources, done = dense(), self._encoded["train"].sources, 0
+        for indices in _chunks(_longest_first(sources), _WRITTEN_AT_ONCE):
+            with torch.autocast("cpu", torch.bfloat16, enabled=self._config.autocast):
+                words = self._write(network, [sources[i] for i in indices], self._config.beams)
+            done += len(indices)
+            yield done / len(sources), {"indices": torch.tensor(indices), "words": words}
+
+    def learn(self, lessons: Sequence[Lesson]) -> None:
+        """Take these texts for the references of the training split."""
+        end = self.tokenizer.eos_token_id
+        targets = list(self._encoded["train"].targets)
+        for lesson in lessons:
+            for i, words in zip(lesson["indices"].tolist(), lesson["words"].tolist(), strict=True):
+                # The first word is the start sign; what follows the end sign is padding.
+                stop = words.index(end) + 1 if end in words else len(words)
+                targets[i] = words[1:stop]
+        self._encoded["train"] = _Encoded(self._encoded["train"].sources, targets)
+
+    def _write(self, model: Any, sources: Sequence[list[int]], beams: int) -> torch.Tensor:
+        """Return what a network answers, a row of words each, of which the first is the start."""
+        padded = self._padded(sources)
+        penalty = {"length_penalty": self._config.length_penalty} if beams > 1 else {}
+        written: torch.Tensor = model.generate(
+            input_ids=padded,
+            attention_mask=padded != self.tokenizer.pad_token_id,
+            max_new_tokens=self._config.length - 1,
+            num_beams=beams,
+            do_sample=False,
+            early_stopping=beams > 1,
+            **penalty,
+        )
+        return written
+
+    def _predict(self, model: nn.Module, batch: _Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the logits of all words to write, and the words; padding has no class."""
+        start = torch.full_like(batch.target[:, :1], self.tokenizer.bos_token_id)
+        logits = model(
+            input_ids=batch.source,
+            attention_mask=batch.source != self.tokenizer.pad_token_id,
+            decoder_input_ids=torch.cat([start, batch.target[:, :-1]], dim=1),
+            use_cache=False,
+        ).logits
+        padding = batch.target == self.tokenizer.pad_token_id
+        return logits.flatten(0, 1), batch.target.masked_fill(padding, NO_CLASS).flatten()
+
+    def validate(self, model: nn.Module) -> Evaluation:
+        """Measure on the validation split, by a fast search."""
+        config = self._config
+        return self._evaluate(
+            model, "validation", config.validation_beams, config.validation_pairs or None
+        )
+
+    def test(self, model: nn.Module) -> Evaluation:
+        """Measure on the test split, by the full search."""
+        return self._evaluate(model, "test", self._config.beams, None)
+
+    @torch.no_grad()
+    def _evaluate(self, model: nn.Module, split: str, beams: int, most: int | None) -> Evaluation:
+        model.eval()
+        data, pairs = self._encoded[split], self._pairs[split]
+        ranked = _longest_first(data.sources)
+        total, count = 0.0, 0
+        for indices in _chunks(ranked, _WRITTEN_AT_ONCE):
+            batch = self._batch(data, indices)
+            logits, right = self._predict(model, batch)
+            total += F.cross_entropy(logits, right, reduction="sum", ignore_index=NO_CLASS).item()
+            count += self.size(batch)
+        written: dict[int, str] = {}
+        answered = [i for i in ranked if most is None or i < most]
+        for indices in _chunks(answered, _WRITTEN_AT_ONCE):
+            made = self._write(model, [data.sources[i] for i in indices], beams)
+            decoded = self.tokenizer.batch_decode(made, skip_special_tokens=True)
+            written.update(zip(indices, map(str.strip, decoded), strict=True))
+        model.train()
+        order = sorted(written)
+        score = self._bleu.corpus_score(
+            [written[i] for i in order], [[pairs.targets[i] for i in order]]
+        )
+        self.about["signature"] = str(self._bleu.get_signature())
+        samples = [
+            f"    {_short(pairs.sources[i])}  →  {_short(written[i])}" for i in order[:_SHOWN]
+        ]
+        more = {"perplexity": math.exp(min(total / count, 700.0))}
+        return Evaluation(total / count, float(score.score), more, samples)
+
+    def publish(self, model: nn.Module, directory: Path) -> None:
+        """Write model and tokenizer for ``from_pretrained``."""
+        publish(model, self.tokenizer, directory)
+
+
+def _bleu() -> Any:
+    try:
+        from sacrebleu.metrics import BLEU
+    except ImportError as error:
+        raise missing_extra() from error
+    return BLEU()
+
+
+def _short(text: str, most: int = 80) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _longest_first(texts: Sequence[list[int]]) -> list[int]:
+    """Return all indices, so that a batch that does not fit in memory is met at once."""
+    return sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+
+
+def _chunks(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    return (indices[i : i + size] for i in range(0, len(indices), size))
