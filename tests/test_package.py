@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import pkgutil
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,39 +18,57 @@ import prunus
 
 ROOT = Path(prunus.__file__).parent
 
-CONTRIBUTING = Path(__file__).resolve().parent.parent / "CONTRIBUTING.md"
+PYPROJECT = tomllib.loads(
+    (Path(__file__).resolve().parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+)
 
-# What a row of the table of modules names, and what it says of it, the highest layer first.
-ROWS = [
-    (re.findall(r"`(\w+)(?:\.py|/)`", first), re.findall(r"`(\w+)\.py`", second))
-    for first, second in re.findall(
-        r"^\| (`.*?) \| (.*) \|$", CONTRIBUTING.read_text(), flags=re.MULTILINE
-    )
-]
+PLACE = {
+    room: place
+    for contract in PYPROJECT["tool"]["importlinter"]["contracts"]
+    if contract["id"] == "rooms"
+    for place, layer in enumerate(contract["layers"])
+    for room in layer.split(" | ")
+}
+"""The layer of each room, counted from the top."""
+
+
+def imported_rooms(code: str) -> list[str]:
+    """Return the rooms of prunus that the code imports, and "prunus" for the root itself."""
+    names = []
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    parts = [name.split(".") for name in names if name.split(".")[0] == "prunus"]
+    return [part[1] if len(part) > 1 and part[1] in PLACE else "prunus" for part in parts]
 
 
 def test_the_public_names_are_exactly_these() -> None:
     assert prunus.__all__ == sorted(prunus.__all__)
     assert set(prunus.__all__) == {
+        "ArgumentError",
+        "ArgumentTypeError",
         "CheckpointError",
         "Coefficient",
-        "Constant",
+        "ConstantRelevance",
         "ConstantStrength",
         "DataError",
-        "Exponential",
+        "ExponentialRelevance",
         "FloorNotReachedError",
-        "FollowLearningRate",
         "GradualPruning",
         "IterativePruning",
-        "Linear",
-        "LinearDecay",
-        "Magnitude",
+        "LearningRateStrength",
+        "LinearDecayStrength",
+        "LinearRelevance",
+        "MagnitudeScore",
         "Masks",
         "NonFiniteError",
         "OneShot",
         "PeerError",
         "Pruner",
-        "Random",
+        "PrunusError",
+        "RandomScore",
         "RelevancePenalty",
         "Schedule",
         "Score",
@@ -56,8 +76,7 @@ def test_the_public_names_are_exactly_these() -> None:
         "SparseFile",
         "SparseFileError",
         "Strength",
-        "Taylor",
-        "PrunusError",
+        "TaylorScore",
         "Validation",
         "__version__",
         "compact",
@@ -70,11 +89,11 @@ def test_the_public_names_are_exactly_these() -> None:
 
 def constructible() -> list[str]:
     """Public names that a user calls; the others are received, and need no example."""
-    kinds = {"Coefficient", "Score", "Strength", "Validation"}
+    received = {"Coefficient", "Score", "Strength", "Validation"}
     return [
         name
         for name in prunus.__all__
-        if name not in kinds and not name.endswith("Error") and not name.startswith("_")
+        if name not in received and not name.endswith("Error") and not name.startswith("_")
     ]
 
 
@@ -117,12 +136,8 @@ def modules() -> list[str]:
     return [m.name.removeprefix("prunus.") for m in pkgutil.walk_packages([str(ROOT)], "prunus.")]
 
 
-def test_contributing_names_every_module_and_no_other() -> None:
-    named = [part for parts, _ in ROWS for part in parts]
-    for (folder, *others), inside in ROWS:
-        if not others and (ROOT / folder).is_dir():
-            named += [f"{folder}.{module}" for module in inside]
-    assert sorted(named) == sorted(modules())
+def test_the_layers_name_every_room_and_no_other() -> None:
+    assert sorted(PLACE) == sorted({name.partition(".")[0] for name in modules()})
 
 
 @pytest.mark.parametrize("name", modules())
@@ -130,16 +145,28 @@ def test_dependencies_point_down(name: str) -> None:
     source = importlib.util.find_spec(f"prunus.{name}")
     assert source is not None
     assert source.origin is not None
-    # A module may import from its own row and those below.
-    place = {part: -row for row, (parts, _) in enumerate(ROWS) for part in parts}
-    own = place[name.partition(".")[0]]
-    for line in Path(source.origin).read_text().splitlines():
-        found = re.match(
-            r"\s*(?:from prunus\.(\w+)|import prunus\.(\w+)|from prunus import (\w+))", line
-        )
-        if found:
-            other = next(filter(None, found.groups()))
-            assert place[other] <= own, f"{name} imports {other}, which stands above it"
+    room = name.partition(".")[0]
+    upward = [
+        imported
+        for imported in imported_rooms(Path(source.origin).read_text())
+        if imported != room and PLACE.get(imported, -1) <= PLACE[room]
+    ]
+    assert upward == [], f"{name} imports a room of its own layer or of one above"
+
+
+@pytest.mark.parametrize(
+    ("line", "room"),
+    [
+        ("import prunus.masks as m", "masks"),
+        ("from prunus.masks import Masks", "masks"),
+        ("from prunus import masks", "masks"),
+        ("import prunus", "prunus"),
+        ("from prunus import select", "prunus"),
+        ("def f():\n    from prunus._utils.files import read", "_utils"),
+    ],
+)
+def test_every_form_of_import_is_found(line: str, room: str) -> None:
+    assert imported_rooms(line) == [room]
 
 
 def test_importing_prunus_imports_no_extra() -> None:
