@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from prunus._inference.model_calls import (
-    TOLERANCE,
     ExampleInputs,
     call_arguments,
     call_model,
@@ -23,8 +22,8 @@ from prunus._inference.model_calls import (
     make_caller,
     prepare_call,
     reference_outputs,
-    relative_difference,
 )
+from prunus._inference.outputs import TOLERANCE, relative_difference
 from prunus._utils.checks import number_problem, raise_problems
 from prunus._utils.files import memory_key
 from prunus._utils.timing import fitting_rounds, interleaved, spread

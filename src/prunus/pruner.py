@@ -15,13 +15,8 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import nn
 
-from prunus._distributed.process_group import (
-    ProcessGroup,
-    check_wrappers,
-    replica_group_of,
-    reshard,
-    unwrap,
-)
+from prunus._distributed.process_group import ProcessGroup, replica_group_of
+from prunus._distributed.wrappers import check_wrappers, reshard, unwrap
 from prunus._engine.best_state import BestState, no_state
 from prunus._engine.optimizer_state import clear_state
 from prunus._engine.removal import Remover
@@ -511,7 +506,7 @@ class Pruner:
         reshard(self.model)
         agree = None
         if self._process_group.group is not None and not self._process_group.sharded:
-            agree = partial(self._process_group.check_equal, mend=_UNLIKE)
+            agree = partial(self._process_group.check_equal, fix=_UNLIKE)
         for name in self._remover().keep(kept, agree):
             target = self.selection[name]
             clear_(target.weight, self.masks[name])

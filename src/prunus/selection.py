@@ -21,8 +21,9 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from prunus._distributed.process_group import ProcessGroup, check_wrappers, process_group_of, unwrap
+from prunus._distributed.process_group import ProcessGroup, process_group_of
 from prunus._distributed.shards import Shard, local, shard_of
+from prunus._distributed.wrappers import check_wrappers, unwrap
 from prunus._utils.checks import raise_problems, type_problem
 from prunus.errors import PrunusError, listing, nearest
 

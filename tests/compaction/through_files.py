@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from prunus import compaction
-from prunus._distributed.process_group import unwrap
+from prunus._distributed.wrappers import unwrap
 from prunus.compaction import load_compact, save_compact
 
 __all__ = ["compact"]

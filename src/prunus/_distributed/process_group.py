@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,16 +20,14 @@ import torch.distributed as dist
 from torch import nn
 
 from prunus._distributed.shards import Shard, is_sharded
+from prunus._distributed.wrappers import is_ddp, wrapped_modules
 from prunus.errors import PeerError, PrunusError, listing
 
 __all__ = [
     "SINGLE_PROCESS",
     "ProcessGroup",
-    "check_wrappers",
     "process_group_of",
     "replica_group_of",
-    "reshard",
-    "unwrap",
 ]
 
 
@@ -86,12 +83,12 @@ class ProcessGroup:
             dist.all_reduce(travelling, group=self.group)
             return travelling.to(counts.device)
 
-    def check_equal(self, values: Mapping[str, float], mend: str) -> None:
+    def check_equal(self, values: Mapping[str, float], fix: str) -> None:
         """Make sure that all processes have the same numbers.
 
         Args:
             values: The numbers, by what they are; as many in every process.
-            mend: What to do where they differ.
+            fix: What to do where they differ.
 
         Raises:
             PrunusError: They differ. All processes raise it, and name those that do.
@@ -108,7 +105,7 @@ class ProcessGroup:
                 told = [f"{value:.12g} on process {rank}" for rank, value in enumerate(found)]
                 differing.append(f"{name}, which is {listing(told)}")
         if differing:
-            raise PrunusError(f"all processes must have the same {listing(differing)}: {mend}")
+            raise PrunusError(f"all processes must have the same {listing(differing)}: {fix}")
 
     def _gathered(self, what: str, mine: torch.Tensor) -> list[torch.Tensor]:
         with _talking(what):
@@ -137,64 +134,6 @@ def _talking(what: str) -> Iterator[None]:
         ) from error
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """Return the model within what ``torch.compile`` and DistributedDataParallel wrap around it.
-
-    Example:
-        >>> layer = nn.Linear(2, 2)
-        >>> unwrap(torch.compile(layer, backend="eager")) is layer
-        True
-    """
-    return list(_layers(model))[-1]
-
-
-def _layers(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield a model as it is, and then what each wrapper around it holds."""
-    inner: Any = model
-    while isinstance(inner, nn.Module):
-        yield inner
-        inner = inner.module if _is_ddp(inner) else getattr(inner, "_orig_mod", None)
-
-
-def check_wrappers(model: nn.Module) -> None:
-    """Make sure that it can be told which weights of a model are where.
-
-    Raises:
-        PrunusError: It is sharded by a wrapper that does not tell.
-    """
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    flat = [
-        name or type(module).__name__
-        for name, module in model.named_modules()
-        if fsdp is not None and isinstance(module, fsdp.FullyShardedDataParallel)
-    ]
-    if flat:
-        raise PrunusError(
-            f"{listing(flat)} is sharded by FullyShardedDataParallel, whose parts do not tell "
-            "which weights they hold: use torch.distributed.fsdp.fully_shard instead"
-        )
-    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
-        raise PrunusError(
-            "the parameters are partitioned by DeepSpeed, whose parts do not tell which weights "
-            "they hold: use torch.distributed.fsdp.fully_shard, or DistributedDataParallel"
-        )
-
-
-def reshard(model: nn.Module) -> None:
-    """Let ``fully_shard`` gather weights anew where it holds copies of them, for they will change.
-
-    It keeps those of the outermost modules after a forward pass without gradients, and the next one
-    would take them for current. To be called before weights are written to by anyone but the
-    optimizer, after whose step it gathers anyway.
-    """
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    if fsdp is None:
-        return
-    for module in model.modules():
-        if isinstance(module, fsdp.FSDPModule):
-            module.reshard()
-
-
 def process_group_of(tensors: Sequence[torch.Tensor]) -> ProcessGroup:
     """Find the processes that hold these tensors together.
 
@@ -214,8 +153,8 @@ def replica_group_of(model: nn.Module, device: torch.device) -> ProcessGroup:
         model: As it is trained, within DistributedDataParallel if it is.
         device: Of its parameters.
     """
-    for wrapper in _layers(model):
-        if _is_ddp(wrapper):
+    for wrapper in wrapped_modules(model):
+        if is_ddp(wrapper):
             ddp: Any = wrapper
             return ProcessGroup(group=ddp.process_group, device=device)
     return SINGLE_PROCESS
@@ -245,7 +184,3 @@ def _over(meshes: list[Any]) -> ProcessGroup:
             'mesh_dim_names=("data", "tensor"))'
         )
     return ProcessGroup(group=mesh._flatten().get_group(), sharded=True, device=device)
-
-
-def _is_ddp(model: object) -> bool:
-    return isinstance(model, nn.parallel.DistributedDataParallel)

@@ -1,9 +1,9 @@
-"""Example inputs: calling a model on them, and comparing what two models make of them."""
+"""Calls of a model on example inputs, which neither the model nor the caller can see change."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from functools import partial
 from typing import Any
 
@@ -12,48 +12,43 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
-from prunus._distributed.process_group import check_wrappers, unwrap
+from prunus._distributed.wrappers import check_wrappers, unwrap
+from prunus._inference.outputs import output_tensors, widen
 from prunus.errors import PrunusError, listing
 from prunus.selection import check_model
 
 __all__ = [
-    "TOLERANCE",
     "ExampleInputs",
     "call_arguments",
     "call_model",
     "copy_inputs",
     "copy_model",
     "make_caller",
-    "output_tensors",
     "prepare_call",
     "reference_outputs",
-    "relative_difference",
 ]
 
-TOLERANCE = 1e-4
-"""The largest difference of an output to accept where the same network is computed in another way,
-relative to its largest magnitude: sums of float32 in another order differ by rounding, the more so
-the deeper a network."""
-
 ExampleInputs = torch.Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
-"""What a model is called with: a tensor, positional arguments, or keyword arguments."""
+"""Inputs of a model: a tensor, a sequence of positional arguments, or a mapping of keyword
+arguments."""
 
 
 def prepare_call(
     model: nn.Module, example_inputs: ExampleInputs
 ) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
-    """Return a network without what is wrapped around it, and the arguments of a call.
+    """Return the model inside its wrappers, and the arguments to call it with.
 
     Args:
-        model: Perhaps within ``torch.compile`` or DistributedDataParallel.
-        example_inputs: What it is called with.
+        model: The model, possibly inside ``torch.compile`` or DistributedDataParallel.
+        example_inputs: Its inputs.
 
     Returns:
-        The network within, and the positional and the keyword arguments.
+        The unwrapped model, the positional and the keyword arguments.
 
     Raises:
-        PrunusError: It is no network with parameters that have values, it is sharded by a wrapper
-            that does not tell which weights it holds, or the example is of no such kind.
+        PrunusError: The model is not a module, has no parameters, has parameters without values, or
+            is sharded by a wrapper that does not record which weights it holds; or the inputs are
+            of another type.
     """
     _check_usable(model)
     check_wrappers(model)
@@ -80,25 +75,25 @@ def _check_usable(model: nn.Module) -> None:
         )
 
 
-def call_arguments(given: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def call_arguments(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the positional and the keyword arguments of a call.
 
     Raises:
-        PrunusError: It is neither a tensor nor a sequence nor a mapping.
+        PrunusError: The inputs are not a tensor, a tuple, a list or a mapping.
 
     Example:
         >>> call_arguments({"x": 1})
         ((), {'x': 1})
     """
-    if isinstance(given, torch.Tensor):
-        return (given,), {}
-    if isinstance(given, Mapping):
-        return (), dict(given)
-    if isinstance(given, tuple | list):
-        return tuple(given), {}
+    if isinstance(example_inputs, torch.Tensor):
+        return (example_inputs,), {}
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, tuple | list):
+        return tuple(example_inputs), {}
     raise PrunusError(
         "example_inputs must be a tensor, a tuple of positional arguments or a mapping of keyword "
-        f"arguments, but is {type(given).__name__}"
+        f"arguments, but is {type(example_inputs).__name__}"
     )
 
 
@@ -106,7 +101,7 @@ def copy_model(model: nn.Module) -> nn.Module:
     """Return a copy of a model in evaluation mode.
 
     Raises:
-        PrunusError: It cannot be copied.
+        PrunusError: The model cannot be copied.
     """
     try:
         return copy.deepcopy(model).eval()
@@ -121,57 +116,63 @@ def copy_model(model: nn.Module) -> nn.Module:
 def copy_inputs(
     args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return copies of the tensors of a call, for a model to write into.
+    """Return the arguments of a call with copies of their tensors, which the model may overwrite.
 
-    A tensor that is given twice is copied once, for a model may ask whether two are the same.
+    A tensor that occurs twice is copied once, because a model may test whether two inputs are the
+    same tensor.
     """
-    made: dict[int, torch.Tensor] = {}
+    copies: dict[int, torch.Tensor] = {}
 
-    def copy_of(held: Any) -> Any:
-        if isinstance(held, torch.Tensor):
-            if id(held) not in made:
-                made[id(held)] = held.clone()
-            return made[id(held)]
-        if isinstance(held, MutableMapping):  # of a kind that torch does not know
-            mapping = copy.copy(held)
-            mapping.update({key: pytree.tree_map(copy_of, value) for key, value in held.items()})
+    def copied(leaf: Any) -> Any:
+        if isinstance(leaf, torch.Tensor):
+            if id(leaf) not in copies:
+                copies[id(leaf)] = leaf.clone()
+            return copies[id(leaf)]
+        if isinstance(leaf, MutableMapping):  # a mapping class that is not registered with pytree
+            mapping = copy.copy(leaf)
+            mapping.update({key: pytree.tree_map(copied, value) for key, value in leaf.items()})
             return mapping
-        return held
+        return leaf
 
-    args, kwargs = pytree.tree_map(copy_of, (args, dict(kwargs)))
+    args, kwargs = pytree.tree_map(copied, (args, dict(kwargs)))
     return args, dict(kwargs)
 
 
 def make_caller(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Callable[[], Any]:
-    """Return a call of a model, to be made many times.
+    """Return a function that calls a model, with the same inputs each time.
 
-    It is made on copies of the inputs, and if the model writes into these they are restored before
-    each call, or what a call does would depend on those before it.
+    The model is called on copies of the inputs. If it overwrites them they are restored before each
+    call; otherwise the work of a call would depend on the calls before it.
     """
-    its, named = copy_inputs(args, kwargs)
+    own_args, own_kwargs = copy_inputs(args, kwargs)
     with torch.no_grad():
-        model(*its, **named)
-    pairs = zip(output_tensors((its, named)), output_tensors((args, kwargs)), strict=True)
-    written = [(own, given) for own, given in pairs if not torch.equal(own, given)]
-    if not written:
-        return partial(model, *its, **named)
+        model(*own_args, **own_kwargs)
+    copies, originals = output_tensors((own_args, own_kwargs)), output_tensors((args, kwargs))
+    overwritten = [
+        (copied, original)
+        for copied, original in zip(copies, originals, strict=True)
+        if not torch.equal(copied, original)
+    ]
+    if not overwritten:
+        return partial(model, *own_args, **own_kwargs)
 
-    def restoring() -> Any:
-        for own, given in written:
-            own.copy_(given)
-        return model(*its, **named)
+    def restore_and_call() -> Any:
+        for copied, original in overwritten:
+            copied.copy_(original)
+        return model(*own_args, **own_kwargs)
 
-    return restoring
+    return restore_and_call
 
 
 def call_model(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], seed: int = 0
 ) -> list[torch.Tensor]:
-    """Return the tensors that a model returns, in order.
+    """Return the output tensors of a model, in order.
 
-    The state of torch's draws stays, and so do the inputs, whatever the model writes into them.
+    The state of torch's random generators and the inputs stay as they are, even if the model
+    changes them.
     """
     args, kwargs = copy_inputs(args, kwargs)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -182,20 +183,20 @@ def call_model(
 def reference_outputs(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> list[torch.Tensor]:
-    """Return what a model makes of its example.
+    """Return the output tensors of a model, checked to be comparable with another model's.
 
     Raises:
-        PrunusError: The model fails on it, or returns nothing that is finite.
+        PrunusError: The model fails on the inputs, or returns no tensor with a finite element.
     """
     shown = ", ".join(
-        [*(_shown(held) for held in args), *(f"{k}={_shown(v)}" for k, v in kwargs.items())]
+        [*(_shown(value) for value in args), *(f"{k}={_shown(v)}" for k, v in kwargs.items())]
     )
     try:
         outputs = call_model(model, args, kwargs)
     except Exception as error:
         raise PrunusError(
             f"{type(model).__name__} itself fails on the example inputs ({shown}): "
-            f"{type(error).__name__}: {error}. Give it inputs as its forward takes them"
+            f"{type(error).__name__}: {error}. Pass inputs that its forward accepts"
         ) from error
     name = type(model).__name__
     if not outputs:
@@ -206,69 +207,17 @@ def reference_outputs(
     if not any(output.numel() for output in outputs):
         raise PrunusError(
             f"{name} returns tensors without elements on the example inputs ({shown}), so that "
-            "there is nothing to compare: give it a batch of at least one"
+            "there is nothing to compare: pass a batch of at least one"
         )
-    if not any(bool(_wide(output).isfinite().any()) for output in outputs):
+    if not any(bool(widen(output).isfinite().any()) for output in outputs):
         raise PrunusError(
             f"{name} returns nothing finite on the example inputs ({shown}), so that there is "
-            "nothing to compare: give it others"
+            "nothing to compare: pass other inputs"
         )
     return outputs
 
 
-def _shown(held: Any) -> str:
-    if isinstance(held, torch.Tensor):
-        return f"{str(held.dtype).removeprefix('torch.')} of shape {tuple(held.shape)}"
-    return repr(held)[:60]
-
-
-def output_tensors(returned: Any) -> list[torch.Tensor]:
-    """Return the tensors in what a model returns, in order.
-
-    Example:
-        >>> output_tensors({"a": torch.ones(1), "b": [torch.zeros(1), 3]})
-        [tensor([1.]), tensor([0.])]
-    """
-    return list(_tensors(returned))
-
-
-def _tensors(returned: Any) -> Iterator[torch.Tensor]:
-    for leaf in pytree.tree_leaves(returned):
-        if isinstance(leaf, torch.Tensor):
-            yield leaf
-        elif isinstance(leaf, Mapping):  # of a kind that torch does not know
-            yield from _tensors(list(leaf.values()))
-
-
-def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor in a type that can be computed in, which not all can."""
-    return tensor.detach().to(torch.complex128 if tensor.is_complex() else torch.float64)
-
-
-def relative_difference(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
-    """Return the largest difference of two models' outputs, relative to their largest magnitude.
-
-    Infinite if they differ in number, shape or type, or in where they are not finite.
-
-    Example:
-        >>> relative_difference([torch.tensor([1.0, -4.0])], [torch.tensor([1.0, -3.0])])
-        0.25
-    """
-    if [(o.shape, o.dtype) for o in one] != [(o.shape, o.dtype) for o in other]:
-        return float("inf")
-    worst = 0.0
-    for left, right in zip(one, other, strict=True):
-        if not (left.is_floating_point() or left.is_complex()):
-            worst = worst if torch.equal(left, right) else float("inf")
-            continue
-        left, right = _wide(left), _wide(right)
-        finite = left.isfinite()
-        if not torch.equal(finite, right.isfinite()) or not torch.equal(
-            left[~finite].nan_to_num(), right[~finite].nan_to_num()
-        ):
-            return float("inf")
-        if bool(finite.any()):
-            largest = float(left[finite].abs().max())
-            apart = float((left[finite] - right[finite]).abs().max())
-            worst = max(worst, apart / largest if largest else (float("inf") if apart else 0.0))
-    return worst
+def _shown(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
+    return repr(value)[:60]

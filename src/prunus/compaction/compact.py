@@ -17,8 +17,8 @@ from prunus._inference.model_calls import (
     copy_model,
     prepare_call,
     reference_outputs,
-    relative_difference,
 )
+from prunus._inference.outputs import relative_difference
 from prunus.compaction.analysis import Plan, analyse
 from prunus.compaction.check import draws, tolerance
 from prunus.compaction.graph import Graph, trace

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunus._distributed.process_group import unwrap
+from prunus._distributed.wrappers import unwrap
 from prunus._inference.model_calls import copy_model
 from prunus._utils.checks import raise_problems, type_problem
 from prunus.compaction.attention import SmallerAttention

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from prunus._distributed.process_group import unwrap
+from prunus._distributed.wrappers import unwrap
 from prunus.errors import PrunusError, listing
 from prunus.selection import check_model
 

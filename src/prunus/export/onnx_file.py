@@ -17,13 +17,12 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from prunus._inference.model_calls import (
-    TOLERANCE,
     ExampleInputs,
     copy_model,
     prepare_call,
     reference_outputs,
-    relative_difference,
 )
+from prunus._inference.outputs import TOLERANCE, relative_difference
 from prunus._utils.files import write_atomically
 from prunus.errors import PrunusError
 

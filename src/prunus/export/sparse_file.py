@@ -24,8 +24,8 @@ from safetensors.torch import save
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from prunus._distributed.process_group import unwrap
 from prunus._distributed.shards import is_sharded
+from prunus._distributed.wrappers import unwrap
 from prunus._utils.checks import choice_problem, raise_problems, type_problem
 from prunus._utils.files import memory_key, write_atomically
 from prunus.errors import PrunusError, SparseFileError, listing, nearest

@@ -12,15 +12,14 @@ import torch
 from torch import nn
 
 from prunus._inference.model_calls import (
-    TOLERANCE,
     ExampleInputs,
     call_model,
     copy_model,
     make_caller,
     prepare_call,
     reference_outputs,
-    relative_difference,
 )
+from prunus._inference.outputs import TOLERANCE, relative_difference
 from prunus._utils.timing import fitting_rounds, interleaved
 from prunus.compaction.attention import SmallerAttention
 from prunus.compaction.selecting import SELECTING, reading_all

@@ -1,0 +1,81 @@
+"""Wrappers around a model: ``torch.compile``, DistributedDataParallel and ``fully_shard``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from prunus.errors import PrunusError, listing
+
+__all__ = ["check_wrappers", "is_ddp", "reshard", "unwrap", "wrapped_modules"]
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the model inside ``torch.compile`` and DistributedDataParallel wrappers.
+
+    Example:
+        >>> import torch
+        >>> layer = nn.Linear(2, 2)
+        >>> unwrap(torch.compile(layer, backend="eager")) is layer
+        True
+    """
+    return list(wrapped_modules(model))[-1]
+
+
+def wrapped_modules(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the model itself, then the module inside each wrapper, outermost first."""
+    module: Any = model
+    while isinstance(module, nn.Module):
+        yield module
+        module = module.module if is_ddp(module) else getattr(module, "_orig_mod", None)
+
+
+def is_ddp(module: object) -> bool:
+    """Return whether a module is a DistributedDataParallel wrapper."""
+    return isinstance(module, nn.parallel.DistributedDataParallel)
+
+
+def check_wrappers(model: nn.Module) -> None:
+    """Check that the model's parameters reveal which weights each process holds.
+
+    Args:
+        model: The model, inside its wrappers.
+
+    Raises:
+        PrunusError: The model is sharded by FullyShardedDataParallel or DeepSpeed, whose shards do
+            not record the positions of their weights.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    flattened = [
+        name or type(module).__name__
+        for name, module in model.named_modules()
+        if fsdp is not None and isinstance(module, fsdp.FullyShardedDataParallel)
+    ]
+    if flattened:
+        raise PrunusError(
+            f"{listing(flattened)} is sharded by FullyShardedDataParallel, whose shards do not "
+            "record which weights they hold: use torch.distributed.fsdp.fully_shard instead"
+        )
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        raise PrunusError(
+            "the parameters are partitioned by DeepSpeed, whose partitions do not record which "
+            "weights they hold: use torch.distributed.fsdp.fully_shard or DistributedDataParallel"
+        )
+
+
+def reshard(model: nn.Module) -> None:
+    """Free the unsharded copies of weights that ``fully_shard`` holds.
+
+    After a forward pass without gradients the outermost modules keep such copies, and the next
+    forward pass would use them although the sharded weights have changed. Call this before any code
+    but the optimizer writes to weights; after an optimizer step the weights are gathered anyway.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None:
+        return
+    for module in model.modules():
+        if isinstance(module, fsdp.FSDPModule):
+            module.reshard()

@@ -1,0 +1,74 @@
+"""Output tensors of a model, and the difference between two models' outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+__all__ = ["TOLERANCE", "output_tensors", "relative_difference", "widen"]
+
+TOLERANCE = 1e-4
+"""The largest accepted difference between the outputs of two implementations of one network,
+relative to the largest magnitude. Sums of float32 in another order round differently, and the
+differences grow with the depth of the network."""
+
+
+def output_tensors(output: Any) -> list[torch.Tensor]:
+    """Return the tensors in a model's output, in order.
+
+    Example:
+        >>> output_tensors({"a": torch.ones(1), "b": [torch.zeros(1), 3]})
+        [tensor([1.]), tensor([0.])]
+    """
+    return list(_tensors(output))
+
+
+def _tensors(output: Any) -> Iterator[torch.Tensor]:
+    for leaf in pytree.tree_leaves(output):
+        if isinstance(leaf, torch.Tensor):
+            yield leaf
+        elif isinstance(leaf, Mapping):  # a mapping class that is not registered with pytree
+            yield from _tensors(list(leaf.values()))
+
+
+def widen(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in double precision, as narrow types do not support every operation."""
+    return tensor.detach().to(torch.complex128 if tensor.is_complex() else torch.float64)
+
+
+def relative_difference(expected: list[torch.Tensor], actual: list[torch.Tensor]) -> float:
+    """Return the largest difference of an output, relative to the largest expected magnitude.
+
+    Args:
+        expected: The outputs of the reference model.
+        actual: The outputs of the other model.
+
+    Returns:
+        The largest quotient over all outputs. Infinity if the outputs differ in number, shape, type
+        or non-finite elements, or if integers or booleans differ.
+
+    Example:
+        >>> relative_difference([torch.tensor([1.0, -4.0])], [torch.tensor([1.0, -3.0])])
+        0.25
+    """
+    if [(o.shape, o.dtype) for o in expected] != [(o.shape, o.dtype) for o in actual]:
+        return float("inf")
+    worst = 0.0
+    for left, right in zip(expected, actual, strict=True):
+        if not (left.is_floating_point() or left.is_complex()):
+            worst = worst if torch.equal(left, right) else float("inf")
+            continue
+        left, right = widen(left), widen(right)
+        finite = left.isfinite()
+        if not torch.equal(finite, right.isfinite()) or not torch.equal(
+            left[~finite].nan_to_num(), right[~finite].nan_to_num()
+        ):
+            return float("inf")
+        if bool(finite.any()):
+            largest = float(left[finite].abs().max())
+            error = float((left[finite] - right[finite]).abs().max())
+            worst = max(worst, error / largest if largest else (float("inf") if error else 0.0))
+    return worst
