@@ -1,4 +1,4 @@
-"""How fast a sparse network is: dense, compact, with sparse layers, and in onnxruntime."""
+"""Latency and size of a network: dense, compact, with sparse layers, and in onnxruntime."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from prunus._inference.model_calls import (
     reference_outputs,
 )
 from prunus._inference.outputs import TOLERANCE, relative_difference
-from prunus._utils.checks import number_problem, raise_problems
+from prunus._utils.checks import number_problem, raise_problems, type_problem
 from prunus._utils.files import memory_key
 from prunus._utils.timing import fitting_rounds, interleaved, spread
 from prunus.compaction import compact
 from prunus.compaction.check import tolerance
-from prunus.errors import PrunusError
+from prunus.errors import ArgumentTypeError, PrunusError
 from prunus.export.exported import bound_of
 from prunus.export.onnx_file import OnnxSession, to_onnx
 from prunus.export.sparse_file import save_sparse
 from prunus.runtime import speed_up
 from prunus.selection import check_model, total_parameters
 
-__all__ = ["Bench", "BenchRow", "Matrices", "bench"]
+__all__ = ["BenchReport", "BenchRow", "MatrixLayers", "bench"]
 
-_WORTH = 1.05
-"""How many times faster than dense a variant must be to be recommended."""
+_MIN_SPEEDUP = 1.05
+"""The least speed-up over the dense network at which a variant is recommended."""
 
 _ADVICE = {
     "compact": "prunus.compact(model, example)",
@@ -51,16 +51,16 @@ _ADVICE = {
 
 @dataclass(frozen=True)
 class BenchRow:
-    """The timings of one batch and one number of threads.
+    """Timings of one batch size with one number of threads.
 
     Attributes:
-        batch: Items in the batch.
-        threads: How many computed.
-        times: Of each variant, "dense" first, the median and the quartiles in milliseconds, as
-            :func:`prunus._utils.timing.spread`.
-        errors: Of each variant the largest difference of an output from the dense network's,
-            relative to the largest magnitude.
-        replaced: The layers that run sparse in the variant "sparse".
+        batch: Number of items in the batch.
+        threads: Number of threads.
+        times: By variant, "dense" first: the median and the quartiles in milliseconds, as
+            :func:`prunus._utils.timing.spread` returns them.
+        errors: By variant: the largest difference of an output from the dense network's, relative
+            to the largest magnitude.
+        replaced: Names of the layers that are sparse in the variant "sparse".
     """
 
     batch: int
@@ -71,61 +71,61 @@ class BenchRow:
 
     @property
     def times_faster(self) -> dict[str, float]:
-        """How many times faster than dense each variant is, by medians."""
+        """The median time of the dense network divided by that of each variant."""
         dense = self.times["dense"]["median_ms"]
-        return {name: dense / own["median_ms"] for name, own in self.times.items()}
+        return {name: dense / time["median_ms"] for name, time in self.times.items()}
 
 
 @dataclass(frozen=True)
-class Bench:
-    """How fast and how small a network is.
+class BenchReport:
+    """Latency and size of a network and its faster variants.
 
     Attributes:
         rows: The timings.
-        left_out: Why a variant was refused, by its name. One that is in no row or only in some, and
-            not here, has no sparse layer that is faster there.
-        parameters: How many it has, "dense" and "compact".
-        bytes: What its tensors take "dense", in a "sparse" file, and at least in any ("bound"), if
-            their zeros lie at random.
+        excluded: By variant: why it was not timed. A variant that is neither here nor in a row has
+            no sparse layer that is faster for that row's batch.
+        parameters: Number of parameters of "dense" and, if there is one, of "compact".
+        bytes: Size of the tensors: "dense", as a "sparse" file, and the lower bound for any file
+            ("bound") if the positions of the zeros are random.
     """
 
     rows: tuple[BenchRow, ...]
-    left_out: Mapping[str, str]
+    excluded: Mapping[str, str]
     parameters: Mapping[str, int]
     bytes: Mapping[str, float]
 
     @property
     def recommendation(self) -> str:
-        """What to do, in a line."""
-        gains: dict[str, list[float]] = {}
+        """The variant to use and its speed-up, in one line."""
+        speedups: dict[str, list[float]] = {}
         for name in _ADVICE:
-            # What is not there in a row gained nothing: speed_up would return the network itself.
-            own = [row.times_faster.get(name, 1.0) for row in self.rows]
-            if name not in self.left_out and any(name in row.times for row in self.rows):
-                gains[name] = own
-        best = max(gains, key=lambda name: statistics.geometric_mean(gains[name]), default=None)
-        if best is None or statistics.geometric_mean(gains[best]) < _WORTH:
+            if name not in self.excluded and any(name in row.times for row in self.rows):
+                # Absent from a row, it has no faster layer there: speed_up returns the network.
+                speedups[name] = [row.times_faster.get(name, 1.0) for row in self.rows]
+        mean = {name: statistics.geometric_mean(values) for name, values in speedups.items()}
+        best = max(mean, key=lambda name: mean[name], default=None)
+        if best is None or mean[best] < _MIN_SPEEDUP:
             return (
                 "keep the dense network, for nothing is faster here; prune further, or try larger "
                 "batches"
             )
-        low, high = (f"{of(gains[best]):.1f}×" for of in (min, max))
-        how_much = low if low == high else f"{low} to {high}"
-        return f"use {_ADVICE[best]}: {how_much} as fast as the dense network"
+        low, high = (f"{bound(speedups[best]):.1f}×" for bound in (min, max))
+        factor = low if low == high else f"{low} to {high}"
+        return f"use {_ADVICE[best]}: {factor} as fast as the dense network"
 
 
-class Matrices(nn.Module):
-    """The matrices of a file as linear layers side by side, for one whose network is not known.
+class MatrixLayers(nn.Module):
+    """The matrices of a file as separate linear layers, to time a network of unknown structure.
 
     Args:
-        tensors: Those of two dimensions and more in float32 are taken, of as many rows as the first
-            dimension has elements.
+        tensors: The tensors by name. Each float32 tensor of two or more dimensions becomes a layer
+            with as many outputs as its first dimension has elements; the others are ignored.
 
     Raises:
-        PrunusError: There is none.
+        PrunusError: There is no such tensor.
 
     Example:
-        >>> layers = Matrices({"a": torch.eye(3), "b": torch.ones(3)})
+        >>> layers = MatrixLayers({"a": torch.eye(3), "b": torch.ones(3)})
         >>> [tuple(y.shape) for y in layers(*layers.example(5))]
         [(5, 3)]
     """
@@ -149,8 +149,8 @@ class Matrices(nn.Module):
         return tuple(layer(x) for layer, x in zip(self.layers, inputs, strict=True))
 
     def example(self, batch: int) -> tuple[torch.Tensor, ...]:
-        """Return random inputs, of shape (batch, columns of the matrix) each."""
-        return tuple(torch.randn(batch, size) for size in self._widths)
+        """Return random inputs, one of shape (batch, columns of the matrix) for each layer."""
+        return tuple(torch.randn(batch, width) for width in self._widths)
 
 
 def bench(
@@ -159,88 +159,107 @@ def bench(
     *,
     batches: Iterable[int] = (1, 64),
     threads: Iterable[int] = (),
-    say: Callable[[str], None] = lambda _: None,
+    progress: Callable[[str], None] = lambda _: None,
     seconds: float = 1.0,
-) -> Bench:
-    """Time a network as it is, compact, with sparse layers, both, and in onnxruntime.
+) -> BenchReport:
+    """Time a network dense, compact, with sparse layers, compact with them, and in onnxruntime.
 
-    All variants are given the same inputs and take turns in one process; their outputs are compared
-    with the dense network's. onnxruntime is given the compact network where there is one, as
-    ``prunus export`` would write it.
+    All variants compute the same inputs by turns in one process, and their outputs are compared
+    with the dense network's. onnxruntime runs the compact network if there is one, as
+    ``prunus export`` writes it.
 
     Args:
         model: The network.
-        example: Returns inputs for a batch of a size.
-        batches: The sizes.
-        threads: With how many threads to compute; default: one, and as many as torch has.
-        say: Is told what is being done.
-        seconds: How long to time each batch, about, with each number of threads; at least five
-            rounds.
+        example: Returns inputs for a batch of the requested size.
+        batches: The batch sizes.
+        threads: The numbers of threads. Default: one, and as many as torch uses.
+        progress: Called with a line of text before each stage.
+        seconds: Approximate time to spend on each batch size and number of threads; at least five
+            rounds are timed.
 
     Returns:
         The timings, and the sizes of the network.
 
     Raises:
-        PrunusError: It is no network, fails on the inputs, or cannot be written to a file; there is
-            no batch to time.
+        PrunusError: An argument has the wrong type or is out of range, or the network fails on the
+            inputs or cannot be written to a file.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 8))
-        >>> done = bench(model, lambda n: torch.randn(n, 32), batches=[4], threads=[1], seconds=0.1)
-        >>> done.rows[0].times["dense"]["median_ms"] > 0
+        >>> report = bench(
+        ...     model, lambda n: torch.randn(n, 32), batches=[4], threads=[1], seconds=0.1
+        ... )
+        >>> report.rows[0].times["dense"]["median_ms"] > 0
         True
     """
     check_model(model)
-    if not callable(example):
-        raise PrunusError(
-            "example must be a function that returns inputs for a batch of a size, but is of type "
-            f"{type(example).__name__}: lambda batch: torch.randn(batch, 784)"
-        )
     batches, threads = _numbers("batches", batches), _numbers("threads", threads)
-    raise_problems(
-        *(number_problem("each of batches", each, whole=True, least=1) for each in batches),
-        *(number_problem("each of threads", each, whole=True, least=1) for each in threads),
-        None if batches else "there is no batch to time: give sizes of at least 1",
-        number_problem("seconds", seconds, least=0),
-    )
-    before = torch.get_num_threads()
-    left_out: dict[str, str] = {}
+    _check_arguments(example, batches, threads, seconds)
+    excluded: dict[str, str] = {}
     rows = []
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model, args, kwargs = prepare_call(model, example(batches[0]))
-        model = copy_model(model)
-        reference_outputs(model, args, kwargs)
-        sizes = _sizes(model, Path(folder))
-        say("looking for what is dead")
-        small = _compacted(model, example(max(2, batches[0])), left_out)
-        exported = _Exported(model if small is None else small, example, Path(folder))
-        try:
+        dense, args, kwargs = prepare_call(model, example(batches[0]))
+        dense = copy_model(dense)
+        reference_outputs(dense, args, kwargs)
+        sizes = _sizes(dense, Path(folder))
+        progress("searching for dead units")
+        small = _compact_variant(dense, example(max(2, batches[0])), excluded)
+        onnx_files = _OnnxFiles(dense if small is None else small, example, Path(folder))
+        with _threads_restored() as before:
             for count in threads or sorted({1, before}):
                 torch.set_num_threads(count)
                 for batch in batches:
-                    say(f"timing a batch of {batch}, {count} thread{'s' if count > 1 else ''}")
-                    row = _row(model, small, exported, example(batch), batch, left_out, seconds)
-                    rows.append(row)
-        finally:
-            torch.set_num_threads(before)
-    parameters = {"dense": total_parameters(model)}
+                    progress(f"timing a batch of {batch}, {count} thread{'s' * (count > 1)}")
+                    inputs = example(batch)
+                    variants = _variants(dense, small, onnx_files, inputs, batch, excluded)
+                    rows.append(_timed(variants, batch, excluded, seconds))
+    parameters = {"dense": total_parameters(dense)}
     if small is not None:
         parameters["compact"] = total_parameters(small)
-    return Bench(tuple(rows), left_out, parameters, sizes)
+    return BenchReport(tuple(rows), excluded, parameters, sizes)
 
 
-def _numbers(name: str, given: Iterable[int]) -> list[int]:
+def _numbers(name: str, values: Iterable[int]) -> list[int]:
     try:
-        return list(given)
+        return list(values)
     except TypeError:
-        raise PrunusError(f"{name} must be a list of numbers, but is {given!r}") from None
+        raise ArgumentTypeError(f"{name} must be a list of numbers, but is {values!r}") from None
+
+
+def _check_arguments(
+    example: object, batches: list[int], threads: list[int], seconds: float
+) -> None:
+    raise_problems(
+        type_problem(
+            "example",
+            example,
+            Callable,  # type: ignore[arg-type]  # a class to Python, and none to mypy
+            "a function that returns inputs for a batch of a size",
+            mend="lambda batch: torch.randn(batch, 784)",
+        ),
+        *(number_problem("each of batches", size, whole=True, least=1) for size in batches),
+        *(number_problem("each of threads", count, whole=True, least=1) for count in threads),
+        None if batches else "there is no batch to time: give sizes of at least 1",
+        number_problem("seconds", seconds, least=0),
+    )
+
+
+@contextlib.contextmanager
+def _threads_restored() -> Iterator[int]:
+    """Yield torch's number of threads, and set it again at the end."""
+    before = torch.get_num_threads()
+    try:
+        yield before
+    finally:
+        torch.set_num_threads(before)
 
 
 def _sizes(model: nn.Module, folder: Path) -> dict[str, float]:
+    """Return the size of the model's tensors, in memory, in a sparse file and at least."""
     path = folder / "model.safetensors"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that -0.0 is kept: it is in the bound as well
+        warnings.simplefilter("ignore")  # that -0.0 is stored as a value; the bound counts it too
         save_sparse(model, path)
     tensors = {memory_key(t) or name: t for name, t in model.state_dict().items()}.values()
     return {
@@ -250,97 +269,121 @@ def _sizes(model: nn.Module, folder: Path) -> dict[str, float]:
     }
 
 
-def _compacted(
-    model: nn.Module, given: ExampleInputs, left_out: dict[str, str]
+def _compact_variant(
+    model: nn.Module, inputs: ExampleInputs, excluded: dict[str, str]
 ) -> nn.Module | None:
     try:
-        small, report = compact(model, given, return_report=True)
+        small, report = compact(model, inputs, return_report=True)
     except PrunusError as error:
-        left_out["compact"] = str(error)
+        excluded["compact"] = str(error)
         return None
     if report.removed:
         return small
-    left_out["compact"] = "no neuron, channel, head or input is dead"
+    excluded["compact"] = "no neuron, channel, head or input is dead"
     return None
 
 
-class _Exported:
-    """The network in ONNX, exported once if one file does for all batches."""
+class _OnnxFiles:
+    """The network in ONNX files: a single one if it accepts any batch size, else one per size."""
 
     def __init__(
         self, model: nn.Module, example: Callable[[int], ExampleInputs], folder: Path
     ) -> None:
         self._model, self._example, self._folder = model, example, folder
-        self._files: dict[int, Path] = {}
-        self._refusal: PrunusError | None = None
-        self._any: Path | None = None
+        self._by_batch: dict[int, Path] = {}
+        self._any_batch: Path | None = None
+        self._failure: PrunusError | None = None
 
     def session(self, batch: int, threads: int) -> OnnxSession:
-        """Return a session for batches of that size.
+        """Return a session for batches of one size.
 
         Raises:
-            PrunusError: The network cannot be exported; found out once.
+            PrunusError: The network cannot be exported, which is tried once.
         """
-        if self._refusal is not None:
-            raise self._refusal
-        path = self._any or self._files.get(batch)
+        if self._failure is not None:
+            raise self._failure
+        path = self._any_batch or self._by_batch.get(batch)
         if path is None:
             path = self._folder / f"{batch}.onnx"
             try:
                 written = to_onnx(self._model, self._example(batch), path)
-            except PrunusError as refusal:
-                self._refusal = refusal
+            except PrunusError as failure:
+                self._failure = failure
                 raise
             if written.any_batch:
-                self._any = path
+                self._any_batch = path
             else:
-                self._files[batch] = path
+                self._by_batch[batch] = path
         return OnnxSession(path, threads)
 
 
-def _row(
+@dataclass(frozen=True)
+class _Variants:
+    """The variants of a network for one batch, by name and with "dense" first.
+
+    Attributes:
+        calls: Functions that compute the batch.
+        outputs: The output tensors.
+        replaced: Names of the layers that are sparse in the variant "sparse".
+    """
+
+    calls: dict[str, Callable[[], object]]
+    outputs: dict[str, list[torch.Tensor]]
+    replaced: tuple[str, ...]
+
+
+def _variants(
     model: nn.Module,
     small: nn.Module | None,
-    exported: _Exported,
-    given: ExampleInputs,
+    onnx_files: _OnnxFiles,
+    inputs: ExampleInputs,
     batch: int,
-    left_out: dict[str, str],
-    seconds: float,
-) -> BenchRow:
-    args, kwargs = call_arguments(given)
-    threads = torch.get_num_threads()
+    excluded: dict[str, str],
+) -> _Variants:
+    """Build every variant that this batch can be computed with, at torch's number of threads."""
     networks = {"dense": model} if small is None else {"dense": model, "compact": small}
     replaced: tuple[str, ...] = ()
-    for name, each in {"sparse": model, "compact, sparse": small}.items():
-        with _unless_refused(name, left_out):
-            if each is None:
-                continue
-            fast, report = speed_up(each, given, return_report=True)
+    for name, network in {"sparse": model, "compact, sparse": small}.items():
+        if network is None:
+            continue
+        with _excluded_on_error(name, excluded):
+            fast, report = speed_up(network, inputs, return_report=True)
             if report.replaced:
                 networks[name] = fast
                 replaced = report.replaced if name == "sparse" else replaced
+    args, kwargs = call_arguments(inputs)
     outputs = {name: call_model(network, args, kwargs) for name, network in networks.items()}
     calls = {name: make_caller(network, args, kwargs) for name, network in networks.items()}
-    with _unless_refused("onnxruntime", left_out):
-        session = exported.session(batch, threads)
+    with _excluded_on_error("onnxruntime", excluded):
+        session = onnx_files.session(batch, torch.get_num_threads())
         outputs["onnxruntime"] = session.outputs(args, kwargs)
         calls["onnxruntime"] = session.caller(args, kwargs)
-    right = outputs["dense"]
-    errors = {name: relative_difference(right, each) for name, each in outputs.items()}
-    for name, error in list(errors.items()):
-        if error > max(TOLERANCE, tolerance(right)):
-            left_out[name] = f"its outputs are off by {error:.2g} of the largest"
-            del calls[name], errors[name]
+    return _Variants(calls, outputs, replaced)
+
+
+def _timed(variants: _Variants, batch: int, excluded: dict[str, str], seconds: float) -> BenchRow:
+    """Compare the variants' outputs, and time those that are right by turns."""
+    expected = variants.outputs["dense"]
+    errors = {
+        name: relative_difference(expected, outputs) for name, outputs in variants.outputs.items()
+    }
+    accepted = max(TOLERANCE, tolerance(expected))
+    wrong = {name: error for name, error in errors.items() if error > accepted}
+    for name, error in wrong.items():
+        excluded[name] = f"its outputs are off by {error:.2g} of the largest"
+    errors = {name: error for name, error in errors.items() if name not in wrong}
+    calls = {name: call for name, call in variants.calls.items() if name not in wrong}
     with torch.inference_mode():
         rounds = fitting_rounds(calls, seconds / 4, least=5, most=100)
-        timed = interleaved(calls, rounds=rounds, calls=3, warm=1)
-    times = {name: spread(own) for name, own in timed.items()}
-    return BenchRow(batch, threads, times, errors, replaced)
+        timings = interleaved(calls, rounds=rounds, calls=3, warm=1)
+    times = {name: spread(timing) for name, timing in timings.items()}
+    return BenchRow(batch, torch.get_num_threads(), times, errors, variants.replaced)
 
 
 @contextlib.contextmanager
-def _unless_refused(name: str, left_out: dict[str, str]) -> Iterator[None]:
+def _excluded_on_error(name: str, excluded: dict[str, str]) -> Iterator[None]:
+    """Exclude a variant that raises an error."""
     try:
         yield
     except PrunusError as error:
-        left_out[name] = str(error)
+        excluded[name] = str(error)

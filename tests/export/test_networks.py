@@ -15,7 +15,7 @@ from torch import nn
 
 from helpers.commands import prunus
 from prunus import PrunusError, SparseFile, save_sparse
-from prunus.bench import Bench, BenchRow
+from prunus.bench import BenchReport, BenchRow
 from prunus.compaction import load_compact
 from prunus.export import to_csr, to_onnx
 from prunus.export.onnx_file import OnnxSession
@@ -152,7 +152,7 @@ def row(batch: int, **milliseconds: float) -> BenchRow:
 
 
 @pytest.mark.parametrize(
-    ("rows", "left_out", "advice"),
+    ("rows", "excluded", "advice"),
     [
         ([row(1, dense=1), row(64, dense=8)], {}, "keep the dense network, for nothing is faster"),
         ([row(1, dense=1, compact=0.98)], {}, "keep the dense network"),
@@ -174,13 +174,13 @@ def row(batch: int, **milliseconds: float) -> BenchRow:
     ],
 )
 def test_recommendation_is_the_fastest_variant_over_all_batches(
-    rows: list[BenchRow], left_out: dict[str, str], advice: str
+    rows: list[BenchRow], excluded: dict[str, str], advice: str
 ) -> None:
-    bench = Bench(tuple(rows), left_out, {}, {})
+    bench = BenchReport(tuple(rows), excluded, {}, {})
     assert re.match(advice, bench.recommendation), bench.recommendation
 
 
-def test_variant_with_wrong_outputs_is_left_out_and_threads_are_restored(
+def test_variant_with_wrong_outputs_is_excluded_and_threads_are_restored(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from prunus import bench as module
@@ -189,10 +189,10 @@ def test_variant_with_wrong_outputs_is_left_out_and_threads_are_restored(
     with torch.no_grad():
         model.get_parameter("0.weight")[:200] = 0
     calls = iter([0.0, 1.0] + [0.0] * 9)  # the second is that of the compact network
-    monkeypatch.setattr(module, "difference", lambda *_: next(calls))
+    monkeypatch.setattr(module, "relative_difference", lambda *_: next(calls))
     before = torch.get_num_threads()
     done = module.bench(model, lambda n: torch.randn(n, 8), batches=[2], threads=[1], seconds=0.01)
-    assert done.left_out["compact"] == "its outputs are off by 1 of the largest"
+    assert done.excluded["compact"] == "its outputs are off by 1 of the largest"
     assert "compact" not in done.rows[0].times
     assert torch.get_num_threads() == before
     with pytest.raises(PrunusError, match="no batch to time"):

@@ -261,7 +261,7 @@ def bench(
     ] = None,
 ) -> None:
     """Time a network dense, compact, with sparse layers and in onnxruntime."""
-    from prunus.bench import Matrices
+    from prunus.bench import MatrixLayers
     from prunus.bench import bench as time_network
     from prunus.cli.terminal import bench_sizes, bench_table
     from prunus.export.inspection import model_file
@@ -272,7 +272,7 @@ def bench(
     file, console = model_file(path), _Screen()
     said = file_metadata(file)
     if not {"recipe", "csr"} & said.keys():
-        matrices = Matrices(load_sparse(file))
+        matrices = MatrixLayers(load_sparse(file))
         network = Network(matrices, matrices.example)
         _say(
             console,
@@ -285,12 +285,12 @@ def bench(
         network.example,
         batches=batch or (1, 64),
         threads=threads or (),
-        say=lambda message: _say(console, message),
+        progress=lambda message: _say(console, message),
     )
     console.print(bench_table(done))
     _say(console, bench_sizes(done))
-    for name, reason in done.left_out.items():
-        _say(console, f"{name} left out: {reason}")
+    for name, reason in done.excluded.items():
+        _say(console, f"{name} excluded: {reason}")
     _say(console, done.recommendation)
 
 

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from prunus.bench import Bench
+from prunus.bench import BenchReport
 from prunus.export import Exported
 from prunus.export.inspection import TensorDensity
 from prunus.recipes.registry import Recipe
@@ -182,7 +182,7 @@ def exported_table(exported: Exported) -> Table:
     return table
 
 
-def bench_table(bench: Bench) -> Table:
+def bench_table(bench: BenchReport) -> Table:
     """Set the variants of a network below each other, medians and how many times faster."""
     table = Table()
     for column in ("batch", "threads", "network", "ms", "quartiles", "faster"):
@@ -202,7 +202,7 @@ def bench_table(bench: Bench) -> Table:
     return table
 
 
-def bench_sizes(bench: Bench) -> str:
+def bench_sizes(bench: BenchReport) -> str:
     """Say how many parameters there are, and what they take on disk."""
     parameters, sizes = bench.parameters, bench.bytes
     compact = f", {parameters['compact']:,} without what is dead" if "compact" in parameters else ""
