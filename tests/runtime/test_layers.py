@@ -22,7 +22,7 @@ from helpers.comparisons import assert_layer_matches_float64
 from helpers.sparse_models import sparsify_with_zero_rows
 from prunus import PrunusError
 from prunus.runtime.convolution import SparseConv
-from prunus.runtime.fusion import fits_pool
+from prunus.runtime.fusion import is_fusible_pool
 from prunus.runtime.linear import SparseLinear
 
 THREADS = (1, 2)
@@ -203,7 +203,7 @@ def test_pooled_convolution_matches_float64_reference_or_rejects_small_images(
     torch.set_num_threads(threads)
     conv, pool = nn.Conv2d(4, 6, kernel, padding=padding), nn.MaxPool2d(window, stride)
     sparsify_with_zero_rows(conv, 0.6)
-    assert fits_pool(pool)
+    assert is_fusible_pool(pool)
     sparse = SparseConv(conv, rectified=rectified, pool=pool)
     x = torch.randn(images, 4, height, width)
     layers = [conv, *([nn.ReLU()] if rectified else []), pool]

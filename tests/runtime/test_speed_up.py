@@ -21,9 +21,10 @@ from torch import nn
 from helpers.comparisons import assert_outputs_match
 from helpers.sparse_models import sparsified
 from prunus import PrunusError, compact, speed_up
-from prunus.runtime import SpeedUpReport, choosing
-from prunus.runtime.fusion import chains
+from prunus.runtime import SpeedUpReport, layer_timing
+from prunus.runtime.fusion import find_chains
 from prunus.runtime.linear import SparseLinear
+from prunus.runtime.replacing import Replacement, replace_layers
 
 
 def report_of(model: nn.Module, example: Any) -> tuple[nn.Module, SpeedUpReport]:
@@ -31,11 +32,11 @@ def report_of(model: nn.Module, example: Any) -> tuple[nn.Module, SpeedUpReport]
 
 
 def plant_timings(monkeypatch: pytest.MonkeyPatch, *milliseconds: Sequence[float]) -> None:
-    """Let every call take a planted time instead of a measured one.
+    """Replace the measured time of every call by a planted one.
 
     Args:
-        monkeypatch: Ends it with the test.
-        milliseconds: The times of the calls of the dense variant, then of each other one in turn.
+        monkeypatch: Restores the measurement at the end of the test.
+        milliseconds: The times of the calls of the dense variant, then of each other variant.
     """
 
     def interleaved(variants: Mapping[str, Any], **_: Any) -> dict[str, Any]:
@@ -44,12 +45,12 @@ def plant_timings(monkeypatch: pytest.MonkeyPatch, *milliseconds: Sequence[float
             for name, each in zip(variants, milliseconds, strict=False)
         }
 
-    monkeypatch.setattr(choosing, "interleaved", interleaved)
+    monkeypatch.setattr(layer_timing, "interleaved", interleaved)
 
 
 @pytest.fixture
 def _always_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let each sparse variant take less time than the dense one, whatever the machine does."""
+    """Plant times by which every sparse variant is faster than the dense one."""
     plant_timings(monkeypatch, [1.0], [0.6], [0.7])
 
 
@@ -176,7 +177,10 @@ def test_poolings_are_fused_before_or_after_the_rectifier() -> None:
 def test_modules_under_several_names_are_not_fused() -> None:
     linear, relu = nn.Linear(4, 4), nn.ReLU()
     model = nn.Sequential(linear, relu, linear, nn.ReLU(), nn.Linear(4, 4), relu)
-    assert [(c.name, c.names) for c in chains(model, {"0", "4"})] == [("0", ()), ("4", ())]
+    assert [(c.name, c.fused_names) for c in find_chains(model, {"0", "4"})] == [
+        ("0", ()),
+        ("4", ()),
+    ]
 
 
 @pytest.mark.usefixtures("_always_faster")
@@ -190,7 +194,7 @@ def test_shared_layers_stay_shared() -> None:
 
 
 class Dynamic(nn.Module):
-    """A network whose course hangs on its input, so that it cannot be traced."""
+    """A network whose control flow depends on its input, so that it cannot be traced."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -239,15 +243,25 @@ def test_encoder_layers_run_sparse_instead_of_the_fused_dense_kernel(
     torch.testing.assert_close(found[kept], expected[kept], rtol=0, atol=1e-5)
 
 
-@settings(max_examples=25, deadline=None)
+def replace_all_linear_layers(model: nn.Module, *, by_item: bool) -> nn.Module:
+    """Return a copy of a model with every linear layer sparse, whatever its density."""
+    names = {name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    replacements = [
+        Replacement(chain, chain.layer.weight.shape[1]) for chain in find_chains(model, names)
+    ]
+    assert {each.chain.name for each in replacements} == names
+    return replace_layers(model, replacements, by_item=by_item)
+
+
+@settings(max_examples=50, deadline=None)
 @given(
     data=st.data(),
     widths=st.lists(st.integers(1, 24), min_size=2, max_size=5),
     items=st.integers(1, 70),
-    sparsity=st.sampled_from([0.5, 0.9, 1.0]),
+    sparsity=st.sampled_from([0.0, 0.4, 0.9, 1.0]),
     by_item=st.booleans(),
 )
-def test_random_perceptrons_keep_their_outputs(
+def test_random_perceptrons_with_every_layer_sparse_keep_their_outputs(
     data: st.DataObject, widths: list[int], items: int, sparsity: float, by_item: bool
 ) -> None:
     torch.manual_seed(data.draw(st.integers(0, 9)))
@@ -258,14 +272,39 @@ def test_random_perceptrons_keep_their_outputs(
             st.sampled_from([[], [nn.ReLU()], [nn.LayerNorm(outputs)], [nn.Tanh(), nn.ReLU()]])
         )
     model = sparsified(nn.Sequential(*layers), sparsity)
+    fast = replace_all_linear_layers(model, by_item=by_item)
+    replaced = [name for name, layer in fast.named_modules() if isinstance(layer, SparseLinear)]
+    assert replaced == [n for n, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    assert not any(type(layer) is nn.Linear for layer in fast.modules())
     x = torch.randn(items, widths[0])
+    assert_outputs_match(fast, model, x)
+    assert_outputs_match(replace_all_linear_layers(model, by_item=by_item), model, x[:1])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    data=st.data(),
+    widths=st.lists(st.integers(1, 24), min_size=2, max_size=5),
+    sparsity=st.sampled_from([0.4, 0.9, 1.0]),
+    by_item=st.booleans(),
+)
+def test_layers_are_replaced_if_faster_and_below_the_highest_density(
+    data: st.DataObject, widths: list[int], sparsity: float, by_item: bool
+) -> None:
+    torch.manual_seed(data.draw(st.integers(0, 9)))
+    layers = [nn.Linear(*pair) for pair in itertools.pairwise(widths)]
+    model = sparsified(nn.Sequential(*layers), sparsity)
+    x = torch.randn(5, widths[0])
     with pytest.MonkeyPatch.context() as monkeypatch:
         plant_timings(monkeypatch, [1.0], [0.6], [0.5 if by_item else 0.7])
         fast, report = report_of(model, x)
-    # Layers that are not sparse enough stay dense.
-    expected = {layer.name for layer in report.layers if layer.density < 0.7}
-    assert set(report.replaced) == expected
-    assert_outputs_match(fast, model, torch.randn(items, widths[0]))
+    densities = [float((layer.weight != 0).float().mean()) for layer in layers]
+    assert [layer.density for layer in report.layers] == densities
+    assert report.replaced == tuple(str(i) for i, each in enumerate(densities) if each < 0.7)
+    assert all(
+        layer.by_item == by_item for layer in fast.modules() if isinstance(layer, SparseLinear)
+    )
+    assert_outputs_match(fast, model, torch.randn(5, widths[0]))
 
 
 @pytest.mark.usefixtures("_always_faster")

@@ -1,5 +1,6 @@
-"""Running sparse networks on the CPU faster than dense ones."""
+"""Sparse layers that run faster than dense ones on the CPU."""
 
-from prunus.runtime.choosing import LayerTiming, SpeedUpReport, speed_up
+from prunus.runtime.report import LayerTiming, SpeedUpReport
+from prunus.runtime.speed_up import speed_up
 
 __all__ = ["LayerTiming", "SpeedUpReport", "speed_up"]

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from prunus.errors import PrunusError
-from prunus.runtime.fusion import square
+from prunus.runtime.fusion import as_pair
 from prunus.runtime.kernels import Pool, Tile, convolve, with_threads
 from prunus.runtime.rows import SparseRows, as_index, from_index
 from prunus.runtime.sparse_layer import CHUNK_BYTES, WORTH_SHARING, SparseLayer, threads_at_hand
@@ -102,7 +102,7 @@ class SparseConv(SparseLayer):
         conv: The layer to do the work of: nn.Conv1d or nn.Conv2d with zero padding, float32.
         rectified: Whether to do the work of a ReLU after it as well.
         pool: A max pooling after it whose work to do as well, as
-            :func:`prunus.runtime.fusion.fits_pool` allows.
+            :func:`prunus.runtime.fusion.is_fusible_pool` allows.
 
     Raises:
         PrunusError: On a call: the input has other channels, is smaller than the kernel, or is not
@@ -228,11 +228,11 @@ class SparseConv(SparseLayer):
         """Return the pooling, None if it is not done here, and what comes out: height and width."""
         if self.pool is None:
             return None, 0, 0
-        (tall, wide), (down, across) = square(self.pool.kernel_size), square(self.pool.stride)
+        (tall, wide), (down, across) = as_pair(self.pool.kernel_size), as_pair(self.pool.stride)
         high = (geometry.shape[0] - tall) // down + 1
         broad = (geometry.shape[1] - wide) // across + 1
         if high < 1 or broad < 2:
-            return None, 0, 0  # too small for a vector, or for a window: torch does it, or says so
+            return None, 0, 0  # too small for a vector, or a window: left to torch
         lanes = min(16, 1 << (broad.bit_length() - 1))
         return Pool(tall, wide, down, across, lanes), high, broad
 

@@ -1,4 +1,4 @@
-"""Which layers a sparse layer can do the work of besides its own."""
+"""Chains of a layer and the layers after it whose work one sparse layer can do."""
 
 from __future__ import annotations
 
@@ -11,142 +11,156 @@ from torch.fx import Node, Tracer
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import fuse_conv_bn_eval
 
-from prunus.runtime.attention import OpenAttention
+from prunus.runtime.attention import SplitAttention
 
-__all__ = ["Chain", "chains", "fits_pool", "square"]
+__all__ = ["Chain", "as_pair", "find_chains", "is_fusible_pool"]
 
 _Layer = nn.Linear | nn.Conv1d | nn.Conv2d
 
 
 @dataclass(frozen=True)
 class Chain:
-    """A layer, and those after it that may become a part of it.
+    """A layer and the layers after it that can be fused into it.
 
     Attributes:
-        name: Of the layer in the model.
-        layer: It.
-        names: Of those after it: a batch norm, a rectifier, a max pooling, in this order or the
-            latter two the other way round, or none.
-        others: They.
+        name: Name of the layer in the model.
+        layer: The layer.
+        fused_names: Names of the layers after it, in the order of their calls: at most one batch
+            norm first, then at most one rectifier and one max pooling in either order.
+        fused: Those layers.
     """
 
     name: str
     layer: _Layer
-    names: tuple[str, ...] = ()
-    others: tuple[nn.Module, ...] = ()
+    fused_names: tuple[str, ...] = ()
+    fused: tuple[nn.Module, ...] = ()
 
     @property
     def rectified(self) -> bool:
-        """Whether a rectifier is among them."""
-        return any(isinstance(other, nn.ReLU) for other in self.others)
+        """Whether a rectifier is fused."""
+        return any(isinstance(module, nn.ReLU) for module in self.fused)
 
     @property
     def pool(self) -> nn.MaxPool2d | None:
-        """The max pooling among them."""
-        return next((other for other in self.others if isinstance(other, nn.MaxPool2d)), None)
+        """The fused max pooling, if any."""
+        return next((module for module in self.fused if isinstance(module, nn.MaxPool2d)), None)
 
     @torch.no_grad()
     def merged(self) -> _Layer:
-        """Return the layer with what the batch norm after it does, or itself if there is none."""
+        """Return the layer with the batch norm folded into its weights, if one is fused."""
         layer = self.layer
-        for norm in self.others:
+        for norm in self.fused:
             if isinstance(norm, _BatchNorm) and not isinstance(layer, nn.Linear):
                 layer = fuse_conv_bn_eval(layer, norm)
         return layer
 
 
-def chains(model: nn.Module, names: Collection[str]) -> Iterator[Chain]:
-    """Yield these layers of a model, in the order of its modules, each with what follows it.
+def find_chains(model: nn.Module, names: Collection[str]) -> Iterator[Chain]:
+    """Yield the chains of the given layers, in the order of the model's modules.
 
-    What follows is known if the model can be traced by ``torch.fx``. A module is fused if it is
-    called in one place only, and reads what nobody else reads. A module that stands in the model
-    under several names is yielded by itself, under its first one.
+    The layers after another one are known if ``torch.fx`` can trace the model. A module is fused if
+    it is called once and is the only consumer of its input. A module with several names is yielded
+    under its first name, with nothing fused.
+
+    Args:
+        model: The network.
+        names: Names of layers of types that a chain can begin with; other modules are ignored.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten())
-        >>> [(chain.name, chain.names) for chain in chains(model.eval(), {"0"})]
+        >>> [(chain.name, chain.fused_names) for chain in find_chains(model.eval(), {"0"})]
         [('0', ('1', '2'))]
     """
-    following = _following(model)
+    only_consumer = _only_consumers(model)
     for name, module in model.named_modules():
         if name not in names or not isinstance(module, _Layer):
             continue
-        found: list[str] = []
-        kinds: tuple[type[nn.Module], ...] = (nn.ReLU,)
+        fused: list[str] = []
+        fusible: tuple[type[nn.Module], ...] = (nn.ReLU,)
         if isinstance(module, nn.Conv1d | nn.Conv2d):
-            kinds += (nn.BatchNorm1d, nn.BatchNorm2d)
+            fusible += (nn.BatchNorm1d, nn.BatchNorm2d)
         if isinstance(module, nn.Conv2d):
-            kinds += (nn.MaxPool2d,)
-        after = following.get(name)
-        while after is not None and type(after_module := model.get_submodule(after)) in kinds:
-            if after_module._forward_hooks or after_module._forward_pre_hooks:
+            fusible += (nn.MaxPool2d,)
+        following = only_consumer.get(name)
+        while following is not None:
+            consumer = model.get_submodule(following)
+            if type(consumer) not in fusible or not _is_fusible(consumer):
                 break
-            if isinstance(after_module, _BatchNorm) and not _foldable(after_module):
-                break
-            if isinstance(after_module, nn.MaxPool2d) and not fits_pool(after_module):
-                break
-            found.append(after)
+            fused.append(following)
             # A rectifier and a pooling may change places; a norm must be next to the layer.
-            gone = (type(after_module), nn.BatchNorm1d, nn.BatchNorm2d)
-            kinds = tuple(kind for kind in kinds if kind not in gone)
-            after = following.get(after)
-        yield Chain(name, module, tuple(found), tuple(map(model.get_submodule, found)))
+            done = (type(consumer), nn.BatchNorm1d, nn.BatchNorm2d)
+            fusible = tuple(layer_type for layer_type in fusible if layer_type not in done)
+            following = only_consumer.get(following)
+        yield Chain(name, module, tuple(fused), tuple(map(model.get_submodule, fused)))
 
 
-def _foldable(norm: nn.Module) -> bool:
-    return getattr(norm, "running_mean", None) is not None and not norm.training
+def _is_fusible(module: nn.Module) -> bool:
+    """Return whether the settings of a module of a fusible type allow fusion."""
+    if module._forward_hooks or module._forward_pre_hooks:
+        return False
+    if isinstance(module, _BatchNorm):
+        return module.running_mean is not None and not module.training
+    return not isinstance(module, nn.MaxPool2d) or is_fusible_pool(module)
 
 
-def fits_pool(pool: nn.MaxPool2d) -> bool:
-    """Tell whether a sparse convolution can do the work of a pooling after it."""
+def is_fusible_pool(pool: nn.MaxPool2d) -> bool:
+    """Return whether a sparse convolution can do the work of a pooling after it.
+
+    Example:
+        >>> is_fusible_pool(nn.MaxPool2d(2)), is_fusible_pool(nn.MaxPool2d(2, padding=1))
+        (True, False)
+    """
     return (
-        square(pool.padding) == (0, 0)
-        and square(pool.dilation) == (1, 1)
-        and square(pool.stride)[1] in (1, 2)
+        as_pair(pool.padding) == (0, 0)
+        and as_pair(pool.dilation) == (1, 1)
+        and as_pair(pool.stride)[1] in (1, 2)
         and not pool.return_indices
         and not pool.ceil_mode
     )
 
 
-def square(size: int | tuple[int, ...]) -> tuple[int, int]:
-    """Return a size that may be one number for both dimensions as two.
+def as_pair(size: int | tuple[int, ...]) -> tuple[int, int]:
+    """Return a size that may be one number for both dimensions as two numbers.
 
     Example:
-        >>> square(3), square((1, 2))
+        >>> as_pair(3), as_pair((1, 2))
         ((3, 3), (1, 2))
     """
     return (size, size) if isinstance(size, int) else (size[0], size[-1])
 
 
 class _Tracer(Tracer):
-    """Goes into no layer and no attention, also of classes that are not torch's own."""
+    """A tracer that treats layers and attentions as one call each, also subclasses of torch's."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        whole = isinstance(m, _Layer | OpenAttention | nn.MultiheadAttention)
-        return whole or super().is_leaf_module(m, module_qualified_name)
+        is_leaf = isinstance(m, _Layer | SplitAttention | nn.MultiheadAttention)
+        return is_leaf or super().is_leaf_module(m, module_qualified_name)
 
 
-def _following(model: nn.Module) -> dict[str, str]:
-    """Return which module alone reads what another one returns, of modules called once."""
+def _only_consumers(model: nn.Module) -> dict[str, str]:
+    """Return, for each module whose output one other module reads, the name of that module.
+
+    Both are called exactly once.
+    """
     try:
         graph = _Tracer().trace(model)
-    except Exception:  # whatever a model's own code raises on what is no tensor
+    except Exception:  # whatever a model's own code raises on proxies of tensors
         return {}
     calls: dict[str, list[Node]] = {}
     modules = dict(model.named_modules())
     for node in graph.nodes:
         if node.op == "call_module":
             calls.setdefault(_first_name(modules, str(node.target)), []).append(node)
-    single = {own[0]: name for name, own in calls.items() if len(own) == 1}
-    found = {}
-    for node, name in single.items():
+    called_once = {nodes[0]: name for name, nodes in calls.items() if len(nodes) == 1}
+    consumers = {}
+    for node, name in called_once.items():
         users = list(node.users)
-        if len(users) == 1 and users[0] in single and users[0].args == (node,):
-            found[name] = single[users[0]]
-    return found
+        if len(users) == 1 and users[0] in called_once and users[0].args == (node,):
+            consumers[name] = called_once[users[0]]
+    return consumers
 
 
 def _first_name(modules: dict[str, nn.Module], target: str) -> str:
-    """Return the first of a module's names; tracing knows a shared module by each of them."""
+    """Return the first of a module's names; a trace names a shared module by each of them."""
     wanted = modules.get(target)
     return next((name for name, module in modules.items() if module is wanted), target)

@@ -1,0 +1,150 @@
+"""Sparse networks that run faster than dense ones on the CPU."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from typing import Literal, overload
+
+import torch
+from torch import nn
+
+from prunus._inference.model_calls import (
+    ExampleInputs,
+    call_model,
+    copy_model,
+    make_caller,
+    prepare_call,
+    reference_outputs,
+)
+from prunus._inference.outputs import TOLERANCE, relative_difference
+from prunus.errors import PrunusError, listing
+from prunus.runtime.attention_splitting import split_sparse_attentions
+from prunus.runtime.candidates import layer_inputs
+from prunus.runtime.fusion import find_chains
+from prunus.runtime.layer_timing import median_seconds, time_layer
+from prunus.runtime.replacing import Replacement, replace_layers
+from prunus.runtime.report import LayerTiming, SpeedUpReport
+
+__all__ = ["speed_up"]
+
+
+@overload
+def speed_up(
+    model: nn.Module, example_inputs: ExampleInputs, *, return_report: Literal[False] = False
+) -> nn.Module: ...
+
+
+@overload
+def speed_up(
+    model: nn.Module, example_inputs: ExampleInputs, *, return_report: Literal[True]
+) -> tuple[nn.Module, SpeedUpReport]: ...
+
+
+def speed_up(
+    model: nn.Module, example_inputs: ExampleInputs, *, return_report: bool = False
+) -> nn.Module | tuple[nn.Module, SpeedUpReport]:
+    """Return a copy of a sparse network that runs faster on the CPU, for inference.
+
+    Each ``nn.Linear``, ``nn.Conv1d`` and ``nn.Conv2d``, and each projection of a
+    ``nn.MultiheadAttention``, is timed against a layer that computes with its non-zero weights
+    only. The timing uses the layer's input on the example and torch's number of threads, and the
+    layer is replaced where the sparse one is faster. Rectifiers, and batch norms and max poolings
+    after a convolution, are fused into the replaced layer where the network can be traced. Finally
+    the whole network is timed, and returned dense where that is not slower.
+
+    Args:
+        model: Any network in float32 on the CPU, also one returned by :func:`prunus.compact`, or
+            wrapped in ``torch.compile`` or DistributedDataParallel. It is not changed. Its weights
+            decide what is sparse; masks are not consulted.
+        example_inputs: The model's inputs: a tensor, a tuple of positional arguments or a mapping
+            of keyword arguments. The network is made fast for their sizes; other sizes work too.
+        return_report: Whether to return a :class:`SpeedUpReport` too, which replaces the warning.
+            Default False.
+
+    Returns:
+        The copy, in evaluation mode, without gradients. If no sparse layer is faster, a dense copy,
+        with a warning that lists the reasons.
+
+    Raises:
+        PrunusError: The model is not a network, has no parameters, or fails on the example; Numba
+            is missing.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10))
+        >>> _ = nn.init.sparse_(model[0].weight, 0.99)
+        >>> fast, report = speed_up(model, torch.randn(64, 512), return_report=True)
+        >>> [(layer.name, layer.fused, layer.density < 0.7) for layer in report.layers]
+        [('0', ('1',), True), ('2', (), False)]
+        >>> set(report.replaced) <= {"0"}  # depends on the machine; the second layer is dense
+        True
+        >>> x = torch.randn(64, 512)
+        >>> with torch.no_grad():
+        ...     torch.allclose(fast(x), model(x), atol=1e-5)
+        True
+    """
+    fast, report = _speed_up(model, example_inputs)
+    if return_report:
+        return fast, report
+    if not report.replaced:
+        tried = [f"{t.name or 'the layer'} ({t.density:.0%} non-zero)" for t in report.layers]
+        others = [f"{name}: {reason}" for name, reason in report.left.items()]
+        reasons = listing([*tried, *others]) or "it has no layer of a supported type"
+        warnings.warn(
+            f"{type(model).__name__} is returned as it is, because no sparse layer makes it faster "
+            f"on this example: {reasons}. Prune further, or use a larger batch",
+            stacklevel=2,
+        )
+    return fast
+
+
+def _speed_up(model: nn.Module, example_inputs: ExampleInputs) -> tuple[nn.Module, SpeedUpReport]:
+    _check_numba()
+    model, args, kwargs = prepare_call(model, example_inputs)
+    dense = copy_model(model)
+    expected = reference_outputs(dense, args, kwargs)
+    split = split_sparse_attentions(model, dense, args, kwargs, expected)
+    inputs, left = layer_inputs(split.model, args, kwargs)
+    timings: list[LayerTiming] = []
+    faster: list[Replacement] = []
+    with torch.inference_mode():
+        for chain in find_chains(split.model, inputs):
+            x = inputs[chain.name]
+            replacement = Replacement(chain, x.shape[1 - chain.layer.weight.dim()])
+            timings.append(time_layer(replacement, x))
+            if timings[-1].sparse:
+                faster.append(replacement)
+        networks = {"dense": dense}
+        for by_item in (False, True) if faster else ():
+            layout = "by item" if by_item else "by feature"
+            networks[layout] = replace_layers(model, faster, joint=split.joint, by_item=by_item)
+        seconds = median_seconds(
+            {name: make_caller(each, args, kwargs) for name, each in networks.items()}
+        )
+    best = min(seconds, key=seconds.__getitem__)
+    error = relative_difference(expected, call_model(networks[best], args, kwargs))
+    if error > TOLERANCE:
+        raise PrunusError(
+            f"{type(model).__name__} cannot be sped up: its outputs would be off by {error:.2g} of "
+            f"the largest ({TOLERANCE:g} is accepted). Is it random in evaluation mode?"
+        )
+    if best == "dense":
+        timings = [replace(timing, sparse=False) for timing in timings]
+    return networks[best], SpeedUpReport(
+        layers=tuple(timings),
+        left=left | split.left,
+        dense_ms=1e3 * seconds["dense"],
+        sparse_ms=1e3 * seconds[best],
+        threads=torch.get_num_threads(),
+        error=error,
+    )
+
+
+def _check_numba() -> None:
+    try:
+        import numba  # noqa: F401
+    except ImportError as missing:
+        raise PrunusError(
+            "the sparse runtime needs Numba: pip install 'prunus[runtime]'"
+        ) from missing
