@@ -16,13 +16,16 @@ from torch import nn
 from prunus._utils.files import write_atomically
 from prunus._utils.system_info import system_info
 
-__all__ = ["options", "save", "thin"]
+__all__ = ["RESULTS", "options", "save", "thin"]
+
+RESULTS = Path(__file__).resolve().parent / "results"
+"""Where the committed result files are."""
 
 
 def options(description: str, name: str) -> argparse.ArgumentParser:
     """Return the options that all benchmarks share; ``name`` is that of the result file."""
     parser = argparse.ArgumentParser(description=description)
-    default = Path(__file__).parent / "results" / f"{name}.json"
+    default = RESULTS / f"{name}.json"
     parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--quick", action="store_true", help="a few rounds: does it run at all?")
@@ -40,8 +43,10 @@ def thin(model: nn.Module, sparsity: float) -> None:
 
 def save(out: Path, seed: int, figures: Mapping[str, Any]) -> None:
     """Write figures to ``out`` together with what they were measured on, when, and how."""
-    script, *rest = sys.argv
-    command = ["python", Path("benchmarks", Path(script).name).as_posix(), *map(_shown, rest)]
+    module = sys.modules["__main__"].__spec__
+    assert module is not None, "run a benchmark as a module: python -m benchmarks..."
+    name = module.name.removesuffix(".__main__")
+    command = ["python", "-m", name, *map(_shown, sys.argv[1:])]
     record = {
         "command": " ".join(command),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-
-
-@pytest.fixture
-def compare(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    return importlib.import_module("compare")
+from benchmarks.studies import compare
 
 
 def run(method: str, ratio: float, seed: int, dense: float, sparse: float) -> dict[str, Any]:
@@ -38,7 +30,7 @@ RECORD = {
 }
 
 
-def test_means_spreads_and_gaps_by_hand(compare: Any) -> None:
+def test_means_spreads_and_gaps_by_hand() -> None:
     assert compare.table(RECORD) == [
         "| network | sparsity | test BLEU | against dense |",
         "|---|---|---|---|",
@@ -49,13 +41,13 @@ def test_means_spreads_and_gaps_by_hand(compare: Any) -> None:
     ]
 
 
-def test_runs_from_two_dense_networks_are_not_compared(compare: Any) -> None:
+def test_runs_from_two_dense_networks_are_not_compared() -> None:
     record = {"runs": [run("relevance", 10, 0, 37.0, 36.0), run("L2", 10, 0, 37.1, 36.0)]}
     with pytest.raises(ValueError, match="the runs of seed 0 are of two dense networks"):
         compare.table(record)
 
 
-def test_every_method_says_what_it_changes(compare: Any) -> None:
+def test_every_method_says_what_it_changes() -> None:
     for method in compare.METHODS:
         assert isinstance(compare.changes("shakespeare-lm", method), list)
     assert compare.changes("shakespeare-lm", "L2")[0] == "penalty=l2"

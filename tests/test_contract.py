@@ -1,16 +1,16 @@
 """Every cell of the contract, in one process and in two: exact zeros, exact density, the formulas.
 
 What can be combined, what a cell checks and the reference it is held against are in
-``tests/helpers/contract.py``.
+``benchmarks/robustness/contract``.
 """
 
 from __future__ import annotations
 
 import pytest
 
-from helpers import contract
-from helpers.optimizers import OPTIMIZERS
-from helpers.processes import together
+from benchmarks.processes import together
+from benchmarks.robustness.contract import training as contract
+from benchmarks.robustness.contract.optimizers import OPTIMIZERS
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

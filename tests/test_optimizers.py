@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.robustness.contract.optimizers import OPTIMIZERS, Build
 from helpers.data import noise_batch
 from helpers.models import tanh_network
-from helpers.optimizers import OPTIMIZERS, Build
 from helpers.states import same
 from helpers.training import squared_error, train
 from prunus import (

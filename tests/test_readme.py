@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-import runpy
 import shlex
 from itertools import pairwise
 from pathlib import Path
 
-import pytest
-
+from benchmarks.figures.__main__ import render
 from prunus.recipes.registry import RECIPES, find
 
 README = Path(__file__).resolve().parent.parent / "README.md"
@@ -37,10 +35,8 @@ def test_every_recipe_is_in_the_changelog() -> None:
     assert [name for name in RECIPES if f"`{name}`" not in changelog] == []
 
 
-def test_the_figures_are_those_of_the_result_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    benchmarks = README.parent / "benchmarks"
-    monkeypatch.syspath_prepend(benchmarks)  # as when it is run as a script
-    pages = runpy.run_path(str(benchmarks / "figures.py"))["render"]()
+def test_the_figures_are_those_of_the_result_files() -> None:
+    pages = render()
     assert README in pages
     for page, figures in pages.items():
         text = page.read_text()

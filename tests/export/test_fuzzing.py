@@ -1,11 +1,11 @@
-"""Tests with some thousand damaged files; ``benchmarks/fuzz_sparse_files.py`` reads more."""
+"""Some thousand damaged files; ``benchmarks/robustness/fuzz_sparse_files.py`` reads more."""
 
 from __future__ import annotations
 
 import tracemalloc
 from pathlib import Path
 
-from .fuzzing import bases, mutants, read_all
+from benchmarks.robustness.damaged_files import bases, mutants, read_all
 
 
 def test_damaged_files_are_read_or_raise_sparse_file_error(tmp_path: Path) -> None:

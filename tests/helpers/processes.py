@@ -1,39 +1,5 @@
-"""Running a function in several processes that can talk, and what each of them returned."""
+"""Functions run in several processes of one group, as the benchmarks run them."""
 
-from __future__ import annotations
+from benchmarks.processes import together
 
-import tempfile
-from collections.abc import Callable
-from datetime import timedelta
-from pathlib import Path
-from typing import Any
-
-import torch
-import torch.distributed as dist
-from torch.multiprocessing.spawn import start_processes
-
-TIMEOUT = timedelta(seconds=60)
-
-
-def together(count: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """Call ``work(*arguments)`` in ``count`` new processes of one group; return all results."""
-    with tempfile.TemporaryDirectory() as folder:
-        start_processes(  # type: ignore[no-untyped-call]
-            _process, (count, folder, work, arguments), nprocs=count, start_method="spawn"
-        )
-        paths = [Path(folder) / f"{rank}.pt" for rank in range(count)]
-        # Written by ourselves a moment ago.
-        return [torch.load(path, weights_only=False) for path in paths]
-
-
-def _process(
-    rank: int, count: int, folder: str, work: Callable[..., Any], arguments: tuple[Any, ...]
-) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count, timeout=TIMEOUT
-    )
-    try:
-        torch.save(work(*arguments), Path(folder) / f"{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+__all__ = ["together"]

@@ -9,22 +9,18 @@ from __future__ import annotations
 import importlib
 import random
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def kills() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("COLUMNS", "200")
         patch.setenv("NO_COLOR", "1")
-        yield importlib.import_module("kills")
+        yield importlib.import_module("benchmarks.robustness.kills")
 
 
 @pytest.fixture(scope="module")

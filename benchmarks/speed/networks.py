@@ -5,7 +5,7 @@ outputs of all are compared with the dense network's. LeNets come from finished 
 recipes; the other networks have random weights, and zeros at random. For example::
 
     prunus run mnist-lenet300 --data FOLDER --out RUN
-    python benchmarks/networks.py --threads 1 --run RUN
+    python -m benchmarks.speed.networks --threads 1 --run RUN
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from measuring import options, save, thin
+from benchmarks.measuring import options, save, thin
 from prunus._inference.model_calls import ExampleInputs
 from prunus.bench import bench
 from prunus.recipes.run.finished import file_metadata, load_finished

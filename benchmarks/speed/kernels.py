@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from measuring import options, save, thin
+from benchmarks.measuring import options, save, thin
 from prunus._utils.timing import fitting_rounds, interleaved, spread
 from prunus.runtime.convolution import SparseConv
 from prunus.runtime.kernels import Tile, matrix

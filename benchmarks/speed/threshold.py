@@ -7,7 +7,7 @@ PyTorch or past it. The peak is reset through Linux's /proc/self/clear_refs, bec
 ``getrusage`` reports includes what importing and the parent process once used; so the benchmark
 needs Linux. Every call has to find the same value.
 
-Run from the repository's root: ``python benchmarks/threshold.py``
+Run from the repository's root: ``python -m benchmarks.speed.threshold``
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from measuring import options, save
+from benchmarks.measuring import options, save
 from prunus._engine.kth_smallest import SCORE_PIECE, Piece, kth_smallest
 from prunus._utils.chunks import chunks
 from prunus._utils.timing import interleaved, spread

@@ -6,7 +6,7 @@ three prunus alone waits until the disk has what it writes. Times are medians of
 turns in one process, in megabytes of the dense tensor per second. What comes back must be the same
 bits.
 
-Run from the repository's root: ``python benchmarks/sparse_files.py``
+Run from the repository's root: ``python -m benchmarks.speed.sparse_files``
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import prunus
-from measuring import options, save
+from benchmarks.measuring import options, save
 from prunus._utils.timing import interleaved, spread
 from prunus.export.sparse_file import as_bits, size_bound
 

@@ -3,24 +3,20 @@
 The files are whole ones with damage at random, to their bytes and to what their headers say. They
 are read in a process that may not take more memory than twice the declared limit on top of what it
 takes before the first, so that whoever asks for more is caught. Run from the repository's root:
-``python benchmarks/fuzz_sparse_files.py``
+``python -m benchmarks.robustness.fuzz_sparse_files``
 """
 
 from __future__ import annotations
 
 import argparse
 import resource
-import sys
 import tempfile
 from pathlib import Path
 
 import torch
 
-from measuring import save
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-
-from export.fuzzing import bases, mutants, read_all
+from benchmarks.measuring import RESULTS, save
+from benchmarks.robustness.damaged_files import bases, mutants, read_all
 
 LIMIT = 1 << 26
 """Bytes, 64 MiB: what the tensors of a file may come to."""
@@ -29,7 +25,7 @@ LIMIT = 1 << 26
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    out = Path(__file__).parent / "results" / "fuzz_sparse_files.json"
+    out = RESULTS / "fuzz_sparse_files.json"
     parser.add_argument("--files", type=int, default=120_000, help="default: 120,000")
     parser.add_argument("--seed", type=int, default=1, help="draws the damage; default: 1")
     parser.add_argument("--out", type=Path, default=out, help="default: beside the benchmarks")

@@ -17,7 +17,7 @@ After each disturbance every file has to be whole, and what is saved no less tha
 files, metrics and summary have to equal those of the undisturbed run, but for times. Whatever falls
 short is printed, counted, and makes this exit with 1.
 
-Run from the repository's root: ``python benchmarks/kills.py``
+Run from the repository's root: ``python -m benchmarks.robustness.kills``
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from typing import Any
 
 import torch
 
-from disturbed import Disturbance, disturbed
-from measuring import options, save
+from benchmarks.measuring import options, save
+from benchmarks.robustness.disturbed import Disturbance, disturbed
 from prunus._utils.files import load_tree
 from prunus.errors import CheckpointError
 

@@ -2,9 +2,9 @@
 
 Each is trained by prunus and held against the same training spelled out in float64, without
 prunus: exact zeros, exact density, and both the removals and the end within a stated distance (see
-``tests/helpers/contract.py``, of which ``make test`` runs a part that covers every pair of method
-and optimizer). Run from the repository's root: ``python benchmarks/contract_table.py``; it takes
-about half an hour.
+``contract/training.py``; ``make test`` runs a part that covers every pair of method and optimizer).
+Run from the repository's root: ``python -m benchmarks.robustness.contract_table``; it takes about
+half an hour.
 """
 
 from __future__ import annotations
@@ -19,12 +19,9 @@ from typing import Any
 
 import torch
 
-from measuring import save
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-
-from helpers import contract
-from helpers.processes import together
+from benchmarks.measuring import RESULTS, save
+from benchmarks.processes import together
+from benchmarks.robustness.contract import training as contract
 
 
 def run(layout: str, most: int | None) -> dict[str, Any]:
@@ -55,7 +52,7 @@ def run(layout: str, most: int | None) -> dict[str, Any]:
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    out = Path(__file__).parent / "results" / "contract_table.json"
+    out = RESULTS / "contract_table.json"
     parser.add_argument("--quick", action="store_true", help="a few cells: does it run at all?")
     parser.add_argument("--out", type=Path, default=out, help="default: beside the benchmarks")
     arguments = parser.parse_args()

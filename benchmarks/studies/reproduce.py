@@ -3,7 +3,7 @@
 Each run is a process of its own. The test split is read by each run once, at its end, and decides
 nothing. For example::
 
-    python benchmarks/reproduce.py mnist-lenet300 --data FOLDER
+    python -m benchmarks.studies.reproduce mnist-lenet300 --data FOLDER
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measuring import RESULTS
 from prunus._utils.files import write_atomically
 from prunus.recipes.registry import find
 
@@ -44,8 +45,6 @@ def main() -> None:
     parser.add_argument("--name", help="of the result file; default: the recipe")
     arguments = parser.parse_args()
     recipe = find(arguments.recipe)
-    results = Path(__file__).parent / "results"
-    results.mkdir(exist_ok=True)  # before hours of training, not after
     summaries = []
     with tempfile.TemporaryDirectory() as parent:
         for seed in arguments.seeds:
@@ -68,7 +67,7 @@ def main() -> None:
         "runs": summaries,
     }
     name = arguments.name or recipe.name
-    write_atomically(results / f"{name}.json", (json.dumps(record, indent=2) + "\n").encode())
+    write_atomically(RESULTS / f"{name}.json", (json.dumps(record, indent=2) + "\n").encode())
     for figure, values in figures.items():
         print(f"{figure}: {values['mean']:.4g} ± {values['deviation']:.2g} {values['each']}")
 

@@ -7,7 +7,7 @@ talk over gloo on one machine; with more processes than cores they wait for each
 times beyond that say little of more machines. The table on paper takes the bytes from the formula
 and the times from assumptions that stand beside it.
 
-Run from the repository's root: ``python benchmarks/many_processes.py``
+Run from the repository's root: ``python -m benchmarks.speed.many_processes``
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.multiprocessing.spawn import start_processes
 
-from measuring import options, save
+from benchmarks.measuring import options, save
 from prunus import ExponentialRelevance, Pruner, RelevancePenalty
 
 LAYERS, WIDTH, ROWS = 8, 512, 512

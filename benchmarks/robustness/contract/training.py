@@ -21,9 +21,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from helpers.data import Batch
-from helpers.models import tanh_network
-from helpers.optimizers import OPTIMIZERS
+from benchmarks.robustness.contract.optimizers import OPTIMIZERS
 from prunus import (
     Coefficient,
     ConstantRelevance,
@@ -39,6 +37,8 @@ from prunus import (
 from prunus.penalties.relevance import Apply
 
 STEPS, ROWS, STRENGTH = 6, 24, 0.02
+
+Batch = tuple[torch.Tensor, torch.Tensor]
 
 PENALTIES: dict[str, tuple[Coefficient, Any] | None] = {
     "relevance": (ExponentialRelevance(0.5, relative=True), 2),
@@ -169,7 +169,9 @@ def batch() -> Batch:
 
 def start() -> nn.Sequential:
     """Return the network that every cell and the reference start from."""
-    model = tanh_network(12, 10, 4, bias=False, dtype=torch.float64)
+    torch.manual_seed(0)
+    first, last = nn.Linear(12, 10, bias=False), nn.Linear(10, 4, bias=False)
+    model = nn.Sequential(first, nn.Tanh(), last).double()
     for parameter in model.parameters():  # which bfloat16 can hold, for all start alike
         parameter.data.copy_(parameter.data.bfloat16().double())
     return model

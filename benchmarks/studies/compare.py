@@ -5,7 +5,7 @@ epochs, batches and schedule. Every run is a process of its own and reads the te
 its end. The result file is written after each run, and runs that it holds are not repeated, so that
 the benchmark can be stopped and started again with the same command. For example::
 
-    python benchmarks/compare.py shakespeare-lm --set autocast=true --ratios 10 5 --out FILE
+    python -m benchmarks.studies.compare shakespeare-lm --set autocast=true --ratios 10 5 --out FILE
 
 The committed result files hold all their runs: without ``--out`` nothing is trained, and what is
 there is printed.
@@ -25,6 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measuring import RESULTS
 from prunus._utils.files import write_atomically
 from prunus.recipes.registry import find
 
@@ -67,7 +68,7 @@ def main() -> None:
         parser.error(f"the comparison itself sets what --set {own[0]} would change")
     recipe = find(arguments.recipe)
     settings = recipe.config.changed(arguments.settings).as_dict()
-    default = Path(__file__).parent / "results" / f"compare-{recipe.name}.json"
+    default = RESULTS / f"compare-{recipe.name}.json"
     out: Path = arguments.out or default
     wanted = {
         "recipe": recipe.name,

@@ -17,7 +17,7 @@ removed by whatever means. ``--fused`` takes AdamW's fused form, which knows no 
 That the penalties compared are the same one is checked, too: after the first step prunus's closed
 form and the authors' two backward passes have to agree.
 
-Run from the repository's root: ``python benchmarks/step_overhead.py``
+Run from the repository's root: ``python -m benchmarks.speed.step_overhead``
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from measuring import options, save
+from benchmarks.measuring import options, save
 from prunus import Pruner, RelevancePenalty, select
 from prunus._utils.timing import interleaved, spread
 from prunus.penalties.relevance import Apply

@@ -2,8 +2,8 @@
 
 The README shows what becomes of networks, and ``docs/figures.md`` the rest.
 
-python benchmarks/figures.py          print what belongs between the markers of each page
-python benchmarks/figures.py --write  put it there
+python -m benchmarks.figures          print what belongs between the markers of each page
+python -m benchmarks.figures --write  put it there
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from compare import METHODS, Outcome, digits, outcomes, spread
+from benchmarks.measuring import RESULTS
+from benchmarks.studies.compare import METHODS, Outcome, digits, outcomes, spread
 
-RESULTS = Path(__file__).parent / "results"
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = RESULTS.parent.parent
 
 RECIPES = {
     "digits": "perceptron 64-300-100-10, scikit-learn's digits (`make demo`)",
@@ -116,7 +116,8 @@ def _networks() -> str:
         "biases included. On MNIST the training images are shifted by up to a pixel at random, "
         "for the "
         "dense network as for the sparse one. Each run looks at the test split once, after all was "
-        "decided on a validation split. By `python benchmarks/reproduce.py`, given the recipe.\n"
+        "decided on a validation split. By `python -m benchmarks.studies.reproduce`, given the "
+        "recipe.\n"
     )
     return "\n".join(lines)
 
@@ -162,7 +163,8 @@ def _comparisons() -> list[str]:
         given += " --set autocast=true" if record["settings"]["autocast"] else ""
         lines.append(
             f"- {LANGUAGE[name]}: {' and '.join(dict.fromkeys(machines))}, {record['date'][:10]}, "
-            f"by `python benchmarks/compare.py {name}{given}` with {_ratios_and_seeds(record)}."
+            f"by `python -m benchmarks.studies.compare {name}{given}` with "
+            f"{_ratios_and_seeds(record)}."
         )
     return ["\n".join([*lines, ""])]
 
@@ -207,12 +209,12 @@ def _sparse_files() -> str:
         )
     lines.append(
         f"\n{_machine(record['environment'])}, {record['date'][:10]}, by "
-        f"`python benchmarks/sparse_files.py`. Of {fuzzed['files']:,} sparse files damaged at "
-        f"random, {fuzzed['outcomes']['refused']:,} were refused with one clear error and "
+        f"`python -m benchmarks.speed.sparse_files`. Of {fuzzed['files']:,} sparse files damaged "
+        f"at random, {fuzzed['outcomes']['refused']:,} were refused with one clear error and "
         f"{fuzzed['outcomes']['read']:,}, damaged in ways that nobody could tell, were read, each "
         f"within {fuzzed['slowest_seconds']:.2f} s and twice the memory that the reader allowed, "
         "by "
-        "`python benchmarks/fuzz_sparse_files.py`.\n"
+        "`python -m benchmarks.robustness.fuzz_sparse_files`.\n"
     )
     return "\n".join(lines)
 
@@ -249,7 +251,7 @@ def _kernels() -> str:
     sparse = max(row["sparse_gflops"] for row in record["rows"])
     lines.append(
         f"\n{_machine(record['environment'])}, {record['date'][:10]}, by "
-        "`python benchmarks/kernels.py`; medians of interleaved calls, further shapes in its "
+        "`python -m benchmarks.speed.kernels`; medians of interleaved calls, further shapes in its "
         f"result file. At best, torch's dense layers reach {dense:.0f} GFLOP/s, the sparse kernel "
         f"{record['peak_gflops']:.0f} on one line of the first cache, and sparse layers "
         f"{sparse:.0f}; memory is copied at {record['copy_gb_per_s']:.0f} GB/s. "
@@ -351,8 +353,8 @@ def _overhead() -> str:
     lines.append(
         f"\n{_machine(record['environment'])}, {record['date'][:10]}; medians of interleaved "
         f"steps, by "
-        "`python benchmarks/step_overhead.py`. With most weights removed, much of the difference "
-        "is "
+        "`python -m benchmarks.speed.step_overhead`. With most weights removed, much of the "
+        "difference is "
         "AdamW's own: on this processor the square root that it takes is slower for exact zeros.\n"
     )
     return "\n".join(lines)
@@ -374,7 +376,7 @@ def _threshold() -> str:
         )
     lines.append(
         f"\n{_machine(record['environment'])}, {record['date'][:10]}, by "
-        "`python benchmarks/threshold.py`.\n"
+        "`python -m benchmarks.speed.threshold`.\n"
     )
     return "\n".join(lines)
 

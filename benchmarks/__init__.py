@@ -1,0 +1,1 @@
+"""Benchmarks: what takes longer than a test may, with results in ``benchmarks/results/``."""

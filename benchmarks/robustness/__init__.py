@@ -1,0 +1,1 @@
+"""Robustness: interruption, damaged files, and the contract of all combinations."""

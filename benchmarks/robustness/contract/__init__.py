@@ -1,0 +1,1 @@
+"""Contract: every method with every optimizer, precision and process layout, against formulas."""

@@ -1,0 +1,1 @@
+"""Studies: recipes trained to their end, over several seeds."""
