@@ -1,4 +1,4 @@
-"""Options of benchmarks, and result files that say how they came about."""
+"""Options shared by the benchmarks, and result files with the circumstances of a measurement."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import nn
 from prunus._utils.files import write_atomically
 from prunus._utils.system_info import system_info
 
-__all__ = ["RESULTS", "options", "save", "thin"]
+__all__ = ["RESULTS", "options", "rounded", "save", "thin", "write_record"]
 
 RESULTS = Path(__file__).resolve().parent / "results"
 """Where the committed result files are."""
@@ -54,8 +54,30 @@ def save(out: Path, seed: int, figures: Mapping[str, Any]) -> None:
         "environment": system_info(),
         **figures,
     }
+    write_record(out, record)
+
+
+def write_record(out: Path, record: Mapping[str, Any], digits: int = 4) -> None:
+    """Write a record as JSON, its numbers rounded to so many significant digits.
+
+    A time is not worth more than four; a metric of a finished run is written with six.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, (json.dumps(record, indent=2) + "\n").encode())
+    write_atomically(out, (json.dumps(rounded(record, digits), indent=2) + "\n").encode())
+
+
+def rounded(value: Any, digits: int) -> Any:
+    """Return a tree of JSON whose floating-point numbers have so many significant digits.
+
+    Example:
+        >>> rounded({"ms": [0.0123456, 98765.4], "count": 98765}, 3)
+        {'ms': [0.0123, 98800.0], 'count': 98765}
+    """
+    if isinstance(value, Mapping):
+        return {key: rounded(item, digits) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item, digits) for item in value]
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
 
 
 def _shown(argument: str) -> str:

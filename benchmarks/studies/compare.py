@@ -25,8 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measuring import RESULTS
-from prunus._utils.files import write_atomically
+from benchmarks.measuring import RESULTS, write_record
 from prunus.recipes.registry import find
 
 METHODS = ("relevance", "L2", "no penalty")
@@ -108,7 +107,7 @@ def main() -> None:
                             "summary": json.loads((path / "summary.json").read_text()),
                         }
                     )
-                    write_atomically(out, (json.dumps(record, indent=2) + "\n").encode())
+                    write_record(out, record, digits=6)
     if len(record["runs"]) == before:
         print(f"{out.name} holds all of these runs, so that nothing was trained\n")
     print("\n".join(table(record)))

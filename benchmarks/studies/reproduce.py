@@ -19,8 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measuring import RESULTS
-from prunus._utils.files import write_atomically
+from benchmarks.measuring import RESULTS, write_record
 from prunus.recipes.registry import find
 
 Summary = dict[str, Any]
@@ -67,7 +66,7 @@ def main() -> None:
         "runs": summaries,
     }
     name = arguments.name or recipe.name
-    write_atomically(RESULTS / f"{name}.json", (json.dumps(record, indent=2) + "\n").encode())
+    write_record(RESULTS / f"{name}.json", record, digits=6)
     for figure, values in figures.items():
         print(f"{figure}: {values['mean']:.4g} ± {values['deviation']:.2g} {values['each']}")
 
