@@ -41,8 +41,8 @@ def thin(model: nn.Module, sparsity: float) -> None:
             parameter[torch.rand_like(parameter) < sparsity] = 0
 
 
-def save(out: Path, seed: int, figures: Mapping[str, Any]) -> None:
-    """Write figures to ``out`` together with what they were measured on, when, and how."""
+def save(out: Path, seed: int, figures: Mapping[str, Any], digits: int = 4) -> None:
+    """Write figures to ``out`` with the command, date, seed and machine they were measured by."""
     module = sys.modules["__main__"].__spec__
     assert module is not None, "run a benchmark as a module: python -m benchmarks..."
     name = module.name.removesuffix(".__main__")
@@ -54,20 +54,20 @@ def save(out: Path, seed: int, figures: Mapping[str, Any]) -> None:
         "environment": system_info(),
         **figures,
     }
-    write_record(out, record)
+    write_record(out, record, digits)
 
 
-def write_record(out: Path, record: Mapping[str, Any], digits: int = 4) -> None:
-    """Write a record as JSON, its numbers rounded to so many significant digits.
+def write_record(out: Path, record: Mapping[str, Any], digits: int) -> None:
+    """Write a record as JSON, its numbers rounded to ``digits`` significant digits.
 
-    A time is not worth more than four; a metric of a finished run is written with six.
+    Times are worth four at most; sizes and metrics, which are exact, are written with more.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, (json.dumps(rounded(record, digits), indent=2) + "\n").encode())
 
 
 def rounded(value: Any, digits: int) -> Any:
-    """Return a tree of JSON whose floating-point numbers have so many significant digits.
+    """Return a tree of JSON with its floating-point numbers rounded to significant digits.
 
     Example:
         >>> rounded({"ms": [0.0123456, 98765.4], "count": 98765}, 3)

@@ -125,7 +125,7 @@ def main() -> None:
                     flush=True,
                 )
             results.append({"dtype": name, "sparsity": sparsity, "rounds": rounds, **figures})
-    save(arguments.out, arguments.seed, {"side": SIDE, "matrices": results})
+    save(arguments.out, arguments.seed, {"side": SIDE, "matrices": results}, digits=5)
 
 
 if __name__ == "__main__":
