@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from helpers.commands import prunus
 from prunus import save_sparse
 from prunus.errors import PrunusError
-from prunus.export.inspection import TensorDensity, model_file, tensor_densities
+from prunus.export.inspection import TensorDensity, tensor_densities
+from prunus.export.paths import model_file
 
 
 @pytest.fixture
@@ -137,7 +138,7 @@ def test_an_absent_path_is_named(tmp_path: Path) -> None:
 def test_a_directory_without_a_model_is_named(tmp_path: Path) -> None:
     prunus("inspect", tmp_path).refused(
         f"{tmp_path} holds no model.safetensors: the run may not be complete, or this may not be "
-        "a run's directory"
+        "the directory of a run"
     )
 
 

@@ -129,11 +129,12 @@ def read_all(files: Iterator[bytes], path: Path, limit: int) -> Outcomes:
         path.write_bytes(content)
         begun = time.perf_counter()
         try:
-            state = load_sparse(path, limit=limit)
-            with SparseFile(path, limit=limit) as file:
-                for name in file.tensors:
-                    if file[name].shape:
-                        file.csr(name)
+            state = load_sparse(path, max_bytes=limit)
+            with SparseFile(path, max_bytes=limit) as file:
+                names = file.keys()
+                for name in names:
+                    if file.info(name).shape:
+                        file.get_csr(name)
             assert sum(t.nbytes for t in {id(t): t for t in state.values()}.values()) <= limit
             outcomes.kinds["read"] += 1
         except SparseFileError:

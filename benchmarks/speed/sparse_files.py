@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 import prunus
 from benchmarks.measuring import options, save
 from prunus._utils.timing import interleaved, spread
-from prunus.export.sparse_file import as_bits, size_bound
+from prunus.export.sparse_format import as_bits, size_bound
 
 SIDE = 2048
 SPARSITIES = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99)

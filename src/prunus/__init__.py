@@ -23,7 +23,8 @@ from prunus.errors import (
     PrunusError,
     SparseFileError,
 )
-from prunus.export.sparse_file import SparseFile, load_sparse, save_sparse
+from prunus.export.sparse_reader import SparseFile, load_sparse
+from prunus.export.sparse_writer import save_sparse
 from prunus.masks import Masks
 from prunus.penalties.coefficients import (
     Coefficient,

@@ -30,9 +30,10 @@ from prunus._utils.timing import fitting_rounds, interleaved, spread
 from prunus.compaction import compact
 from prunus.compaction.check import tolerance
 from prunus.errors import ArgumentTypeError, PrunusError
-from prunus.export.exported import bound_of
-from prunus.export.onnx_file import OnnxSession, to_onnx
-from prunus.export.sparse_file import save_sparse
+from prunus.export.onnx_export import to_onnx
+from prunus.export.onnx_session import OnnxSession
+from prunus.export.report import tensor_size_bound
+from prunus.export.sparse_writer import save_sparse
 from prunus.runtime import speed_up
 from prunus.selection import check_model, total_parameters
 
@@ -265,7 +266,7 @@ def _sizes(model: nn.Module, folder: Path) -> dict[str, float]:
     return {
         "dense": sum(tensor.nbytes for tensor in tensors),
         "sparse": path.stat().st_size,
-        "bound": math.fsum(map(bound_of, tensors)),
+        "bound": math.fsum(map(tensor_size_bound, tensors)),
     }
 
 

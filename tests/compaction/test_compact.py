@@ -686,7 +686,7 @@ def test_files_of_other_models_are_rejected(tmp_path: Path) -> None:
     small, report = compacted(model, torch.ones(2, 4))
     compaction.save_compact(small, report, path, metadata={"recipe": "mine"})
     with prunus.SparseFile(path) as file:
-        assert file.about["recipe"] == "mine"
+        assert file.metadata()["recipe"] == "mine"
     for other, message in {
         nn.Sequential(nn.Linear(4, 6), nn.ReLU()): "does not fit Sequential, which must be built",
         nn.Sequential(
@@ -728,7 +728,7 @@ def test_invalid_metadata_is_rejected(held: Any, tmp_path: Path) -> None:
     model: Any = nn.Sequential(nn.Linear(4, 6))
     if held:
         held = UNCHANGED | held if isinstance(held, dict) else held
-    prunus.save_sparse(model, tmp_path / "a", about={"compact": held})
+    prunus.save_sparse(model, tmp_path / "a", metadata={"compact": held})
     with pytest.raises(prunus.SparseFileError, match="metadata do not describe a compact model"):
         compaction.load_compact(tmp_path / "a", model)
 
@@ -750,7 +750,7 @@ def test_metadata_may_change_only_what_compaction_changes(
     held: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     model: Any = nn.Sequential(nn.Linear(4, 6), nn.ReLU())
-    prunus.save_sparse(model, tmp_path / "a", about={"compact": UNCHANGED | held})
+    prunus.save_sparse(model, tmp_path / "a", metadata={"compact": UNCHANGED | held})
     with pytest.raises(PrunusError, match=message):
         compaction.load_compact(tmp_path / "a", model)
     assert type(model[0]) is nn.Linear
@@ -765,12 +765,12 @@ def test_selected_features_out_of_range_are_rejected(
 ) -> None:
     state = {"0.weight": torch.ones(6, 2), "0.bias": torch.ones(6), "0.selected": selected}
     held = UNCHANGED | {"kinds": {"0": "SelectingLinear"}, "shapes": {"0.weight": [6, 4]}}
-    prunus.save_sparse(state, tmp_path / "a", about={"compact": held})
+    prunus.save_sparse(state, tmp_path / "a", metadata={"compact": held})
     model: Any = nn.Sequential(nn.Linear(4, 6))
     with pytest.raises(PrunusError, match=r"0\.selected are no numbers of features"):
         compaction.load_compact(tmp_path / "a", model)
     state["0.selected"] = torch.tensor([1, 3])
-    prunus.save_sparse(state, tmp_path / "a", about={"compact": held})
+    prunus.save_sparse(state, tmp_path / "a", metadata={"compact": held})
     wrapped: Any = torch.compile(model, backend="eager")
     loaded = compaction.load_compact(tmp_path / "a", wrapped)
     # Weights and biases are ones: 1 + 2 of the features selected, and the bias.

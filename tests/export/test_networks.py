@@ -18,7 +18,7 @@ from prunus import PrunusError, SparseFile, save_sparse
 from prunus.bench import BenchReport, BenchRow
 from prunus.compaction import load_compact
 from prunus.export import to_csr, to_onnx
-from prunus.export.onnx_file import OnnxSession
+from prunus.export.onnx_session import OnnxSession
 from prunus.recipes.run.finished import load_finished
 from prunus.recipes.tasks.models import perceptron
 
@@ -107,7 +107,7 @@ def test_csr_flattens_kernels_and_keeps_ties_and_conflicting_names(tmp_path: Pat
     assert held["kernel.crow_indices"].tolist() == [0, 0, 1, 1, 1]
     assert torch.equal(held["whole"], tensors["whole"])
     with SparseFile(exported.path) as file:
-        assert file.about == {"csr": {"kernel": [4, 3, 5, 5]}, "tied": {"tied": "kernel"}}
+        assert file.metadata() == {"csr": {"kernel": [4, 3, 5, 5]}, "tied": {"tied": "kernel"}}
 
 
 def test_bench_reports_consistent_timings_and_a_recommendation(run: Path) -> None:
@@ -282,11 +282,11 @@ def test_invalid_files_and_options_are_rejected(run: Path, tmp_path: Path) -> No
     damaged = tmp_path / "model.safetensors"
     damaged.write_bytes(model.read_bytes()[:-8])
     prunus("bench", damaged).refused("is not a whole safetensors file")
-    save_sparse({"1.weight": torch.ones(2, 2)}, path, about={"recipe": "digits"})
+    save_sparse({"1.weight": torch.ones(2, 2)}, path, metadata={"recipe": "digits"})
     prunus("bench", path).refused("any.safetensors is damaged or absent", "Missing key")
-    save_sparse({"1.weight": torch.ones(2, 2)}, path, about={"recipe": "gone"})
+    save_sparse({"1.weight": torch.ones(2, 2)}, path, metadata={"recipe": "gone"})
     prunus("bench", path).refused("there is no recipe 'gone'")
-    save_sparse({"1.weight": torch.ones(2, 2)}, path, about={"recipe": "shakespeare-lm"})
+    save_sparse({"1.weight": torch.ones(2, 2)}, path, metadata={"recipe": "shakespeare-lm"})
     prunus("bench", path).refused("language model", "pretrained is not there")
     (tmp_path / "pretrained").mkdir()
     (tmp_path / "pretrained" / "config.json").write_text("{}")
@@ -348,7 +348,7 @@ def test_onnxruntime_failures_raise_user_error(tmp_path: Path) -> None:
         with pytest.raises(PrunusError, match="onnxruntime fails on the inputs"):
             session.outputs(wrong, {})
     (tmp_path / "b.onnx").write_text("no network")
-    with pytest.raises(PrunusError, match="onnxruntime refuses the network"):
+    with pytest.raises(PrunusError, match="onnxruntime rejects the network"):
         OnnxSession(tmp_path / "b.onnx")
 
 

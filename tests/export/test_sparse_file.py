@@ -21,7 +21,7 @@ from helpers.comparisons import assert_states_identical, tensor_bytes
 from helpers.sparse_models import TiedEmbedding
 from prunus import PrunusError, SparseFile, SparseFileError, load_sparse, save_sparse
 from prunus.export.encodings import ENCODINGS
-from prunus.export.sparse_file import size_bound
+from prunus.export.sparse_format import size_bound
 
 DTYPES = (
     torch.float64,
@@ -110,14 +110,14 @@ def test_every_bit_is_restored_as_specified(
     assert_states_identical(state, load_sparse(path))
     assert_states_identical(state, plainly(path))
     with SparseFile(path) as file:
-        stored = file["a"]
+        stored = file.info("a")
         assert (stored.shape, stored.dtype) == (shape, dtype)
         element = state["a"].reshape(-1, 1).view(torch.uint8)
         places = element.any(dim=1).nonzero().flatten()
         if stored.encoding != "dense":
-            assert stored.stored == len(places)
+            assert stored.stored_elements == len(places)
         if shape and dtype in (torch.float32, torch.float64):
-            csr, width = file.csr("a"), math.prod(shape[1:])
+            csr, width = file.get_csr("a"), math.prod(shape[1:])
             rows = torch.arange(shape[0]).repeat_interleave(csr.crow_indices().diff())
             assert torch.equal(rows * width + csr.col_indices(), places)
             assert tensor_bytes(csr.values()) == tensor_bytes(state["a"].reshape(-1)[places])
@@ -136,9 +136,12 @@ def test_negative_zero_nan_and_subnormals_are_stored_bit_for_bit(
     weight = torch.from_numpy(raw.view(np.float32)).reshape(40, 100)
     save_sparse({"a": weight}, tmp_path / "a", encoding=encoding)
     with SparseFile(tmp_path / "a") as file:
-        assert file["a"].stored == 5
-        assert file["a"].encoding in ((encoding,) if encoding != "smallest" else ENCODINGS)
-        assert file.read("a").reshape(-1).view(torch.int32).tolist() == raw.view(np.int32).tolist()
+        assert file.info("a").stored_elements == 5
+        assert file.info("a").encoding in ((encoding,) if encoding != "smallest" else ENCODINGS)
+        assert (
+            file.get_tensor("a").reshape(-1).view(torch.int32).tolist()
+            == raw.view(np.int32).tolist()
+        )
 
 
 @pytest.mark.parametrize("dtype", [t for t in DTYPES if t.is_floating_point])
@@ -153,8 +156,8 @@ def test_negative_zeros_are_kept_with_a_warning_or_dropped_on_request(
     assert tensor_bytes(load_sparse(tmp_path / "kept")["w"]) == tensor_bytes(weight)
     save_sparse({"w": weight}, tmp_path / "dropped", keep_negative_zeros=False)
     with SparseFile(tmp_path / "dropped") as file:
-        assert file["w"].stored < 1100
-        read = file.read("w").float()
+        assert file.info("w").stored_elements < 1100
+        read = file.get_tensor("w").float()
     assert torch.equal(read, weight.float())
     assert not torch.signbit(read[read == 0]).any()
 
@@ -215,8 +218,10 @@ def test_tied_tensors_are_stored_once_and_still_tied(tmp_path: Path) -> None:
     assert other.head.weight is other.embed.weight
     assert_states_identical(model.state_dict(), other.state_dict())
     with SparseFile(path) as file:
-        assert file.tensors == ["embed.weight"]
-        assert tensor_bytes(file.read("head.weight")) == tensor_bytes(model.head.weight.detach())
+        assert file.keys() == ["embed.weight"]
+        assert tensor_bytes(file.get_tensor("head.weight")) == tensor_bytes(
+            model.head.weight.detach()
+        )
     # Views of one memory that are not the same tensor are no tied ones.
     base = torch.eye(50)
     views = {"rows": base[:10], "flat": base.reshape(-1), "turned": base.T, "whole": base}
@@ -265,8 +270,9 @@ def test_smallest_encoding_is_chosen_per_tensor(tmp_path: Path) -> None:
     }
     save_sparse(state, tmp_path / "a")
     with SparseFile(tmp_path / "a") as file:
-        chosen = {name: file[name].encoding for name in file.tensors}
-        assert file["rows"].bytes < 1.02 * 4 * file["rows"].stored
+        names = file.keys()
+        chosen = {name: file.info(name).encoding for name in names}
+        assert file.info("rows").stored_bytes < 1.02 * 4 * file.info("rows").stored_elements
     assert chosen == {
         "dense": "dense",
         "half": "bitmap",
@@ -282,16 +288,16 @@ def test_plain_safetensors_files_are_read(tmp_path: Path) -> None:
     assert_states_identical(load_sparse(tmp_path / "a"), {"a": torch.eye(3)})
     save_file({"a": torch.eye(3)}, tmp_path / "b")
     with SparseFile(tmp_path / "b") as file:
-        assert file.about == {}
-        assert file.csr("a").to_dense().tolist() == torch.eye(3).tolist()
+        assert file.metadata() == {}
+        assert file.get_csr("a").to_dense().tolist() == torch.eye(3).tolist()
 
 
 def test_metadata_is_restored_and_must_be_json(tmp_path: Path) -> None:
-    save_sparse({"a": torch.eye(90)}, tmp_path / "a", about={"recipe": "digits"})
+    save_sparse({"a": torch.eye(90)}, tmp_path / "a", metadata={"recipe": "digits"})
     with SparseFile(tmp_path / "a") as file:
-        assert file.about == {"recipe": "digits"}
-    with pytest.raises(PrunusError, match="what JSON can say"):
-        save_sparse({"a": torch.eye(90)}, tmp_path / "a", about={"a": object()})
+        assert file.metadata() == {"recipe": "digits"}
+    with pytest.raises(PrunusError, match="metadata must hold only values that JSON can represent"):
+        save_sparse({"a": torch.eye(90)}, tmp_path / "a", metadata={"a": object()})
 
 
 def header(content: bytes) -> tuple[Any, bytes]:
@@ -321,30 +327,39 @@ def refused(path: Path, message: str, **options: Any) -> None:
 
 
 TAMPERED: dict[str, tuple[Any, str]] = {
-    "version": ({"sparse": 2}, "version 2 of the format, and this prunus knows 1"),
+    "version": ({"sparse": 2}, "version 2 of the format, but this prunus reads version 1"),
     "a version that is none": ({"sparse": [1]}, "version"),
-    "tensors that are none": ({"tensors": []}, "lack the object 'tensors'"),
-    "an unknown index": ({"tensors": {"a": {"shape": [100, 50], "index": "x"}}}, "not 'x'"),
-    "an index that is no name": ({"tensors": {"a": {"shape": [100, 50], "index": []}}}, "an index"),
-    "no shape": ({"tensors": {"a": {"index": "gaps"}}}, "the shape of a"),
-    "a negative size": ({"tensors": {"a": {"shape": [-1, 50], "index": "gaps"}}}, "the shape of a"),
+    "tensors that are none": ({"tensors": []}, "have no object 'tensors'"),
+    "an unknown index": (
+        {"tensors": {"a": {"shape": [100, 50], "index": "x"}}},
+        "the index of a must be one of gaps, columns, bitmap, but is 'x'",
+    ),
+    "an index that is no name": (
+        {"tensors": {"a": {"shape": [100, 50], "index": []}}},
+        "index of a must be .*, but is '\\[\\]'",
+    ),
+    "no shape": ({"tensors": {"a": {"index": "gaps"}}}, "no valid shape of a"),
+    "a negative size": (
+        {"tensors": {"a": {"shape": [-1, 50], "index": "gaps"}}},
+        "no valid shape of a",
+    ),
     "a size that is none": (
         {"tensors": {"a": {"shape": [True, 50], "index": "gaps"}}},
-        "the shape of a",
+        "no valid shape of a",
     ),
     "no elements": ({"tensors": {"a": {"shape": [0], "index": "gaps"}}}, "cannot have"),
     "too few elements": ({"tensors": {"a": {"shape": [100], "index": "gaps"}}}, "cannot have"),
     "overflowing sizes": (
         {"tensors": {"a": {"shape": [1 << 40, 1 << 40], "index": "gaps"}}},
-        "the shape of a",
+        "no valid shape of a",
     ),
     "terabytes": (
         {"tensors": {"a": {"shape": [1 << 40], "index": "gaps"}}},
-        r"1,099,511,627,788 bytes, above the limit of 68,719,476,736: if you trust the file",
+        r"1,099,511,627,788 bytes, above max_bytes, 68,719,476,736: if you trust the file, raise",
     ),
     "another tensor's shape": (
         {"tensors": {"a": {"shape": [10, 50], "index": "gaps"}}},
-        "cannot have|gaps go beyond its 500 elements",
+        "cannot have|gaps extend beyond the 500 elements",
     ),
     "absent parts": (
         {"tensors": {"a": {"shape": [100, 50], "index": "bitmap"}}},
@@ -356,7 +371,7 @@ TAMPERED: dict[str, tuple[Any, str]] = {
     ),
     "parts nowhere": (
         {"tensors": {"a": {"shape": [100, 50], "index": "gaps", "slash": "."}}},
-        "the parts of a are nowhere",
+        "the slash of a must be one or more '/', but is '.'",
     ),
     "a part of two tensors": (
         {
@@ -371,10 +386,10 @@ TAMPERED: dict[str, tuple[Any, str]] = {
         {"tensors": {"b": {"shape": [100], "index": "gaps"}}},
         "lacks b/gaps",
     ),
-    "ties to nothing": ({"tied": {"c": "d"}}, "ties c to d"),
-    "ties in a ring": ({"tied": {"c": "d", "d": "c"}}, "ties c to d, d to c"),
-    "a tie over a tensor": ({"tied": {"b": "a"}}, "ties b to a"),
-    "a tie to no name": ({"tied": {"c": 3}}, "no name"),
+    "ties to nothing": ({"tied": {"c": "d"}}, "tie c to d"),
+    "ties in a ring": ({"tied": {"c": "d", "d": "c"}}, "tie c to d, d to c"),
+    "a tie over a tensor": ({"tied": {"b": "a"}}, "tie b to a"),
+    "a tie to no name": ({"tied": {"c": 3}}, "not names"),
 }
 
 
@@ -392,7 +407,7 @@ def test_contradictory_metadata_is_rejected(
 def test_metadata_that_is_not_json_is_rejected(tmp_path: Path) -> None:
     for text in ("{", "[" * 100_000, "3", "\x00"):
         save_file({"a": torch.eye(3)}, tmp_path / "a", {"prunus": text})
-        refused(tmp_path / "a", "metadata are no JSON")
+        refused(tmp_path / "a", "metadata are not (valid JSON|a JSON object)")
 
 
 def replaced(path: Path, **parts: Any) -> Path:
@@ -414,21 +429,24 @@ def test_invalid_gaps_are_rejected(tmp_path: Path) -> None:
     kept = len(load_file(path)["a"])
     whole = load_file(path)["a/gaps"]
     for part, message in {
-        whole[:-5]: "gaps are cut short",
-        torch.cat([whole, whole[:1]]): "go on after the end",
-        torch.cat([whole, whole]): "go on after the end",
-        whole.flip(0): "no zlib stream",
-        whole[:0]: "gaps are cut short",
-        deflated(bytes(kept - 1)): "index says .* elements, but it has",
-        deflated(bytes(kept + 1)): "or more elements, but it has",
-        deflated(bytes([255] * 20)): "gaps go beyond its 5,000 elements",
-        deflated(bytes(kept - 1) + b"\xff" * 20): "gaps go beyond its 5,000 elements",
+        whole[:-5]: "gaps are truncated",
+        torch.cat([whole, whole[:1]]): "continue after the end",
+        torch.cat([whole, whole]): "continue after the end",
+        whole.flip(0): "not a zlib stream",
+        whole[:0]: "gaps are truncated",
+        deflated(bytes(kept - 1)): "index has .* positions, but there are",
+        deflated(bytes(kept + 1)): "or more positions, but there are",
+        deflated(bytes([255] * 20)): "gaps extend beyond the 5,000 elements",
+        deflated(bytes(kept - 1) + b"\xff" * 20): "gaps extend beyond the 5,000 elements",
         # A gigabyte of zeros, in a megabyte.
-        deflated(bytes(1 << 30)): "go beyond|or more elements",
+        deflated(bytes(1 << 30)): "extend beyond|or more positions",
     }.items():
         refused(replaced(path, a_gaps=part), message)
-    refused(replaced(path, a_gaps=torch.ones(8, dtype=torch.int8)), "a/gaps must be a row of uint8")
-    refused(replaced(path, a=torch.ones(2, 2, dtype=torch.int8)), "elements of a must be a row")
+    refused(
+        replaced(path, a_gaps=torch.ones(8, dtype=torch.int8)),
+        "a/gaps must be a vector of uint8, but is torch.int8",
+    )
+    refused(replaced(path, a=torch.ones(2, 2, dtype=torch.int8)), "elements of a must be a vector")
 
 
 def test_invalid_bitmaps_are_rejected(tmp_path: Path) -> None:
@@ -439,8 +457,8 @@ def test_invalid_bitmaps_are_rejected(tmp_path: Path) -> None:
     more[3], fewer[:] = 255, 0
     for part, message in {
         whole[:-1]: "must have 625 bytes for 5,000 elements, but has 624",
-        more: "or more elements, but it has",
-        fewer: "index says 0 elements",
+        more: "or more positions, but there are",
+        fewer: "index has 0 positions",
     }.items():
         refused(replaced(path, a_bitmap=part), message)
     held, _ = header(path.read_bytes())
@@ -452,7 +470,7 @@ def test_invalid_bitmaps_are_rejected(tmp_path: Path) -> None:
         path,
         {"prunus": json.dumps({**held["__metadata__"]["prunus"], "tensors": odd})},
     )
-    refused(path, "bitmap goes beyond its 4,999 elements")
+    refused(path, "bitmap has bits set beyond its 4,999 elements")
 
 
 def test_invalid_columns_are_rejected(tmp_path: Path) -> None:
@@ -475,7 +493,7 @@ def test_invalid_columns_are_rejected(tmp_path: Path) -> None:
         ({"a_rows": pointers(_100=kept - 1)}, "do not ascend from 0"),
         ({"a_rows": pointers(_50=kept + 9)}, "do not ascend from 0"),
         ({"a_columns": turned.to(torch.uint16)}, "do not ascend within each row"),
-        ({"a_columns": wide.to(torch.uint16)}, "columns beyond the 50 of its rows"),
+        ({"a_columns": wide.to(torch.uint16)}, "a column is beyond the row width of 50"),
     ):
         refused(replaced(write(path, "columns"), **changed), message)
     replaced(path, a_columns=columns)
@@ -503,21 +521,23 @@ def test_empty_tensor_with_an_overflowing_shape_is_rejected(tmp_path: Path, size
     entry = {"dtype": "F32", "shape": [0, size], "data_offsets": [0, 0]}
     text = json.dumps({"a": entry}).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text)
-    refused(path, "a has a shape that no tensor has|not a whole safetensors file")
+    refused(path, "a has a shape that no tensor can have|not a whole safetensors file")
 
 
 def test_limit_bounds_the_whole_file_or_each_tensor_read(tmp_path: Path) -> None:
     state = {"a": torch.zeros(1000, 100), "b": torch.zeros(1000, 100)}
     save_sparse(state, tmp_path / "a")
-    assert_states_identical(load_sparse(tmp_path / "a", limit=800_000), state)
-    refused(tmp_path / "a", "come to 800,000 bytes, above the limit of 799,999", limit=799_999)
-    with SparseFile(tmp_path / "a", limit=400_000) as file:
-        assert_states_identical({"b": file.read("b")}, {"b": state["b"]})
+    assert_states_identical(load_sparse(tmp_path / "a", max_bytes=800_000), state)
+    refused(tmp_path / "a", "takes 800,000 bytes, above max_bytes, 799,999", max_bytes=799_999)
+    with SparseFile(tmp_path / "a", max_bytes=400_000) as file:
+        assert_states_identical({"b": file.get_tensor("b")}, {"b": state["b"]})
     with (
-        SparseFile(tmp_path / "a", limit=399_999) as file,
-        pytest.raises(SparseFileError, match="b of .* comes to 400,000 bytes, above the limit"),
+        SparseFile(tmp_path / "a", max_bytes=399_999) as file,
+        pytest.raises(
+            SparseFileError, match="reading b of .* takes 400,000 bytes, above max_bytes"
+        ),
     ):
-        file.read("b")
+        file.get_tensor("b")
 
 
 def test_unsupported_tensors_and_unknown_names_are_rejected(tmp_path: Path) -> None:
@@ -542,7 +562,7 @@ def test_unsupported_tensors_and_unknown_names_are_rejected(tmp_path: Path) -> N
         load_sparse(tmp_path / "a", nn.Linear(30, 31))
     with SparseFile(tmp_path / "a") as file:
         with pytest.raises(PrunusError, match="no tensor weigth; did you mean weight"):
-            file.read("weigth")
+            file.get_tensor("weigth")
         save_sparse({"a": torch.tensor(3)}, tmp_path / "b")
     with SparseFile(tmp_path / "b") as file, pytest.raises(PrunusError, match="has no rows"):
-        file.csr("a")
+        file.get_csr("a")

@@ -12,7 +12,7 @@ from helpers.commands import prunus
 from helpers.comparisons import assert_states_identical
 from prunus import SparseFile, load_sparse
 from prunus.export import to_sparse
-from prunus.export.sparse_file import size_bound
+from prunus.export.sparse_format import size_bound
 
 
 def test_export_to_sparse_keeps_every_tensor_in_a_smaller_file(run: Path) -> None:
@@ -23,7 +23,7 @@ def test_export_to_sparse_keeps_every_tensor_in_a_smaller_file(run: Path) -> Non
     model = run / "model.safetensors"
     assert_states_identical(load_file(model), load_sparse(path))
     with SparseFile(path) as file:
-        assert file.about["recipe"] == "digits"
+        assert file.metadata()["recipe"] == "digits"
     before, after = model.stat().st_size, path.stat().st_size
     assert after < before
     assert f"{before:,}" in outcome.out
@@ -36,14 +36,14 @@ def test_size_bound_counts_every_tensor(tmp_path: Path) -> None:
     tensors = {"large": kept.float(), "small": torch.eye(4), "whole": torch.ones(5)}
     save_file(tensors, tmp_path / "a.safetensors")
     exported = to_sparse(tmp_path / "a.safetensors", tmp_path / "b")
-    assert exported.bound == pytest.approx(
+    assert exported.bound_bytes == pytest.approx(
         size_bound(90_000, int(kept.sum()), 32) + size_bound(16, 4, 32) + 4 * 5
     )
-    assert exported.bytes == (tmp_path / "b").stat().st_size < 1.05 * exported.bound
+    assert exported.bytes == (tmp_path / "b").stat().st_size < 1.05 * exported.bound_bytes
     # What is sparse already can be read as well.
     again = to_sparse(tmp_path / "b", tmp_path / "c")
     assert (tmp_path / "c").read_bytes() == (tmp_path / "b").read_bytes()
-    assert again.bound == exported.bound
+    assert again.bound_bytes == exported.bound_bytes
 
 
 def test_invalid_paths_are_rejected_and_the_model_is_unchanged(run: Path, tmp_path: Path) -> None:

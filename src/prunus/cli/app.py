@@ -173,7 +173,8 @@ def inspect(
 ) -> None:
     """Show shape, non-zero elements and density of every tensor."""
     from prunus.cli.terminal import densities_table
-    from prunus.export.inspection import model_file, tensor_densities
+    from prunus.export.inspection import tensor_densities
+    from prunus.export.paths import model_file
 
     file = model_file(path)
     console = _Screen()
@@ -200,7 +201,7 @@ def export(
     """Write a network in another form: smaller, or for other runtimes."""
     from prunus.cli.terminal import exported_table
     from prunus.export import to_csr, to_sparse
-    from prunus.export.inspection import model_file
+    from prunus.export.paths import model_file
 
     file, console = model_file(path), _Screen()
     if to == "sparse" or to == "csr":
@@ -217,10 +218,10 @@ def _export_network(
 ) -> Path:
     from prunus.compaction import compact, save_compact
     from prunus.export import to_onnx
-    from prunus.export.exported import target
+    from prunus.export.paths import output_path
     from prunus.recipes.run.finished import file_metadata, load_finished
 
-    said, out = file_metadata(file), target(file, out, to)
+    said, out = file_metadata(file), output_path(file, out, to)
     if to == "compact" and "compact" in said:
         raise PrunusError(f"{file} is compact already: export the run that it came from")
     network = load_finished(file)
@@ -264,8 +265,8 @@ def bench(
     from prunus.bench import MatrixLayers
     from prunus.bench import bench as time_network
     from prunus.cli.terminal import bench_sizes, bench_table
-    from prunus.export.inspection import model_file
-    from prunus.export.sparse_file import load_sparse
+    from prunus.export.paths import model_file
+    from prunus.export.sparse_reader import load_sparse
     from prunus.recipes.run.finished import file_metadata, load_finished
     from prunus.recipes.run.network import Network
 

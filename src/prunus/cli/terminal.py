@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prunus.bench import BenchReport
-from prunus.export import Exported
+from prunus.export import ExportReport
 from prunus.export.inspection import TensorDensity
 from prunus.recipes.registry import Recipe
 from prunus.recipes.run.progress import Epoch
@@ -164,7 +164,7 @@ def densities_table(tensors: Iterable[TensorDensity]) -> Table:
     return table
 
 
-def exported_table(exported: Exported) -> Table:
+def exported_table(exported: ExportReport) -> Table:
     """Show how each tensor lies in a sparse file, and what the whole file takes."""
     table = Table(show_footer=True)
     table.add_column("tensor", footer="the file", overflow="fold")
@@ -172,12 +172,12 @@ def exported_table(exported: Exported) -> Table:
     table.add_column("bytes, all elements", justify="right", footer=f"{exported.source_bytes:,}")
     table.add_column("bytes", justify="right", footer=f"{exported.bytes:,}")
     for stored in exported.tensors:
-        dense, own = f"{stored.dense_bytes:,}", f"{stored.bytes:,}"
+        dense, own = f"{stored.dense_bytes:,}", f"{stored.stored_bytes:,}"
         table.add_row(Text(stored.name), stored.encoding, dense, own)
-    if exported.bound:
+    if exported.bound_bytes:
         table.caption = (
-            f"{exported.bytes / exported.bound:.3f} times what any file takes at least, "
-            f"{exported.bound:,.0f} bytes, if the zeros lie at random"
+            f"{exported.bytes / exported.bound_bytes:.3f} times what any file takes at least, "
+            f"{exported.bound_bytes:,.0f} bytes, if the zeros lie at random"
         )
     return table
 

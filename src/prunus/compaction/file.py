@@ -18,8 +18,9 @@ from prunus.compaction.compact import CompactionReport
 from prunus.compaction.selecting import SELECTING
 from prunus.compaction.surgery import exchange
 from prunus.errors import PrunusError, SparseFileError, listing
-from prunus.export.loading import load_state
-from prunus.export.sparse_file import LIMIT, SparseFile, load_sparse, save_sparse
+from prunus.export.model_loading import load_state
+from prunus.export.sparse_reader import MAX_BYTES, SparseFile, load_sparse
+from prunus.export.sparse_writer import save_sparse
 from prunus.selection import check_model
 
 __all__ = ["load_compact", "save_compact"]
@@ -96,31 +97,31 @@ def save_compact(
         "biases": list(report.biases),
         "shapes": {removed.name: removed.before for removed in report.removed},
     }
-    save_sparse(state, path, about={**(metadata or {}), "compact": held})
+    save_sparse(state, path, metadata={**(metadata or {}), "compact": held})
 
 
-def load_compact(path: str | Path, model: nn.Module, *, limit: int = LIMIT) -> nn.Module:
+def load_compact(path: str | Path, model: nn.Module, *, max_bytes: int = MAX_BYTES) -> nn.Module:
     """Return the model that :func:`save_compact` wrote.
 
     Args:
         path: The file.
         model: One as it was before, built by the same code; its weights do not matter, and it is
             not changed. It may be within ``torch.compile`` or DistributedDataParallel.
-        limit: The bytes that the tensors may come to.
+        max_bytes: The largest total size of the tensors.
 
     Returns:
         The compact model, in evaluation mode.
 
     Raises:
-        SparseFileError: The file is damaged, or its tensors are beyond the limit.
+        SparseFileError: The file is damaged, or its tensors exceed ``max_bytes``.
         PrunusError: There is no such file, it is not of a compact model, or the model is another
             one.
 
     Example:
         See :func:`save_compact`.
     """
-    with SparseFile(path, limit=limit) as file:
-        held = file.about.get("compact")
+    with SparseFile(path, max_bytes=max_bytes) as file:
+        held = file.metadata().get("compact")
     if held is None:
         raise PrunusError(
             f"{path} is not the file of a compact model: read it by prunus.load_sparse, or write "
@@ -128,7 +129,7 @@ def load_compact(path: str | Path, model: nn.Module, *, limit: int = LIMIT) -> n
         )
     check_model(model)
     changes = _checked(Path(path), held)
-    state = load_sparse(path, limit=limit)
+    state = load_sparse(path, max_bytes=max_bytes)
     small = copy_model(unwrap(model))
     try:
         for name, kind in changes.kinds.items():

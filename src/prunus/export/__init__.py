@@ -1,8 +1,8 @@
-"""Delivering a sparse network: files that are smaller, or for other runtimes."""
+"""Exports of a sparse model: sparse files, compressed rows and ONNX."""
 
-from prunus.export.csr_file import to_csr
-from prunus.export.exported import Exported
-from prunus.export.onnx_file import OnnxFile, to_onnx
-from prunus.export.sparse_copy import to_sparse
+from prunus.export.csr_export import to_csr
+from prunus.export.onnx_export import OnnxReport, to_onnx
+from prunus.export.report import ExportReport
+from prunus.export.sparse_export import to_sparse
 
-__all__ = ["Exported", "OnnxFile", "to_csr", "to_onnx", "to_sparse"]
+__all__ = ["ExportReport", "OnnxReport", "to_csr", "to_onnx", "to_sparse"]

@@ -1,4 +1,4 @@
-"""How sparse the tensors of a file are."""
+"""Densities of the tensors in a file."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ from pathlib import Path
 
 import torch
 
-from prunus.errors import PrunusError
-from prunus.export.sparse_file import SparseFile
+from prunus.export.sparse_reader import SparseFile
 
-__all__ = ["TensorDensity", "model_file", "tensor_densities"]
+__all__ = ["TensorDensity", "tensor_densities"]
 
 
 @dataclass(frozen=True)
 class TensorDensity:
-    """One tensor of a file.
+    """The counts of one tensor in a file.
 
     Attributes:
-        name: Its name there.
-        shape: Its shape.
-        dtype: Its type, such as "float32".
-        numel: How many elements it has.
-        nonzero: How many of them are not zero.
+        name: The tensor's name.
+        shape: The tensor's shape.
+        dtype: The name of its type, such as "float32".
+        numel: The number of elements.
+        nonzero: The number of elements that are not zero.
     """
 
     name: str
@@ -38,45 +37,38 @@ class TensorDensity:
         return self.nonzero / self.numel if self.numel else 0.0
 
 
-def model_file(path: Path) -> Path:
-    """Return the safetensors file that ``path`` means: itself, or the model of a run's directory.
+def tensor_densities(path: str | Path) -> Iterator[TensorDensity]:
+    """Count the elements of each tensor in a file, with one tensor in memory at a time.
+
+    Args:
+        path: A safetensors file, sparse or not.
+
+    Yields:
+        The counts of each tensor, sorted by name; a tied tensor once.
 
     Raises:
-        PrunusError: There is none.
-    """
-    if path.is_dir():
-        found = path / "model.safetensors"
-        if not found.is_file():
-            raise PrunusError(
-                f"{path} holds no model.safetensors: the run may not be complete, or this may not "
-                "be a run's directory"
-            )
-        return found
-    if not path.is_file():
-        raise PrunusError(f"there is no file or directory {path}")
-    return path
+        SparseFileError: The file is damaged or not a safetensors file.
+        PrunusError: There is no such file.
 
-
-def tensor_densities(path: Path) -> Iterator[TensorDensity]:
-    """Read a safetensors file, sparse or not, tensor by tensor; only one is in memory at a time.
-
-    Raises:
-        PrunusError: It is damaged or not a safetensors file.
+    Example:
+        >>> import tempfile
+        >>> from safetensors.torch import save_file
+        >>> path = Path(tempfile.mkdtemp()) / "model.safetensors"
+        >>> save_file({"weight": torch.eye(10)}, path)
+        >>> [(counts.name, counts.density) for counts in tensor_densities(path)]
+        [('weight', 0.1)]
     """
     with SparseFile(path) as file:
-        for name in sorted(file.tensors):
-            stored = file[name]
-            yield TensorDensity(
-                name,
-                stored.shape,
-                str(stored.dtype).removeprefix("torch."),
-                stored.numel,
-                _nonzero(file.elements(name)),
-            )
+        for name in sorted(file.keys()):
+            info = file.info(name)
+            dtype = str(info.dtype).removeprefix("torch.")
+            nonzero = _count_nonzero(file.get_elements(name))
+            yield TensorDensity(name, info.shape, dtype, info.numel, nonzero)
 
 
-def _nonzero(tensor: torch.Tensor) -> int:
-    if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64):  # which torch cannot count
+def _count_nonzero(tensor: torch.Tensor) -> int:
+    # torch counts neither unsigned integers of more than 8 bits nor floats of 8 bits.
+    if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64):
         tensor = tensor.view(getattr(torch, str(tensor.dtype).removeprefix("torch.u")))
     elif tensor.is_floating_point() and tensor.element_size() == 1:
         tensor = tensor.to(torch.float32)

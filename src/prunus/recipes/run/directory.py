@@ -12,7 +12,7 @@ from typing import Any
 
 from prunus._utils.files import keep_as, load_tree, save_tree, write_atomically, writing
 from prunus.errors import CheckpointError, PrunusError, listing
-from prunus.export.sparse_file import load_sparse
+from prunus.export.sparse_reader import load_sparse
 
 __all__ = ["RunDirectory"]
 

@@ -10,7 +10,7 @@ import torch
 
 from prunus.compaction import load_compact
 from prunus.errors import PrunusError
-from prunus.export.sparse_file import SparseFile
+from prunus.export.sparse_reader import SparseFile
 from prunus.recipes.registry import find
 from prunus.recipes.run.network import Network
 from prunus.recipes.run.weights import load_into
@@ -25,7 +25,7 @@ def file_metadata(file: Path) -> dict[str, Any]:
         PrunusError: It is damaged or no safetensors file.
     """
     with SparseFile(file) as opened:
-        return dict(opened.about)
+        return opened.metadata()
 
 
 def load_finished(file: Path) -> Network:

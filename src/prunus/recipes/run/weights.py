@@ -9,8 +9,8 @@ from safetensors.torch import save
 from torch import nn
 
 from prunus.errors import CheckpointError, PrunusError
-from prunus.export.loading import load_state
-from prunus.export.sparse_file import load_sparse
+from prunus.export.model_loading import load_state
+from prunus.export.sparse_reader import load_sparse
 
 __all__ = ["load_into", "to_bytes"]
 

@@ -1,0 +1,178 @@
+"""Export of a model to an ONNX file."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from prunus._inference.model_calls import (
+    ExampleInputs,
+    copy_model,
+    prepare_call,
+    reference_outputs,
+)
+from prunus._inference.outputs import TOLERANCE, relative_difference
+from prunus._utils.files import write_atomically
+from prunus.errors import PrunusError
+from prunus.export.onnx_session import OnnxSession, check_onnx_extra, first_line
+from prunus.export.paths import check_path
+
+__all__ = ["OnnxReport", "to_onnx"]
+
+
+@dataclass(frozen=True)
+class OnnxReport:
+    """The result of an export to ONNX.
+
+    Attributes:
+        path: The file that was written.
+        bytes: The size of the file.
+        any_batch: Whether the file supports batches of any size, or only of the example's size.
+        error: The largest difference between onnxruntime's outputs and the model's, relative to
+            the largest magnitude.
+    """
+
+    path: Path
+    bytes: int
+    any_batch: bool
+    error: float
+
+
+def to_onnx(model: nn.Module, example_inputs: ExampleInputs, path: str | Path) -> OnnxReport:
+    """Write a model to an ONNX file and check its outputs in onnxruntime.
+
+    The file supports batches of any size if the first dimensions of all inputs are equal and the
+    model can be traced with a variable batch size.
+
+    Args:
+        model: A module that ``torch.onnx.export`` can trace; it is not changed.
+        example_inputs: Inputs of the model: a tensor, a tuple of positional arguments or a mapping
+            of keyword arguments.
+        path: The file to write or replace.
+
+    Returns:
+        The file, its size, and how far the outputs differ.
+
+    Raises:
+        ArgumentTypeError: The path is not a path.
+        PrunusError: The model is not a module, fails on the example inputs or cannot be traced;
+            onnxruntime's outputs differ by more than 1e-4 of the largest; the 'onnx' extra is
+            missing; or the file cannot be written. An existing file is left unchanged.
+
+    Example:
+        >>> import tempfile
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+        >>> path = Path(tempfile.mkdtemp()) / "model.onnx"
+        >>> report = to_onnx(model, torch.randn(2, 4), path)
+        >>> report.any_batch, report.error < 1e-4
+        (True, True)
+    """
+    check_onnx_extra()
+    path = check_path(path)
+    model, args, kwargs = prepare_call(model, example_inputs)
+    model = copy_model(model)
+    inputs = [(args, kwargs)]
+    expected = [reference_outputs(model, args, kwargs)]
+    dynamic_shapes = _dynamic_batch(model, args, kwargs)
+    if dynamic_shapes is not None:
+        doubled = pytree.tree_map(_double_batch, (args, kwargs))
+        # Suppressed because a model may support no other batch size than the example's.
+        with contextlib.suppress(PrunusError):
+            expected.append(reference_outputs(model, *doubled))
+            inputs.append(doubled)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.onnx"
+        any_batch = len(inputs) > 1
+        if any_batch:
+            try:
+                # Traced with the doubled batch: torch.export would treat a size of 1 as fixed.
+                _export(model, *inputs[1], file, dynamic_shapes)
+            except PrunusError:
+                any_batch = False
+        if not any_batch:
+            _export(model, args, kwargs, file, None)
+            inputs, expected = inputs[:1], expected[:1]
+        session = OnnxSession(file)
+        error = max(
+            relative_difference(outputs, session.outputs(*call))
+            for call, outputs in zip(inputs, expected, strict=True)
+        )
+        if error > TOLERANCE:
+            raise PrunusError(
+                f"{type(model).__name__} cannot be exported: its outputs in onnxruntime differ by "
+                f"{error:.2g} of the largest ({TOLERANCE:g} is accepted)"
+            )
+        content = file.read_bytes()
+    write_atomically(path, content)
+    return OnnxReport(path, len(content), any_batch, error)
+
+
+def _double_batch(x: Any) -> Any:
+    return torch.cat([x, x]) if isinstance(x, torch.Tensor) and x.dim() else x
+
+
+def _dynamic_batch(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Return, for each argument, that its first dimension is dynamic; None if they differ."""
+    leaves = pytree.tree_leaves((args, dict(kwargs)))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    if not tensors or any(not x.dim() for x in tensors) or len({len(x) for x in tensors}) > 1:
+        return None
+    arguments = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    dynamic = torch.export.Dim.DYNAMIC
+    shapes: dict[str, Any] = pytree.tree_map(
+        lambda x: {0: dynamic} if isinstance(x, torch.Tensor) else None, dict(arguments)
+    )
+    return shapes
+
+
+def _export(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    path: Path,
+    dynamic_shapes: dict[str, Any] | None,
+) -> None:
+    with _silence_exporter():
+        try:
+            torch.onnx.export(
+                model,
+                args,
+                path,
+                kwargs=dict(kwargs),
+                dynamo=True,
+                verbose=False,
+                external_data=False,
+                dynamic_shapes=dynamic_shapes,
+            )
+        except Exception as error:  # the exporter raises errors of many types
+            raise PrunusError(
+                f"{type(model).__name__} cannot be exported: {type(error).__name__}: "
+                f"{first_line(error)}"
+            ) from error
+
+
+@contextlib.contextmanager
+def _silence_exporter() -> Iterator[None]:
+    """Suppress log messages and warnings of the exporter, which concern its own internals."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)

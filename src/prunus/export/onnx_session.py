@@ -1,0 +1,98 @@
+"""ONNX models in onnxruntime."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from prunus.errors import PrunusError
+
+__all__ = ["OnnxSession", "check_onnx_extra", "first_line"]
+
+
+class OnnxSession:
+    """A session of onnxruntime that computes one ONNX model on the CPU.
+
+    Args:
+        path: The ONNX file.
+        threads: The number of threads. Default: onnxruntime's own choice.
+
+    Raises:
+        PrunusError: The 'onnx' extra is missing, or onnxruntime rejects the file.
+    """
+
+    def __init__(self, path: str | Path, threads: int = 0) -> None:
+        check_onnx_extra()
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        with _as_prunus_error("rejects the network"):
+            self._session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+        self._names = [node.name for node in self._session.get_inputs()]
+
+    def outputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+        """Return the output tensors of the model, in order.
+
+        Args:
+            args: The positional arguments of the torch module's ``forward``.
+            kwargs: Its keyword arguments.
+
+        Raises:
+            PrunusError: onnxruntime fails on these inputs.
+        """
+        with _as_prunus_error("fails on the inputs"):
+            return self.caller(args, kwargs)()
+
+    def caller(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Callable[[], list[torch.Tensor]]:
+        """Return a function that computes the output tensors for these inputs on each call."""
+        named = {name: x for name, x in kwargs.items() if name in self._names}
+        nested = {name: x for name, x in kwargs.items() if name not in named}
+        names = [name for name in self._names if name not in named]
+        leaves = pytree.tree_leaves((args, nested))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        inputs = {
+            name: x.detach().cpu().numpy()
+            for name, x in (*named.items(), *zip(names, tensors, strict=True))
+        }
+        return lambda: [torch.from_numpy(array) for array in self._session.run(None, inputs)]
+
+
+@contextlib.contextmanager
+def _as_prunus_error(failure: str) -> Iterator[None]:
+    """Turn any exception of onnxruntime, which has many types, into a message of one line."""
+    try:
+        yield
+    except Exception as error:
+        raise PrunusError(
+            f"onnxruntime {failure}: {type(error).__name__}: {first_line(error)}"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an exception's message."""
+    return str(error).strip().partition("\n")[0]
+
+
+def check_onnx_extra() -> None:
+    """Check that the packages of the 'onnx' extra are installed.
+
+    Raises:
+        PrunusError: One is missing.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise PrunusError(
+            f"writing ONNX files needs the 'onnx' extra: pip install 'prunus[onnx]' ({error})"
+        ) from error

@@ -1,0 +1,46 @@
+"""The report of an export from one file to another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from prunus.export.sparse_format import TensorInfo, as_bits, size_bound
+
+__all__ = ["ExportReport", "tensor_size_bound"]
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """The files of an export and their sizes.
+
+    Attributes:
+        source: The file that was read.
+        path: The file that was written.
+        source_bytes: The size of the source on disk.
+        bytes: The size of the written file on disk.
+        bound_bytes: A lower bound of the size of the tensors in any file, if their zeros are at
+            random positions (:func:`~prunus.export.sparse_format.size_bound`).
+        tensors: How each tensor is stored in the written file.
+    """
+
+    source: Path
+    path: Path
+    source_bytes: int
+    bytes: int
+    bound_bytes: float
+    tensors: list[TensorInfo]
+
+
+def tensor_size_bound(tensor: torch.Tensor) -> float:
+    """Return a lower bound of a tensor's bytes in any file, if its zeros are at random positions.
+
+    Example:
+        >>> tensor_size_bound(torch.ones(10))
+        40.0
+    """
+    count = int(np.count_nonzero(as_bits(tensor)))
+    return size_bound(tensor.numel(), count, 8 * tensor.element_size())

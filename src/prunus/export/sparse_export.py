@@ -1,0 +1,60 @@
+"""Export of a safetensors file, sparse or not, to a sparse file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prunus.errors import PrunusError
+from prunus.export.paths import check_path, output_path
+from prunus.export.report import ExportReport, tensor_size_bound
+from prunus.export.sparse_reader import SparseFile
+from prunus.export.sparse_writer import save_sparse
+
+__all__ = ["to_sparse"]
+
+
+def to_sparse(source: str | Path, out: str | Path | None = None) -> ExportReport:
+    """Write the tensors of a file to a sparse file.
+
+    Args:
+        source: A safetensors file, sparse or not.
+        out: The file to write. Default: ``NAME.sparse.safetensors`` beside the source.
+
+    Returns:
+        The files and their sizes.
+
+    Raises:
+        ArgumentTypeError: An argument is not a path.
+        SparseFileError: The source is damaged.
+        PrunusError: The source does not exist or holds compressed rows of tied tensors, or the file
+            cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> from safetensors.torch import save_file
+        >>> path = Path(tempfile.mkdtemp()) / "model.safetensors"
+        >>> save_file({"weight": torch.eye(100)}, path)
+        >>> report = to_sparse(path)
+        >>> report.path.name, report.source_bytes > 40 * report.bytes
+        ('model.sparse.safetensors', True)
+    """
+    source = check_path(source, "source")
+    out = output_path(source, out if out is None else check_path(out, "out"), "sparse")
+    with SparseFile(source) as file:
+        if "tied" in file.metadata():  # which only :func:`~prunus.export.to_csr` writes there
+            raise PrunusError(
+                f"{source} holds compressed rows and tied tensors: export the file that it was "
+                "exported from"
+            )
+        names = file.keys()
+        state = {name: file.get_tensor(name) for name in names}
+        state |= {alias: state[name] for alias, name in file.tied.items()}
+        save_sparse(state, out, metadata=file.metadata())
+    with SparseFile(out) as file:
+        names = file.keys()
+        tensors = [file.info(name) for name in names]
+    bound = 0.0
+    for info in tensors:
+        bound += tensor_size_bound(state[info.name])
+    return ExportReport(source, out, source.stat().st_size, out.stat().st_size, bound, tensors)

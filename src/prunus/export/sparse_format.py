@@ -1,0 +1,247 @@
+"""The sparse file format: version, metadata, supported types and the lower bound of a file's size.
+
+The format is specified in ``docs/sparse-files.md``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+import torch
+
+from prunus.errors import listing
+from prunus.export.encodings import ENCODINGS, InconsistencyError
+
+__all__ = [
+    "BIT_TYPES",
+    "DENSE",
+    "DTYPES",
+    "METADATA_KEY",
+    "RESERVED_KEYS",
+    "VERSION",
+    "Metadata",
+    "TensorEntry",
+    "TensorInfo",
+    "as_bits",
+    "can_allocate",
+    "part_key",
+    "read_metadata",
+    "size_bound",
+]
+
+VERSION = 1
+"""The version of the format that this module reads and writes."""
+
+METADATA_KEY = "prunus"
+"""The only key of a file's safetensors metadata; its value is a JSON object."""
+
+RESERVED_KEYS = ("sparse", "tensors", "tied")
+"""Keys of that object which the format defines; all others are facts of the caller."""
+
+DENSE = "dense"
+"""The encoding of a tensor that is stored with all its elements, without an index."""
+
+_MAX_DIMENSIONS = 64
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "C64": torch.complex64,
+}
+"""The torch type of each safetensors type name."""
+
+BIT_TYPES: Mapping[int, torch.dtype] = {
+    1: torch.uint8,
+    2: torch.int16,
+    4: torch.int32,
+    8: torch.int64,
+}
+"""An integer type that torch can index, by its size in bytes: elements are compared and moved as
+bits, so that NaN payloads and -0.0 are kept."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """How one tensor is stored in a file.
+
+    Attributes:
+        name: The tensor's name.
+        shape: The tensor's shape.
+        dtype: The tensor's type.
+        encoding: The encoding of the positions of its stored elements: "bitmap", "columns" or
+            "gaps"; "dense" if all elements are stored; "csr" in files of compressed rows.
+        stored_elements: The number of elements in the file.
+        stored_bytes: The bytes of these elements and their index, without the file's header.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    encoding: str
+    stored_elements: int
+    stored_bytes: int
+
+    @property
+    def numel(self) -> int:
+        """The number of elements of the tensor, zeros included."""
+        return math.prod(self.shape)
+
+    @property
+    def dense_bytes(self) -> int:
+        """The bytes of all elements, which the tensor takes in memory."""
+        return self.numel * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """The metadata of one tensor that is stored without its zeros.
+
+    Attributes:
+        shape: The tensor's shape.
+        encoding: The name of its encoding, a key of :data:`~prunus.export.encodings.ENCODINGS`.
+        separator: One or more slashes between the tensor's name and the name of an index part.
+    """
+
+    shape: tuple[int, ...]
+    encoding: str
+    separator: str
+
+    def part_keys(self, name: str) -> dict[str, str]:
+        """Return the name under which the file stores each part of the tensor's index."""
+        parts = ENCODINGS[self.encoding].parts
+        return {part: part_key(name, self.separator, part) for part in parts}
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """The parsed metadata of a file.
+
+    Attributes:
+        entries: The entry of each tensor that is stored without its zeros, by its name.
+        tied: The first name of each tied tensor, by its other names.
+        facts: All other keys, which the caller wrote.
+    """
+
+    entries: Mapping[str, TensorEntry]
+    tied: Mapping[str, str]
+    facts: Mapping[str, Any]
+
+
+def part_key(name: str, separator: str, part: str) -> str:
+    """Return the name under which a file stores one part of a tensor's index."""
+    return f"{name}{separator}{part}"
+
+
+def read_metadata(metadata: Mapping[str, str]) -> Metadata:
+    """Parse the safetensors metadata of a file, which may be of any origin.
+
+    Args:
+        metadata: The metadata of the file's header.
+
+    Returns:
+        The parsed metadata; of an ordinary safetensors file without entries and tied tensors.
+
+    Raises:
+        InconsistencyError: The metadata are not valid, or are of another version of the format.
+    """
+    try:
+        content = json.loads(metadata.get(METADATA_KEY, "{}"))
+    except (ValueError, RecursionError) as error:
+        raise InconsistencyError(f"the metadata are not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise InconsistencyError("the metadata are not a JSON object")
+    if "sparse" not in content:
+        return Metadata({}, {}, content)
+    version = content.pop("sparse")
+    if version != VERSION:
+        raise InconsistencyError(
+            f"the file has version {str(version)[:20]} of the format, but this prunus reads "
+            f"version {VERSION}"
+        )
+    tensors, tied = content.pop("tensors", None), content.pop("tied", {})
+    for value, key in ((tensors, "tensors"), (tied, "tied")):
+        if not isinstance(value, dict):
+            raise InconsistencyError(f"the metadata have no object {key!r}")
+    if not all(isinstance(name, str) for name in tied.values()):
+        raise InconsistencyError("the metadata tie tensors to values that are not names")
+    entries = {name: _read_entry(name, entry) for name, entry in tensors.items()}
+    return Metadata(entries, tied, content)
+
+
+def _read_entry(name: str, entry: Any) -> TensorEntry:
+    entry = entry if isinstance(entry, dict) else {}
+    shape, encoding = entry.get("shape"), entry.get("index")
+    separator = entry.get("slash", "/")
+    if (
+        not isinstance(shape, list)
+        or not shape
+        or not all(type(size) is int and size >= 0 for size in shape)
+        or not can_allocate(shape)
+    ):
+        raise InconsistencyError(f"the metadata have no valid shape of {name}")
+    if not isinstance(encoding, str) or encoding not in ENCODINGS:
+        known = listing(list(ENCODINGS))
+        raise InconsistencyError(
+            f"the index of {name} must be one of {known}, but is {str(encoding)[:20]!r}"
+        )
+    if not isinstance(separator, str) or not separator or separator.strip("/"):
+        raise InconsistencyError(
+            f"the slash of {name} must be one or more '/', but is {str(separator)[:20]!r}"
+        )
+    return TensorEntry(tuple(shape), encoding, separator)
+
+
+def can_allocate(shape: Sequence[int]) -> bool:
+    """Check that torch can count the bytes of a tensor, with each empty dimension counted as 1."""
+    if len(shape) > _MAX_DIMENSIONS or any(size >= 1 << 63 for size in shape):
+        return False
+    return math.prod(max(1, size) for size in shape) < 1 << 60
+
+
+def as_bits(tensor: torch.Tensor) -> npt.NDArray[Any]:
+    """Return a tensor's elements as a vector of integers with the same bits."""
+    bits: npt.NDArray[Any] = tensor.reshape(-1).view(BIT_TYPES[tensor.dtype.itemsize]).numpy()
+    return bits
+
+
+def size_bound(numel: int, count: int, bits: int) -> float:
+    """Return a lower bound of the bytes of a tensor whose zeros are at random positions.
+
+    The bound is count · (bits + H₂(p) / p) / 8, where p = count / numel and H₂(p) is the binary
+    entropy in bits: the size of the values, and of the information where they are.
+
+    Args:
+        numel: The number of elements.
+        count: The number of elements that are not zero.
+        bits: The size of one element in bits.
+
+    Source:
+        Shannon, A Mathematical Theory of Communication, 1948, theorem 9.
+
+    Example:
+        >>> round(size_bound(numel=1_000_000, count=100_000, bits=32))
+        458624
+    """
+    if not 0 < count < numel:
+        return count * bits / 8
+    p = count / numel
+    entropy = -(p * math.log2(p) + (1 - p) * math.log2(1 - p))
+    return (count * bits + numel * entropy) / 8
