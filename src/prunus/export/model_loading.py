@@ -73,7 +73,7 @@ def _problems(
         if name in current and not _represents(current[name].dtype, tensor)
     ]
     if narrow:
-        yield f"{listing(narrow)} would be rounded: load first and convert the model afterwards"
+        yield f"{listing(narrow)} would be rounded: load first and convert the model then"
 
 
 def _represents(dtype: torch.dtype, tensor: torch.Tensor) -> bool:
