@@ -1,36 +1,48 @@
-# `make demo` and `make test` set up all they need in .venv, once, and then run.
+# Every target sets up .venv first, if it is missing or older than requirements.lock.
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
+# Tests with one of these markers run in `make test` only.
+REST := slow or distributed or frameworks
+
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format lock clean
+.PHONY: help demo check test lint format architecture figures lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 16
 
-demo: $(READY)  ## make a network sparse on embedded data, in some seconds
+demo: $(READY)  ## prune a small network on embedded data, in seconds
 	$(BIN)/prunus run digits
 
-test: $(READY)  ## lint, type-check and run all tests
+check: lint  ## lint, types and the quick tests, in about a minute
+	$(BIN)/pytest -m "not ($(REST))"
+
+test: check  ## everything: check, and the slow, distributed and framework tests
+	$(BIN)/pytest -m "$(REST)"
+
+lint: $(READY)  ## style, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
-
-lint: $(READY)  ## lint and type-check only
-	$(BIN)/ruff check .
-	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache pyproject.toml
+	$(BIN)/python docs/draw_architecture.py --check
 
 format: $(READY)  ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock:  ## resolve requirements.lock anew from pyproject.toml
+architecture: $(READY)  ## draw docs/architecture.svg from the imports
+	$(BIN)/python docs/draw_architecture.py
+
+figures: $(READY)  ## write the figures of README and docs from the result files
+	$(BIN)/python -m benchmarks.figures --write
+
+lock:  ## resolve requirements.lock again from pyproject.toml
 	rm -rf .venv-lock
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/pip install --quiet torch==2.13.0
@@ -40,10 +52,10 @@ lock:  ## resolve requirements.lock anew from pyproject.toml
 	mv requirements.lock.new requirements.lock
 	rm -rf .venv-lock
 
-clean:  ## remove everything that was set up
+clean:  ## remove .venv and all caches
 	rm -rf .venv .venv-lock .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-# The stamp is written last, so that an interrupted installation is taken up again by the next call.
+# The stamp is written last, so that the next call repeats an interrupted installation.
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "prunus needs Python 3.11 or newer; set PYTHON=... to one"; exit 1; }

@@ -140,6 +140,12 @@ def test_the_layers_name_every_room_and_no_other() -> None:
     assert sorted(PLACE) == sorted({name.partition(".")[0] for name in modules()})
 
 
+def test_the_architecture_page_lists_the_rooms_in_their_order() -> None:
+    page = (ROOT.parent.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)
+    assert listed == list(PLACE)
+
+
 @pytest.mark.parametrize("name", modules())
 def test_dependencies_point_down(name: str) -> None:
     source = importlib.util.find_spec(f"prunus.{name}")
