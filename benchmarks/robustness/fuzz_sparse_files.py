@@ -1,8 +1,8 @@
-"""Read a great many damaged sparse files: one clear error each, no crash, no hang, little memory.
+"""Fuzzing of the sparse file reader: one clear error per damaged file, in little time and memory.
 
-The files are whole ones with damage at random, to their bytes and to what their headers say. They
-are read in a process that may not take more memory than twice the declared limit on top of what it
-takes before the first, so that whoever asks for more is caught. Run from the repository's root:
+Valid files are damaged at random, in their bytes and in the entries of their headers, and read. The
+address space of the process is limited to its size before the first file and twice ``max_bytes``,
+so that a larger allocation fails and ends the benchmark. Run from the repository's root:
 ``python -m benchmarks.robustness.fuzz_sparse_files``
 """
 
@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 
 from benchmarks.measuring import RESULTS, save
-from benchmarks.robustness.damaged_files import bases, mutants, read_all
+from benchmarks.robustness.damaged_files import damaged, read_all, valid_files
 
-LIMIT = 1 << 26
-"""Bytes, 64 MiB: what the tensors of a file may come to."""
+MAX_BYTES = 1 << 26
+"""The largest size of the tensors to read: 64 MiB."""
 
 
 def main() -> None:
@@ -32,24 +32,25 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        files, path = bases(Path(folder)), Path(folder) / "file"
-        read_all(mutants(files, 200, seed=0), path, LIMIT)  # whatever libraries load only now
-        allowed = _taken() + 2 * LIMIT
+        files, path = valid_files(Path(folder)), Path(folder) / "file"
+        # Read some before the limit is set: libraries are loaded on first use.
+        read_all(damaged(files, 200, seed=0), path, MAX_BYTES)
+        allowed = _address_space() + 2 * MAX_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (allowed, allowed))
-        outcomes = read_all(mutants(files, arguments.files, arguments.seed), path, LIMIT)
+        outcomes = read_all(damaged(files, arguments.files, arguments.seed), path, MAX_BYTES)
     figures = {
-        "limit_bytes": LIMIT,
-        "memory_allowed_on_top_bytes": 2 * LIMIT,
+        "limit_bytes": MAX_BYTES,
+        "memory_allowed_on_top_bytes": 2 * MAX_BYTES,
         "files": arguments.files,
-        "outcomes": dict(outcomes.kinds),
+        "outcomes": dict(outcomes.counts),
         "slowest_seconds": outcomes.slowest,
     }
     print(figures)
     save(arguments.out, arguments.seed, figures)
 
 
-def _taken() -> int:
-    """Return how much address space the process takes, in bytes."""
+def _address_space() -> int:
+    """Return the size of the process's address space in bytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     return pages * resource.getpagesize()
 
