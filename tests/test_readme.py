@@ -7,7 +7,7 @@ import shlex
 from itertools import pairwise
 from pathlib import Path
 
-from benchmarks.figures.__main__ import render
+from benchmarks.figures.pages import render
 from prunus.recipes.registry import RECIPES, find
 
 README = Path(__file__).resolve().parent.parent / "README.md"
