@@ -143,12 +143,13 @@ def test_a_value_outside_the_choices_is_described() -> None:
 
 
 def test_missing_methods_are_listed() -> None:
-    assert method_problem("score", MagnitudeScore(), ["of"], "a Score") is None
-    assert method_problem("score", MagnitudeScore, ["of"], "a Score") == (
-        "score must be a Score, but is the class Magnitude: give an instance, Magnitude(...)"
+    assert method_problem("score", MagnitudeScore(), ["compute"], "a Score") is None
+    assert method_problem("score", MagnitudeScore, ["compute"], "a Score") == (
+        "score must be a Score, but is the class MagnitudeScore: pass an instance, "
+        "MagnitudeScore(...)"
     )
-    assert method_problem("score", "size", ["of", "observe"], "a Score") == (
-        "score must be a Score, but is 'size', without of, observe"
+    assert method_problem("score", "size", ["compute", "observe"], "a Score") == (
+        "score must be a Score, but is 'size', without compute, observe"
     )
     assert method_problem("n", 3, ["numerator"], "a method", attributes=["real", "fake"]) == (
         "n must be a method, but is 3, without fake, numerator"

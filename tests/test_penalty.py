@@ -29,7 +29,12 @@ from prunus import (
     Strength,
 )
 from prunus._utils.chunks import CPU_CHUNK
+from prunus.penalties.application import TensorStep
+from prunus.penalties.decoupled_application import shrink_
+from prunus.penalties.formula import PenaltyFormula, Power
+from prunus.penalties.gradient_application import GradientApplication
 from prunus.penalties.relevance import Apply
+from prunus.selection import PrunableTensor, Selection
 
 BATCH = noise_batch(32, 8, 3, seed=1, dtype=torch.float64)
 
@@ -308,8 +313,7 @@ def test_decoupled_shrinking_stops_at_zero(
     dtype: torch.dtype, gamma: float, power: Literal[1, 2]
 ) -> None:
     weight = torch.randn(1000, dtype=torch.float64).mul_(0.1).to(dtype)
-    penalty = RelevancePenalty(gamma, ConstantRelevance(), power=power, apply="decoupled")
-    penalty.shrink_(weight, torch.ones_like(weight), gamma)
+    shrink_(weight, torch.ones_like(weight), gamma, power)
     assert not weight.any()
 
 
@@ -442,7 +446,7 @@ def test_a_tensor_that_the_loss_does_not_reach_is_left_alone_by_every_way() -> N
     seed=st.integers(0, 2**31),
 )
 def test_the_penalty_computed_in_chunks_equals_the_whole_formula(
-    numel: int, gamma: float, alpha: float, relative: bool, power: int, strided: bool, seed: int
+    numel: int, gamma: float, alpha: float, relative: bool, power: Power, strided: bool, seed: int
 ) -> None:
     torch.manual_seed(seed)
     weight, gradient = torch.randn(2, numel, dtype=torch.float64)
@@ -452,13 +456,18 @@ def test_the_penalty_computed_in_chunks_equals_the_whole_formula(
     unit = alpha * (gradient.abs().mean() if relative else 1.0)
     c = torch.exp(-gradient.abs() / unit)
     shrink = 2 * c * weight if power == 2 else c * weight.sign()
-    penalty = RelevancePenalty(gamma, ExponentialRelevance(alpha, relative), power=power)  # type: ignore[arg-type]
+    formula = PenaltyFormula(ExponentialRelevance(alpha, relative), power)
     mine = gradient.clone()
-    penalty.add_to_gradient_(mine, weight, gamma, mask)
+    tensor = PrunableTensor("weight", nn.Parameter(weight))
+    application = GradientApplication(formula, Selection([tensor]), dict)
+    with torch.no_grad():
+        application.before_step(
+            TensorStep(tensor, weight, mine, gamma, mask, None, mine, None, None)
+        )
     # The mean of 131,075 numbers summed in another order differs by 1e-14, and all that follows.
     torch.testing.assert_close(mine, (gradient + gamma * shrink) * mask, rtol=0, atol=1e-12)
     out = torch.empty_like(gradient)
-    penalty.coefficients(gradient, out=out)
+    formula.coefficients(gradient, out=out)
     torch.testing.assert_close(out, c, rtol=0, atol=1e-12)
 
 
@@ -497,7 +506,7 @@ def test_coefficients_lie_between_0_and_1_and_fall_with_the_gradient(
         (lambda: LearningRateStrength(math.inf), "strength must be a finite number"),
         (
             lambda: RelevancePenalty(LearningRateStrength),  # type: ignore[arg-type]
-            r"strength must be .* but is the class LearningRateStrength: give an instance",
+            r"strength must be .* but is the class LearningRateStrength: pass an instance",
         ),
         (
             lambda: RelevancePenalty(coefficient="l2"),  # type: ignore[arg-type]

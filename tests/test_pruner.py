@@ -447,8 +447,8 @@ def test_a_step_without_the_metric_that_the_schedule_needs_is_rejected() -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "give either sparsity or kept, but got sparsity=None and kept=None"),
-        ({"sparsity": 0.5, "kept": 3}, "give either"),
+        ({}, "pass either sparsity or kept, but got sparsity=None and kept=None"),
+        ({"sparsity": 0.5, "kept": 3}, "pass either"),
         ({"sparsity": 1.5}, "sparsity must be from 0 to 1, but is 1.5"),
         ({"kept": 1000}, "kept must be from 0 to 736, but is 1,000"),
         ({"kept": 3.5}, "kept must be a whole number from 0 to 736, but is 3.5"),
@@ -750,7 +750,9 @@ def test_an_optimizer_without_step_hooks_is_rejected() -> None:
             self.optimizer = optimizer
 
     model = classifier()
-    with pytest.raises(PrunusError, match="step hooks, but Around has none: give the one that it"):
+    with pytest.raises(
+        PrunusError, match="step hooks, but Around has none: pass the optimizer that it"
+    ):
         Pruner(model, Around(sgd(model)))
 
 

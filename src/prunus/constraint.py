@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
-from prunus._utils.checks import choice_problem, number_problem, problem_of, raise_problems
+from prunus._utils.fields import checked, choice, number, validate
 from prunus.errors import PrunusError
 
 __all__ = ["Constraint", "Mode"]
@@ -15,6 +15,29 @@ __all__ = ["Constraint", "Mode"]
 Mode = Literal["max", "min"]
 
 _RELATIVE = re.compile(r"\s*dense\s*(?:([-+*])\s*(\S+))?\s*")
+
+
+def _parse_floor(floor: Any) -> tuple[str, float] | None:
+    """Return an operator and a number: "=" for an absolute bound, else relative to dense.
+
+    None if the floor is neither.
+    """
+    match = _RELATIVE.fullmatch(floor) if isinstance(floor, str) else None
+    operator, text = (match[1] or "+", match[2] or "0") if match else ("=", floor)
+    try:
+        # bool is a number to Python, and a mistake here.
+        value = math.nan if isinstance(text, bool) else float(text)
+    except (ValueError, TypeError):
+        return None
+    return (operator, value) if math.isfinite(value) else None
+
+
+def _floor_problem(name: str, floor: object) -> str | None:
+    if floor is None or _parse_floor(floor) is not None:
+        return None
+    return (
+        f'{name} must be a number, or "dense-0.005", "dense+0.1" or "dense*0.99", but is {floor!r}'
+    )
 
 
 @dataclass(frozen=True)
@@ -30,7 +53,7 @@ class Constraint:
             relative bound is unknown too.
 
     Raises:
-        PrunusError: ``floor`` or ``mode`` is none of these, or ``dense_metric`` is not finite.
+        ArgumentError: ``floor`` or ``mode`` is none of these, or ``dense_metric`` is not finite.
 
     Example:
         >>> constraint = Constraint("dense-0.005", dense_metric=0.985)
@@ -40,34 +63,20 @@ class Constraint:
         True
     """
 
-    floor: float | str | None = None
-    mode: Mode = "max"
-    dense_metric: float | None = None
+    floor: float | str | None = checked(None, by=_floor_problem)
+    mode: Mode = choice("max", ("max", "min"))
+    dense_metric: float | None = number(None, optional=True)
 
     def __post_init__(self) -> None:
-        raise_problems(
-            problem_of(self._terms),
-            choice_problem("mode", self.mode, ("max", "min")),
-            number_problem("dense_metric", self.dense_metric, optional=True),
-        )
+        validate(self)
 
     def _terms(self) -> tuple[str, float]:
-        """Return an operator and a number: "=" for an absolute bound, else relative to dense."""
+        """Return an operator and a number, as :func:`_parse_floor`; infinity without a floor."""
         if self.floor is None:
             return "=", -math.inf if self.mode == "max" else math.inf
-        match = _RELATIVE.fullmatch(self.floor) if isinstance(self.floor, str) else None
-        sign, text = (match[1] or "+", match[2] or "0") if match else ("=", self.floor)
-        try:
-            # bool is a number to Python, and a mistake here.
-            number = math.nan if isinstance(text, bool) else float(text)
-        except (ValueError, TypeError):
-            number = math.nan
-        if not math.isfinite(number):
-            raise PrunusError(
-                'floor must be a number, or "dense-0.005", "dense+0.1" or "dense*0.99", but is '
-                f"{self.floor!r}"
-            )
-        return sign, number
+        terms = _parse_floor(self.floor)
+        assert terms is not None, "checked as the constraint was built"
+        return terms
 
     @property
     def needs_dense_metric(self) -> bool:
@@ -81,22 +90,22 @@ class Constraint:
         Raises:
             PrunusError: The floor is relative and ``dense_metric`` is None.
         """
-        sign, number = self._terms()
-        if sign == "=":
-            return number
+        operator, value = self._terms()
+        if operator == "=":
+            return value
         if self.dense_metric is None:
             raise PrunusError(
                 f"floor={self.floor!r} needs the metric of the dense network: pass dense_metric="
             )
         dense = self.dense_metric
-        return {"-": dense - number, "+": dense + number, "*": dense * number}[sign]
+        return {"-": dense - value, "+": dense + value, "*": dense * value}[operator]
 
     def with_dense_metric(self, metric: float) -> Constraint:
-        """Return the same constraint, with the metric of the dense network if it had none."""
+        """Return the same constraint, with this dense metric if it had none."""
         return self if self.dense_metric is not None else replace(self, dense_metric=metric)
 
     def met(self, metric: float) -> bool:
-        """Return whether ``metric`` is at the bound or on its better side."""
+        """Return whether ``metric`` equals the bound or is better."""
         return metric >= self.bound if self.mode == "max" else metric <= self.bound
 
     def better(self, metric: float, other: float) -> bool:

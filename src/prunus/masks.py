@@ -21,7 +21,7 @@ from prunus._distributed.shards import from_local_part, local, local_part, shard
 from prunus._utils.checks import raise_problems, type_problem
 from prunus._utils.chunks import bits, chunks
 from prunus.errors import CheckpointError, PrunusError, listing
-from prunus.selection import Selection, Target
+from prunus.selection import PrunableTensor, Selection
 
 __all__ = ["Masks"]
 
@@ -317,8 +317,8 @@ class Masks(Mapping[str, torch.Tensor]):
 
     def _keep_padding(self) -> None:
         for name, target in self.selection.items():
-            if target.padding is not None:
-                self[name][target.padding] = True
+            if target.local_padding_row is not None:
+                self[name][target.local_padding_row] = True
 
     def _check(self, other: Mapping[str, torch.Tensor]) -> None:
         self._check_names(other)
@@ -348,12 +348,12 @@ def clear_(tensor: torch.Tensor, mask: torch.Tensor) -> None:
         bits(piece).mul_(kept)
 
 
-def candidates(target: Target, mask: torch.Tensor) -> torch.Tensor:
+def candidates(target: PrunableTensor, mask: torch.Tensor) -> torch.Tensor:
     """Return ``mask`` without the padding row: the kept weights that may still be removed."""
-    if target.padding is None:
+    if target.local_padding_row is None:
         return mask
     mask = mask.clone()
-    mask[target.padding] = False
+    mask[target.local_padding_row] = False
     return mask
 
 

@@ -27,7 +27,7 @@ from prunus._distributed.wrappers import check_wrappers, unwrap
 from prunus._utils.checks import raise_problems, type_problem
 from prunus.errors import PrunusError, listing, nearest
 
-__all__ = ["Pattern", "Predicate", "Selection", "Target", "as_selection", "select"]
+__all__ = ["Pattern", "Predicate", "PrunableTensor", "Selection", "as_selection", "select"]
 
 Predicate = Callable[[str, nn.Parameter, nn.Module], bool]
 """Called with a tensor's name, the tensor, and the module that owns it."""
@@ -41,7 +41,7 @@ _NORM = re.compile(r"Norm(\dd)?$")
 
 
 @dataclass(frozen=True, eq=False)
-class Target:
+class PrunableTensor:
     """One tensor that may be pruned.
 
     Attributes:
@@ -68,17 +68,17 @@ class Target:
         return None if gradient is None else local(gradient)
 
     @cached_property
-    def box(self) -> Shard:
+    def shard(self) -> Shard:
         """Where that part lies in the whole."""
         return shard_of(self.parameter)
 
     @cached_property
-    def padding(self) -> int | None:
+    def local_padding_row(self) -> int | None:
         """The row of that part which stands for padding, if it is there."""
         if self.padding_row is None:
             return None
-        row = self.padding_row - self.box.offsets[0]
-        return row if 0 <= row < self.box.size[0] else None
+        row = self.padding_row - self.shard.offsets[0]
+        return row if 0 <= row < self.shard.size[0] else None
 
     @property
     def prunable(self) -> int:
@@ -89,7 +89,7 @@ class Target:
         return numel - numel // self.parameter.shape[0]
 
 
-class Selection(Mapping[str, Target]):
+class Selection(Mapping[str, PrunableTensor]):
     """The tensors that may be pruned, by name, in the model's order; made by :func:`select`.
 
     Args:
@@ -101,10 +101,10 @@ class Selection(Mapping[str, Target]):
         (['0.weight'], 6)
     """
 
-    def __init__(self, targets: Sequence[Target]) -> None:
+    def __init__(self, targets: Sequence[PrunableTensor]) -> None:
         self._targets = {target.name: target for target in targets}
 
-    def __getitem__(self, name: str) -> Target:
+    def __getitem__(self, name: str) -> PrunableTensor:
         return self._targets[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -132,7 +132,7 @@ class Selection(Mapping[str, Target]):
 
         Where tensors are sharded, all processes have to ask for the first time together.
         """
-        boxes = [target.box for target in self.values()]
+        boxes = [target.shard for target in self.values()]
         return dict(zip(self, self.process_group.counts_shards(boxes), strict=True))
 
 
@@ -314,7 +314,7 @@ def _reject_idle_patterns(
         )
 
 
-def _target(group: Sequence[_Place]) -> Target:
+def _target(group: Sequence[_Place]) -> PrunableTensor:
     rows = [
         place.owner.padding_idx
         for place in group
@@ -323,10 +323,10 @@ def _target(group: Sequence[_Place]) -> Target:
     ]
     first = group[0]
     aliases = tuple(place.name for place in group[1:])
-    return Target(first.name, first.parameter, aliases, rows[0] if rows else None)
+    return PrunableTensor(first.name, first.parameter, aliases, rows[0] if rows else None)
 
 
-def _reject_unusable(targets: Sequence[Target]) -> None:
+def _reject_unusable(targets: Sequence[PrunableTensor]) -> None:
     problems = []
     for target in targets:
         parameter = target.parameter
@@ -366,21 +366,24 @@ def _nothing_left(model: nn.Module, places: Sequence[_Place]) -> str:
     )
 
 
+def model_problem(model: object) -> str | None:
+    """Return what is wrong with a model that must be a module."""
+    return type_problem(
+        "model",
+        model,
+        nn.Module,
+        "a torch.nn.Module",
+        mend="pass the network itself, not its parameters, its state_dict or a function",
+    )
+
+
 def check_model(model: object) -> None:
-    """Make sure that a model is a module.
+    """Check that a model is a module.
 
     Raises:
-        PrunusError: It is not.
+        ArgumentTypeError: It is not.
     """
-    raise_problems(
-        type_problem(
-            "model",
-            model,
-            nn.Module,
-            "a torch.nn.Module",
-            mend="give the network itself, not its parameters, its state_dict or a function",
-        )
-    )
+    raise_problems(model_problem(model))
 
 
 def total_parameters(model: nn.Module) -> int:

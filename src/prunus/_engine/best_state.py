@@ -15,10 +15,10 @@ from prunus.constraint import Constraint
 from prunus.errors import CheckpointError, listing
 from prunus.masks import Masks
 
-__all__ = ["BestState", "no_state"]
+__all__ = ["BestState", "not_a_state"]
 
 
-def no_state(problem: str) -> CheckpointError:
+def not_a_state(problem: str) -> CheckpointError:
     """Return the error for what is not the state of a pruner."""
     return CheckpointError(f"this is not the state of a Pruner: {problem}")
 
@@ -81,14 +81,14 @@ class BestState:
                 no such state, or of another model.
         """
         missing = [key for key in ("kept", "metric", "model", "masks") if key not in state]
-        raise_problems(f"best lacks {listing(missing)}" if missing else None, error=no_state)
+        raise_problems(f"best lacks {listing(missing)}" if missing else None, error=not_a_state)
         if state["kept"] is None:
             return
         raise_problems(
             number_problem("kept", state["kept"], whole=True, least=0),
             number_problem("metric", state["metric"]),
             *(type_problem(key, state[key], Mapping, "a mapping") for key in ("model", "masks")),
-            error=lambda problem: no_state(f"best: {problem}"),
+            error=lambda problem: not_a_state(f"best: {problem}"),
         )
         if not state["model"]:
             raise CheckpointError(

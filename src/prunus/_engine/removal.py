@@ -159,7 +159,7 @@ class Remover:
             counted = self.masks.selection.counted[name]
             size = SCORE_PIECE if weight.device.type == "cpu" else ACCELERATOR_SCORE_PIECE
             for w, kept, candidate, *memory in chunks(*operands, size=size):
-                places = partial(positions, w, weight, target.box)
+                places = partial(positions, w, weight, target.shard)
                 draw = partial(_uniform, places, (self.seed, _number(name)), w.shape)
                 # Without a name for the scores here, which would keep them past their turn.
                 yield (

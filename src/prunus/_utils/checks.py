@@ -215,12 +215,12 @@ def method_problem(
         attributes: What else it must have.
 
     Example:
-        >>> method_problem("score", [1], ["append", "of"], "a Score")
-        'score must be a Score, but is [1], without of'
+        >>> method_problem("score", [1], ["append", "compute"], "a Score")
+        'score must be a Score, but is [1], without compute'
     """
     if isinstance(value, type):
         return TypeProblem(
-            f"{name} must be {expected}, but is the class {value.__name__}: give an instance, "
+            f"{name} must be {expected}, but is the class {value.__name__}: pass an instance, "
             f"{value.__name__}(...)"
         )
     lacking = [attribute for attribute in attributes if not hasattr(value, attribute)]

@@ -7,13 +7,24 @@ The bounds of a setting are written once, in its field. The checks of a construc
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from typing import Any, Protocol, cast
 
-from prunus._utils.checks import choice_problem, number_problem, raise_problems
+from prunus._utils.checks import choice_problem, method_problem, number_problem, raise_problems
 
-__all__ = ["Check", "choice", "field_problems", "help_of", "number", "setting", "validate"]
+__all__ = [
+    "Check",
+    "checked",
+    "choice",
+    "field_problems",
+    "help_of",
+    "methods",
+    "number",
+    "setting",
+    "validate",
+    "value_problems",
+]
 
 
 class Check(Protocol):
@@ -45,6 +56,23 @@ class _Choice:
 
     def problem(self, name: str, value: Any) -> str | None:
         return choice_problem(name, value, self.choices, self.expected)
+
+
+@dataclass(frozen=True)
+class _Methods:
+    methods: tuple[str, ...]
+    expected: str
+
+    def problem(self, name: str, value: Any) -> str | None:
+        return method_problem(name, value, self.methods, self.expected)
+
+
+@dataclass(frozen=True)
+class _Function:
+    function: Callable[[str, Any], str | None]
+
+    def problem(self, name: str, value: Any) -> str | None:
+        return self.function(name, value)
 
 
 def setting(
@@ -123,17 +151,72 @@ def choice(
     return setting(default, help=help, name=name, check=_Choice(tuple(choices), expected))
 
 
+def methods(
+    default: Any = MISSING,
+    *methods: str,
+    expected: str,
+    help: str = "",
+    name: str = "",
+) -> Any:
+    """Return a dataclass field for an object with these methods.
+
+    Args:
+        default: Its default; without one the field is required.
+        *methods: The methods it must have.
+        expected: What messages call such an object, with an article.
+        help: What it means, for tables of settings.
+        name: What messages call it. Default: the field's name.
+    """
+    return setting(default, help=help, name=name, check=_Methods(methods, expected))
+
+
+def checked(
+    default: Any = MISSING,
+    *,
+    by: Callable[[str, Any], str | None],
+    help: str = "",
+    name: str = "",
+) -> Any:
+    """Return a dataclass field that a function checks.
+
+    Args:
+        default: Its default; without one the field is required.
+        by: Returns what is wrong with a value, given the field's name and the value, or None.
+        help: What it means, for tables of settings.
+        name: What messages call it. Default: the field's name.
+    """
+    return setting(default, help=help, name=name, check=_Function(by))
+
+
 def help_of(field: dataclasses.Field[Any]) -> str:
     """Return the help text of a field, or an empty one."""
     return str(field.metadata.get("help", ""))
 
 
+def value_problems(cls: type[Any], values: Mapping[str, Any]) -> Iterator[str | None]:
+    """Yield what is wrong with values for the fields of a dataclass, without building one.
+
+    Args:
+        cls: The dataclass.
+        values: Values by field name; fields without a value are not checked.
+
+    Example:
+        >>> @dataclass
+        ... class Step:
+        ...     every: int = number(100, whole=True, least=1)
+        >>> list(value_problems(Step, {"every": 0}))
+        ['every must be at least 1, but is 0']
+    """
+    for field in dataclasses.fields(cls):
+        check = cast("Check | None", field.metadata.get("check"))
+        if check is not None and field.name in values:
+            yield check.problem(field.metadata["name"] or field.name, values[field.name])
+
+
 def field_problems(instance: Any) -> Iterator[str | None]:
     """Yield what is wrong with each field of a dataclass instance that carries a check."""
-    for field in dataclasses.fields(instance):
-        check = cast("Check | None", field.metadata.get("check"))
-        if check is not None:
-            yield check.problem(field.metadata["name"] or field.name, getattr(instance, field.name))
+    fields = dataclasses.fields(instance)
+    return value_problems(type(instance), {f.name: getattr(instance, f.name) for f in fields})
 
 
 def validate(instance: Any, *problems: str | None) -> None:

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
+from prunus._engine.preconditions import argument_problems
 from prunus._utils.checks import raise_problems, type_problem
 from prunus.constraint import Constraint
 from prunus.errors import PrunusError
 from prunus.masks import Masks
 from prunus.penalties.relevance import RelevancePenalty
-from prunus.pruner import Pruner, wrong_choices
+from prunus.pruner import Pruner
 from prunus.schedules import Schedule
 from prunus.scores import Score
 from prunus.selection import Selection, select
@@ -54,7 +55,7 @@ def check_given(
             and gets none, or the metric is a loss and ``mode`` is "max".
     """
     raise_problems(
-        *wrong_choices(penalty, schedule, score, min_density, selection),
+        *argument_problems(penalty, schedule, score, min_density, selection),
         type_problem("metric", metric, str, "the name of a metric", optional=True),
     )
     schedule = Schedule() if schedule is None else schedule

@@ -1,4 +1,4 @@
-"""The relevance penalty, its irrelevance coefficients and its strengths."""
+"""The relevance penalty, its irrelevance coefficients, strengths and ways of application."""
 
 from prunus.penalties.coefficients import (
     Coefficient,
@@ -6,7 +6,8 @@ from prunus.penalties.coefficients import (
     ExponentialRelevance,
     LinearRelevance,
 )
-from prunus.penalties.relevance import Apply, PenaltyTerm, RelevancePenalty
+from prunus.penalties.loss_application import PenaltyTerm
+from prunus.penalties.relevance import Apply, RelevancePenalty
 from prunus.penalties.strengths import (
     ConstantStrength,
     LearningRateStrength,

@@ -1,6 +1,6 @@
 """Irrelevance coefficients: how little the loss depends on a weight, from 0 to 1 (not at all).
 
-Each is a function of the gradient of the loss alone. It is a constant for the optimization: no
+Each is a function of the gradient of the loss alone. It is held constant in the optimization: no
 gradient flows through it.
 """
 
@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol
 
 import torch
 
-from prunus._utils.checks import number_problem, raise_problems
+from prunus._utils.fields import number, validate
 
 __all__ = ["Coefficient", "ConstantRelevance", "ExponentialRelevance", "LinearRelevance"]
 
@@ -35,14 +35,14 @@ class Coefficient(Protocol):
         *,
         mean: torch.Tensor | None = None,
     ) -> torch.Tensor | float:
-        """Return what the gradients of this tensor are measured in: a number above 0.
+        """Return the unit that the gradients of this tensor are measured in, a number above 0.
 
         Args:
             gradient: ∂L/∂w times ``scale``, the whole tensor.
-            scale: What the gradient has been multiplied by, such as the factor of clipping by norm.
-                The unit has to grow with it, so that the coefficients do not change.
+            scale: The factor that the gradient has been multiplied by, such as that of clipping by
+                norm. The unit must be proportional to it, so that the coefficients do not change.
             mean: The mean of |gradient| over the whole tensor; needed by a relative coefficient
-                where ``gradient`` is a part, the rest of which other processes hold.
+                where ``gradient`` is one shard of it.
         """
         ...
 
@@ -56,20 +56,23 @@ class Coefficient(Protocol):
         """Return the coefficients, of the gradient's shape.
 
         Args:
-            gradient: ∂L/∂w, or a part of it.
-            unit: What :meth:`unit` says of the whole tensor; needed when ``gradient`` is a part.
-            out: Where to write the result; may not be ``gradient``.
+            gradient: ∂L/∂w, or a chunk of it.
+            unit: The result of :meth:`unit` for the whole tensor; needed when ``gradient`` is a
+                chunk.
+            out: The tensor to write to, other than ``gradient``.
         """
         ...
 
 
 @dataclass(frozen=True)
-class _InUnits:
-    alpha: float = 1.0
+class _Scaled:
+    """The scale α that coefficients measure gradients in."""
+
+    alpha: float = number(1.0, above=0)
     relative: bool = False
 
     def __post_init__(self) -> None:
-        raise_problems(number_problem("alpha", self.alpha, above=0))
+        validate(self)
 
     def unit(
         self,
@@ -78,10 +81,10 @@ class _InUnits:
         *,
         mean: torch.Tensor | None = None,
     ) -> torch.Tensor | float:
-        """Return α times ``scale``, or α times the mean |g| of the tensor, which has it in it."""
+        """Return α times ``scale``; if relative, α times mean |g|, which includes the scale."""
         if not self.relative:
             return self.alpha * scale
-        # In float32 at least: the sum of a float16 tensor's magnitudes easily leaves its range.
+        # In float32 at least: the sum of a float16 tensor's magnitudes easily exceeds its range.
         wide = torch.promote_types(gradient.dtype, torch.float32)
         if mean is not None:
             unit = mean.to(wide) * self.alpha
@@ -94,7 +97,7 @@ class _InUnits:
 
 
 @dataclass(frozen=True)
-class ExponentialRelevance(_InUnits):
+class ExponentialRelevance(_Scaled):
     """The paper's coefficient, exp(−|g|/α).
 
     Args:
@@ -106,7 +109,7 @@ class ExponentialRelevance(_InUnits):
             all layers, losses and batch sizes. Default False, as in the paper.
 
     Raises:
-        PrunusError: ``alpha`` is not a finite number above 0.
+        ArgumentError: ``alpha`` is not a finite number above 0.
 
     Source: Bonetta, Ribero, Cancelliere, arXiv 2204.04977, the factor of w² in their R(w).
 
@@ -130,7 +133,7 @@ class ExponentialRelevance(_InUnits):
 
 
 @dataclass(frozen=True)
-class LinearRelevance(_InUnits):
+class LinearRelevance(_Scaled):
     """LOBSTER's coefficient, relu(1 − |g|/α), with α = 1 in that work.
 
     Args:
@@ -138,7 +141,7 @@ class LinearRelevance(_InUnits):
         relative: As in :class:`ExponentialRelevance`.
 
     Raises:
-        PrunusError: ``alpha`` is not a finite number above 0.
+        ArgumentError: ``alpha`` is not a finite number above 0.
 
     Source: Tartaglione et al., arXiv 2011.09905, the update after the optimizer's step.
 

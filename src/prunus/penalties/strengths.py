@@ -1,4 +1,4 @@
-"""Strengths: the factor γ of the penalty, and how it moves during training."""
+"""Strengths: the factor γ of the penalty, and how it changes during training."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from numbers import Real
 from typing import Protocol
 
 from prunus._utils.checks import method_problem, number_problem, raise_problems
+from prunus._utils.fields import number, validate
 
 __all__ = [
     "ConstantStrength",
@@ -14,11 +15,12 @@ __all__ = [
     "LinearDecayStrength",
     "Strength",
     "as_strength",
+    "strength_problem",
 ]
 
 
 class Strength(Protocol):
-    """Anything that says how strong the penalty is at a step."""
+    """Anything that returns the strength of the penalty at a step."""
 
     def value(self, *, lr: float, steps_since_pruning: int) -> float:
         """Return γ for this step.
@@ -38,17 +40,17 @@ class ConstantStrength:
         gamma: γ.
 
     Raises:
-        PrunusError: ``gamma`` is negative, NaN or infinite.
+        ArgumentError: ``gamma`` is negative, NaN or infinite.
 
     Example:
         >>> ConstantStrength(1e-5).value(lr=0.1, steps_since_pruning=7)
         1e-05
     """
 
-    gamma: float
+    gamma: float = number(least=0, name="a strength")
 
     def __post_init__(self) -> None:
-        raise_problems(number_problem("a strength", self.gamma, least=0))
+        validate(self)
 
     def value(self, *, lr: float, steps_since_pruning: int) -> float:
         """Return the constant."""
@@ -59,24 +61,24 @@ class ConstantStrength:
 class LearningRateStrength:
     """γ = ratio · learning rate, so that a schedule of the learning rate moves both together.
 
-    With the decoupled way and a constant coefficient this is AdamW's weight decay of ``2 · ratio``,
-    taken after the step.
+    With ``apply="decoupled"`` and a constant coefficient this is AdamW's weight decay of
+    ``2 · ratio``, applied after the step.
 
     Args:
         ratio: γ / learning rate. The learning rate is that of the tensor's parameter group.
 
     Raises:
-        PrunusError: ``ratio`` is negative, NaN or infinite.
+        ArgumentError: ``ratio`` is negative, NaN or infinite.
 
     Example:
         >>> LearningRateStrength(0.5).value(lr=0.1, steps_since_pruning=0)
         0.05
     """
 
-    ratio: float
+    ratio: float = number(least=0, name="a strength")
 
     def __post_init__(self) -> None:
-        raise_problems(number_problem("a strength", self.ratio, least=0))
+        validate(self)
 
     def value(self, *, lr: float, steps_since_pruning: int) -> float:
         """Return the ratio times the learning rate."""
@@ -94,7 +96,7 @@ class LinearDecayStrength:
         steps: Optimizer steps until γ is 0.
 
     Raises:
-        PrunusError: ``initial`` is negative, NaN or infinite, or ``steps`` is below 1.
+        ArgumentError: ``initial`` is negative, NaN or infinite, or ``steps`` is below 1.
 
     Example:
         >>> strength = LinearDecayStrength(1.0, steps=4)
@@ -102,30 +104,39 @@ class LinearDecayStrength:
         [1.0, 0.75, 0.0, 0.0]
     """
 
-    initial: float
-    steps: int
+    initial: float = number(least=0, name="a strength")
+    steps: int = number(whole=True, least=1)
 
     def __post_init__(self) -> None:
-        raise_problems(
-            number_problem("a strength", self.initial, least=0),
-            number_problem("steps", self.steps, whole=True, least=1),
-        )
+        validate(self)
 
     def value(self, *, lr: float, steps_since_pruning: int) -> float:
-        """Return the point on the line, 0 once its end is reached."""
+        """Return the value of the line at this step; 0 past its end."""
         return self.initial * max(0.0, 1.0 - steps_since_pruning / self.steps)
 
 
+def strength_problem(name: str, strength: object) -> str | None:
+    """Return what is wrong with a strength: a number of at least 0, or a :class:`Strength`.
+
+    Example:
+        >>> strength_problem("strength", -1)
+        'a strength must be at least 0, but is -1'
+    """
+    if isinstance(strength, Real):
+        return number_problem(f"a {name}", strength, least=0)
+    return method_problem(name, strength, ["value"], "a number or a Strength")
+
+
 def as_strength(strength: float | Strength) -> Strength:
-    """Wrap a plain number.
+    """Return a strength: as it is, or the constant one of a plain number.
 
     Raises:
-        PrunusError: The number is negative, NaN or infinite, or it is neither a number nor a
-        strength.
+        PrunusError: It is a number that is negative, NaN or infinite, or neither a number nor a
+            strength.
     """
+    raise_problems(strength_problem("strength", strength))
     if isinstance(strength, int | float):
         return ConstantStrength(strength)
-    if isinstance(strength, Real):  # a number of numpy's, say
+    if isinstance(strength, Real):  # such as a number of numpy's
         return ConstantStrength(float(strength))
-    raise_problems(method_problem("strength", strength, ["value"], "a number or a Strength"))
     return strength

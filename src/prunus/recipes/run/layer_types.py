@@ -7,7 +7,7 @@ import re
 import torch
 from torch import nn
 
-from prunus.selection import Selection, Target
+from prunus.selection import PrunableTensor, Selection
 
 __all__ = ["densities_by_layer_type", "layer_type_of"]
 
@@ -22,7 +22,7 @@ _PATTERNS = (
 """In this order: the norm of an attention layer is a norm."""
 
 
-def layer_type_of(model: nn.Module, target: Target) -> str:
+def layer_type_of(model: nn.Module, target: PrunableTensor) -> str:
     """Tell embedding, head, attention, feed-forward, norm, convolution and linear tensors apart.
 
     An embedding that is tied to the head is "embedding and head". The names that the common

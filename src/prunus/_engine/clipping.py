@@ -1,0 +1,97 @@
+"""Clipping of the norm of all gradients of an optimizer, within its step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from prunus._distributed.process_group import ProcessGroup
+from prunus._distributed.shards import local, shard_of
+from prunus._engine.gradients import check_dense
+
+__all__ = ["GradientClipping"]
+
+
+class GradientClipping:
+    """Clips all gradients together, by the rule of ``torch.nn.utils.clip_grad_norm_``.
+
+    Args:
+        model: The model whose parameters the optimizer holds.
+        optimizer: The optimizer.
+        max_norm: The largest norm that stays as it is.
+        process_group: The processes that hold the model together.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        max_norm: float,
+        process_group: ProcessGroup,
+    ) -> None:
+        self._model = model
+        self._optimizer = optimizer
+        self._max_norm = max_norm
+        self._process_group = process_group
+        self._counted: dict[int, bool] = {}
+        """Whether this process counts its shard of a tensor, by the tensor's ``id``."""
+
+    def clip_(self, loss_scale: float | None) -> torch.Tensor:
+        """Clip the gradients in place.
+
+        Args:
+            loss_scale: The factor that a gradient scaler has multiplied them by, or None.
+
+        Returns:
+            The factor that the gradients of the loss are multiplied by now, the loss scale
+            included; 0 or NaN if their norm overflowed.
+        """
+        parameters = self._parameters()
+        check_dense(self._model, parameters)
+        sharded = self._process_group.sharded
+        limit = self._max_norm if loss_scale is None else self._max_norm * loss_scale
+        norm = self._norm_over_processes(parameters) if sharded else _norm(parameters)
+        factor = torch.clamp(limit / (norm + 1e-6), max=1.0)
+        if sharded:
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    gradient = local(parameter.grad)
+                    gradient.mul_(factor.to(gradient.device, gradient.dtype))
+        else:
+            torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        return factor if loss_scale is None else factor * loss_scale
+
+    def _parameters(self) -> list[torch.Tensor]:
+        """Return the optimizer's parameters in the model's order.
+
+        A caller who clips by hand passes ``model.parameters()``, and the last bit of the norm
+        depends on the order.
+        """
+        unordered = {id(p): p for group in self._optimizer.param_groups for p in group["params"]}
+        ordered = [unordered.pop(id(p)) for p in self._model.parameters() if id(p) in unordered]
+        return [*ordered, *unordered.values()]
+
+    def _norm_over_processes(self, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return the norm of all gradients over all processes that hold a shard of them."""
+        if set(self._counted) != {id(p) for p in parameters}:
+            counted = self._process_group.counts_shards([shard_of(p) for p in parameters])
+            self._counted = {id(p): here for p, here in zip(parameters, counted, strict=True)}
+        norms = [
+            torch.linalg.vector_norm(local(p.grad), dtype=torch.float64)
+            for p in parameters
+            if p.grad is not None and self._counted[id(p)]
+        ]
+        zero = torch.zeros((), dtype=torch.float64, device=local(parameters[0]).device)
+        total = self._process_group.sum(sum((norm.square() for norm in norms), zero))
+        return total.sqrt().to(torch.promote_types(parameters[0].dtype, torch.float32))
+
+
+def _norm(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the norm of all gradients; of float16 ones in float32, whose range it needs."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if all(gradient.dtype is not torch.float16 for gradient in gradients):
+        return torch.nn.utils.get_total_norm(gradients)
+    norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients]
+    total: torch.Tensor = torch.linalg.vector_norm(torch.stack([n.to(norms[0]) for n in norms]))
+    return total

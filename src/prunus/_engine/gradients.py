@@ -1,0 +1,87 @@
+"""Gradients as an optimizer finds them before its step: layout, loss scale, mean magnitudes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from prunus._distributed.shards import is_sharded
+from prunus.errors import PrunusError, listing
+from prunus.selection import Selection
+
+__all__ = [
+    "check_dense",
+    "is_skipped",
+    "loss_scale_of",
+    "match_placements",
+    "mean_magnitudes",
+]
+
+
+def is_skipped(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether a gradient scaler makes a fused optimizer skip this step."""
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)
+
+
+def loss_scale_of(optimizer: torch.optim.Optimizer) -> float | None:
+    """Return the loss scale that a fused optimizer divides out within its step, if there is one."""
+    scale = getattr(optimizer, "grad_scale", None)
+    return None if scale is None else float(scale)
+
+
+def check_dense(model: torch.nn.Module, parameters: Iterable[torch.Tensor]) -> None:
+    """Check that no gradient is sparse.
+
+    Raises:
+        PrunusError: Some are; every tensor is named.
+    """
+    sparse = {
+        id(p) for p in parameters if p.grad is not None and p.grad.layout is not torch.strided
+    }
+    names = [name for name, p in model.named_parameters() if id(p) in sparse]
+    if sparse:
+        raise PrunusError(
+            f"{listing(names) or 'a tensor of the optimizer'} has a sparse gradient, which the "
+            "penalty, the score and clipping cannot read: build the embedding with "
+            "sparse=False, or exclude it from the selection"
+        )
+
+
+def match_placements(parameters: Iterable[torch.Tensor]) -> None:
+    """Redistribute gradients that tensor parallelism has laid out unlike their tensors."""
+    for parameter in parameters:
+        gradient: Any = parameter.grad
+        target: Any = parameter
+        if is_sharded(gradient) and gradient.placements != target.placements:
+            parameter.grad = gradient.redistribute(placements=target.placements)
+
+
+def mean_magnitudes(
+    selection: Selection, averages: Mapping[str, torch.Tensor] | None
+) -> Mapping[str, torch.Tensor]:
+    """Return, by tensor, the mean of |gradient| over all processes that hold a shard of it.
+
+    Args:
+        selection: The tensors.
+        averages: The averages to use in place of the gradients, or None.
+    """
+    counted = selection.counted
+    sums = []
+    for name, tensor in selection.items():
+        basis = tensor.gradient
+        if basis is not None and averages is not None:
+            basis = averages[name]
+        sums.append(
+            # In float64, so that the mean hardly depends on how the tensor is sharded.
+            torch.linalg.vector_norm(basis, ord=1, dtype=torch.float64)
+            if basis is not None and counted[name]
+            else torch.zeros((), dtype=torch.float64, device=tensor.weight.device)
+        )
+    totals = selection.process_group.sum(torch.stack(sums))
+    return {
+        name: total / tensor.parameter.numel()
+        for (name, tensor), total in zip(selection.items(), totals, strict=True)
+    }

@@ -1,0 +1,208 @@
+"""The preconditions of a pruner: what its arguments, its model and its optimizer must be."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunus._engine.best_state import not_a_state
+from prunus._utils.checks import (
+    TypeProblem,
+    method_problem,
+    number_problem,
+    raise_problems,
+    type_problem,
+)
+from prunus.errors import ArgumentError, PrunusError, listing
+from prunus.penalties.loss_application import check_whole
+from prunus.penalties.relevance import RelevancePenalty
+from prunus.schedules import Schedule
+from prunus.scores import Score
+from prunus.selection import Selection
+
+__all__ = [
+    "argument_problems",
+    "check_held",
+    "check_in_model",
+    "check_penalty",
+    "check_sole_pruner",
+    "check_state",
+    "grad_norm_problem",
+    "optimizer_problem",
+    "warn_of_rounding",
+]
+
+
+def argument_problems(
+    penalty: object, schedule: object, score: object, min_density: object, selection: object
+) -> Iterator[str | None]:
+    """Yield what is wrong with the arguments that a pruner and the callbacks share."""
+    yield type_problem("penalty", penalty, RelevancePenalty, "a RelevancePenalty", optional=True)
+    yield type_problem("schedule", schedule, Schedule, "a Schedule", optional=True)
+    if score is not None:
+        # A score that uses no gradient is never asked to observe one.
+        uses_none = getattr(score, "uses_gradient", None) is False
+        methods = ["compute"] if uses_none else ["observe", "compute"]
+        yield method_problem("score", score, methods, "a Score", attributes=["uses_gradient"])
+    yield number_problem("min_density", min_density, least=0, below=1)
+    yield type_problem(
+        "selection",
+        selection,
+        (Selection, Callable),  # type: ignore[arg-type]  # a class to Python, and none to mypy
+        "a Selection, or a function that returns one, given the model",
+        mend="prunus.select(model, include=...)",
+        optional=True,
+    )
+
+
+def grad_norm_problem(max_grad_norm: object) -> str | None:
+    """Return what is wrong with a limit of the gradients' norm."""
+    # Infinity limits nothing, as in torch's function.
+    if isinstance(max_grad_norm, Real) and max_grad_norm == math.inf:
+        return None
+    return number_problem("max_grad_norm", max_grad_norm, above=0, optional=True)
+
+
+def optimizer_problem(optimizer: object) -> str | None:
+    """Return what is wrong with an optimizer: its type, or a lack of step hooks."""
+    problem = type_problem("optimizer", optimizer, torch.optim.Optimizer, "a torch.optim optimizer")
+    # A wrapper may inherit the class without initializing it. torch asks for these hooks at each
+    # step and offers no other way to tell.
+    if problem is None and not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        return TypeProblem(
+            f"optimizer must have torch.optim's step hooks, but {type(optimizer).__name__} has "
+            "none: pass the optimizer that it is wrapped around, or use prunus.integrations, such "
+            "as AcceleratedPruner for accelerate"
+        )
+    return problem
+
+
+def check_penalty(
+    penalty: RelevancePenalty | None, score: Score | None, selection: Selection
+) -> None:
+    """Check that a penalty goes together with the score and the model.
+
+    Raises:
+        ArgumentError: The score needs the gradient of the loss alone, and ``.grad`` includes the
+            penalty's.
+        PrunusError: The penalty is a term of the loss, and the model is sharded.
+    """
+    if penalty is None or not penalty.application.in_loss:
+        return
+    if score is not None and score.uses_gradient:
+        raise ArgumentError(
+            f"{type(score).__name__} needs the gradient of the loss alone, but with "
+            f'apply="{penalty.apply}" the gradient of the optimizer includes the penalty: choose '
+            "another apply= or another score"
+        )
+    check_whole(selection)
+
+
+def check_held(selection: Selection, optimizer: torch.optim.Optimizer) -> None:
+    """Check that an optimizer holds every prunable tensor.
+
+    Raises:
+        PrunusError: It lacks some; every one is named.
+    """
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [name for name, tensor in selection.items() if id(tensor.parameter) not in held]
+    if missing:
+        raise PrunusError(
+            f"the optimizer must hold every prunable tensor, but it lacks {listing(missing)}: "
+            "build it from this model's parameters, after any .to(device) that replaces them, or "
+            "leave these tensors out with select(model, exclude=...)"
+        )
+
+
+def check_in_model(selection: Selection, model: nn.Module) -> None:
+    """Check that the selected tensors are, and still are, the model's.
+
+    Raises:
+        PrunusError: Some are not; every one is named.
+    """
+    if selection.process_group.sharded:
+        return  # while a layer is gathered, the model shows other tensors than these
+    held = {id(parameter) for parameter in model.parameters()}
+    foreign = [name for name, t in selection.items() if id(t.parameter) not in held]
+    if foreign:
+        raise PrunusError(
+            f"the tensors to prune must be the model's own, but {listing(foreign)} are not: "
+            "select them from this model, and if layers were replaced since, build "
+            "optimizer and Pruner again"
+        )
+
+
+def check_sole_pruner(
+    selection: Selection,
+    penalty: RelevancePenalty | None,
+    max_grad_norm: float | None,
+    others: Iterable[tuple[Selection, RelevancePenalty | None, float | None]],
+) -> None:
+    """Check that no tensor gets two penalties and no gradient is clipped before it is measured.
+
+    Args:
+        selection: The tensors of a new pruner.
+        penalty: Its penalty.
+        max_grad_norm: Its limit of the gradients' norm.
+        others: The same of every pruner that the optimizer has already.
+
+    Raises:
+        PrunusError: The optimizer has such a pruner.
+    """
+    own = {id(tensor.parameter) for tensor in selection.values()}
+    for other_selection, other_penalty, other_limit in others:
+        shared = own & {id(tensor.parameter) for tensor in other_selection.values()}
+        if penalty is not None and other_penalty is not None and shared:
+            raise PrunusError(
+                "this optimizer has a Pruner with a penalty on these tensors already, and a second "
+                "penalty would be added to it: call detach() on the other one first, or build a "
+                "new optimizer if the other one is out of reach"
+            )
+        if (max_grad_norm or other_limit) is not None:
+            raise PrunusError(
+                "with max_grad_norm an optimizer may have one Pruner only, because a second one "
+                "would see gradients that are clipped already: call detach() on the other one first"
+            )
+
+
+def check_state(state: Mapping[str, Any], tensor_keys: Sequence[str]) -> None:
+    """Check that a state has all entries of a pruner's, of the types that they must have.
+
+    Args:
+        state: The state.
+        tensor_keys: The entries of the step hooks.
+
+    Raises:
+        CheckpointError: It has not.
+    """
+    counts = ("steps", "steps_since_pruning", "prunings")
+    mappings = ("masks", "schedule", *tensor_keys, "best")
+    raise_problems(type_problem("it", state, Mapping, "a mapping"), error=not_a_state)
+    missing = [key for key in (*mappings, *counts, "dense_metric") if key not in state]
+    raise_problems(f"it lacks {listing(missing)}" if missing else None, error=not_a_state)
+    raise_problems(
+        *(type_problem(key, state[key], Mapping, "a mapping") for key in mappings),
+        *(number_problem(key, state[key], whole=True, least=0) for key in counts),
+        number_problem("dense_metric", state["dense_metric"], optional=True),
+        error=not_a_state,
+    )
+
+
+def warn_of_rounding(penalty: RelevancePenalty | None, selection: Selection) -> None:
+    """Warn if the optimizer rounds the shrinks of 16-bit weights."""
+    if penalty is None or penalty.application.exact_in_16_bits:
+        return
+    short = [name for name, t in selection.items() if t.parameter.element_size() < 4]
+    if short:
+        warnings.warn(
+            f"with apply={penalty.apply!r} the optimizer rounds what the penalty shrinks to the 16 "
+            f"bits of {listing(short)}, which may lose all of it: choose apply='decoupled', which "
+            "keeps what rounding loses, or train float32 weights under torch.autocast",
+            stacklevel=3,
+        )

@@ -1,0 +1,78 @@
+"""The formula of the relevance penalty for one tensor: coefficients, value and derivative.
+
+With g the gradient of the loss alone, c(g) the irrelevance coefficient, p the power and γ the
+strength,
+
+    R(w) = γ · Σᵢ c(gᵢ) · |wᵢ|^p,        ∂R/∂w = γ · p · c(g) · |w|^(p−1) · sign(w),
+
+where c is held constant.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from prunus._utils.chunks import chunks
+from prunus.penalties.coefficients import Coefficient
+
+__all__ = ["PenaltyFormula", "Power"]
+
+Power = Literal[1, 2]
+
+
+@dataclass(frozen=True)
+class PenaltyFormula:
+    """R(w) without its strength.
+
+    Attributes:
+        coefficient: The irrelevance coefficient c.
+        power: 2 for Σ c·w², 1 for Σ c·|w|.
+    """
+
+    coefficient: Coefficient
+    power: Power
+
+    def factors(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return |w|^(p−1) · sign(w): the derivative of |w|^p divided by p."""
+        return weight if self.power == 2 else torch.sign(weight)
+
+    def value(
+        self, weight: torch.Tensor, gradient: torch.Tensor, padding_row: int | None
+    ) -> torch.Tensor:
+        """Return Σ c(g)·|w|^p of a whole tensor, a scalar with a graph to ``weight``."""
+        c = self.coefficients(gradient, padding_row)
+        magnitude = weight.abs() if self.power == 1 else weight.square()
+        # In float32 at least, because the sum easily leaves the range of float16.
+        return (c * magnitude).sum(dtype=torch.promote_types(c.dtype, torch.float32))
+
+    @torch.no_grad()
+    def coefficients(
+        self,
+        gradient: torch.Tensor,
+        padding_row: int | None = None,
+        scale: torch.Tensor | float | None = None,
+        *,
+        mean: torch.Tensor | None = None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return c(g / scale) of a whole tensor; 0 in the padding row.
+
+        Args:
+            gradient: ∂L/∂w, or ``scale`` times that.
+            padding_row: The row of an embedding that stands for padding.
+            scale: The factor that the gradient has been multiplied by.
+            mean: The mean of |gradient| over the whole tensor, where ``gradient`` is a shard of it.
+            out: The tensor to write to.
+        """
+        out = torch.empty_like(gradient) if out is None else out
+        unit = self.coefficient.unit(gradient, 1.0 if scale is None else scale, mean=mean)
+        for g, c in chunks(gradient, out):
+            result = self.coefficient(g, unit=unit, out=c)
+            if result is not c:  # a custom coefficient may ignore ``out``
+                c.copy_(result)
+        if padding_row is not None:
+            out[padding_row] = 0.0
+        return out
