@@ -514,7 +514,7 @@ def test_coefficients_lie_between_0_and_1_and_fall_with_the_gradient(
         ),
         (
             lambda: RelevancePenalty(coefficient=ExponentialRelevance),  # type: ignore[arg-type]
-            "coefficient must be a Coefficient, but is the class ExponentialRelevance: give",
+            "coefficient must be a Coefficient, but is the class ExponentialRelevance: pass",
         ),
         (lambda: LinearDecayStrength(1.0, steps=1.5), "steps must be a whole number"),  # type: ignore[arg-type]
         (

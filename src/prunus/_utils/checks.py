@@ -16,7 +16,6 @@ __all__ = [
     "choice_problem",
     "method_problem",
     "number_problem",
-    "problem_of",
     "raise_problems",
     "type_problem",
 ]
@@ -53,24 +52,6 @@ def raise_problems(
         of_types = all(isinstance(problem, TypeProblem) for problem in found)
         error = ArgumentTypeError if of_types else ArgumentError
     raise error("; ".join(found))
-
-
-def problem_of(check: Callable[..., object], *given: object) -> str | None:
-    """Return what a check raises, or None if it raises nothing.
-
-    Args:
-        check: Raises a :class:`~prunus.PrunusError` if anything is wrong.
-        *given: What it is called with.
-
-    Example:
-        >>> problem_of(as_number, "metric", "high")
-        "metric must be a number, but is 'high'"
-    """
-    try:
-        check(*given)
-    except PrunusError as error:
-        return str(error)
-    return None
 
 
 def number_problem(
