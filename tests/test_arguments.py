@@ -130,7 +130,7 @@ def test_an_argument_of_the_wrong_type_is_described() -> None:
     assert type_problem("a", [1], list, "a list") is None
     assert type_problem("a", None, list, "a list", optional=True) is None
     message = "a must be a list or None, but is 3: give one"
-    assert type_problem("a", 3, list, "a list", mend="give one", optional=True) == message
+    assert type_problem("a", 3, list, "a list", fix="give one", optional=True) == message
 
 
 def test_a_value_outside_the_choices_is_described() -> None:

@@ -203,8 +203,8 @@ def test_a_relative_floor_needs_the_dense_metric() -> None:
 def test_all_problems_are_reported_at_once() -> None:
     with pytest.raises(
         PrunusError,
-        match="^give either .*; end must be at least 1, but is 0; begin must be at least 0, but is "
-        "-1; every must be at least 1, but is 0; power must be above 0, but is -1$",
+        match="^end must be at least 1, but is 0; begin must be at least 0, but is -1; "
+        "every must be at least 1, but is 0; power must be above 0, but is -1; pass either .*$",
     ):
         GradualPruning(end=0, begin=-1, every=0, power=-1)
     with pytest.raises(

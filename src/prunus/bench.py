@@ -237,7 +237,7 @@ def _check_arguments(
             example,
             Callable,  # type: ignore[arg-type]  # a class to Python, and none to mypy
             "a function that returns inputs for a batch of a size",
-            mend="lambda batch: torch.randn(batch, 784)",
+            fix="lambda batch: torch.randn(batch, 784)",
         ),
         *(number_problem("each of batches", size, whole=True, least=1) for size in batches),
         *(number_problem("each of threads", count, whole=True, least=1) for count in threads),

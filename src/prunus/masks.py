@@ -74,7 +74,7 @@ class Masks(Mapping[str, torch.Tensor]):
     def __init__(self, selection: Selection) -> None:
         raise_problems(
             type_problem(
-                "selection", selection, Selection, "a Selection", mend="prunus.select(model)"
+                "selection", selection, Selection, "a Selection", fix="prunus.select(model)"
             )
         )
         self.selection = selection

@@ -1,8 +1,8 @@
 """Schedules: when weights are removed, and how many are then kept.
 
-A schedule is asked after every optimizer step and after every validation, and answers with the
-number of weights to keep, or None to leave things as they are. It knows nothing of tensors, scores
-or penalties. The base class never removes anything: the dense baseline.
+The pruner calls a schedule after every optimizer step and after every validation; it returns the
+number of weights to keep, or None to remove nothing. It does not depend on tensors, scores or
+penalties. The base class never removes anything: the dense baseline.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from prunus._utils.checks import number_problem, raise_problems
+from prunus._utils.checks import number_problem
+from prunus._utils.fields import number, validate
 from prunus.errors import PrunusError
 
 __all__ = ["GradualPruning", "IterativePruning", "OneShot", "Schedule"]
@@ -25,10 +26,10 @@ class Schedule:
     """Whether the schedule cannot decide without a metric."""
 
     def __post_init__(self) -> None:
-        raise_problems(*self._wrong())
+        validate(self, *self._problems())
 
-    def _wrong(self) -> Iterator[str | None]:
-        """Say what is wrong with the arguments; those of a schedule's own come on top."""
+    def _problems(self) -> Iterator[str | None]:
+        """Yield what is wrong with the arguments beyond the bounds of each field."""
         yield from ()
 
     @property
@@ -37,19 +38,19 @@ class Schedule:
         return False
 
     def after_step(self, *, step: int, prunable: int) -> int | None:
-        """Answer after optimizer step number ``step``, counted from 1."""
+        """Return how many weights to keep after optimizer step ``step``, counted from 1."""
         return None
 
     def after_validation(
         self, *, met: bool, prunable: int, kept: int, least: int = 1
     ) -> int | None:
-        """Answer after a validation.
+        """Return how many weights to keep after a validation.
 
         Args:
             met: Whether its metric met the floor.
             prunable: How many weights may be pruned.
             kept: How many of them are kept now.
-            least: The fewest that the pruner's guard lets be kept.
+            least: The fewest that the pruner's ``min_density`` allows to keep.
         """
         return None
 
@@ -58,7 +59,7 @@ class Schedule:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned."""
+        """Load what :meth:`state_dict` returned."""
         if set(state) != set(self.state_dict()):
             raise PrunusError(
                 f"this is not the state of a {type(self).__name__}: expected "
@@ -68,20 +69,20 @@ class Schedule:
 
 @dataclass(kw_only=True)
 class IterativePruning(Schedule):
-    """The paper's algorithm: whenever the metric meets the floor, drop a fraction of what is left.
+    """The paper's algorithm: remove a fraction of what is left while the metric meets the floor.
 
     At each validation, if the metric meets the floor, the pruner keeps the state as the best so far
     and then removes ``fraction`` of the weights that remain. Otherwise it trains on.
 
     Args:
-        fraction: The share of the remaining weights to remove each time, above 0 and below 1.
+        fraction: The fraction of the remaining weights to remove each time, above 0 and below 1.
             Default 0.1.
-        target: The sparsity to stop at, or None (default) to go on while the floor allows.
-        patience: After this many validations in a row below the floor the schedule is done, for the
-            network does not recover; None (default) to wait for ever.
+        target: The sparsity to stop at, or None (default) to continue while the floor allows.
+        patience: The schedule is done after this many consecutive validations that do not meet the
+            floor; None (default) to wait without limit.
 
     Raises:
-        PrunusError: An argument is out of range.
+        ArgumentError: An argument is out of range.
 
     Source: Bonetta, Ribero, Cancelliere, arXiv 2204.04977, the iterative pruning algorithm.
 
@@ -93,9 +94,9 @@ class IterativePruning(Schedule):
         True
     """
 
-    fraction: float = 0.1
-    target: float | None = None
-    patience: int | None = None
+    fraction: float = number(0.1, above=0, below=1)
+    target: float | None = number(None, above=0, below=1, optional=True)
+    patience: int | None = number(None, whole=True, least=1, optional=True)
 
     needs_metric = True
 
@@ -104,21 +105,15 @@ class IterativePruning(Schedule):
         self._waited = 0
         self._reached = False
 
-    def _wrong(self) -> Iterator[str | None]:
-        yield from super()._wrong()
-        yield number_problem("fraction", self.fraction, above=0, below=1)
-        yield number_problem("target", self.target, above=0, below=1, optional=True)
-        yield number_problem("patience", self.patience, whole=True, least=1, optional=True)
-
     @property
     def done(self) -> bool:
-        """Whether there is nothing left to remove above the floor, or patience ran out."""
+        """Whether the target or the least density is reached, or patience is exhausted."""
         return self._reached or (self.patience is not None and self._waited >= self.patience)
 
     def after_validation(
         self, *, met: bool, prunable: int, kept: int, least: int = 1
     ) -> int | None:
-        """Drop a fraction if the floor is met."""
+        """Remove a fraction if the floor is met."""
         if not met:
             self._waited += 1
             return None
@@ -134,7 +129,7 @@ class IterativePruning(Schedule):
         return {"waited": self._waited, "reached": self._reached}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned."""
+        """Load what :meth:`state_dict` returned."""
         super().load_state_dict(state)
         self._waited, self._reached = int(state["waited"]), bool(state["reached"])
 
@@ -148,16 +143,16 @@ class GradualPruning(Schedule):
         kept = final + (n − final) · (1 − f)^power.
 
     Args:
-        sparsity: Final share of removed weights. Give this or ``kept``.
-        kept: Final number of kept prunable weights. Give this or ``sparsity``.
+        sparsity: Final fraction of removed weights. Either this or ``kept``.
+        kept: Final number of kept prunable weights. Either this or ``sparsity``.
         end: The optimizer step, counted from the pruner's first, that reaches the final number.
-        begin: The step from which the curve runs; the first weights fall ``every`` steps later.
-            Default 0.
+        begin: The step at which the curve begins; the first weights are removed ``every`` steps
+            later. Default 0.
         every: Steps from one removal to the next. Default 100.
         power: Default 3, the cubic schedule.
 
     Raises:
-        PrunusError: An argument is out of range.
+        ArgumentError: An argument is out of range.
 
     Source: Zhu and Gupta, arXiv 1710.01878, equation 1.
 
@@ -167,32 +162,26 @@ class GradualPruning(Schedule):
         [None, 212, 100]
     """
 
-    sparsity: float | None = None
-    kept: int | None = None
-    end: int
-    begin: int = 0
-    every: int = 100
-    power: float = 3.0
+    sparsity: float | None = number(None, above=0, below=1, optional=True)
+    kept: int | None = number(None, whole=True, least=1, optional=True)
+    end: int = number(whole=True, least=1)
+    begin: int = number(0, whole=True, least=0)
+    every: int = number(100, whole=True, least=1)
+    power: float = number(3.0, above=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._step = 0
 
-    def _wrong(self) -> Iterator[str | None]:
-        yield from super()._wrong()
+    def _problems(self) -> Iterator[str | None]:
         if (self.sparsity is None) == (self.kept is None):
             yield (
-                "give either sparsity or kept, but got "
+                "pass either sparsity or kept, but got "
                 f"sparsity={self.sparsity!r} and kept={self.kept!r}"
             )
-        yield number_problem("sparsity", self.sparsity, above=0, below=1, optional=True)
-        yield number_problem("kept", self.kept, whole=True, least=1, optional=True)
-        end = number_problem("end", self.end, whole=True, least=1)
-        yield end
-        latest = None if end else self.end
-        yield number_problem("begin", self.begin, whole=True, least=0, below=latest)
-        yield number_problem("every", self.every, whole=True, least=1)
-        yield number_problem("power", self.power, above=0)
+        end, begin = self.end, self.begin
+        if not number_problem("end", end, least=1) and not number_problem("begin", begin, least=0):
+            yield number_problem("begin", begin, least=0, below=end)
 
     @property
     def done(self) -> bool:
@@ -214,21 +203,21 @@ class GradualPruning(Schedule):
         return {"step": self._step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned."""
+        """Load what :meth:`state_dict` returned."""
         super().load_state_dict(state)
         self._step = int(state["step"])
 
 
 @dataclass(kw_only=True)
 class OneShot(Schedule):
-    """Removes everything at once.
+    """Removes all weights at once that are to be removed.
 
     Args:
-        sparsity: The share of removed weights.
-        at: The optimizer step after which it happens; None (default) for the first validation.
+        sparsity: The fraction of removed weights.
+        at: The optimizer step after which to remove; None (default) for the first validation.
 
     Raises:
-        PrunusError: An argument is out of range.
+        ArgumentError: An argument is out of range.
 
     Example:
         >>> schedule = OneShot(sparsity=0.75)
@@ -236,17 +225,12 @@ class OneShot(Schedule):
         (2, True)
     """
 
-    sparsity: float
-    at: int | None = None
+    sparsity: float = number(above=0, below=1)
+    at: int | None = number(None, whole=True, least=1, optional=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._done = False
-
-    def _wrong(self) -> Iterator[str | None]:
-        yield from super()._wrong()
-        yield number_problem("sparsity", self.sparsity, above=0, below=1)
-        yield number_problem("at", self.at, whole=True, least=1, optional=True)
 
     @property
     def done(self) -> bool:
@@ -254,13 +238,13 @@ class OneShot(Schedule):
         return self._done
 
     def after_step(self, *, step: int, prunable: int) -> int | None:
-        """Remove if this is the step."""
+        """Remove if this is step ``at``."""
         return self._once(prunable) if self.at == step else None
 
     def after_validation(
         self, *, met: bool, prunable: int, kept: int, least: int = 1
     ) -> int | None:
-        """Remove if no step was given and this is the first validation."""
+        """Remove at the first validation, if ``at`` is None."""
         return self._once(prunable) if self.at is None and not self._done else None
 
     def _once(self, prunable: int) -> int:
@@ -268,11 +252,11 @@ class OneShot(Schedule):
         return _kept(prunable, self.sparsity)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return whether it has happened."""
+        """Return whether the weights were removed."""
         return {"done": self._done}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned."""
+        """Load what :meth:`state_dict` returned."""
         super().load_state_dict(state)
         self._done = bool(state["done"])
 

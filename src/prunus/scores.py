@@ -1,4 +1,4 @@
-"""Scores: what to remove first. The smallest go first."""
+"""Scores: the order of removal, smallest first."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from typing import ClassVar, Protocol
 
 import torch
 
-from prunus._utils.checks import number_problem, raise_problems
+from prunus._utils.fields import number, validate
 from prunus.errors import PrunusError
 
 __all__ = ["MagnitudeScore", "RandomScore", "Score", "TaylorScore", "Uniform"]
 
 
 Uniform = Callable[[int], torch.Tensor]
-"""Draws random numbers, given a seed."""
+"""Returns random numbers for a seed."""
 
 
 class Score(Protocol):
-    """Anything that says how much each weight of a tensor is worth.
+    """Anything that computes the importance of each weight of a tensor.
 
-    A score may keep one tensor of memory per weight tensor, which the pruner holds and saves.
+    A score may keep one tensor of memory per weight tensor, which the pruner keeps and saves.
     """
 
     @property
     def uses_gradient(self) -> bool:
-        """Whether :meth:`observe` looks at the gradient."""
+        """Whether :meth:`observe` uses the gradient."""
         ...
 
     def observe(
         self, weight: torch.Tensor, gradient: torch.Tensor, memory: torch.Tensor | None
     ) -> torch.Tensor | None:
-        """Look at a gradient of the loss; return the memory to keep, or None if none is needed.
+        """Return the memory to keep after a gradient of the loss, or None to keep none.
 
-        Called before each step, or each time the optimizer calls its closure. The memory has the
+        Called before each step, or after each call of the optimizer's closure. The memory has the
         weight's shape.
         """
         ...
@@ -42,14 +42,14 @@ class Score(Protocol):
     def compute(
         self, weight: torch.Tensor, memory: torch.Tensor | None, *, uniform: Uniform
     ) -> torch.Tensor:
-        """Return the scores of a piece of a tensor, of its shape.
+        """Return the scores of a chunk of a tensor, of its shape.
 
         Args:
-            weight: The piece.
-            memory: The matching piece of what :meth:`observe` returned last.
-            uniform: Draws a random number from 0 to below 1 for each weight of the piece, given a
-                seed: the same whenever it is asked within one pruning, however the tensor is cut
-                into pieces and spread over processes, and others in the next pruning.
+            weight: The chunk.
+            memory: The same chunk of what :meth:`observe` returned last.
+            uniform: Returns a random number from 0 to below 1 for each weight of the chunk, given a
+                seed: the same at each call within one pruning, however the tensor is divided into
+                chunks and shards, and others in the next pruning.
         """
         ...
 
@@ -85,11 +85,11 @@ class TaylorScore:
     """|w · ∂L/∂w|, how much the loss would change, to first order, if the weight were removed.
 
     Args:
-        smoothing: The weight of the past in the moving average over gradients, from 0 (the last
-            one alone) to below 1. Default 0.9.
+        smoothing: The weight of the past in the moving average over steps, from 0 (the last
+            step alone) to below 1. Default 0.9.
 
     Raises:
-        PrunusError: ``smoothing`` is out of range.
+        ArgumentError: ``smoothing`` is out of range.
 
     Source: Molchanov et al., arXiv 1611.06440, the first-order criterion.
 
@@ -102,16 +102,16 @@ class TaylorScore:
         [0.5, 2.0]
     """
 
-    smoothing: float = 0.9
+    smoothing: float = number(0.9, least=0, below=1)
     uses_gradient: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        raise_problems(number_problem("smoothing", self.smoothing, least=0, below=1))
+        validate(self)
 
     def observe(
         self, weight: torch.Tensor, gradient: torch.Tensor, memory: torch.Tensor | None
     ) -> torch.Tensor:
-        """Move the average towards the present |w · g|."""
+        """Return the average, moved towards the present |w · g|."""
         now = (weight.detach() * gradient).abs_()
         return now if memory is None else memory.to(now).lerp_(now, 1 - self.smoothing)
 
@@ -121,7 +121,7 @@ class TaylorScore:
         """Return the averages.
 
         Raises:
-            PrunusError: No gradient has been seen yet.
+            PrunusError: No gradient has been observed yet.
         """
         if memory is None:
             raise PrunusError(
@@ -139,7 +139,7 @@ class RandomScore:
         seed: Two runs with the same seed remove the same weights.
 
     Raises:
-        PrunusError: ``seed`` is no whole number.
+        ArgumentError: ``seed`` is not a whole number.
 
     Example:
         >>> def uniform(seed: int) -> torch.Tensor:
@@ -148,11 +148,11 @@ class RandomScore:
         tensor([0.8750, 0.8750, 0.8750])
     """
 
-    seed: int = 0
+    seed: int = number(0, whole=True)
     uses_gradient: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        raise_problems(number_problem("seed", self.seed, whole=True))
+        validate(self)
 
     def observe(
         self,

@@ -373,7 +373,7 @@ def model_problem(model: object) -> str | None:
         model,
         nn.Module,
         "a torch.nn.Module",
-        mend="pass the network itself, not its parameters, its state_dict or a function",
+        fix="pass the network itself, not its parameters, its state_dict or a function",
     )
 
 

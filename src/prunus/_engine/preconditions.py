@@ -56,7 +56,7 @@ def argument_problems(
         selection,
         (Selection, Callable),  # type: ignore[arg-type]  # a class to Python, and none to mypy
         "a Selection, or a function that returns one, given the model",
-        mend="prunus.select(model, include=...)",
+        fix="prunus.select(model, include=...)",
         optional=True,
     )
 

@@ -1,4 +1,4 @@
-"""What is wrong with what a caller gave, in one wording: what was expected, and what came."""
+"""Checks of arguments, whose messages all state what was expected and what was received."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def raise_problems(
     """Raise one error that lists every problem, if there is any.
 
     Args:
-        *problems: What the functions of this module returned: None where nothing is wrong.
+        *problems: The results of the functions of this module: None where nothing is wrong.
         error: Builds the error from the message. Default: :class:`~prunus.errors.ArgumentTypeError`
             if every problem is a :class:`TypeProblem`, else :class:`~prunus.errors.ArgumentError`.
 
@@ -65,17 +65,17 @@ def number_problem(
     most: float | None = None,
     optional: bool = False,
 ) -> str | None:
-    """Say what is wrong with an argument that has to be a finite number within bounds.
+    """Return what is wrong with an argument that must be a finite number within bounds.
 
     Args:
-        name: What the argument is called.
-        value: What came.
-        whole: Whether it has to be of an integer type.
-        above: It must be above this.
-        least: It must be this or above.
-        below: It must be below this.
-        most: It must be this or below.
-        optional: Whether None will do too.
+        name: The argument's name.
+        value: Its value.
+        whole: Whether its type must be an integer.
+        above: Exclusive lower bound.
+        least: Inclusive lower bound.
+        below: Exclusive upper bound.
+        most: Inclusive upper bound.
+        optional: Whether None is accepted.
 
     Example:
         >>> number_problem("fraction", 1.5, above=0, below=1)
@@ -83,22 +83,18 @@ def number_problem(
     """
     if value is None and optional:
         return None
-    fits = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
-    fits = fits and (whole or _finite(value))
+    is_number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    is_number = is_number and (whole or _finite(value))
     if (
-        fits
+        is_number
         and (above is None or value > above)
         and (least is None or value >= least)
         and (below is None or value < below)
         and (most is None or value <= most)
     ):
         return None
-    kind = "" if fits else "a whole number" if whole else "a finite number"
-    bounds = _bounds(above, least, below, most)
-    if kind and bounds:
-        expected = f"{kind} of {bounds}" if bounds.startswith("at ") else f"{kind} {bounds}"
-    else:
-        expected = kind or bounds
+    noun = "" if is_number else "a whole number" if whole else "a finite number"
+    expected = _expected_number(noun, above, least, below, most)
     problem = f"{name} must be {expected}{' or None' * optional}, but is {_shown(value)}"
     return problem if _is_number(value) else TypeProblem(problem)
 
@@ -114,28 +110,34 @@ def _finite(value: Any) -> bool:
         return False
 
 
-def _bounds(
-    above: float | None, least: float | None, below: float | None, most: float | None
+def _expected_number(
+    noun: str, above: float | None, least: float | None, below: float | None, most: float | None
 ) -> str:
-    upper = f"below {below:,}" if below is not None else "" if most is None else f"{most:,}"
+    """Return a noun and its bounds, such as "a finite number of at least 1"; bounds alone if ""."""
+    of = f"{noun} of " if noun else ""
+    noun = f"{noun} " if noun else ""
+    if least is not None and below is None and most is None:
+        return f"{of}at least {least:,}"
     if least is not None:
-        return f"from {least:,} to {upper}" if upper else f"at least {least:,}"
+        upper = f"{most:,}" if below is None else f"below {below:,}"
+        return f"{noun}from {least:,} to {upper}"
     lower = "" if above is None else f"above {above:,}"
-    if below is None and most is not None:
-        upper = f"at most {most:,}"
-    return " and ".join(filter(None, [lower, upper]))
+    upper = f"below {below:,}" if below is not None else "" if most is None else f"at most {most:,}"
+    if not lower and below is None and most is not None:
+        return of + upper
+    return (noun + " and ".join(filter(None, [lower, upper]))).rstrip()
 
 
 def choice_problem(
     name: str, value: object, choices: Sequence[object], expected: str = ""
 ) -> str | None:
-    """Say what is wrong with an argument that has to be one of a few values.
+    """Return what is wrong with an argument that must be one of a few values.
 
     Args:
-        name: What the argument is called.
-        value: What came.
-        choices: What it may be.
-        expected: What these are called in the message. Default: their names.
+        name: The argument's name.
+        value: Its value.
+        choices: The accepted values.
+        expected: What the message calls them. Default: their names.
 
     Example:
         >>> choice_problem("mode", "most", ["max", "min"])
@@ -145,37 +147,37 @@ def choice_problem(
     if not isinstance(value, bool) and not _shape(value) and value in choices:
         return None
     *most, last = map(repr, choices)
-    said = expected or (f"{', '.join(most)} or {last}" if most else last)
-    return f"{name} must be {said}, but is {_shown(value)}"
+    expected = expected or (f"{', '.join(most)} or {last}" if most else last)
+    return f"{name} must be {expected}, but is {_shown(value)}"
 
 
 def type_problem(
     name: str,
     value: Any,
-    kinds: type | tuple[type, ...],
+    types: type | tuple[type, ...],
     expected: str,
     *,
-    mend: str = "",
+    fix: str = "",
     optional: bool = False,
 ) -> str | None:
-    """Say what is wrong with an argument that has to be of a class.
+    """Return what is wrong with an argument that must be an instance of a class.
 
     Args:
-        name: What the argument is called.
-        value: What came.
-        kinds: The class or classes.
-        expected: What they are called in the message, with an article.
-        mend: What to do, if that is not plain.
-        optional: Whether None will do too.
+        name: The argument's name.
+        value: Its value.
+        types: The class or classes.
+        expected: What the message calls them, with an article.
+        fix: How to fix it, where that is not obvious.
+        optional: Whether None is accepted.
 
     Example:
-        >>> type_problem("model", [1], Mapping, "a mapping", mend="give its state_dict")
-        'model must be a mapping, but is [1]: give its state_dict'
+        >>> type_problem("model", [1], Mapping, "a mapping", fix="pass its state_dict")
+        'model must be a mapping, but is [1]: pass its state_dict'
     """
-    if (value is None and optional) or isinstance(value, kinds):
+    if (value is None and optional) or isinstance(value, types):
         return None
     expected += " or None" * optional
-    return TypeProblem(f"{name} must be {expected}, but is {_shown(value)}{mend and f': {mend}'}")
+    return TypeProblem(f"{name} must be {expected}, but is {_shown(value)}{fix and f': {fix}'}")
 
 
 def method_problem(
@@ -186,14 +188,14 @@ def method_problem(
     *,
     attributes: Sequence[str] = (),
 ) -> str | None:
-    """Say what is wrong with an argument that has to be an object with these methods.
+    """Return what is wrong with an argument that must be an object with these methods.
 
     Args:
-        name: What the argument is called.
-        value: What came.
-        methods: What it must have that can be called.
-        expected: What such an object is called in the message, with an article.
-        attributes: What else it must have.
+        name: The argument's name.
+        value: Its value.
+        methods: The methods it must have.
+        expected: What the message calls such an object, with an article.
+        attributes: The other attributes it must have.
 
     Example:
         >>> method_problem("score", [1], ["append", "compute"], "a Score")
@@ -214,26 +216,30 @@ def method_problem(
 
 
 def as_number(name: str, value: Any) -> float:
-    """Return what came as a float: a number, or a tensor or array of a single one.
+    """Return a value as a float: a number, or a tensor or array of a single one.
 
-    NaN and infinity are numbers here.
+    NaN and infinity are accepted.
+
+    Args:
+        name: What the message calls the value.
+        value: The value.
 
     Raises:
-        PrunusError: It is no such thing.
+        ArgumentTypeError: It is none of these.
 
     Example:
         >>> import torch
         >>> as_number("the metric", torch.tensor([0.5]))
         0.5
     """
-    held = value
+    scalar = value
     if callable(getattr(value, "item", None)):
-        with contextlib.suppress(ValueError, RuntimeError):  # it holds several
-            held = value.item()
-    # An array that holds several would be asked in vain.
-    if isinstance(held, SupportsFloat) and not isinstance(held, bool) and not _shape(held):
-        with contextlib.suppress(OverflowError, RuntimeError):  # it has no memory, or no float
-            return float(held)
+        with contextlib.suppress(ValueError, RuntimeError):  # it has several elements
+            scalar = value.item()
+    # An array of several elements has ``__float__`` too, which would fail.
+    if isinstance(scalar, SupportsFloat) and not isinstance(scalar, bool) and not _shape(scalar):
+        with contextlib.suppress(OverflowError, RuntimeError):  # too large, or without memory
+            return float(scalar)
     raise ArgumentTypeError(f"{name} must be a number, but is {_shown(value)}")
 
 
@@ -241,18 +247,19 @@ def _shape(value: Any) -> tuple[int, ...]:
     """Return the shape of a tensor or an array; () where there is none."""
     try:
         return tuple(getattr(value, "shape", ()))
-    except (TypeError, RuntimeError):  # a parameter that is not initialized has none to tell
+    except (TypeError, RuntimeError):  # an uninitialized parameter has no shape
         return ()
 
 
 def _shown(value: Any) -> str:
+    """Return a value as a message shows it: its literal if short, else its type."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
     if isinstance(value, Integral) and not isinstance(value, bool):
         bits = int(value).bit_length()
         return f"{value:,}" if bits <= 64 else f"a whole number of {bits:,} bits"
     name = type(value).__name__
-    if shape := _shape(value):  # a tensor's elements would say little
+    if shape := _shape(value):  # shorter and more useful than its elements
         return f"{name} of shape {shape}"
     plain = value is None or isinstance(
         value, str | bytes | SupportsFloat | Sequence | Mapping | range

@@ -81,7 +81,7 @@ def save_compact(
             report,
             CompactionReport,
             "a CompactionReport",
-            mend="compact(model, example_inputs, return_report=True) returns it",
+            fix="compact(model, example_inputs, return_report=True) returns it",
         )
     )
     state = model.state_dict()

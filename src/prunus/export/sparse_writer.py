@@ -132,7 +132,7 @@ def _check_arguments(model: object, path: object, encoding: object, metadata: ob
             model,
             (nn.Module, Mapping),
             "a torch.nn.Module or its state_dict",
-            mend="the order is save_sparse(model, path)",
+            fix="the order is save_sparse(model, path)",
         ),
         path_problem("path", path),
         choice_problem("encoding", encoding, (_SMALLEST, *ENCODINGS)),

@@ -176,7 +176,7 @@ def _check_prepared(accelerator: Accelerator, optimizer: torch.optim.Optimizer) 
             accelerator,
             Accelerator,
             "an accelerate.Accelerator",
-            mend="AcceleratedPruner(accelerator, model, optimizer, ...)",
+            fix="AcceleratedPruner(accelerator, model, optimizer, ...)",
         )
     )
     unfit = accelerator.distributed_type.value
