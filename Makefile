@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo check test lint format architecture figures lock clean
+.PHONY: help demo check test lint format mutants architecture figures lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 16
@@ -35,6 +35,9 @@ lint: $(READY)  ## style, types and the direction of imports
 format: $(READY)  ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+mutants: $(READY)  ## change the library in small ways and check that tests fail, within an hour
+	$(BIN)/python -m benchmarks.robustness.mutants
 
 architecture: $(READY)  ## draw docs/architecture.svg from the imports
 	$(BIN)/python docs/draw_architecture.py
