@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
-from prunus import PrunusError, select
+from prunus import PrunusError, Selection, select
+from prunus.selection import as_selection, nonzero_parameters, total_parameters
 
 LAYERS: dict[str, tuple[nn.Module, list[str]]] = {
     "Linear": (nn.Linear(3, 2), ["weight"]),
@@ -206,6 +207,109 @@ def test_a_pattern_that_is_no_string_is_rejected() -> None:
         select(nn.Sequential(nn.Linear(2, 2)), nn.Linear(2, 2))
     with pytest.raises(PrunusError, match="a pattern is a glob.*but got 3"):
         select(nn.Linear(2, 2), 3)  # type: ignore[arg-type]
+
+
+class IterablePredicate(list[str]):
+    """A predicate that can also be iterated over."""
+
+    def __call__(self, name: str, tensor: nn.Parameter, module: nn.Module) -> bool:
+        return name == "1.weight"
+
+
+def test_a_predicate_receives_name_tensor_and_module() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Conv1d(2, 2, 1), nn.Linear(2, 2))
+    assert list(select(model, lambda name, tensor, module: tensor.dim() == 3)) == ["1.weight"]
+    assert list(select(model, lambda name, tensor, module: module is model[2])) == ["2.weight"]
+    assert list(select(model, IterablePredicate(["0.weight"]))) == ["1.weight"]
+
+
+def test_bare_parameters_are_not_selected_by_the_name_of_their_module() -> None:
+    assert list(select(nn.Sequential(Bare()), "0")) == ["0.layer.weight"]
+
+
+def test_only_the_last_part_of_a_name_decides_that_a_tensor_is_a_bias() -> None:
+    model = nn.Module()
+    model.add_module("bias_block", nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)))
+    weights = ["bias_block.0.weight", "bias_block.1.weight"]
+    assert list(select(model, norms=True)) == weights
+    nested = nn.Sequential()
+    nested.add_module("block", model)
+    assert list(select(nested, norms=True)) == [f"block.{name}" for name in weights]
+
+
+def test_tensors_after_an_excluded_one_are_selected() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    assert list(select(model, exclude="0")) == ["1.weight"]
+
+
+def test_a_tensor_with_two_names_in_one_module_is_one_target() -> None:
+    layer: Any = nn.Linear(2, 2, bias=False)
+    layer.register_parameter("weight_again", layer.weight)
+    selection = select(layer)
+    assert list(selection) == ["weight"]
+    assert selection["weight"].aliases == ("weight_again",)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch deprecates the function
+def test_older_parametrizations_of_names_with_underscores_are_left_out() -> None:
+    recurrent = torch.nn.utils.weight_norm(nn.LSTM(3, 2), "weight_hh_l0")
+    assert list(select(recurrent)) == ["weight_ih_l0"]
+
+
+def test_the_nearest_names_are_suggested_or_else_the_first_three() -> None:
+    model = nn.Sequential()
+    for name in ("encoder", "middle", "decoder"):
+        model.add_module(name, nn.Linear(2, 2, bias=False))
+    with pytest.raises(PrunusError, match=r"include='decodr' \(nearest names: decoder, "):
+        select(model, "decodr")
+    first = r"include='\?\?\?' \(nearest names: encoder, encoder.weight, middle\)$"
+    with pytest.raises(PrunusError, match=first):
+        select(model, "???")
+
+
+def test_whole_numbers_are_rejected_and_16_bit_floats_accepted() -> None:
+    layer = nn.Linear(2, 2).bfloat16()
+    assert list(select(layer)) == ["weight"]
+    layer.weight = nn.Parameter(torch.ones(2, 2, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(PrunusError, match=r"weight is of type torch.int8, not floating point\."):
+        select(layer)
+
+
+def test_an_empty_selection_lists_parametrized_modules_and_twenty_tensors() -> None:
+    with pytest.raises(
+        PrunusError,
+        match="^Sequential has no tensors left to prune: the weights of 0 are computed by "
+        "parametrizations; its tensors are 0.bias ",
+    ):
+        select(nn.Sequential(weight_norm(nn.Linear(3, 3))))
+    many = nn.ParameterList(nn.Parameter(torch.ones(1)) for _ in range(21))
+    with pytest.raises(PrunusError, match=r"its tensors are 0 \(other\), .*19 \(other\); widen"):
+        select(many)
+
+
+def test_tied_parameters_are_counted_once() -> None:
+    model: Any = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2, bias=False))
+    model.append(nn.Linear(2, 3, bias=False))
+    model[2].weight = model[0].weight
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[0.0, 1.0], [2.0, 0.0], [0.0, -3.0]]))
+        model[0].bias.copy_(torch.tensor([0.0, 5.0, 0.0]))
+        model[1].weight.fill_(1.0)
+    assert total_parameters(model) == 6 + 3 + 6
+    assert nonzero_parameters(model) == 3 + 1 + 6
+
+
+def test_as_selection_accepts_a_selection_a_function_or_none() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    selection = select(model, "1")
+    assert as_selection(selection, model) is selection
+    assert list(as_selection(None, model)) == ["0.weight", "1.weight"]
+
+    def first_layer(network: nn.Module) -> Selection:
+        assert network is model
+        return select(network, "0")
+
+    assert list(as_selection(first_layer, model)) == ["0.weight"]
 
 
 def test_a_model_that_is_no_module_is_rejected() -> None:

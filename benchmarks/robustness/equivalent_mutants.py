@@ -9,7 +9,23 @@ from __future__ import annotations
 
 __all__ = ["EQUIVALENT", "reason"]
 
-EQUIVALENT: dict[str, dict[str, str]] = {}
+# The reasons that several mutants share.
+_FALSE = "None is as false as False"
+
+EQUIVALENT: dict[str, dict[str, str]] = {
+    "selection.py": {
+        "-for name, module in model.named_modules(remove_duplicate=False):\n"
+        "+for name, module in model.named_modules(remove_duplicate=None):": _FALSE,
+        "-for own, parameter in module.named_parameters(recurse=False, remove_duplicate=False):\n"
+        "+for own, parameter in module.named_parameters(recurse=None, remove_duplicate=False):": (
+            _FALSE
+        ),
+        "-for own, parameter in module.named_parameters(recurse=False, remove_duplicate=False):\n"
+        "+for own, parameter in module.named_parameters(recurse=False, remove_duplicate=None):": (
+            _FALSE
+        ),
+    },
+}
 
 
 def reason(module: str, diff: list[str]) -> str | None:
