@@ -44,13 +44,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Each module below src/prunus/, and the tests that have to detect a change of it.
 MODULES: dict[str, list[str]] = {
-    "constraint.py": ["tests/test_schedules.py"],
-    "export/encodings.py": ["tests/export/test_sparse_file.py"],
+    "constraint.py": ["tests/test_constraint.py", "tests/test_schedules.py"],
+    "export/encodings.py": ["tests/export/test_encodings.py", "tests/export/test_sparse_file.py"],
     "masks.py": ["tests/test_masks.py", "tests/test_removal.py"],
-    "penalties/coefficients.py": ["tests/test_penalty.py"],
-    "penalties/strengths.py": ["tests/test_penalty.py"],
+    "penalties/coefficients.py": ["tests/test_coefficients.py"],
+    "penalties/strengths.py": ["tests/test_strengths.py"],
     "schedules.py": ["tests/test_schedules.py"],
-    "scores.py": ["tests/test_removal.py", "tests/test_arguments.py"],
+    "scores.py": ["tests/test_scores.py"],
     "selection.py": ["tests/test_selection.py"],
     "_engine/kth_smallest.py": ["tests/test_threshold.py"],
 }
