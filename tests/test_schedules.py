@@ -46,6 +46,38 @@ def test_patience_counts_validations_in_a_row() -> None:
         assert schedule.done == done
 
 
+def test_iterative_removes_no_more_than_one_weight_of_few() -> None:
+    schedule = IterativePruning(fraction=0.1)
+    assert schedule.after_validation(met=True, prunable=10, kept=4) == 3
+    # A tenth of 16 is 1.6, which rounds to 2.
+    assert schedule.after_validation(met=True, prunable=20, kept=16) == 14
+
+
+def test_iterative_stops_at_the_least_that_the_guard_keeps() -> None:
+    schedule = IterativePruning(fraction=0.5)
+    assert schedule.after_validation(met=True, prunable=100, kept=100, least=70) == 70
+    assert schedule.after_validation(met=True, prunable=100, kept=70, least=70) is None
+    assert schedule.done
+    last = IterativePruning(fraction=0.5)
+    assert last.after_validation(met=True, prunable=100, kept=1, least=0) is None
+    assert last.done
+
+
+def test_schedules_start_with_nothing_done() -> None:
+    assert IterativePruning().state_dict() == {"waited": 0, "reached": False}
+    assert GradualPruning(sparsity=0.5, end=1).state_dict() == {"step": 0}
+    assert not GradualPruning(sparsity=0.5, end=1).done
+    assert OneShot(sparsity=0.5).state_dict() == {"done": False}
+
+
+def test_a_schedule_that_reached_its_target_is_restored_as_done() -> None:
+    restored = IterativePruning(target=0.5)
+    restored.load_state_dict({"waited": 0, "reached": True})
+    assert restored.done
+    restored.load_state_dict({"waited": 3, "reached": False})
+    assert restored.state_dict() == {"waited": 3, "reached": False}
+
+
 @given(
     prunable=st.integers(2, 10**9),
     sparsity=st.floats(0.001, 0.999),
@@ -151,6 +183,13 @@ def test_the_state_of_another_schedule_is_refused() -> None:
         (
             lambda: Constraint("dense-0.1", dense_metric=math.nan),
             "dense_metric must be a finite number or None, but is nan",
+        ),
+        (lambda: GradualPruning(sparsity=0.0, end=5), "sparsity must be above 0 and below 1 or"),
+        (lambda: GradualPruning(sparsity=1.0, end=5), "sparsity must be above 0 and below 1 or"),
+        (lambda: GradualPruning(kept=2.5, end=5), "kept must be a whole number of at least 1 or"),  # type: ignore[arg-type]
+        (
+            lambda: GradualPruning(kept=2, begin=1.5, end=5),  # type: ignore[arg-type]
+            "begin must be a whole number",
         ),
         (lambda: OneShot(sparsity=90), "sparsity must be above 0 and below 1, but is 90"),
         (lambda: OneShot(sparsity=0.5, at=0), "at must be at least 1 or None, but is 0"),

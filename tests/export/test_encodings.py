@@ -7,11 +7,11 @@ import zlib
 import numpy as np
 import pytest
 
-from prunus.export.encodings import ENCODINGS, BadIndexError, Parts
+from prunus.export.encodings import ENCODINGS, InconsistencyError, Index
 
 
 @pytest.mark.parametrize(
-    ("shape", "fits"),
+    ("shape", "supported"),
     [
         ((), False),  # without rows
         ((1,), True),
@@ -24,18 +24,18 @@ from prunus.export.encodings import ENCODINGS, BadIndexError, Parts
         ((1 << 32,), False),
     ],
 )
-def test_columns_need_16_bits_and_row_pointers_32(shape: tuple[int, ...], fits: bool) -> None:
-    assert ENCODINGS["columns"].fits(shape) == fits
-    assert ENCODINGS["bitmap"].fits(shape)
-    assert ENCODINGS["gaps"].fits(shape)
+def test_columns_need_16_bits_and_row_pointers_32(shape: tuple[int, ...], supported: bool) -> None:
+    assert ENCODINGS["columns"].supports(shape) == supported
+    assert ENCODINGS["bitmap"].supports(shape)
+    assert ENCODINGS["gaps"].supports(shape)
 
 
 def test_repeated_columns_and_rows_out_of_order_are_rejected() -> None:
     rows = np.array([0, 2], dtype=np.uint32)
     for columns in ([1, 1], [2, 1]):
-        parts: Parts = {"columns": np.array(columns, dtype=np.uint16), "rows": rows}
-        with pytest.raises(BadIndexError, match="its columns do not ascend within each row"):
-            list(ENCODINGS["columns"].decode(parts, (1, 3), 2))
+        index: Index = {"columns": np.array(columns, dtype=np.uint16), "rows": rows}
+        with pytest.raises(InconsistencyError, match="columns do not ascend within each row"):
+            list(ENCODINGS["columns"].decode(index, (1, 3), 2))
 
 
 def test_repetitive_and_scattered_gaps_are_each_compressed_by_the_better_strategy() -> None:
