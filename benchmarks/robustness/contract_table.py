@@ -1,10 +1,9 @@
-"""Every cell of the contract: method, optimizer, precision, accumulation, processes, all of each.
+"""Contract table: every method, optimizer, precision, accumulation and process layout combined.
 
-Each is trained by prunus and held against the same training spelled out in float64, without
-prunus: exact zeros, exact density, and both the removals and the end within a stated distance (see
-``contract/training.py``; ``make test`` runs a part that covers every pair of method and optimizer).
-Run from the repository's root: ``python -m benchmarks.robustness.contract_table``; it takes about
-half an hour.
+Each cell is trained by prunus and compared with the same training by the formulas in float64: exact
+zeros, exact density, and a bounded distance of the removals and of the final weights. ``make test``
+runs a part that covers every pair of method and optimizer. Run from the repository's root:
+``python -m benchmarks.robustness.contract_table``; it takes about half an hour.
 """
 
 from __future__ import annotations
@@ -21,16 +20,17 @@ import torch
 
 from benchmarks.measuring import RESULTS, save
 from benchmarks.processes import together
-from benchmarks.robustness.contract import training as contract
+from benchmarks.robustness.contract.cells import LAYOUTS, MAGNIFIED, PRECISIONS, ROUGH, product
+from benchmarks.robustness.contract.training import Outcome, run
 
 
-def run(layout: str, most: int | None) -> dict[str, Any]:
-    """Run the cells of a layout, in as many processes as it has."""
-    outcomes: dict[str, list[contract.Outcome]] = defaultdict(list)
+def run_layout(layout: str, most: int | None) -> dict[str, Any]:
+    """Run the cells of a layout, as each of its processes does; return their outcomes."""
+    outcomes: dict[str, list[Outcome]] = defaultdict(list)
     problems: dict[str, list[str]] = {}
-    for cell in islice(contract.product(layout), most):
-        outcome = contract.run(cell)
-        special = cell.optimizer in contract.ROUGH or cell.optimizer in contract.MAGNIFIED
+    for cell in islice(product(layout), most):
+        outcome = run(cell)
+        special = cell.optimizer in ROUGH or cell.optimizer in MAGNIFIED
         outcomes[f"{cell.precision}{f', {cell.optimizer}' if special else ''}"].append(outcome)
         if outcome.problems:
             problems[str(cell)] = outcome.problems
@@ -39,12 +39,12 @@ def run(layout: str, most: int | None) -> dict[str, Any]:
         "problems": problems,
         "distances": {
             name: {
-                "cells": len(own),
-                "median": statistics.median(outcome.distance for outcome in own),
-                "largest": max(outcome.distance for outcome in own),
-                "across the threshold, largest": max(outcome.across for outcome in own),
+                "cells": len(each),
+                "median": statistics.median(outcome.distance for outcome in each),
+                "largest": max(outcome.distance for outcome in each),
+                "across the threshold, largest": max(outcome.across for outcome in each),
             }
-            for name, own in outcomes.items()
+            for name, each in outcomes.items()
         },
     }
 
@@ -59,19 +59,19 @@ def main() -> None:
     torch.set_num_threads(1)
     most = 20 if arguments.quick else None
     figures: dict[str, Any] = {}
-    for layout, processes in contract.LAYOUTS.items():
-        # Of several processes all find the same, or the contract would not hold.
+    for layout, processes in LAYOUTS.items():
         first, *others = (
-            together(processes, run, layout, most) if processes > 1 else [run(layout, most)]
+            together(processes, run_layout, layout, most)
+            if processes > 1
+            else [run_layout(layout, most)]
         )
-        assert all(other == first for other in others)
+        assert all(other == first for other in others), "the processes disagree"
         figures[layout] = first
-        wrong = len(first["problems"])
-        print(f"{layout}: {first['cells']:,} cells, {wrong} with problems")
+        print(f"{layout}: {first['cells']:,} cells, {len(first['problems'])} with problems")
     bounds = {
-        "by precision": contract.PRECISIONS,
-        "at least, by optimizer": contract.ROUGH,
-        "times, by optimizer": contract.MAGNIFIED,
+        "by precision": PRECISIONS,
+        "at least, by optimizer": ROUGH,
+        "times, by optimizer": MAGNIFIED,
     }
     save(arguments.out, 0, {"bounds": bounds, "layouts": figures})
     sys.exit(any(layout["problems"] for layout in figures.values()))

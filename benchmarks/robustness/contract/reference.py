@@ -1,0 +1,143 @@
+"""Reference of the contract: the same training by the formulas, in float64 and without prunus."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import nn
+
+from benchmarks.robustness.contract.cells import KEPT, ROWS, STEPS, STRENGTH
+from benchmarks.robustness.contract.optimizers import OPTIMIZERS
+from prunus.penalties.relevance import Apply
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the inputs and targets of every step."""
+    draw = torch.Generator().manual_seed(5)
+    inputs = torch.randn(ROWS, 12, generator=draw, dtype=torch.float64)
+    return inputs, torch.randn(ROWS, 4, generator=draw, dtype=torch.float64)
+
+
+def start() -> nn.Sequential:
+    """Return the network that every cell and the reference start from."""
+    torch.manual_seed(0)
+    first, last = nn.Linear(12, 10, bias=False), nn.Linear(10, 4, bias=False)
+    model = nn.Sequential(first, nn.Tanh(), last).double()
+    for parameter in model.parameters():  # exact in bfloat16, so that all precisions start alike
+        parameter.data.copy_(parameter.data.bfloat16().double())
+    return model
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Result of the training in float64.
+
+    Attributes:
+        weights: All weights at the end, concatenated.
+        across: The largest distance by which a removed weight's magnitude exceeded the threshold
+            of its removal, or a kept one's fell below it.
+    """
+
+    weights: torch.Tensor
+    across: float
+
+
+class _Training:
+    """Training by the formulas, one process, one batch."""
+
+    def __init__(self, penalty: str, apply: Apply, optimizer: str) -> None:
+        self.penalty, self.apply = penalty, apply
+        self.model = start()
+        self.inputs, self.targets = batch()
+        self.weights = list(self.model.parameters())
+        self.masks = [torch.ones_like(weight) for weight in self.weights]
+        self.optimizer = OPTIMIZERS[optimizer](self.weights)
+        self.searches = optimizer.startswith("LBFGS")
+        self.coefficients: list[torch.Tensor] = []
+
+    def step(self) -> None:
+        """Take one optimizer step, with the penalty and the masks applied."""
+        if self.searches:
+            self.optimizer.step(self._closure)  # type: ignore[arg-type]
+        else:
+            self._closure()
+            self.optimizer.step()
+        with torch.no_grad():
+            for weight, c in zip(self.weights, self.coefficients, strict=True):
+                if self.penalty != "none" and self.apply == "decoupled":
+                    shrink = STRENGTH * c * (1 if self.penalty == "l1" else 2 * weight.abs())
+                    weight.sub_(weight.sign() * torch.minimum(shrink, weight.abs()))
+            for weight, mask in zip(self.weights, self.masks, strict=True):
+                weight.mul_(mask)
+
+    @torch.no_grad()
+    def remove(self, kept: torch.Tensor, count: int) -> float:
+        """Keep these weights alone; return how far the choice is across the threshold.
+
+        The threshold is the magnitude of the weight of rank ``count``.
+        """
+        magnitudes = torch.cat([weight.abs().flatten() for weight in self.weights])
+        threshold = magnitudes.sort(descending=True).values[count - 1]
+        over = torch.where(kept, threshold - magnitudes, magnitudes - threshold)
+        parts = torch.split(kept, [weight.numel() for weight in self.weights])
+        for weight, mask, chosen in zip(self.weights, self.masks, parts, strict=True):
+            mask.copy_(chosen.view_as(mask))
+            weight.mul_(mask)
+            for value in self.optimizer.state.get(weight, {}).values():
+                if isinstance(value, torch.Tensor) and value.shape == weight.shape:
+                    value *= mask
+        if self.searches:  # its memory is of all weights together
+            self.optimizer.state.clear()
+        return float(over.max())
+
+    def _closure(self) -> torch.Tensor:
+        self.optimizer.zero_grad()
+        loss: torch.Tensor = (self.model(self.inputs) - self.targets).square().mean()
+        gradients = torch.autograd.grad(loss, self.weights)
+        self.coefficients = [self._coefficient(gradient) for gradient in gradients]
+        term = torch.zeros((), dtype=torch.float64)
+        rows = zip(self.weights, gradients, self.coefficients, self.masks, strict=True)
+        for weight, gradient, c, mask in rows:
+            weight.grad = gradient.clone()
+            if self.penalty != "none" and self.apply != "decoupled":
+                shrink = weight.sign() if self.penalty == "l1" else 2 * weight
+                weight.grad += STRENGTH * c * shrink.detach()
+                power = weight.abs() if self.penalty == "l1" else weight.square()
+                term = term + (STRENGTH * c * power).sum()
+            weight.grad *= mask
+        return loss + term if self.apply == "loss" else loss
+
+    def _coefficient(self, gradient: torch.Tensor) -> torch.Tensor:
+        if self.penalty == "relevance":
+            return torch.exp(-gradient.abs() / (0.5 * gradient.abs().mean()))
+        if self.penalty == "lobster":
+            return (1 - gradient.abs() / 0.05).clamp(min=0)
+        return torch.ones(())
+
+
+@cache
+def reference(
+    penalty: str, apply: Apply, schedule: str, optimizer: str, kept_by_cell: tuple[bytes, ...]
+) -> Reference:
+    """Train in float64, one process, one batch, by the formulas.
+
+    Args:
+        penalty: A name of ``PENALTIES``.
+        apply: How the penalty is applied.
+        schedule: A name of ``SCHEDULES``.
+        optimizer: A name of ``OPTIMIZERS``.
+        kept_by_cell: The weights that the cell has kept after each step, a byte for each weight;
+            the reference keeps the same. Where rounding put a weight of the cell on the other side
+            of the threshold, the two trainings would otherwise diverge; they stay comparable, and
+            the distance of such a weight from the threshold is returned.
+    """
+    training = _Training(penalty, apply, optimizer)
+    across = 0.0
+    for step in range(STEPS):
+        training.step()
+        kept = torch.frombuffer(bytearray(kept_by_cell[step]), dtype=torch.bool)
+        if int(kept.sum()) < sum(int(mask.sum()) for mask in training.masks):
+            across = max(across, training.remove(kept, KEPT[schedule][step]))
+    return Reference(torch.cat([w.detach().flatten() for w in training.weights]), across)
