@@ -28,7 +28,7 @@ from prunus._utils.checks import number_problem, raise_problems, type_problem
 from prunus._utils.files import memory_key
 from prunus._utils.timing import fitting_rounds, interleaved, spread
 from prunus.compaction import compact
-from prunus.compaction.check import tolerance
+from prunus.compaction.tolerances import output_tolerance
 from prunus.errors import ArgumentTypeError, PrunusError
 from prunus.export.onnx_export import to_onnx
 from prunus.export.onnx_session import OnnxSession
@@ -278,7 +278,7 @@ def _compact_variant(
     except PrunusError as error:
         excluded["compact"] = str(error)
         return None
-    if report.removed:
+    if report.resized:
         return small
     excluded["compact"] = "no neuron, channel, head or input is dead"
     return None
@@ -368,7 +368,7 @@ def _timed(variants: _Variants, batch: int, excluded: dict[str, str], seconds: f
     errors = {
         name: relative_difference(expected, outputs) for name, outputs in variants.outputs.items()
     }
-    accepted = max(TOLERANCE, tolerance(expected))
+    accepted = max(TOLERANCE, output_tolerance(expected))
     wrong = {name: error for name, error in errors.items() if error > accepted}
     for name, error in wrong.items():
         excluded[name] = f"its outputs are off by {error:.2g} of the largest"

@@ -14,7 +14,7 @@ from torch import nn
 
 from helpers.comparisons import assert_outputs_match
 
-from .through_files import compact
+from .round_trips import compact_and_reload
 
 SETTINGS = settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None
@@ -24,7 +24,7 @@ ACTIVATIONS = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Identity, nn.GELU)
 
 
 def sparsify(model: nn.Module, draw: np.random.Generator) -> None:
-    """Set single weights, rows, columns, and now and then whole tensors to zero."""
+    """Set single weights, rows, columns, and occasionally whole tensors to zero."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() < 2:
@@ -40,10 +40,10 @@ def sparsify(model: nn.Module, draw: np.random.Generator) -> None:
 
 
 def live_widths(weights: list[npt.NDArray[Any]]) -> list[int]:
-    """Reckon by hand how many units each hidden layer of an MLP has left; one at least.
+    """Compute from the weights how many live units each hidden layer of an MLP has, at least one.
 
-    A unit lives if a path of weights that are not 0 leads from an input to it, and another from it
-    to an output.
+    A unit is live if a path of non-zero weights leads from an input to it, and another from it to
+    an output.
     """
     fed = [np.ones(weights[0].shape[1], dtype=bool)]
     for weight in weights:
@@ -51,7 +51,7 @@ def live_widths(weights: list[npt.NDArray[Any]]) -> list[int]:
     read = np.ones(len(weights[-1]), dtype=bool)
     widths = []
     for layer in range(len(weights) - 1, 0, -1):
-        # Who is read but not fed is a constant, and its own inputs are not read for it.
+        # A unit that is read but not fed is a constant, so its own inputs are not read for it.
         live = read & fed[layer + 1]
         read = ((weights[layer] != 0) & live[:, None]).any(0)
         widths.append(max(1, int((read & fed[layer]).sum())))
@@ -73,7 +73,7 @@ def test_random_perceptrons_keep_outputs_and_exactly_the_live_units(
     layers = [nn.Linear(a, b, bias=bias) for a, b in itertools.pairwise(widths)]
     model = nn.Sequential(*[m for layer in layers for m in (layer, activation())][:-1]).eval()
     sparsify(model, draw)
-    small = compact(model, torch.randn(3, widths[0]))
+    small = compact_and_reload(model, torch.randn(3, widths[0]))
     assert_outputs_match(small, model, torch.randn(20, widths[0]))
     expected = live_widths([layer.weight.detach().numpy() for layer in layers])
     left = [len(m.weight) for m in small.modules() if isinstance(m, nn.Linear)]
@@ -82,7 +82,7 @@ def test_random_perceptrons_keep_outputs_and_exactly_the_live_units(
 
 
 class Network(nn.Module):
-    """Layers drawn at random: chains, sums, branches, modules that are called again."""
+    """A network of random layers: chains, sums, branches, modules that are called again."""
 
     def __init__(self, draw: np.random.Generator, images: bool) -> None:
         super().__init__()
@@ -151,8 +151,8 @@ class Network(nn.Module):
                 x = step(x)
         if self.images:
             x = nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
-        made: torch.Tensor = self.head(x)
-        return made
+        output: torch.Tensor = self.head(x)
+        return output
 
 
 @SETTINGS
@@ -163,7 +163,7 @@ def test_random_networks_keep_their_outputs(images: bool, seed: int) -> None:
     model: Any = Network(draw, images).eval()
     sparsify(model, draw)
     x = torch.randn(2, 3, 6, 6) if images else torch.randn(3, 5)
-    small = compact(model, x)
+    small = compact_and_reload(model, x)
     assert_outputs_match(small, model, torch.randn_like(x))
     assert_outputs_match(small, model, torch.randn(4, *x.shape[1:]) * 3)
     assert len(small.stem.weight) <= len(model.stem.weight)

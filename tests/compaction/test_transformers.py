@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from .through_files import compact
+from .round_trips import compact_and_reload
 
 transformers: Any = pytest.importorskip("transformers")
 
@@ -29,7 +29,7 @@ DEAD: dict[str, dict[str, tuple[Any, ...]]] = {
         "encoder.layer.1.intermediate.dense": (slice(0, 20),),
     },
     "GPT2": {
-        "h.0.attn.c_proj": (slice(8, 16),),  # whose weights lie the other way round
+        "h.0.attn.c_proj": (slice(8, 16),),  # its weight is transposed
         "h.1.mlp.c_fc": (slice(None), slice(0, 40)),
     },
     "Bart": {
@@ -37,7 +37,7 @@ DEAD: dict[str, dict[str, tuple[Any, ...]]] = {
         "decoder.layers.0.fc1": (slice(0, 13),),
     },
     "Llama": {
-        "layers.0.self_attn.o_proj": (slice(None), slice(0, 16)),  # the heads that share a key
+        "layers.0.self_attn.o_proj": (slice(None), slice(0, 16)),  # the two heads that share a key
         "layers.1.mlp.down_proj": (slice(None), slice(0, 11)),
     },
 }
@@ -58,19 +58,19 @@ def test_dead_heads_and_neurons_are_removed_and_outputs_kept(name: str) -> None:
     with torch.no_grad():
         for layer, index in DEAD[name].items():
             model.get_submodule(layer).weight[index] = 0
-        for parameter in model.parameters():  # biases are 0 at first, which hides mistakes
+        for parameter in model.parameters():  # zero biases would hide mistakes
             if parameter.dim() == 1:
                 parameter.add_(0.1 * torch.randn(parameter.shape))
-    words = torch.randint(50, (2, 7))
+    tokens = torch.randint(50, (2, 7))
     options = {} if name == "Bert" else {"use_cache": False}
-    small: Any = compact(model, {"input_ids": words, **options})
+    small: Any = compact_and_reload(model, {"input_ids": tokens, **options})
     for layer, shape in SMALLER[name].items():
         assert tuple(small.get_submodule(layer).weight.shape) == shape, layer
-    # Of other lengths, and with padding, as well.
-    words, seen = torch.randint(50, (3, 11)), torch.ones(3, 11, dtype=torch.long)
-    seen[0, 8:] = 0
-    for mask in ({}, {"attention_mask": seen}):
+    # The outputs also match for other lengths, and with padding.
+    tokens, attended = torch.randint(50, (3, 11)), torch.ones(3, 11, dtype=torch.long)
+    attended[0, 8:] = 0
+    for mask in ({}, {"attention_mask": attended}):
         with torch.no_grad():
-            right = model(input_ids=words, **mask, **options).last_hidden_state
-            got = small(input_ids=words, **mask, **options).last_hidden_state
-        torch.testing.assert_close(got, right, atol=1e-5, rtol=1e-5)
+            expected = model(input_ids=tokens, **mask, **options).last_hidden_state
+            found = small(input_ids=tokens, **mask, **options).last_hidden_state
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

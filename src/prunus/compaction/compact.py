@@ -1,11 +1,11 @@
-"""A smaller dense model that says the same."""
+"""The search for a smaller dense model with the same outputs."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, overload
 
 import torch
@@ -19,58 +19,18 @@ from prunus._inference.model_calls import (
     reference_outputs,
 )
 from prunus._inference.outputs import relative_difference
-from prunus.compaction.analysis import Plan, analyse
-from prunus.compaction.check import draws, tolerance
-from prunus.compaction.graph import Graph, trace
-from prunus.compaction.surgery import operate, readings
+from prunus.compaction.analysis import analyse
+from prunus.compaction.graph import Graph
+from prunus.compaction.plan import RemovalPlan
+from prunus.compaction.probes import probe_inputs
+from prunus.compaction.report import CompactionReport, ResizedTensor
+from prunus.compaction.surgery import apply_plan, candidate_size_attributes
+from prunus.compaction.tolerances import output_tolerance
+from prunus.compaction.tracing import trace
 from prunus.errors import PrunusError
 from prunus.selection import total_parameters
 
-__all__ = ["CompactionReport", "Removed", "compact"]
-
-
-@dataclass(frozen=True)
-class Removed:
-    """A tensor that became smaller.
-
-    Attributes:
-        name: Its first name in the model.
-        before: Its shape as it was.
-        after: Its shape now.
-    """
-
-    name: str
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class CompactionReport:
-    """What :func:`compact` removed from a model.
-
-    Attributes:
-        removed: The parameters and buffers that became smaller.
-        biases: The layers that have got a bias, for constants that other units had left behind.
-        selecting: The layers that now select some of the features that they are given.
-        frozen: Why some units stay even where they are dead: operators of which nothing is known,
-            statistics that hang on every feature, sizes that the code writes down as numbers.
-        kinds: The class of each module that has become one of prunus's own.
-        sizes: Of each module the numbers it writes down that have changed, by attribute.
-        parameters_before: How many parameters the model had, tied ones counted once.
-        parameters: How many it has now.
-        error: The largest difference of an output that was found, relative to the largest
-            magnitude.
-    """
-
-    removed: tuple[Removed, ...]
-    biases: tuple[str, ...]
-    selecting: tuple[str, ...]
-    frozen: tuple[str, ...]
-    kinds: Mapping[str, str]
-    sizes: Mapping[str, Mapping[str, int]]
-    parameters_before: int
-    parameters: int
-    error: float
+__all__ = ["compact"]
 
 
 @overload
@@ -90,37 +50,37 @@ def compact(
 ) -> nn.Module | tuple[nn.Module, CompactionReport]:
     """Return a smaller dense copy of a model, with the same outputs.
 
-    What is dead goes: neurons, channels and attention heads which nothing that varies feeds, or
-    which nobody reads who is read. What a neuron without inputs says is a constant, and goes into
-    the biases of its readers. Features that cannot go, such as the model's inputs, are left out by
-    the layers that have no weight for them, where that saves memory.
+    Removes dead neurons, channels and attention heads: those whose output is constant or does not
+    reach the model's output. A neuron whose incoming weights are all zero outputs a constant, which
+    is folded into the biases of the next layers. Features that cannot be removed, such as the
+    model's inputs, are skipped by layers that have no weight for them, where that saves memory.
 
-    Which layers hang together is found by ``torch.export``. The copy is an ordinary model of the
-    same class, to be trained, saved and exported like any other; its outputs were compared with the
-    model's on random inputs.
+    Coupled layers are found by tracing the model with ``torch.export``. The copy is an ordinary
+    model of the same class that can be trained, saved and exported.
 
     Args:
-        model: Any module that ``torch.export`` can trace, also within ``torch.compile`` or
+        model: A module that ``torch.export`` can trace, also within ``torch.compile`` or
             DistributedDataParallel. It is not changed.
-        example_inputs: What the model is called with: a tensor, a tuple of positional arguments or
-            a mapping of keyword arguments. Integers should span the range that the model is made
-            for: the random inputs do not leave it.
+        example_inputs: The inputs of a call: a tensor, a tuple of positional arguments or a mapping
+            of keyword arguments. Integers should span the range that the model accepts, since
+            random inputs for the comparison are drawn from it.
         return_report: Whether to return a :class:`CompactionReport` too. Default False.
 
     Returns:
         The copy, in evaluation mode; an equal one if there is nothing to remove. On the example and
         on random inputs of its shapes no output differs by more than 1e-5 of the largest magnitude
         in float32, 1e-12 in float64, 1e-2 in float16 and 5e-2 in bfloat16. Inputs that are infinite
-        or NaN may give other outputs, for 0 times infinity is NaN. Numbers that forward computes
-        from the sizes of its inputs are taken to be what they are for the example.
+        or NaN may give other outputs, since 0 times infinity is NaN. Numbers that forward computes
+        from the sizes of its inputs are assumed to be those of the example.
 
     Raises:
-        PrunusError: It is no module or has no parameters, the example does not fit it, it cannot be
-            traced or copied, its outputs are random, or a smaller model would say something else.
+        PrunusError: The model is not a module or has no parameters, it does not accept the example,
+            it cannot be traced or copied, its outputs are random, or no smaller model has the same
+            outputs.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-        >>> _ = model[0].weight.data[:5].zero_()    # five neurons without inputs
+        >>> _ = model[0].weight.data[:5].zero_()    # five neurons with constant outputs
         >>> small = compact(model, torch.ones(1, 4))
         >>> small
         Sequential(
@@ -132,127 +92,157 @@ def compact(
         >>> torch.allclose(small(x), model(x), atol=1e-6)
         True
         >>> small, report = compact(model, torch.ones(1, 4), return_report=True)
-        >>> report.parameters_before, report.parameters, report.removed[0]
-        (58, 23, Removed(name='0.weight', before=(8, 4), after=(3, 4)))
+        >>> report.parameters_before, report.parameters, report.resized[0]
+        (58, 23, ResizedTensor(name='0.weight', before=(8, 4), after=(3, 4)))
     """
-    model, args, kwargs = prepare_call(model, example_inputs)
-    original = copy_model(model)
-    inputs = list(draws(args, kwargs))
-    right = [reference_outputs(original, *inputs[0])]
-    taken = inputs[:1]
-    if relative_difference(right[0], call_model(original, *inputs[0], seed=1)) > 0:
+    compaction = _Compaction(*prepare_call(model, example_inputs))
+    candidate = compaction.search()
+    small = candidate.model
+    if small is None:
         raise PrunusError(
-            f"{type(model).__name__} is random in evaluation mode: two calls on the same input "
-            "differ, so that no smaller model can be compared with it"
+            f"{type(compaction.model).__name__} cannot be made smaller with the same outputs: "
+            f"{candidate.failure}"
         )
-    for drawn in inputs[1:]:
-        # A model may take inputs of some kind only, of which the example is one.
-        with contextlib.suppress(PrunusError):
-            right.append(reference_outputs(original, *drawn))
-            taken.append(drawn)
-    graph = trace(original, args, kwargs)
-
-    def attempt(held: Collection[str]) -> _Attempt:
-        return _attempt(model, original, graph, held, taken, right)
-
-    made = attempt(())
-    if made.model is None and made.plan.sized:
-        # Sizes are written down somewhere as numbers: find out where, and let those stay.
-        held = set(made.plan.sized)
-        made = attempt(held)
-        for place in sorted(held) if made.model is not None else ():
-            freer = attempt(held - {place})
-            if freer.model is not None:
-                held.discard(place)
-                made = freer
-    if made.model is None:
-        raise PrunusError(
-            f"{type(model).__name__} cannot be made smaller with the same outputs: {made.reason}"
-        )
-    report = _described(model, made.model, made)
-    return (made.model, report) if return_report else made.model
+    return (small, _build_report(compaction.model, small, candidate)) if return_report else small
 
 
 @dataclass(frozen=True)
-class _Attempt:
-    """A smaller model if it says the same, else why it does not."""
+class _Candidate:
+    """The outcome of one removal plan.
 
-    plan: Plan
-    model: nn.Module | None
-    kinds: Mapping[str, str]
-    sizes: Mapping[str, Mapping[str, int]]
-    error: float
-    reason: str
+    Attributes:
+        plan: The plan.
+        model: The smaller model, or None if its outputs differ.
+        replaced_types: The new type of each module whose type changed, by the module's name.
+        changed_attributes: The integer attributes that changed, by module and attribute name.
+        error: The largest relative difference of an output.
+        failure: Why there is no model.
+    """
+
+    plan: RemovalPlan
+    model: nn.Module | None = None
+    replaced_types: Mapping[str, str] = field(default_factory=dict)
+    changed_attributes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    error: float = 0.0
+    failure: str = ""
 
 
-def _attempt(
-    model: nn.Module,
-    original: nn.Module,
-    graph: Graph,
-    held: Collection[str],
-    inputs: list[tuple[tuple[Any, ...], dict[str, Any]]],
-    wanted: list[list[torch.Tensor]],
-) -> _Attempt:
-    plan = analyse(original, graph, held)
-    reason = ""
-    for sizes in readings(original, plan.resizes):
-        small = copy.deepcopy(model).eval()
-        operate(small, plan, sizes)
-        # Before it is called, for a model may count its calls, or keep what it has computed.
-        kinds, numbers = _changes(original, small)
-        error, failure = 0.0, ""
-        for (args, kwargs), right in zip(inputs, wanted, strict=True):
+@dataclass(frozen=True)
+class _Probe:
+    """The inputs of a call, and the original model's outputs for them."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: list[torch.Tensor]
+
+
+class _Compaction:
+    """The original model with its graph, and the probes that a smaller model has to pass."""
+
+    def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.model = model
+        self._original = copy_model(model)
+        self._probes = self._evaluate_probes(args, kwargs)
+        self._graph: Graph = trace(self._original, args, kwargs)
+
+    def _evaluate_probes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[_Probe]:
+        example, *random = probe_inputs(args, kwargs)
+        probes = [_Probe(*example, reference_outputs(self._original, *example))]
+        again = call_model(self._original, *example, seed=1)
+        if relative_difference(probes[0].outputs, again) > 0:
+            raise PrunusError(
+                f"{type(self.model).__name__} is random in evaluation mode: two calls on the same "
+                "input return different outputs, so that no smaller model can be compared with it"
+            )
+        for inputs in random:
+            # The model may reject random inputs, for example if it expects probabilities.
+            with contextlib.suppress(PrunusError):
+                probes.append(_Probe(*inputs, reference_outputs(self._original, *inputs)))
+        return probes
+
+    def search(self) -> _Candidate:
+        """Return the smallest model that passes the probes, or the reason why there is none."""
+        candidate = self._try(())
+        if candidate.model is not None or not candidate.plan.size_locations:
+            return candidate
+        # The code may have hard-coded sizes: fix all that it passes, then release one by one those
+        # that can change.
+        fixed = set(candidate.plan.size_locations)
+        candidate = self._try(fixed)
+        if candidate.model is not None:
+            for location in sorted(fixed):
+                smaller = self._try(fixed - {location})
+                if smaller.model is not None:
+                    fixed.discard(location)
+                    candidate = smaller
+        return candidate
+
+    def _try(self, fixed_sizes: Collection[str]) -> _Candidate:
+        """Return the outcome of the plan that leaves the sizes at some source locations fixed."""
+        plan = analyse(self._original, self._graph, fixed_sizes)
+        first_failure = ""
+        for size_attributes in candidate_size_attributes(self._original, plan.size_changes):
+            small = copy.deepcopy(self.model).eval()
+            apply_plan(small, plan, size_attributes)
+            # Recorded before the first call, since a model may change its attributes in a call.
+            types, attributes = _module_changes(self._original, small)
+            error, failure = self._compare(small)
+            if not failure:
+                return _Candidate(plan, small, types, attributes, error)
+            first_failure = first_failure or failure
+        return _Candidate(plan, failure=first_failure)
+
+    def _compare(self, small: nn.Module) -> tuple[float, str]:
+        """Return the largest relative difference of an output, and why the model is rejected."""
+        worst = 0.0
+        for probe in self._probes:
             try:
-                apart = relative_difference(right, call_model(small, args, kwargs))
-            except Exception as raised:
-                failure = f"the copy fails with {type(raised).__name__}: {raised}"
-                break
-            error = max(error, apart)
-            if apart > tolerance([*small.parameters(), *right]):
-                failure = f"an output of the copy is off by {apart:.2g} of the largest"
-                break
-        if not failure:
-            return _Attempt(plan, small, kinds, numbers, error, "")
-        reason = reason or failure
-    return _Attempt(plan, None, {}, {}, 0.0, reason)
+                outputs = call_model(small, probe.args, probe.kwargs)
+                difference = relative_difference(probe.outputs, outputs)
+            except Exception as error:
+                return worst, f"the copy fails with {type(error).__name__}: {error}"
+            worst = max(worst, difference)
+            if difference > output_tolerance([*small.parameters(), *probe.outputs]):
+                return worst, f"an output of the copy differs by {difference:.2g} of the largest"
+        return worst, ""
 
 
-def _changes(
+def _module_changes(
     before: nn.Module, after: nn.Module
 ) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
-    """Return by module the class that it has become, and its whole numbers that have changed."""
+    """Return the new types and the changed integer attributes of a model's modules, by name."""
     modules = dict(before.named_modules())
-    kinds, sizes = {}, {}
+    types, attributes = {}, {}
     for name, module in after.named_modules():
         old = modules[name]
         if type(module) is not type(old):
-            kinds[name] = type(module).__name__
-        numbers = {
+            types[name] = type(module).__name__
+        changed = {
             attribute: value
             for attribute, value in vars(module).items()
             if type(value) is int and vars(old).get(attribute) != value
         }
-        if numbers:
-            sizes[name] = numbers
-    return kinds, sizes
+        if changed:
+            attributes[name] = changed
+    return types, attributes
 
 
-def _described(model: nn.Module, small: nn.Module, made: _Attempt) -> CompactionReport:
+def _build_report(model: nn.Module, small: nn.Module, candidate: _Candidate) -> CompactionReport:
     before = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     after = {**dict(small.named_parameters()), **dict(small.named_buffers())}
-    removed = tuple(
-        Removed(name, tuple(old.shape), tuple(after[name].shape))
+    resized = tuple(
+        ResizedTensor(name, tuple(old.shape), tuple(after[name].shape))
         for name, old in before.items()
         if old.shape != after[name].shape
     )
     return CompactionReport(
-        removed=removed,
-        biases=tuple(made.plan.created),
-        selecting=tuple(made.plan.selected),
-        frozen=tuple(made.plan.reasons),
-        kinds=made.kinds,
-        sizes=made.sizes,
+        resized=resized,
+        new_biases=tuple(candidate.plan.new_biases),
+        selecting_layers=tuple(candidate.plan.selected_inputs),
+        protected=tuple(candidate.plan.protected),
+        replaced_types=candidate.replaced_types,
+        changed_attributes=candidate.changed_attributes,
         parameters_before=total_parameters(model),
         parameters=total_parameters(small),
-        error=made.error,
+        error=candidate.error,
     )

@@ -1,9 +1,9 @@
-"""Files of compact models, from which a model of the original size is made as small again."""
+"""Files of compact models, with the changes that turn an original model into a compact one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ from torch import nn
 from prunus._distributed.wrappers import unwrap
 from prunus._inference.model_calls import copy_model
 from prunus._utils.checks import raise_problems, type_problem
-from prunus.compaction.attention import SmallerAttention
-from prunus.compaction.compact import CompactionReport
-from prunus.compaction.selecting import SELECTING
-from prunus.compaction.surgery import exchange
-from prunus.errors import PrunusError, SparseFileError, listing
+from prunus.compaction.input_selection import SELECTING_TYPES
+from prunus.compaction.pruned_attention import PrunedMultiheadAttention
+from prunus.compaction.report import CompactionReport
+from prunus.compaction.surgery import replace_tensors
+from prunus.errors import ArgumentError, PrunusError, SparseFileError, listing
 from prunus.export.model_loading import load_state
 from prunus.export.sparse_reader import MAX_BYTES, SparseFile, load_sparse
 from prunus.export.sparse_writer import save_sparse
@@ -25,16 +25,19 @@ from prunus.selection import check_model
 
 __all__ = ["load_compact", "save_compact"]
 
-_IN_PLACE_OF: Mapping[type[nn.Module], type[nn.Module]] = {
-    **SELECTING,
-    nn.MultiheadAttention: SmallerAttention,
+_METADATA_KEY = "compact"
+
+_TYPES: Mapping[str, tuple[type[nn.Module], type[nn.Module]]] = {
+    new.__name__: (original, new)
+    for original, new in {
+        **SELECTING_TYPES,
+        nn.MultiheadAttention: PrunedMultiheadAttention,
+    }.items()
 }
+"""The original type and the new type of a module, by the name of the new type."""
 
-_KINDS = {own.__name__: (plain, own) for plain, own in _IN_PLACE_OF.items()}
-"""Classes that take the place of others, by name, each after the one it takes the place of."""
-
-_OWN_SIZES = frozenset({"width"})
-"""Numbers that only modules of these classes have."""
+_NEW_ATTRIBUTES = frozenset({"inner_dim"})
+"""Integer attributes that only modules of a new type have."""
 
 
 def save_compact(
@@ -44,19 +47,20 @@ def save_compact(
     *,
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a compact model's tensors, and what else must change in a model to hold them.
+    """Write a compact model's tensors, and the changes that a model needs to hold them.
 
-    It is a sparse file, as of :func:`prunus.save_sparse`, for zeros are left in a compact model.
+    The file is a sparse file, as written by :func:`prunus.save_sparse`, since a compact model still
+    contains zeros.
 
     Args:
-        model: The compact model, which may have been trained since.
-        report: What ``compact(..., return_report=True)`` returned with it.
+        model: The compact model, which may have been trained further.
+        report: The report that ``compact(..., return_report=True)`` returned with the model.
         path: The file to write or replace.
-        metadata: Facts to keep in the file's metadata, such as can be said in JSON.
+        metadata: Values to store in the file's metadata, which JSON can represent. Default: none.
 
     Raises:
-        PrunusError: A tensor became smaller that the ``state_dict`` leaves out, or the file cannot
-            be written.
+        PrunusError: The ``state_dict`` lacks a tensor that became smaller, or the file cannot be
+            written.
 
     Example:
         >>> import tempfile
@@ -85,68 +89,60 @@ def save_compact(
         )
     )
     state = model.state_dict()
-    unsaved = [removed.name for removed in report.removed if removed.name not in state]
-    if unsaved:
+    missing = [tensor.name for tensor in report.resized if tensor.name not in state]
+    if missing:
         raise PrunusError(
-            f"{listing(unsaved)} became smaller, but is not part of the state_dict: register it by "
-            "register_buffer(..., persistent=True)"
+            f"the state_dict lacks tensors that became smaller: {listing(missing)}. Register them "
+            "with register_buffer(..., persistent=True)"
         )
-    held = {
-        "kinds": report.kinds,
-        "sizes": report.sizes,
-        "biases": list(report.biases),
-        "shapes": {removed.name: removed.before for removed in report.removed},
-    }
-    save_sparse(state, path, metadata={**(metadata or {}), "compact": held})
+    changes = _Changes(
+        replaced_types=report.replaced_types,
+        changed_attributes=report.changed_attributes,
+        new_biases=list(report.new_biases),
+        original_shapes={tensor.name: tensor.before for tensor in report.resized},
+    )
+    save_sparse(state, path, metadata={**(metadata or {}), _METADATA_KEY: asdict(changes)})
 
 
 def load_compact(path: str | Path, model: nn.Module, *, max_bytes: int = MAX_BYTES) -> nn.Module:
-    """Return the model that :func:`save_compact` wrote.
+    """Return the compact model that :func:`save_compact` wrote.
 
     Args:
         path: The file.
-        model: One as it was before, built by the same code; its weights do not matter, and it is
-            not changed. It may be within ``torch.compile`` or DistributedDataParallel.
-        max_bytes: The largest total size of the tensors.
+        model: A model of the original size, built by the same code; its weights do not matter, and
+            it is not changed. It may be within ``torch.compile`` or DistributedDataParallel.
+        max_bytes: The largest total size of the tensors. Default 64 GiB.
 
     Returns:
         The compact model, in evaluation mode.
 
     Raises:
         SparseFileError: The file is damaged, or its tensors exceed ``max_bytes``.
-        PrunusError: There is no such file, it is not of a compact model, or the model is another
-            one.
+        PrunusError: The file does not exist, it is not the file of a compact model, or the model
+            does not match it.
 
     Example:
         See :func:`save_compact`.
     """
     with SparseFile(path, max_bytes=max_bytes) as file:
-        held = file.metadata().get("compact")
-    if held is None:
-        raise PrunusError(
-            f"{path} is not the file of a compact model: read it by prunus.load_sparse, or write "
-            "one by prunus.compaction.save_compact"
+        metadata = file.metadata().get(_METADATA_KEY)
+    if metadata is None:
+        raise ArgumentError(
+            f"{path} is not the file of a compact model: read it with prunus.load_sparse, or write "
+            "one with prunus.compaction.save_compact"
         )
     check_model(model)
-    changes = _checked(Path(path), held)
+    changes = _parse_changes(Path(path), metadata)
     state = load_sparse(path, max_bytes=max_bytes)
     small = copy_model(unwrap(model))
     try:
-        for name, kind in changes.kinds.items():
-            _change(small, name, kind)
-        for name in changes.biases:
-            _add_bias(small, name)
-        for name, numbers in changes.sizes.items():
-            _write_down(small, name, numbers)
-        _make_room(small, changes.shapes, state)
+        _apply_changes(small, changes, state)
         load_state(small, state, path)
-        for name, kind in changes.kinds.items():
-            if kind != SmallerAttention.__name__:
-                _check_selected(name, small.get_submodule(name), changes.shapes)
+        _check_selections(small, changes)
     except PrunusError:
-        raise  # which says it all
+        raise  # its message is complete
     except (AttributeError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise PrunusError(
+        raise ArgumentError(
             f"{path} does not fit {type(model).__name__}, which must be built as the model was "
             f"before it became smaller: {error}"
         ) from error
@@ -155,47 +151,58 @@ def load_compact(path: str | Path, model: nn.Module, *, max_bytes: int = MAX_BYT
 
 @dataclass(frozen=True)
 class _Changes:
-    """What a file says must change in a model.
+    """The changes to an original model, as stored in a file's metadata.
 
     Attributes:
-        kinds: The class that takes a module's place, by the module's name.
-        sizes: Of each module its attributes that are other whole numbers.
-        biases: The layers that get a bias.
-        shapes: The shapes, as they were, of the tensors that become smaller.
+        replaced_types: The new type of modules, by name.
+        changed_attributes: The integer attributes that differ, by module and attribute name.
+        new_biases: The layers that receive a bias.
+        original_shapes: The original shapes of the tensors that become smaller, by name.
     """
 
-    kinds: Mapping[str, str]
-    sizes: Mapping[str, Mapping[str, int]]
-    biases: Sequence[str]
-    shapes: Mapping[str, Sequence[int]]
+    replaced_types: Mapping[str, str]
+    changed_attributes: Mapping[str, Mapping[str, int]]
+    new_biases: Sequence[str]
+    original_shapes: Mapping[str, Sequence[int]]
 
 
-def _checked(path: Path, held: Any) -> _Changes:
-    """Return what the metadata say, if it is of the right form."""
+def _parse_changes(path: Path, metadata: Any) -> _Changes:
+    """Return the changes in a file's metadata, checked for their types."""
     try:
-        kinds, sizes, shapes = dict(held["kinds"]), dict(held["sizes"]), dict(held["shapes"])
-        biases = list(held["biases"])
-        right = (
-            all(isinstance(own, dict) for own in sizes.values())
-            and all(type(n) is int and n >= 0 for own in sizes.values() for n in own.values())
-            and all(isinstance(own, list) for own in shapes.values())
-            and all(kind in _KINDS for kind in kinds.values())
-            and all(isinstance(name, str) for name in (*kinds, *sizes, *biases, *shapes))
+        changes = _Changes(**{field.name: metadata[field.name] for field in fields(_Changes)})
+        types, attributes = dict(changes.replaced_types), dict(changes.changed_attributes)
+        shapes, biases = dict(changes.original_shapes), list(changes.new_biases)
+        valid = (
+            all(isinstance(own, dict) for own in attributes.values())
+            and all(type(n) is int and n >= 0 for own in attributes.values() for n in own.values())
+            and all(isinstance(shape, list) for shape in shapes.values())
+            and all(name in _TYPES for name in types.values())
+            and all(isinstance(name, str) for name in (*types, *attributes, *biases, *shapes))
         )
     except (KeyError, TypeError, ValueError):
-        right = False
-    if not right:
+        valid = False
+    if not valid:
         raise SparseFileError(f"{path} is damaged: its metadata do not describe a compact model")
-    return _Changes(kinds, sizes, biases, shapes)
+    return _Changes(types, attributes, biases, shapes)
 
 
-def _change(model: nn.Module, name: str, kind: str) -> None:
+def _apply_changes(model: nn.Module, changes: _Changes, state: Mapping[str, torch.Tensor]) -> None:
+    for name, new_type in changes.replaced_types.items():
+        _replace_type(model, name, new_type)
+    for name in changes.new_biases:
+        _add_bias(model, name)
+    for name, attributes in changes.changed_attributes.items():
+        _set_attributes(model, name, attributes)
+    _resize_tensors(model, changes.original_shapes, state)
+
+
+def _replace_type(model: nn.Module, name: str, type_name: str) -> None:
     module = model.get_submodule(name)
-    plain, own = _KINDS[kind]
-    attention = own is SmallerAttention
-    if not (isinstance(module, plain) if attention else type(module) is plain):
-        raise TypeError(f"{name} is a {type(module).__name__}, not a {plain.__name__}")
-    module.__class__ = own
+    original, new = _TYPES[type_name]
+    attention = new is PrunedMultiheadAttention
+    if not (isinstance(module, original) if attention else type(module) is original):
+        raise TypeError(f"{name} is a {type(module).__name__}, not a {original.__name__}")
+    module.__class__ = new
     if not attention:
         weight: torch.Tensor = module.weight  # type: ignore[assignment]
         selected = torch.empty(0, dtype=torch.int64, device=weight.device)
@@ -205,45 +212,53 @@ def _change(model: nn.Module, name: str, kind: str) -> None:
 def _add_bias(model: nn.Module, name: str) -> None:
     layer = model.get_submodule(name)
     if layer._parameters.get("bias", layer) is not None:
-        raise TypeError(f"{name} is no layer that has room for a bias and none in it")
+        raise TypeError(f"{name} is not a layer that was built with bias=False")
     weight: torch.Tensor = layer.weight  # type: ignore[assignment]
     layer.bias = nn.Parameter(weight.new_empty(0), requires_grad=weight.requires_grad)
 
 
-def _write_down(model: nn.Module, name: str, numbers: Mapping[str, int]) -> None:
+def _set_attributes(model: nn.Module, name: str, attributes: Mapping[str, int]) -> None:
     module = model.get_submodule(name)
-    for attribute, value in numbers.items():
-        known = type(vars(module).get(attribute)) is int
-        if not known and not (attribute in _OWN_SIZES and isinstance(module, SmallerAttention)):
-            raise TypeError(f"{name} has no number {attribute}")
+    for attribute, value in attributes.items():
+        exists = type(vars(module).get(attribute)) is int
+        new = attribute in _NEW_ATTRIBUTES and isinstance(module, PrunedMultiheadAttention)
+        if not (exists or new):
+            raise TypeError(f"{name} has no integer attribute {attribute}")
         setattr(module, attribute, value)
 
 
-def _make_room(
+def _resize_tensors(
     model: nn.Module, shapes: Mapping[str, Sequence[int]], state: Mapping[str, torch.Tensor]
 ) -> None:
-    """Give the tensors that become smaller, and new ones, the shapes that they have in a state."""
-    unlike = [
+    """Allocate the tensors that become smaller, and new ones, in their shapes in a state."""
+    mismatched = [
         f"{name} is of shape {tuple(tensor.shape)} and must be {tuple(shapes[name])}"
         for name, tensor in (*model.named_parameters(), *model.named_buffers())
         if name in shapes and tuple(tensor.shape) != tuple(shapes[name])
     ]
-    if unlike:
-        raise ValueError(listing(unlike))
+    if mismatched:
+        raise ValueError(listing(mismatched))
 
-    def room(name: str, old: torch.Tensor) -> torch.Tensor:
+    def allocate(name: str, old: torch.Tensor) -> torch.Tensor:
         if name in state and (name in shapes or not old.numel()):
             return old.detach().new_empty(state[name].shape)
         return old
 
-    exchange(model, room)
+    replace_tensors(model, allocate)
 
 
-def _check_selected(name: str, layer: Any, shapes: Mapping[str, Sequence[int]]) -> None:
-    selected, weight = layer.selected, layer.weight
-    most = shapes.get(f"{name}.weight".lstrip("."), weight.shape)[1]
-    within = selected.shape == weight.shape[1:2] and bool(
-        ((selected >= 0) & (selected < most)).all()
-    )
-    if not within:
-        raise ValueError(f"{name}.selected are no numbers of features, one for each that is read")
+def _check_selections(model: nn.Module, changes: _Changes) -> None:
+    """Check that the indices of each selecting layer fit its weight and its original inputs."""
+    for name, new_type in changes.replaced_types.items():
+        if new_type == PrunedMultiheadAttention.__name__:
+            continue
+        layer: Any = model.get_submodule(name)
+        selected, weight = layer.selected, layer.weight
+        shape = changes.original_shapes.get(f"{name}.weight".lstrip("."), weight.shape)
+        valid = selected.shape == weight.shape[1:2] and bool(
+            ((selected >= 0) & (selected < shape[1])).all()
+        )
+        if not valid:
+            raise ValueError(
+                f"{name}.selected must hold {weight.shape[1]} indices of {shape[1]} input features"
+            )

@@ -1,4 +1,4 @@
-"""Making a model smaller as a plan says."""
+"""Application of a removal plan to a model, in place."""
 
 from __future__ import annotations
 
@@ -8,84 +8,89 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import torch
 from torch import nn
 
-from prunus.compaction.analysis import Plan, Resize
-from prunus.compaction.attention import SmallerAttention
-from prunus.compaction.selecting import SELECTING
+from prunus.compaction.input_selection import SELECTING_TYPES
+from prunus.compaction.plan import RemovalPlan, SizeChange
+from prunus.compaction.pruned_attention import PrunedMultiheadAttention
 
-__all__ = ["exchange", "operate", "readings"]
+__all__ = ["apply_plan", "candidate_size_attributes", "replace_tensors"]
 
-_SIZES: dict[type[nn.Module], dict[str, tuple[str, int]]] = {
+_SIZE_ATTRIBUTES: dict[type[nn.Module], dict[str, tuple[str, int]]] = {
     nn.Linear: {"out_features": ("weight", 0), "in_features": ("weight", 1)},
     nn.modules.batchnorm._NormBase: {"num_features": ("running_mean", 0)},
     nn.Embedding: {"embedding_dim": ("weight", 1)},
     nn.PReLU: {"num_parameters": ("weight", 0)},
 }
-"""Of modules that write down the sizes of their tensors: which attribute is which size."""
+"""The attributes in which torch's modules store sizes: the tensor and dimension of each."""
 
-_COUNTS = re.compile(r"head|num_features", re.IGNORECASE)
-_PLAIN_SIZES = re.compile(r"dim|size|width", re.IGNORECASE)
+_COUNT_NAME = re.compile(r"head|num_features", re.IGNORECASE)
+_WIDTH_NAME = re.compile(r"dim|size|width", re.IGNORECASE)
 
 
-def readings(model: nn.Module, resizes: Sequence[Resize]) -> Iterator[frozenset[str]]:
-    """Yield which numbers that modules write down may be sizes that change, likely ones first.
+def candidate_size_attributes(
+    model: nn.Module, changes: Sequence[SizeChange]
+) -> Iterator[frozenset[str]]:
+    """Yield sets of attributes that may store the sizes that change, most likely sets first.
 
     Args:
-        model: The model as it was.
-        resizes: The sizes that change.
+        model: The original model.
+        changes: The sizes that change.
 
     Yields:
         Names of attributes.
     """
-    written = [
+    matching = [
         name
-        for resize in resizes
-        for name, value in vars(model.get_submodule(resize.module)).items()
-        if type(value) is int and value == resize.before
+        for change in changes
+        for name, value in vars(model.get_submodule(change.module)).items()
+        if type(value) is int and value == change.before
     ]
-    names = list(dict.fromkeys(written))
-    likely = [name for name in names if _COUNTS.search(name) and not _PLAIN_SIZES.search(name)]
-    # If numbers that are equal by chance are meant differently, one of them alone may do.
-    yield from dict.fromkeys(frozenset(some) for some in (likely, names, *([n] for n in names)))
+    names = list(dict.fromkeys(matching))
+    likely = [name for name in names if _COUNT_NAME.search(name) and not _WIDTH_NAME.search(name)]
+    # Numbers may be equal by chance, of which only a single one is the size.
+    sets = (likely, names, *([name] for name in names))
+    yield from dict.fromkeys(frozenset(attributes) for attributes in sets)
 
 
-def operate(model: nn.Module, plan: Plan, sizes: Collection[str]) -> None:
+def apply_plan(model: nn.Module, plan: RemovalPlan, size_attributes: Collection[str]) -> None:
     """Make a model smaller, in place.
 
     Args:
         model: The model.
-        plan: What to do.
-        sizes: Attributes of modules that are sizes which change.
+        plan: The changes.
+        size_attributes: The attributes of modules that store sizes which change.
     """
-    changed = exchange(model, lambda name, old: _smaller(old, plan, name))
-    for name, added in plan.created.items():
+    changed = replace_tensors(model, lambda name, tensor: _smaller_tensor(tensor, plan, name))
+    for name, added in plan.new_biases.items():
         layer = model.get_submodule(name)
         weight: torch.Tensor = layer.weight  # type: ignore[assignment]
-        rows = plan.kept.get(plan.aliases[f"{name}.weight".lstrip(".")], {}).get(0)
+        rows = plan.kept_positions.get(plan.first_names[f"{name}.weight".lstrip(".")], {}).get(0)
         bias = added if rows is None else added[rows]
         layer.bias = nn.Parameter(
             bias.to(weight.dtype).to(weight.device), requires_grad=weight.requires_grad
         )
-    for name, selected in plan.selected.items():
+    for name, selected in plan.selected_inputs.items():
         layer = model.get_submodule(name)
-        layer.__class__ = SELECTING[type(layer)]
+        layer.__class__ = SELECTING_TYPES[type(layer)]
         layer.register_buffer("selected", selected.to(layer.weight.device))  # type: ignore[arg-type]
     for module in changed:
-        _note_sizes(module)
-    _resize(model, plan.resizes, sizes)
+        _update_sizes(module)
+    _update_size_attributes(model, plan.size_changes, size_attributes)
 
 
-def exchange(
-    model: nn.Module, made_of: Callable[[str, torch.Tensor], torch.Tensor]
+def replace_tensors(
+    model: nn.Module, replacement: Callable[[str, torch.Tensor], torch.Tensor]
 ) -> set[nn.Module]:
-    """Put other tensors in the place of a model's own; tied ones stay tied, parameters parameters.
+    """Replace parameters and buffers of a model, in place.
+
+    Tied tensors stay tied, and parameters stay parameters.
 
     Args:
         model: The model.
-        made_of: Returns what shall take a tensor's place, given its first name and it; itself for
-            no change.
+        replacement: Returns the new tensor, from the first name of a tensor and the tensor; the
+            same tensor for no change.
 
     Returns:
-        The modules that hold another tensor now.
+        The modules of which a tensor was replaced.
     """
     names: dict[int, str] = {}
     tensors = (
@@ -94,64 +99,67 @@ def exchange(
     )
     for name, tensor in tensors:
         names.setdefault(id(tensor), name)
-    made: dict[int, torch.Tensor] = {}
+    new_tensors: dict[int, torch.Tensor] = {}
     changed: set[nn.Module] = set()
     for module in list(model.modules()):
-        for held in (module._parameters, module._buffers):
-            for own, old in list(held.items()):
+        for registry in (module._parameters, module._buffers):
+            for attribute, old in list(registry.items()):
                 if old is None:
                     continue
-                if id(old) not in made:
-                    new = made_of(names[id(old)], old)
+                if id(old) not in new_tensors:
+                    new = replacement(names[id(old)], old)
                     if new is not old and isinstance(old, nn.Parameter):
                         new = nn.Parameter(new, requires_grad=old.requires_grad)
-                    made[id(old)] = new
-                if made[id(old)] is not old:
-                    setattr(module, own, made[id(old)])
+                    new_tensors[id(old)] = new
+                if new_tensors[id(old)] is not old:
+                    setattr(module, attribute, new_tensors[id(old)])
                     changed.add(module)
     return changed
 
 
-def _smaller(old: torch.Tensor, plan: Plan, name: str) -> torch.Tensor:
+def _smaller_tensor(old: torch.Tensor, plan: RemovalPlan, name: str) -> torch.Tensor:
     data = old.detach()
-    if (added := plan.biases.get(name)) is not None:
+    if (added := plan.bias_additions.get(name)) is not None:
         data = (data.double() + added.to(data.device)).to(data.dtype)
-    for dim, kept in plan.kept.get(name, {}).items():
+    for dim, kept in plan.kept_positions.get(name, {}).items():
         data = data.index_select(dim, kept.to(data.device))
-    if data.shape == old.shape and name not in plan.biases:
+    if data.shape == old.shape and name not in plan.bias_additions:
         return old
     return data.clone()
 
 
-def _note_sizes(module: nn.Module) -> None:
-    for kind, sizes in _SIZES.items():
-        if isinstance(module, kind):
-            for attribute, (name, dim) in sizes.items():
+def _update_sizes(module: nn.Module) -> None:
+    """Set the attributes in which a module of a known type stores the sizes of its tensors."""
+    for module_type, attributes in _SIZE_ATTRIBUTES.items():
+        if isinstance(module, module_type):
+            for attribute, (name, dim) in attributes.items():
                 tensor = getattr(module, name)
                 tensor = module.weight if tensor is None else tensor
                 if isinstance(tensor, torch.Tensor):
                     setattr(module, attribute, tensor.shape[dim])
     if isinstance(module, nn.modules.conv._ConvNd):
         weight = module.weight
-        out, into = (1, 0) if module.transposed else (0, 1)
+        out_dim, in_dim = (1, 0) if module.transposed else (0, 1)
         if module.groups > 1:
             module.groups = weight.shape[0] // (module.out_channels // module.groups)
-        module.out_channels = weight.shape[out] * (module.groups if module.transposed else 1)
-        module.in_channels = weight.shape[into] * (1 if module.transposed else module.groups)
+        module.out_channels = weight.shape[out_dim] * (module.groups if module.transposed else 1)
+        module.in_channels = weight.shape[in_dim] * (1 if module.transposed else module.groups)
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # of transformers
         weight = module.weight  # type: ignore[assignment]
         module.nx, module.nf = weight.shape  # type: ignore[assignment]
     if isinstance(module, nn.MultiheadAttention):
-        SmallerAttention.take(module)
+        PrunedMultiheadAttention.convert(module)
 
 
-def _resize(model: nn.Module, resizes: Sequence[Resize], sizes: Collection[str]) -> None:
-    for name in dict.fromkeys(resize.module for resize in resizes):
+def _update_size_attributes(
+    model: nn.Module, changes: Sequence[SizeChange], size_attributes: Collection[str]
+) -> None:
+    for name in dict.fromkeys(change.module for change in changes):
         module = model.get_submodule(name)
         if isinstance(module, nn.MultiheadAttention):
-            continue  # knows by itself
-        own = [resize for resize in resizes if resize.module == name]
+            continue  # its sizes are already updated
+        own = [change for change in changes if change.module == name]
         for attribute, value in list(vars(module).items()):
-            after = {resize.after for resize in own if resize.before == value}
-            if type(value) is int and attribute in sizes and len(after) == 1:
+            after = {change.after for change in own if change.before == value}
+            if type(value) is int and attribute in size_attributes and len(after) == 1:
                 setattr(module, attribute, after.pop())

@@ -11,7 +11,7 @@ from torch import nn
 
 from prunus._inference.model_calls import call_model, copy_model
 from prunus._inference.outputs import TOLERANCE, relative_difference
-from prunus.compaction.attention import SmallerAttention
+from prunus.compaction.pruned_attention import PrunedMultiheadAttention
 from prunus.runtime.attention import split_attentions
 from prunus.runtime.candidates import call_recording, has_zeros, unsuitable_tensor
 
@@ -52,7 +52,7 @@ def split_sparse_attentions(
     attentions = {
         name: module
         for name, module in dense.named_modules()
-        if type(module) in (nn.MultiheadAttention, SmallerAttention)
+        if type(module) in (nn.MultiheadAttention, PrunedMultiheadAttention)
         and any(map(has_zeros, module.modules()))
     }
     left = {name: why for name, module in attentions.items() if (why := _unsuitable(module))}

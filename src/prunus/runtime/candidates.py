@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from prunus._inference.model_calls import call_model
-from prunus.compaction.selecting import SELECTING
+from prunus.compaction.input_selection import SELECTING_TYPES
 
 __all__ = [
     "MAX_DENSITY",
@@ -138,7 +138,7 @@ def unsuitable_tensor(module: nn.Module) -> str | None:
 def _unsuitable_layer(module: nn.Module) -> str | None:
     """Return why a module cannot be replaced, or None if it can be."""
     layer_type = type(module)
-    if layer_type not in (*_LAYER_TYPES, *(SELECTING[each] for each in _LAYER_TYPES)):
+    if layer_type not in (*_LAYER_TYPES, *(SELECTING_TYPES[each] for each in _LAYER_TYPES)):
         return f"a {layer_type.__name__} has no sparse counterpart"
     if reason := unsuitable_tensor(module):
         return reason

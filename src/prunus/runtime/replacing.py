@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from prunus._inference.model_calls import copy_model
-from prunus.compaction.selecting import reading_all
+from prunus.compaction.input_selection import without_selection
 from prunus.runtime.attention import split_attentions
 from prunus.runtime.fusion import Chain
 from prunus.runtime.modules import set_module
@@ -40,7 +40,7 @@ class Replacement:
         from prunus.runtime.linear import SparseLinear
 
         chain = self.chain
-        layer = reading_all(chain.merged(), self.in_features)
+        layer = without_selection(chain.merged(), self.in_features)
         if isinstance(layer, nn.Linear):
             return SparseLinear(layer, rectified=chain.rectified, by_item=by_item)
         assert isinstance(layer, nn.Conv1d | nn.Conv2d)
