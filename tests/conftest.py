@@ -1,8 +1,9 @@
-"""What several tests share."""
+"""Settings and fixtures of all tests."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,3 +17,14 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the directory of a run of the digits, so sparse that some neurons are dead."""
+    from helpers.commands import SHORT, prunus  # takes a second to import, and few tests need it
+
+    out = tmp_path_factory.mktemp("runs") / "run"
+    options = (*SHORT, "--set", "floor=none", "--set", "fraction=0.8")
+    assert prunus("run", "digits", *options, "--out", out).code == 0
+    return out

@@ -1,4 +1,4 @@
-"""Encodings: limits of shapes and sizes, and the choice of the compression."""
+"""Tests of the encodings of positions."""
 
 from __future__ import annotations
 
@@ -6,8 +6,66 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from prunus.export.encodings import ENCODINGS, InconsistencyError, Index
+
+from .files import scattered
+
+
+def test_encodings_match_the_example_of_the_specification() -> None:
+    shape, positions = (8,), np.array([2, 7])
+    assert ENCODINGS["bitmap"].encode(positions, shape)["bitmap"].tolist() == [0x84]
+    columns = ENCODINGS["columns"].encode(positions, (2, 4))
+    assert columns["columns"].tolist() == [2, 3]
+    assert columns["rows"].tolist() == [0, 1, 2]
+    stream = ENCODINGS["gaps"].encode(positions, shape)["gaps"].tobytes()
+    assert zlib.decompress(stream) == bytes([2, 4])
+
+
+def test_gaps_of_255_zeros_and_more_are_encoded_as_specified() -> None:
+    stream = ENCODINGS["gaps"].encode(np.array([254, 510, 1276]), (2000,))["gaps"].tobytes()
+    # 254 zeros, an element; 255 zeros, an element; 3 · 255 zeros, an element.
+    assert zlib.decompress(stream) == bytes([254, 255, 0, 255, 255, 255, 0])
+
+
+@pytest.mark.parametrize(
+    "positions", [[254], [255], [256], [0, 255, 510, 511], [0, 256, 766, 1999]]
+)
+def test_gaps_around_255_are_decoded(positions: list[int]) -> None:
+    encoding = ENCODINGS["gaps"]
+    index = encoding.encode(np.array(positions), (2000,))
+    blocks = encoding.decode(index, (2000,), len(positions))
+    assert [int(position) for block in blocks for position in block] == positions
+
+
+@given(
+    density=st.floats(0, 1),
+    shape=st.tuples(st.integers(1, 50), st.integers(1, 50)),
+    name=st.sampled_from(list(ENCODINGS)),
+)
+def test_predicted_size_is_exact_or_a_lower_bound_for_gaps(
+    density: float, shape: tuple[int, int], name: str
+) -> None:
+    positions = np.flatnonzero(scattered(shape, density, torch.uint8, 0).numpy().reshape(-1))
+    predicted = ENCODINGS[name].size(len(positions), shape)
+    index = ENCODINGS[name].encode(positions, shape)
+    size = sum(part.nbytes for part in index.values())
+    assert predicted == size or (name == "gaps" and predicted < size)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_decoding_in_blocks_yields_all_positions(
+    encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prunus.export.encodings._BLOCK", 64)
+    positions = np.flatnonzero(scattered((300, 70), 0.05, torch.uint8, 3).numpy().reshape(-1))
+    index = ENCODINGS[encoding].encode(positions, (300, 70))
+    blocks = list(ENCODINGS[encoding].decode(index, (300, 70), len(positions)))
+    assert len(blocks) > 5
+    assert np.concatenate(blocks).tolist() == positions.tolist()
 
 
 @pytest.mark.parametrize(
@@ -41,10 +99,10 @@ def test_repeated_columns_and_rows_out_of_order_are_rejected() -> None:
 def test_repetitive_and_scattered_gaps_are_each_compressed_by_the_better_strategy() -> None:
     random = np.random.default_rng(0)
     regular = np.arange(0, 60_000, 3)
-    scattered = np.flatnonzero(random.random(60_000) < 0.05)
+    irregular = np.flatnonzero(random.random(60_000) < 0.05)
     for positions, strategy in (
         (regular, zlib.Z_DEFAULT_STRATEGY),
-        (scattered, zlib.Z_HUFFMAN_ONLY),
+        (irregular, zlib.Z_HUFFMAN_ONLY),
     ):
         gaps = (np.diff(positions, prepend=-1) - 1).astype(np.uint8).tobytes()
         expected = zlib.compressobj(level=6, memLevel=9, strategy=strategy)

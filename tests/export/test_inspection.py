@@ -1,4 +1,4 @@
-"""What ``inspect`` counts in a file, and which files it refuses."""
+"""Tests of ``prunus inspect`` and of the densities that it shows."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_every_tensor_is_counted(hand_made: Path) -> None:
         TensorDensity("conv.weight", (2, 3, 1, 1), "bfloat16", 6, 6),
         TensorDensity("empty", (0, 3), "float32", 0, 0),
         TensorDensity("fc.bias", (4,), "float64", 4, 0),
-        TensorDensity("fc.weight", (2, 3), "float32", 6, 2),  # -0.0 is zero, not-a-number is not
+        TensorDensity("fc.weight", (2, 3), "float32", 6, 2),  # -0.0 is zero, NaN is not
         TensorDensity("mask", (2,), "bool", 2, 1),
         TensorDensity("steps", (), "int64", 1, 1),
     ]
@@ -142,10 +142,10 @@ def test_a_directory_without_a_model_is_named(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.99])
-def test_a_damaged_file_is_named(hand_made: Path, share: float) -> None:
+@pytest.mark.parametrize("fraction", [0.0, 0.02, 0.5, 0.99])
+def test_a_damaged_file_is_named(hand_made: Path, fraction: float) -> None:
     whole = hand_made.read_bytes()
-    hand_made.write_bytes(whole[: int(share * len(whole))])
+    hand_made.write_bytes(whole[: int(fraction * len(whole))])
     with pytest.raises(PrunusError, match=r"model\.safetensors is not a whole safetensors file: "):
         list(tensor_densities(hand_made))
     outcome = prunus("inspect", hand_made)
@@ -153,6 +153,6 @@ def test_a_damaged_file_is_named(hand_made: Path, share: float) -> None:
     assert outcome.out == ""
 
 
-def test_a_file_of_another_kind_is_named(tmp_path: Path) -> None:
+def test_a_file_of_another_format_is_named(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("some notes, longer than a header's length")
     prunus("inspect", tmp_path / "notes.txt").refused("notes.txt is not a whole safetensors file")

@@ -1,0 +1,82 @@
+"""Tests of the export to ONNX and of its outputs in onnxruntime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from prunus import PrunusError
+from prunus.export import to_onnx
+from prunus.export.onnx_session import OnnxSession
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(5, 4)
+
+    def forward(self, left: torch.Tensor, *, right: torch.Tensor) -> dict[str, Any]:
+        return {"sum": self.first(left) + self.second(right), "left": left.sum(-1)}
+
+
+def test_onnx_supports_keyword_arguments_and_several_outputs(tmp_path: Path) -> None:
+    model = TwoInputs()
+    example = {"left": torch.randn(3, 3), "right": torch.randn(3, 5)}
+    report = to_onnx(model, example, tmp_path / "a.onnx")
+    assert report.any_batch
+    other = {"right": torch.randn(7, 5), "left": torch.randn(7, 3)}  # another batch size and order
+    outputs = OnnxSession(tmp_path / "a.onnx", threads=1).outputs((), other)
+    expected = model(**other)
+    torch.testing.assert_close(outputs[0], expected["sum"])
+    torch.testing.assert_close(outputs[1], expected["left"])
+
+
+def test_onnx_fixes_the_batch_size_only_if_the_model_does(tmp_path: Path) -> None:
+    class Fixed(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            output: torch.Tensor = super().forward(x.reshape(2, -1))  # type: ignore[no-untyped-call]
+            return output
+
+    model = Fixed(nn.Linear(3, 3))
+    assert not to_onnx(model, torch.randn(2, 3), tmp_path / "a.onnx").any_batch
+    x = torch.randn(2, 3)
+    (output,) = OnnxSession(tmp_path / "a.onnx").outputs((x,), {})
+    torch.testing.assert_close(output, model(x).detach())
+    # A batch of 1 is dynamic too, although torch.export alone would treat its size as fixed.
+    assert to_onnx(model[0], torch.randn(1, 3), tmp_path / "b.onnx").any_batch
+    x = torch.randn(5, 3)
+    (output,) = OnnxSession(tmp_path / "b.onnx").outputs((x,), {})
+    torch.testing.assert_close(output, model[0](x).detach())
+
+
+def test_onnxruntime_failures_raise_one_line_errors(tmp_path: Path) -> None:
+    unsupported = nn.Sequential(nn.Linear(3, 3), nn.GELU()).to(torch.bfloat16)
+    with pytest.raises(PrunusError, match="onnxruntime|cannot be exported"):
+        to_onnx(unsupported, torch.randn(2, 3, dtype=torch.bfloat16), tmp_path / "a.onnx")
+    to_onnx(nn.Linear(3, 3), torch.randn(2, 3, requires_grad=True), tmp_path / "a.onnx")
+    session = OnnxSession(tmp_path / "a.onnx")
+    for wrong in ((torch.ones(2, 4),), (torch.ones(2, 3), torch.ones(2, 3)), ()):
+        with pytest.raises(PrunusError, match="onnxruntime fails on the inputs"):
+            session.outputs(wrong, {})
+    (tmp_path / "b.onnx").write_text("not a network")
+    with pytest.raises(PrunusError, match="onnxruntime rejects the network"):
+        OnnxSession(tmp_path / "b.onnx")
+
+
+def test_failed_onnx_export_keeps_the_old_file(tmp_path: Path) -> None:
+    class Branching(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            output: torch.Tensor = super().forward(x)  # type: ignore[no-untyped-call]
+            return output if x.sum() > 0 else -output
+
+    path = tmp_path / "a.onnx"
+    path.write_text("old")
+    with pytest.raises(PrunusError, match="Branching cannot be exported: "):
+        to_onnx(Branching(nn.Linear(3, 3)), torch.randn(2, 3), path)
+    assert path.read_text() == "old"
+    with pytest.raises(PrunusError, match="fails on the example inputs"):
+        to_onnx(nn.Linear(3, 3), torch.randn(2, 4), path)

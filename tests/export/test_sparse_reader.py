@@ -1,0 +1,111 @@
+"""Tests of ``SparseFile`` and ``load_sparse``: size limits and rejected arguments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from helpers.comparisons import assert_states_identical
+from prunus import PrunusError, SparseFile, SparseFileError, load_sparse, save_sparse
+from prunus.errors import ArgumentError, ArgumentTypeError
+
+from .files import assert_rejected, write_example
+
+# Arguments that a type checker would reject.
+LINEAR: Any = nn.Linear
+MODEL: Any = nn.Linear(2, 2)
+TEXT: Any = "1 GB"
+
+
+def test_max_bytes_bounds_the_whole_file_or_each_tensor_read(tmp_path: Path) -> None:
+    state = {"a": torch.zeros(1000, 100), "b": torch.zeros(1000, 100)}
+    path = tmp_path / "a"
+    save_sparse(state, path)
+    assert_states_identical(load_sparse(path, max_bytes=800_000), state)
+    assert_rejected(path, "takes 800,000 bytes, above max_bytes, 799,999", max_bytes=799_999)
+    with SparseFile(path, max_bytes=400_000) as file:
+        assert_states_identical({"b": file.get_tensor("b")}, {"b": state["b"]})
+    with (
+        SparseFile(path, max_bytes=399_999) as file,
+        pytest.raises(
+            SparseFileError, match="reading b of .* takes 400,000 bytes, above max_bytes"
+        ),
+    ):
+        file.get_tensor("b")
+
+
+def test_max_bytes_bounds_the_positions_of_a_csr_matrix(tmp_path: Path) -> None:
+    save_sparse({"a": torch.eye(100)}, tmp_path / "a")
+    needed = 100 * (16 + 4) + 8 * 100  # positions, columns and values; row pointers
+    with SparseFile(tmp_path / "a", max_bytes=needed) as file:
+        assert torch.equal(file.get_csr("a").to_dense(), torch.eye(100))
+    with (
+        SparseFile(tmp_path / "a", max_bytes=needed - 1) as file,
+        pytest.raises(SparseFileError, match="reading a of .* takes 2,800 bytes, above max_bytes"),
+    ):
+        file.get_csr("a")
+
+
+def test_stored_elements_are_returned_in_order(tmp_path: Path) -> None:
+    weight = torch.zeros(50, 50)
+    weight[3, 4], weight[40, 0], weight[49, 49] = 1.5, -2.0, 3.0
+    save_sparse({"a": weight, "b": torch.tensor([[0.0, 7.0]])}, tmp_path / "a")
+    with SparseFile(tmp_path / "a") as file:
+        assert file.get_elements("a").tolist() == [1.5, -2.0, 3.0]
+        assert file.get_elements("b").tolist() == [0.0, 7.0]
+
+
+def test_unknown_names_and_scalars_are_rejected(tmp_path: Path) -> None:
+    save_sparse({"weight": torch.eye(30), "step": torch.tensor(3)}, tmp_path / "a")
+    with SparseFile(tmp_path / "a") as file:
+        for method in (file.info, file.get_tensor, file.get_elements, file.get_csr):
+            with pytest.raises(ArgumentError, match="no tensor weigth; did you mean weight"):
+                method("weigth")
+        with pytest.raises(ArgumentError, match="step is a single number, which has no rows"):
+            file.get_csr("step")
+
+
+def test_reading_from_a_closed_file_is_rejected(tmp_path: Path) -> None:
+    with SparseFile(write_example(tmp_path / "a")) as file:
+        pass
+    assert file.keys() == ["a", "b"]
+    with pytest.raises(PrunusError, match="is closed: read from it within its with block"):
+        file.get_tensor("a")
+
+
+def test_changing_returned_metadata_leaves_the_file_unchanged(tmp_path: Path) -> None:
+    save_sparse({"a": torch.eye(30)}, tmp_path / "a", metadata={"epoch": 3})
+    with SparseFile(tmp_path / "a") as file:
+        file.metadata().clear()
+        assert file.metadata() == {"epoch": 3}
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda path: load_sparse(MODEL, path), ArgumentTypeError, "path must be a path"),
+        (lambda path: load_sparse(path / "a", max_bytes=-1), ArgumentError, "max_bytes must be at"),
+        (
+            lambda path: SparseFile(path / "a", max_bytes=TEXT),
+            ArgumentTypeError,
+            "max_bytes must be a whole number of at least 0, but is '1 GB'",
+        ),
+        (lambda path: load_sparse(path), PrunusError, "is a folder"),
+        (lambda path: load_sparse(path / "b"), PrunusError, "there is no file"),
+        (
+            lambda path: load_sparse(path / "a", LINEAR),
+            PrunusError,
+            "model must be .* the class Linear",
+        ),
+    ],
+)
+def test_invalid_arguments_are_rejected(
+    tmp_path: Path, call: Any, error: type[Exception], message: str
+) -> None:
+    write_example(tmp_path / "a")
+    with pytest.raises(error, match=message):
+        call(tmp_path)

@@ -1,0 +1,168 @@
+"""Tests of ``prunus.bench`` and of the command ``prunus bench``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from helpers.commands import prunus
+from prunus import PrunusError
+from prunus import bench as module
+from prunus.bench import BenchReport, BenchRow
+
+
+def test_bench_reports_consistent_timings_and_a_recommendation(finished_run: Path) -> None:
+    outcome = prunus("bench", finished_run, "--batch", 1, "--batch", 32, "--threads", 1)
+    assert outcome.code == 0, outcome.err
+    rows = [
+        [cell.strip() for cell in line.strip("│").split("│")]
+        for line in outcome.out.splitlines()
+        if line.startswith("│")
+    ]
+    names = [row[2] for row in rows]
+    assert names.count("dense") == names.count("compact") == names.count("onnxruntime") == 2
+    assert [row[:2] for row in rows if row[2] == "dense"] == [["1", "1"], ["32", "1"]]
+    dense = 0.0
+    for row in rows:
+        dense = float(row[3]) if row[2] == "dense" else dense
+        assert float(row[5].rstrip("×")) == pytest.approx(dense / float(row[3]), rel=0.02)
+        low, high = map(float, row[4].split(" to "))
+        assert low <= float(row[3]) <= high
+    assert re.search(r"^(use .* as fast as the dense network|keep the dense)", outcome.out, re.M)
+    assert "times what any file takes at least" in outcome.out
+
+
+def test_bench_of_a_plain_file_times_its_matrices(tmp_path: Path) -> None:
+    path = tmp_path / "any.safetensors"
+    save_file({"a": torch.eye(40), "b": torch.ones(3), "c": torch.zeros(4, 2, 3)}, path)
+    outcome = prunus("bench", path, "--batch", 2, "--threads", 1)
+    assert outcome.code == 0, outcome.err
+    assert "does not say of which network it is" in outcome.out
+    assert "1,624 parameters" in outcome.out
+    save_file({"b": torch.ones(3)}, path)
+    prunus("bench", path).refused("there is no matrix in float32")
+
+
+def row(batch: int, **milliseconds: float) -> BenchRow:
+    """Return a row of planted timings; underscores in names of variants become commas."""
+    times = {
+        name.replace("_", ", "): {"median_ms": ms, "quartile_1_ms": ms, "quartile_3_ms": ms}
+        for name, ms in milliseconds.items()
+    }
+    return BenchRow(batch, 1, times, dict.fromkeys(times, 0.0), ())
+
+
+@pytest.mark.parametrize(
+    ("rows", "excluded", "advice"),
+    [
+        ([row(1, dense=1), row(64, dense=8)], {}, "keep the dense network, for nothing is faster"),
+        ([row(1, dense=1, compact=0.98)], {}, "keep the dense network"),
+        (
+            [row(1, dense=1, compact=0.5), row(64, dense=8, compact=4, sparse=1)],
+            {},  # sparse layers gain nothing at a batch of 1, and 8× at 64
+            r"use prunus\.speed_up\(model, example\): 1\.0× to 8\.0× as fast",
+        ),
+        (
+            [row(1, dense=1, compact_sparse=0.25, onnxruntime=0.5)],
+            {},
+            r"use prunus\.speed_up\(prunus\.compact\(model, example\), example\): 4\.0× as fast",
+        ),
+        (
+            [row(1, dense=1, onnxruntime=0.1), row(64, dense=1, compact=0.9)],
+            {"onnxruntime": "fails"},
+            r"use prunus\.compact\(model, example\): 1\.0× to 1\.1× as fast",
+        ),
+    ],
+)
+def test_recommendation_is_the_fastest_variant_over_all_batches(
+    rows: list[BenchRow], excluded: dict[str, str], advice: str
+) -> None:
+    bench = BenchReport(tuple(rows), excluded, {}, {})
+    assert re.match(advice, bench.recommendation), bench.recommendation
+
+
+def test_variant_with_wrong_outputs_is_excluded_and_threads_are_restored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = nn.Sequential(nn.Linear(8, 300), nn.ReLU(), nn.Linear(300, 2))
+    with torch.no_grad():
+        model.get_parameter("0.weight")[:200] = 0
+    calls = iter([0.0, 1.0] + [0.0] * 9)  # the second is for the compact network
+    monkeypatch.setattr(module, "relative_difference", lambda *_: next(calls))
+    before = torch.get_num_threads()
+    done = module.bench(model, lambda n: torch.randn(n, 8), batches=[2], threads=[1], seconds=0.01)
+    assert done.excluded["compact"] == "its outputs are off by 1 of the largest"
+    assert "compact" not in done.rows[0].times
+    assert torch.get_num_threads() == before
+    with pytest.raises(PrunusError, match="no batch to time"):
+        module.bench(model, lambda n: torch.randn(n, 8), batches=[])
+    with pytest.raises(PrunusError, match="fails on the example inputs"):
+        module.bench(model, lambda n: torch.randn(n, 9), threads=[1])
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"batches": [0, -3], "seconds": -1},
+            "each of batches must be at least 1, but is 0; each of batches must be .* is -3; "
+            "seconds must be at least 0, but is -1",
+        ),
+        ({"batches": [1.5]}, "each of batches must be a whole number of at least 1, but is 1.5"),
+        ({"batches": 1}, "batches must be a list of numbers, but is 1"),
+        ({"threads": [0]}, "each of threads must be at least 1, but is 0"),
+        ({"example": torch.ones(1, 8)}, "example must be a function that returns inputs"),
+        ({"model": lambda n: n}, "model must be a torch.nn.Module, but is of type function"),
+    ],
+)
+def test_invalid_bench_arguments_are_reported_together(
+    arguments: dict[str, Any], message: str
+) -> None:
+    whole: dict[str, Any] = {"model": nn.Linear(8, 2), "example": lambda n: torch.randn(n, 8)}
+    with pytest.raises(PrunusError, match=message):
+        module.bench(**{**whole, **arguments})
+
+
+def test_bench_accepts_array_of_batches_and_restores_inputs() -> None:
+    model = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(8, 40), nn.ReLU(), nn.Linear(40, 2))
+    with torch.no_grad():
+        model.get_parameter("1.weight")[:30] = 0
+    example = torch.randn(4, 8)
+    before = example.clone()
+    done = module.bench(model, lambda _: example, batches=np.array([4]), threads=[1], seconds=0)
+    assert torch.equal(example, before)
+    assert {"dense", "compact", "onnxruntime"} <= done.rows[0].times.keys()
+    assert max(done.rows[0].errors.values()) < 1e-4
+
+
+def test_bench_supports_models_that_accumulate_in_their_inputs() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(9, 8), nn.Linear(8, 2)
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.head(self.embedding(tokens.add_(1)))
+            return logits
+
+    done = module.bench(
+        Counting(), lambda n: torch.full((n, 3), 7), batches=[2], threads=[1], seconds=0
+    )
+    assert max(done.rows[0].errors.values()) < 1e-4
+    assert "dense" in done.rows[0].times
+
+
+def test_bench_supports_a_file_of_zeros(tmp_path: Path) -> None:
+    path = tmp_path / "any.safetensors"
+    save_file({"a": torch.zeros(20, 20)}, path)
+    outcome = prunus("bench", path, "--batch", 1, "--threads", 1)
+    assert outcome.code == 0, outcome.err
+    assert "1,600 bytes" in outcome.out
