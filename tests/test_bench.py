@@ -18,6 +18,7 @@ from prunus import bench as module
 from prunus.bench import BenchReport, BenchRow
 
 
+@pytest.mark.frameworks
 def test_bench_reports_consistent_timings_and_a_recommendation(finished_run: Path) -> None:
     outcome = prunus("bench", finished_run, "--batch", 1, "--batch", 32, "--threads", 1)
     assert outcome.code == 0, outcome.err
@@ -39,6 +40,7 @@ def test_bench_reports_consistent_timings_and_a_recommendation(finished_run: Pat
     assert "times what any file takes at least" in outcome.out
 
 
+@pytest.mark.frameworks
 def test_bench_of_a_plain_file_times_its_matrices(tmp_path: Path) -> None:
     path = tmp_path / "any.safetensors"
     save_file({"a": torch.eye(40), "b": torch.ones(3), "c": torch.zeros(4, 2, 3)}, path)
@@ -88,6 +90,7 @@ def test_recommendation_is_the_fastest_variant_over_all_batches(
     assert re.match(advice, bench.recommendation), bench.recommendation
 
 
+@pytest.mark.frameworks
 def test_variant_with_wrong_outputs_is_excluded_and_threads_are_restored(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -131,6 +134,7 @@ def test_invalid_bench_arguments_are_reported_together(
         module.bench(**{**whole, **arguments})
 
 
+@pytest.mark.frameworks
 def test_bench_accepts_array_of_batches_and_restores_inputs() -> None:
     model = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(8, 40), nn.ReLU(), nn.Linear(40, 2))
     with torch.no_grad():
@@ -143,6 +147,7 @@ def test_bench_accepts_array_of_batches_and_restores_inputs() -> None:
     assert max(done.rows[0].errors.values()) < 1e-4
 
 
+@pytest.mark.frameworks
 def test_bench_supports_models_that_accumulate_in_their_inputs() -> None:
     class Counting(nn.Module):
         def __init__(self) -> None:
@@ -160,6 +165,7 @@ def test_bench_supports_models_that_accumulate_in_their_inputs() -> None:
     assert "dense" in done.rows[0].times
 
 
+@pytest.mark.frameworks
 def test_bench_supports_a_file_of_zeros(tmp_path: Path) -> None:
     path = tmp_path / "any.safetensors"
     save_file({"a": torch.zeros(20, 20)}, path)

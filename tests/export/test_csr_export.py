@@ -6,6 +6,7 @@ import itertools
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -29,6 +30,7 @@ def dense(state: dict[str, torch.Tensor], name: str, shape: torch.Size) -> torch
     return torch.from_numpy(matrix)
 
 
+@pytest.mark.slow
 def test_export_to_csr_restores_every_tensor(finished_run: Path) -> None:
     outcome = prunus("export", finished_run, "--to", "csr")
     assert outcome.code == 0, outcome.err

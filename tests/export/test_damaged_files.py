@@ -130,6 +130,7 @@ def test_invalid_gaps_are_rejected(tmp_path: Path) -> None:
         assert_rejected(replace_parts(path, {"a/gaps": part}), message)
 
 
+@pytest.mark.slow
 def test_decompression_bomb_is_rejected(tmp_path: Path) -> None:
     bomb = compress(bytes(1 << 30))  # a gigabyte of zeros, in a megabyte
     assert bomb.nbytes < 1 << 21

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -13,6 +14,8 @@ from prunus.compaction import load_compact
 from prunus.export.onnx_session import OnnxSession
 from prunus.recipes.run.finished import load_finished
 from prunus.recipes.tasks.models import perceptron
+
+pytestmark = pytest.mark.slow
 
 
 def outputs(file: Path, x: torch.Tensor) -> torch.Tensor:
@@ -43,6 +46,7 @@ def test_export_to_compact_keeps_outputs_with_fewer_parameters(finished_run: Pat
         torch.testing.assert_close(sparse(x), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.frameworks
 def test_export_to_onnx_keeps_outputs_for_any_batch_size(
     finished_run: Path, tmp_path: Path
 ) -> None:

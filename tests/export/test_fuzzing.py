@@ -5,9 +5,12 @@ from __future__ import annotations
 import tracemalloc
 from pathlib import Path
 
+import pytest
+
 from benchmarks.robustness.damaged_files import damaged, read_all, valid_files
 
 
+@pytest.mark.slow
 def test_damaged_files_are_read_or_raise_sparse_file_error(tmp_path: Path) -> None:
     files, max_bytes = valid_files(tmp_path), 1 << 20
     valid = read_all(files[:-1], tmp_path / "file", max_bytes)

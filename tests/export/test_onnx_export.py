@@ -13,6 +13,8 @@ from prunus import PrunusError
 from prunus.export import to_onnx
 from prunus.export.onnx_session import OnnxSession
 
+pytestmark = pytest.mark.frameworks
+
 
 class TwoInputs(nn.Module):
     def __init__(self) -> None:

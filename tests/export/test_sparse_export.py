@@ -17,6 +17,7 @@ from prunus.export import to_csr, to_sparse
 from prunus.export.sparse_format import size_bound
 
 
+@pytest.mark.slow
 def test_export_to_sparse_keeps_every_tensor_in_a_smaller_file(finished_run: Path) -> None:
     outcome = prunus("export", finished_run, "--to", "sparse")
     assert outcome.code == 0, outcome.err
@@ -66,6 +67,7 @@ def test_arguments_that_are_not_paths_are_rejected(export: Any, tmp_path: Path) 
         export(tmp_path / "a", 3)
 
 
+@pytest.mark.slow
 def test_invalid_paths_are_rejected_and_the_model_is_unchanged(
     finished_run: Path, tmp_path: Path
 ) -> None:
