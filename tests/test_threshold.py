@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunus._engine.kth_smallest import Piece, kth_smallest
+from prunus._engine.kth_smallest import ScoreChunk, kth_smallest
 from prunus.errors import NonFiniteError
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -19,10 +19,10 @@ DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 def source(
     *vectors: torch.Tensor, where: Sequence[torch.Tensor] | None = None
-) -> Callable[[], list[Piece]]:
+) -> Callable[[], list[ScoreChunk]]:
     masks: Sequence[torch.Tensor | None] = where if where is not None else [None] * len(vectors)
     return lambda: [
-        Piece(f"t{i}", v, m) for i, (v, m) in enumerate(zip(vectors, masks, strict=True))
+        ScoreChunk(f"t{i}", v, m) for i, (v, m) in enumerate(zip(vectors, masks, strict=True))
     ]
 
 
@@ -57,7 +57,7 @@ def test_selection_equals_a_stable_sort(case: tuple[list[torch.Tensor], int]) ->
     joined = torch.cat([t.to(torch.float64) for t in tensors])
     cut = kth_smallest(source(*tensors), k)
     assert cut.value == torch.sort(joined).values[k - 1].item()
-    below = torch.cat([cut.below(piece) for piece in source(*tensors)()])
+    below = torch.cat([cut.below(chunk) for chunk in source(*tensors)()])
     assert torch.equal(below, expected_below(joined, k))
 
 
@@ -69,7 +69,7 @@ def test_large_tensors_are_selected_among_the_candidates_only(dtype: torch.dtype
     joined = torch.cat([v[w] for v, w in zip(vectors, where, strict=True)])
     for k in (1, 1_000, len(joined) // 2, len(joined)):
         cut = kth_smallest(source(*vectors, where=where), k)
-        below = torch.cat([cut.below(piece) for piece in source(*vectors, where=where)()])
+        below = torch.cat([cut.below(chunk) for chunk in source(*vectors, where=where)()])
         assert torch.equal(below[torch.cat(where)], expected_below(joined, k))
         assert not below[~torch.cat(where)].any()
 
@@ -83,7 +83,7 @@ def test_mixed_types_compare_exactly() -> None:
 
 def test_equal_values_are_selected_by_position() -> None:
     cut = kth_smallest(source(torch.ones(3), torch.ones(4)), 4)
-    below = [cut.below(piece).tolist() for piece in source(torch.ones(3), torch.ones(4))()]
+    below = [cut.below(chunk).tolist() for chunk in source(torch.ones(3), torch.ones(4))()]
     assert below == [[True, True, True], [True, False, False, False]]
 
 
@@ -93,7 +93,9 @@ def test_the_order_is_exact_beyond_two_to_the_24_elements() -> None:
     vector = torch.arange(n, dtype=torch.int32).view(torch.float32)  # ascending denormals and on
     shuffled = vector[torch.from_numpy(np.random.default_rng(0).permutation(n))]
     k = n - 17
-    cut = kth_smallest(lambda: (Piece("w", part) for part in torch.split(shuffled, 1 << 15)), k)
+    cut = kth_smallest(
+        lambda: (ScoreChunk("w", part) for part in torch.split(shuffled, 1 << 15)), k
+    )
     assert cut.key == k - 1
 
 

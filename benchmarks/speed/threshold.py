@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.measuring import options, save
-from prunus._engine.kth_smallest import SCORE_PIECE, Piece, kth_smallest
+from prunus._engine.kth_smallest import SCORE_CHUNK, ScoreChunk, kth_smallest
 from prunus._utils.chunks import chunks
 from prunus._utils.timing import interleaved, spread
 
@@ -36,11 +36,11 @@ Weights = Sequence[torch.Tensor]
 def prunus(weights: Weights, k: int, masks: Weights | None = None) -> float:
     """Take prunus._engine.kth_smallest.kth_smallest, fed as pruning feeds it."""
 
-    def scores() -> Iterator[Piece]:
+    def scores() -> Iterator[ScoreChunk]:
         for i, weight in enumerate(weights):
             operands = (weight,) if masks is None else (weight, masks[i])
-            for part, *kept in chunks(*operands, size=SCORE_PIECE):
-                yield Piece(str(i), part.abs(), kept[0] if kept else None)
+            for part, *kept in chunks(*operands, size=SCORE_CHUNK):
+                yield ScoreChunk(str(i), part.abs(), kept[0] if kept else None)
 
     return kth_smallest(scores, k).value
 

@@ -1,4 +1,4 @@
-"""Removing the weights with the smallest scores over all tensors, exactly as many as asked."""
+"""The removal of the weights with the smallest scores over all tensors, to an exact number."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 
 from prunus._distributed.shards import positions
 from prunus._engine.kth_smallest import (
-    ACCELERATOR_SCORE_PIECE,
-    SCORE_PIECE,
-    Cut,
-    Piece,
+    ACCELERATOR_SCORE_CHUNK,
+    SCORE_CHUNK,
+    ScoreChunk,
+    Threshold,
     kth_smallest,
 )
 from prunus._utils.chunks import chunks
@@ -28,15 +28,15 @@ __all__ = ["Remover", "least_kept"]
 
 @dataclass(frozen=True, eq=False)
 class Remover:
-    """Lowers masks to a number of kept weights.
+    """Removes weights from masks until an exact number is kept.
 
     Attributes:
-        masks: The masks to lower.
-        score: What decides which weights go first.
-        memory: The score's memory per tensor.
-        min_density: The share of each tensor's prunable weights that stays, whatever their scores;
-            rounded up, so anything above 0 keeps a layer from being emptied.
-        seed: Distinguishes this pruning from others, for scores that draw numbers.
+        masks: The masks.
+        score: The order of removal, smallest first.
+        memory: The score's memory by tensor.
+        min_density: The fraction of each tensor's prunable weights that stays, whatever their
+            scores; rounded up, so that with anything above 0 no layer is emptied.
+        seed: Distinguishes this pruning from others, for scores that draw random numbers.
     """
 
     masks: Masks
@@ -47,7 +47,7 @@ class Remover:
 
     @property
     def least(self) -> int:
-        """The fewest weights that the guard lets be kept in all, as things stand."""
+        """The fewest weights that ``min_density`` allows to keep in all, given the masks."""
         return sum(self._least(name) for name in self.masks)
 
     def _least(self, name: str) -> int:
@@ -56,24 +56,24 @@ class Remover:
 
     @torch.no_grad()
     def keep(
-        self, count: int, agree: Callable[[Mapping[str, float]], None] | None = None
+        self, count: int, check_equal: Callable[[Mapping[str, float]], None] | None = None
     ) -> list[str]:
-        """Lower the masks until ``count`` weights are kept, smallest scores first.
+        """Remove the weights with the smallest scores until ``count`` weights are kept.
 
-        Equal scores fall in order of position: tensors in the model's order, weights row by row.
-        Where several processes hold the tensors together, all have to call this, and the weights
-        that fall are those that would fall if one process held them all.
+        Equal scores are removed in order of position: tensors in the model's order, weights row by
+        row. If several processes hold the tensors together, all must call this, and the removed
+        weights are the same as if one process held all tensors.
 
         Args:
-            count: How many prunable weights to keep in all. Nothing happens if no more are kept.
-            agree: Makes sure that other processes, which have the same model, have the same numbers
-                of what is about to fall.
+            count: How many prunable weights to keep in all. Nothing is removed if no more are kept.
+            check_equal: Checks that other processes, which have the same model, have the same
+                numbers about what is to be removed.
 
         Returns:
             The names of the tensors that lost weights.
 
         Raises:
-            PrunusError: The guard forbids keeping so few.
+            PrunusError: ``min_density`` does not allow to keep so few.
             NonFiniteError: A score is NaN.
         """
         excess = self.masks.kept - count
@@ -83,136 +83,140 @@ class Remover:
             raise PrunusError(
                 f"cannot keep only {count:,} weights: min_density={self.min_density} keeps at "
                 f"least {self.least:,} over {len(self.masks)} tensors; lower min_density or the "
-                "target"
+                "sparsity"
             )
         before = {name: self.masks.kept_in(name) for name in self.masks}
-        # Every line is drawn before the first weight falls, so that an error leaves all as it was.
+        # All thresholds are found before the first weight is removed, so that an error changes
+        # nothing.
         try:
-            cuts = self._cuts(excess)
+            thresholds = self._thresholds(excess)
         except PrunusError:
-            if agree is not None:
-                with contextlib.suppress(PrunusError):  # the others are not to wait for this one
-                    agree({_digest(name): math.nan for name in self.masks})
+            if check_equal is not None:
+                with contextlib.suppress(PrunusError):  # the other processes must not wait
+                    check_equal({_digest_name(name): math.nan for name in self.masks})
             raise
-        if agree is not None:
-            agree(self._digests(cuts))
-        for cut, names in cuts:
-            for kept, piece in self._walk(names):
-                kept.logical_and_(~cut.below(piece).view(kept.shape))
+        if check_equal is not None:
+            check_equal(self._digests(thresholds))
+        for threshold, names in thresholds:
+            for mask, chunk in self._chunks(names):
+                mask.logical_and_(~threshold.below(chunk).view(mask.shape))
         self.masks.recount()
         return [name for name in self.masks if self.masks.kept_in(name) < before[name]]
 
-    def _cuts(self, excess: int) -> list[tuple[Cut, list[str]]]:
-        """Find the line to cut along and for which tensors: one for all that the guard leaves free.
+    def _thresholds(self, excess: int) -> list[tuple[Threshold, list[str]]]:
+        """Return thresholds and their tensors: a common one for all that ``min_density`` allows.
 
-        Where the common line would leave a tensor below its minimum, that tensor gets a line of its
-        own, and the others make up for it. Each round settles at least one tensor.
+        If the common threshold would leave a tensor below its minimum, that tensor gets a threshold
+        of its own, and more is removed from the others. Each round settles at least one tensor.
         """
-        free, cuts = list(self.masks), []
+        free, thresholds = list(self.masks), []
         while excess > 0:
-            common = self._cut(free, excess)
-            falling = dict.fromkeys(free, 0)
-            for _, piece in self._walk(free):
-                if piece.counted:
-                    falling[piece.name] += int(common.below(piece).sum())
-            sums = self.masks.selection.process_group.sum(
-                torch.tensor(list(falling.values()))
+            common = self._threshold(free, excess)
+            below = dict.fromkeys(free, 0)
+            for _, chunk in self._chunks(free):
+                if chunk.counted:
+                    below[chunk.name] += int(common.below(chunk).sum())
+            losses = self.masks.selection.process_group.sum(
+                torch.tensor(list(below.values()))
             ).tolist()
-            spares = [self.masks.kept_in(name) - self._least(name) for name in free]
-            short = {
-                name: spare
-                for name, falls, spare in zip(free, sums, spares, strict=True)
-                if falls > spare
+            removable = [self.masks.kept_in(name) - self._least(name) for name in free]
+            guarded = {
+                name: most
+                for name, loss, most in zip(free, losses, removable, strict=True)
+                if loss > most
             }
-            if not short:
-                cuts.append((common, free))
+            if not guarded:
+                thresholds.append((common, free))
                 break
-            for name, spare in short.items():
+            for name, most in guarded.items():
                 free.remove(name)
-                excess -= spare
-                if spare > 0:
-                    cuts.append((self._cut([name], spare), [name]))
-        return cuts
+                excess -= most
+                if most > 0:
+                    thresholds.append((self._threshold([name], most), [name]))
+        return thresholds
 
-    def _digests(self, cuts: Iterable[tuple[Cut, list[str]]]) -> dict[str, float]:
-        """Return a number for each tensor that tells which of its weights are about to fall."""
+    def _digests(self, thresholds: Iterable[tuple[Threshold, list[str]]]) -> dict[str, float]:
+        """Return, for each tensor, a number that depends on which of its weights are removed."""
         sums = dict.fromkeys(self.masks, 0)
-        for cut, names in cuts:
-            for _, piece in self._walk(names):
-                fallen = piece.places()[cut.below(piece)]
-                sums[piece.name] += int((fallen + 1).sum())
+        for threshold, names in thresholds:
+            for _, chunk in self._chunks(names):
+                removed = chunk.all_positions()[threshold.below(chunk)]
+                sums[chunk.name] += int((removed + 1).sum())
         # As far as a float64 holds a whole number exactly.
-        return {_digest(name): float(total % (1 << 52)) for name, total in sums.items()}
+        return {_digest_name(name): float(total % (1 << 52)) for name, total in sums.items()}
 
-    def _cut(self, names: Sequence[str], k: int) -> Cut:
+    def _threshold(self, names: Sequence[str], k: int) -> Threshold:
         total = self.masks.selection.process_group.sum
-        return kth_smallest(lambda: (piece for _, piece in self._walk(names)), k, total)
+        return kth_smallest(lambda: (chunk for _, chunk in self._chunks(names)), k, total)
 
-    def _walk(self, names: Iterable[str]) -> Iterator[tuple[torch.Tensor, Piece]]:
-        """Yield each part of the masks, as a view to write to, with the scores of its weights."""
+    def _chunks(self, names: Iterable[str]) -> Iterator[tuple[torch.Tensor, ScoreChunk]]:
+        """Yield each chunk of the masks, as a view to write to, with the scores of its weights."""
         for name in names:
-            target = self.masks.selection[name]
-            weight, mask = target.weight, self.masks[name]
-            operands = [weight, mask, candidates(target, mask)]
+            tensor = self.masks.selection[name]
+            weight, mask = tensor.weight, self.masks[name]
+            operands = [weight, mask, candidates(tensor, mask)]
             if name in self.memory:
                 operands.append(self.memory[name])
             counted = self.masks.selection.counted[name]
-            size = SCORE_PIECE if weight.device.type == "cpu" else ACCELERATOR_SCORE_PIECE
-            for w, kept, candidate, *memory in chunks(*operands, size=size):
-                places = partial(positions, w, weight, target.shard)
-                draw = partial(_uniform, places, (self.seed, _number(name)), w.shape)
-                # Without a name for the scores here, which would keep them past their turn.
+            size = SCORE_CHUNK if weight.device.type == "cpu" else ACCELERATOR_SCORE_CHUNK
+            for w, m, candidate, *memory in chunks(*operands, size=size):
+                positions_of_chunk = partial(positions, w, weight, tensor.shard)
+                uniform = partial(_uniform, positions_of_chunk, (self.seed, _number(name)), w.shape)
+                # A local name for the scores would keep them while the next chunk is computed.
                 yield (
-                    kept,
-                    Piece(
+                    m,
+                    ScoreChunk(
                         name,
-                        self.score.compute(w, memory[0] if memory else None, uniform=draw).reshape(
-                            -1
-                        ),
+                        self.score.compute(
+                            w, memory[0] if memory else None, uniform=uniform
+                        ).reshape(-1),
                         candidate.reshape(-1),
                         counted,
-                        places,
-                        target.parameter.numel(),
+                        positions_of_chunk,
+                        tensor.parameter.numel(),
                     ),
                 )
 
 
-def _digest(name: str) -> str:
+def _digest_name(name: str) -> str:
     return f"weights of {name} to remove (the sum of their positions)"
 
 
 def least_kept(prunable: int, min_density: float) -> int:
-    """Return how many of a tensor's ``prunable`` weights the guard keeps.
+    """Return how many of a tensor's ``prunable`` weights ``min_density`` keeps.
 
     Example:
         >>> least_kept(100, 0.07), least_kept(100, 1e-4)
         (7, 1)
     """
-    # Less a hair: 0.07 · 100 is 7.000000000000001 in floating point.
+    # Slightly less, because 0.07 · 100 is 7.000000000000001 in floating point.
     return math.ceil(min_density * prunable - 1e-9)
 
 
 def _number(name: str) -> int:
-    """Turn a name into the same number in every process, which ``hash(str)`` is not."""
+    """Return a number that a name has in every process, unlike ``hash(str)``."""
     return int.from_bytes(name.encode(), "big")
 
 
 def _uniform(
-    places: Callable[[], torch.Tensor], key: tuple[int, ...], shape: torch.Size, seed: int
+    positions: Callable[[], torch.Tensor], key: tuple[int, ...], shape: torch.Size, seed: int
 ) -> torch.Tensor:
-    """Return numbers in [0, 1) that depend on nothing but their place in the tensor and the seed.
+    """Return numbers in [0, 1) that depend only on their position in the tensor and the seed.
 
-    The finalizer of SplitMix64 over the places (Steele, Lea, Flood, OOPSLA 2014), of which the
-    highest 24 bits make the number: as many as a float32 can tell apart.
+    The number is the highest 24 bits, the resolution of a float32, of the finalizer of SplitMix64
+    over the positions.
+
+    Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
     """
-    state = places() + (hash((seed, *key)) & 0x3FFF_FFFF_FFFF_FFFF)
+    state = positions() + (hash((seed, *key)) & 0x3FFF_FFFF_FFFF_FFFF)
     state *= _signed(0x9E37_79B9_7F4A_7C15)
     for shift, factor in ((30, 0xBF58_476D_1CE4_E5B9), (27, 0x94D0_49BB_1331_11EB), (31, 1)):
-        # Integers here are signed, so that the bits which a shift brings in must be masked off.
+        # Integers are signed here, so the bits that a shift brings in must be masked.
         state ^= (state >> shift) & ((1 << (64 - shift)) - 1)
         state *= _signed(factor)
     return (((state >> 40) & 0xFF_FFFF).to(torch.float32) / (1 << 24)).view(shape)
 
 
 def _signed(number: int) -> int:
+    """Return the signed integer with the same 64 bits."""
     return number - (1 << 64) if number >> 63 else number
