@@ -1,4 +1,4 @@
-"""What the comparison of methods makes of its result file."""
+"""The table that the comparison of methods renders from its result file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the README shows runs, and what it says is so."""
+"""README: its code blocks, commands and figures."""
 
 from __future__ import annotations
 
