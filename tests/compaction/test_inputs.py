@@ -75,7 +75,7 @@ ERRORS: dict[str, tuple[Any, Any, str]] = {
     "no module": (
         {"a": 1},
         torch.ones(1),
-        r"must be a torch\.nn\.Module, but is \{'a': 1\}: give the network",
+        r"must be a torch\.nn\.Module, but is \{'a': 1\}: pass the network itself",
     ),
     "no parameters": (nn.ReLU(), torch.ones(1), r"ReLU has no parameters"),
     "no values": (nn.LazyLinear(3), torch.ones(1), r"weight \(not initialized\), bias.*Run the"),

@@ -100,11 +100,17 @@ class Coupling:
             self._reasons[reason] = None
 
     def choose(self, location: str, options: list[torch.Tensor]) -> int:
-        """Return the index of the option to use: one of several arrangements of the same units.
+        """Return the index of the dimension that becomes smaller where one is split into several.
+
+        A view of 8 features as 2 heads of 4 features, for example, can lose whole heads, or the
+        same features of each head.
 
         Args:
             location: The source location that identifies the choice.
-            options: The units in each arrangement.
+            options: The units, for each dimension with its positions in the rows.
+
+        Returns:
+            The index into ``options``: 0 at first, a later one after :meth:`backtrack`.
         """
         choice = self._choices.setdefault(location, 0) % len(options)
         units = torch.cat([option.reshape(-1) for option in options])

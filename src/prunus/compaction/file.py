@@ -95,13 +95,8 @@ def save_compact(
             f"the state_dict lacks tensors that became smaller: {listing(missing)}. Register them "
             "with register_buffer(..., persistent=True)"
         )
-    changes = _Changes(
-        replaced_types=report.replaced_types,
-        changed_attributes=report.changed_attributes,
-        new_biases=list(report.new_biases),
-        original_shapes={tensor.name: tensor.before for tensor in report.resized},
-    )
-    save_sparse(state, path, metadata={**(metadata or {}), _METADATA_KEY: asdict(changes)})
+    changes = asdict(_Changes.from_report(report))
+    save_sparse(state, path, metadata={**(metadata or {}), _METADATA_KEY: changes})
 
 
 def load_compact(path: str | Path, model: nn.Module, *, max_bytes: int = MAX_BYTES) -> nn.Module:
@@ -118,8 +113,8 @@ def load_compact(path: str | Path, model: nn.Module, *, max_bytes: int = MAX_BYT
 
     Raises:
         SparseFileError: The file is damaged, or its tensors exceed ``max_bytes``.
-        PrunusError: The file does not exist, it is not the file of a compact model, or the model
-            does not match it.
+        ArgumentError: The file is not that of a compact model, or the model does not match it.
+        PrunusError: The file does not exist, or the model cannot hold every bit of its tensors.
 
     Example:
         See :func:`save_compact`.
@@ -164,6 +159,16 @@ class _Changes:
     changed_attributes: Mapping[str, Mapping[str, int]]
     new_biases: Sequence[str]
     original_shapes: Mapping[str, Sequence[int]]
+
+    @classmethod
+    def from_report(cls, report: CompactionReport) -> _Changes:
+        """Return the changes that a report lists."""
+        return cls(
+            replaced_types=report.replaced_types,
+            changed_attributes=report.changed_attributes,
+            new_biases=list(report.new_biases),
+            original_shapes={tensor.name: tensor.before for tensor in report.resized},
+        )
 
 
 def _parse_changes(path: Path, metadata: Any) -> _Changes:
