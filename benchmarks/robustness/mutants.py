@@ -45,7 +45,11 @@ ROOT = Path(__file__).resolve().parents[2]
 # Each module below src/prunus/, and the tests that have to detect a change of it.
 MODULES: dict[str, list[str]] = {
     "constraint.py": ["tests/test_constraint.py", "tests/test_schedules.py"],
-    "export/encodings.py": ["tests/export/test_encodings.py", "tests/export/test_sparse_file.py"],
+    "export/encodings.py": [
+        "tests/export/test_encodings.py",
+        "tests/export/test_round_trips.py",
+        "tests/export/test_damaged_files.py",
+    ],
     "masks.py": ["tests/test_masks.py", "tests/test_removal.py"],
     "penalties/coefficients.py": ["tests/test_coefficients.py"],
     "penalties/strengths.py": ["tests/test_strengths.py"],
