@@ -1,10 +1,9 @@
-"""Sparse files: how large, how fast to write and to read, beside compressing the zeros away.
+"""Size and speed of sparse files, compared with safetensors and a compressed numpy archive.
 
-Matrices of random zeros, of several types, each written and read by prunus, by safetensors (zeros
-and all), and by numpy's compressed archive, which is what one does who has nothing else. Of the
-three prunus alone waits until the disk has what it writes. Times are medians of calls that take
-turns in one process, in megabytes of the dense tensor per second. What comes back must be the same
-bits.
+Matrices of several types with zeros at random positions are written and read by prunus, by
+safetensors (with all zeros), and by numpy's compressed archive, which needs no other package. Only
+prunus waits until the file is on disk. Times are medians of calls that take turns in one process,
+in megabytes of the dense tensor per second. The restored bits are compared.
 
 Run from the repository's root: ``python -m benchmarks.speed.sparse_files``
 """
@@ -61,13 +60,13 @@ def safetensors_file(weight: torch.Tensor, folder: Path) -> Pair:
 
 
 def compressed_archive(weight: torch.Tensor, folder: Path) -> Pair:
-    """Write and read a compressed archive of numpy, of the bits where it lacks the type."""
+    """Write and read a compressed numpy archive of the bits, since numpy lacks bfloat16."""
     path = folder / "dense.npz"
     bits = as_bits(weight).reshape(weight.shape)
 
     def read() -> torch.Tensor:
-        with np.load(path) as held:
-            return torch.from_numpy(held["w"]).view(weight.dtype)
+        with np.load(path) as archive:
+            return torch.from_numpy(archive["w"]).view(weight.dtype)
 
     return partial(np.savez_compressed, path, w=bits), read, path
 
@@ -90,16 +89,21 @@ def measure(weight: torch.Tensor, *, rounds: int, seed: int) -> dict[str, Any]:
         calls = {f"write {name}": write for name, (write, _, _) in pairs.items()}
         calls |= {f"read {name}": read for name, (_, read, _) in pairs.items()}
         seconds = interleaved(calls, rounds=rounds, seed=seed)
-    kept, megabytes = int(weight.count_nonzero()), weight.nbytes / 1e6
-    bound = size_bound(weight.numel(), kept, 8 * weight.itemsize)
+    count, megabytes = int(weight.count_nonzero()), weight.nbytes / 1e6
+    bound = size_bound(weight.numel(), count, 8 * weight.itemsize)
     methods: dict[str, dict[str, Any]] = {}
     for name, size in sizes.items():
-        times = {deed: spread(seconds[f"{deed} {name}"]) for deed in ("read", "write")}
+        times = {
+            operation: spread(seconds[f"{operation} {name}"]) for operation in ("read", "write")
+        }
         methods[name] = {
             "bytes": size,
             "of_bound": size / bound,
             **times,
-            **{f"{deed}_MB_per_s": 1e3 * megabytes / t["median_ms"] for deed, t in times.items()},
+            **{
+                f"{operation}_MB_per_s": 1e3 * megabytes / t["median_ms"]
+                for operation, t in times.items()
+            },
         }
     return {"bound_bytes": bound, "dense_bytes": weight.nbytes, "methods": methods}
 
