@@ -13,7 +13,14 @@ from benchmarks.robustness.contract.optimizers import OPTIMIZERS
 from benchmarks.robustness.contract.training import check
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        # Two are quick enough for `make check`.
+        name if name in ("SGD", "AdamW") else pytest.param(name, marks=pytest.mark.slow)
+        for name in OPTIMIZERS
+    ],
+)
 def test_every_cell_in_one_process_meets_the_reference(optimizer: str) -> None:
     count, problems = check("one process", [optimizer])
     assert problems == {}
@@ -21,6 +28,7 @@ def test_every_cell_in_one_process_meets_the_reference(optimizer: str) -> None:
     assert count == 39
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize(
     ("layout", "expected"),
     [
