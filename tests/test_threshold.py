@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunus._engine.kth_smallest import ScoreChunk, kth_smallest
+from prunus._engine.kth_smallest import ScoreChunk, Threshold, kth_smallest
 from prunus.errors import NonFiniteError
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -55,9 +57,9 @@ def scores(draw: st.DrawFn) -> tuple[list[torch.Tensor], int]:
 def test_selection_equals_a_stable_sort(case: tuple[list[torch.Tensor], int]) -> None:
     tensors, k = case
     joined = torch.cat([t.to(torch.float64) for t in tensors])
-    cut = kth_smallest(source(*tensors), k)
-    assert cut.value == torch.sort(joined).values[k - 1].item()
-    below = torch.cat([cut.below(chunk) for chunk in source(*tensors)()])
+    threshold = kth_smallest(source(*tensors), k)
+    assert threshold.value == torch.sort(joined).values[k - 1].item()
+    below = torch.cat([threshold.below(chunk) for chunk in source(*tensors)()])
     assert torch.equal(below, expected_below(joined, k))
 
 
@@ -68,8 +70,8 @@ def test_large_tensors_are_selected_among_the_candidates_only(dtype: torch.dtype
     where = [torch.rand(len(v), generator=generator) < 0.3 for v in vectors]
     joined = torch.cat([v[w] for v, w in zip(vectors, where, strict=True)])
     for k in (1, 1_000, len(joined) // 2, len(joined)):
-        cut = kth_smallest(source(*vectors, where=where), k)
-        below = torch.cat([cut.below(chunk) for chunk in source(*vectors, where=where)()])
+        threshold = kth_smallest(source(*vectors, where=where), k)
+        below = torch.cat([threshold.below(chunk) for chunk in source(*vectors, where=where)()])
         assert torch.equal(below[torch.cat(where)], expected_below(joined, k))
         assert not below[~torch.cat(where)].any()
 
@@ -77,13 +79,13 @@ def test_large_tensors_are_selected_among_the_candidates_only(dtype: torch.dtype
 def test_mixed_types_compare_exactly() -> None:
     half = torch.tensor([1.0, 3.0], dtype=torch.bfloat16)
     double = torch.tensor([1.0 + 2**-40, 2.0], dtype=torch.float64)
-    cut = kth_smallest(source(half, double), 2)
-    assert cut.value == 1.0 + 2**-40
+    threshold = kth_smallest(source(half, double), 2)
+    assert threshold.value == 1.0 + 2**-40
 
 
 def test_equal_values_are_selected_by_position() -> None:
-    cut = kth_smallest(source(torch.ones(3), torch.ones(4)), 4)
-    below = [cut.below(chunk).tolist() for chunk in source(torch.ones(3), torch.ones(4))()]
+    threshold = kth_smallest(source(torch.ones(3), torch.ones(4)), 4)
+    below = [threshold.below(chunk).tolist() for chunk in source(torch.ones(3), torch.ones(4))()]
     assert below == [[True, True, True], [True, False, False, False]]
 
 
@@ -93,10 +95,10 @@ def test_the_order_is_exact_beyond_two_to_the_24_elements() -> None:
     vector = torch.arange(n, dtype=torch.int32).view(torch.float32)  # ascending denormals and on
     shuffled = vector[torch.from_numpy(np.random.default_rng(0).permutation(n))]
     k = n - 17
-    cut = kth_smallest(
+    threshold = kth_smallest(
         lambda: (ScoreChunk("w", part) for part in torch.split(shuffled, 1 << 15)), k
     )
-    assert cut.key == k - 1
+    assert threshold.key == k - 1
 
 
 def test_nan_names_every_tensor_that_has_one() -> None:
@@ -115,3 +117,101 @@ def test_nan_outside_the_candidates_does_not_matter() -> None:
 def test_k_out_of_range_is_rejected(k: int) -> None:
     with pytest.raises(ValueError, match="from 1 to the number of candidates, 3"):
         kth_smallest(source(torch.ones(3)), k)
+
+
+def in_threads(processes: Sequence[Callable[[], list[ScoreChunk]]], k: int) -> list[Threshold]:
+    """Run the selection as if each thread were a process, whose counts are summed over all."""
+    barrier = threading.Barrier(len(processes), timeout=60)
+    counts = [torch.zeros(0)] * len(processes)
+
+    def run(rank: int) -> Threshold:
+        def total(own: torch.Tensor) -> torch.Tensor:
+            counts[rank] = own.clone()
+            barrier.wait()
+            summed = torch.stack(counts).sum(0)
+            barrier.wait()
+            return summed
+
+        return kth_smallest(processes[rank], k, total)
+
+    with ThreadPoolExecutor(len(processes)) as pool:
+        return list(pool.map(run, range(len(processes))))
+
+
+def shard(
+    name: str, whole: torch.Tensor, positions: Sequence[int] | torch.Tensor, counted: bool = True
+) -> ScoreChunk:
+    where = torch.as_tensor(positions)
+    return ScoreChunk(
+        name, whole[where], counted=counted, positions=lambda: where.clone(), length=len(whole)
+    )
+
+
+@pytest.mark.parametrize("k", range(1, 16))
+def test_processes_that_hold_shards_of_the_tensors_find_the_same_threshold(k: int) -> None:
+    first = torch.tensor([1.0, 2.0, 1.0, -1.0, 2.0, 1.0, 2.0, 2.0])
+    copied = torch.tensor([2.0, 0.0, 2.0])
+    last = torch.tensor([2.0, -1.0, 2.0, 3.0])
+
+    def even() -> list[ScoreChunk]:
+        shards = [shard("first", first, [0, 2]), shard("first", first, [4, 6])]
+        return [
+            *shards,
+            shard("copied", copied, range(3), counted=False),
+            shard("last", last, [0, 2]),
+        ]
+
+    def odd() -> list[ScoreChunk]:
+        shards = [shard("first", first, [1, 3, 5, 7]), shard("copied", copied, range(3))]
+        return [*shards, shard("last", last, [1, 3])]
+
+    one, other = in_threads([even, odd], k)
+    assert one == other
+    below: dict[str, set[int]] = {"first": set(), "copied": set(), "last": set()}
+    for chunk in (*even(), *odd()):
+        below[chunk.name] |= set(chunk.all_positions()[one.below(chunk)].tolist())
+    expected = torch.split(expected_below(torch.cat([first, copied, last]), k), [8, 3, 4])
+    for mask, positions in zip(expected, below.values(), strict=True):
+        assert set(mask.nonzero().flatten().tolist()) == positions
+
+
+def test_a_process_that_holds_the_end_of_a_long_tensor_finds_the_position_of_the_tie() -> None:
+    ones = torch.ones(5000)
+    begin, end = shard("w", ones, range(4000)), shard("w", ones, range(4000, 5000))
+    for k in (1, 2047, 2048, 2049, 4000, 4001, 4999):
+        for threshold in in_threads([lambda: [begin], lambda: [end]], k):
+            assert (threshold.value, threshold.split, threshold.position) == (1.0, "w", k - 1)
+    for threshold in in_threads([lambda: [begin], lambda: [end]], 5000):
+        assert (threshold.value, threshold.split) == (1.0, None)
+    with pytest.raises(ValueError, match="from 1 to the number of candidates, 5,000, but is 5,001"):
+        in_threads([lambda: [begin], lambda: [end]], 5001)
+
+
+def test_a_nan_of_one_process_is_reported_by_all() -> None:
+    whole = torch.tensor([1.0, math.nan, 2.0])
+    with pytest.raises(NonFiniteError, match="scores of w contain NaN"):
+        in_threads([lambda: [shard("w", whole, [0, 2])], lambda: [shard("w", whole, [1])]], 1)
+
+
+def test_infinities_of_both_signs_are_no_nan() -> None:
+    vector = torch.tensor([math.inf, -math.inf, 1.0])
+    assert kth_smallest(source(vector), 1).value == -math.inf
+    assert kth_smallest(source(vector), 3).value == math.inf
+    where = torch.tensor([True, True, False])
+    assert kth_smallest(source(vector, where=[where]), 2).value == math.inf
+
+
+def test_a_threshold_has_the_values_computed_by_hand() -> None:
+    threshold = kth_smallest(source(torch.tensor([3.0, 1.0]), torch.tensor([1.0, 1.0])), 2)
+    bits = 0x3F800000  # of 1.0 in float32
+    assert threshold == Threshold(1.0, bits, torch.float32, frozenset({"t0"}), "t1", 0)
+    assert kth_smallest(source(torch.tensor([-2.0])), 1).key == -0x40000001
+    whole = kth_smallest(source(torch.tensor([3.0, 1.0]), torch.tensor([1.0, 1.0])), 3)
+    assert whole == Threshold(1.0, bits, torch.float32, frozenset({"t0", "t1"}), None, -1)
+
+
+def test_scores_are_left_as_they_are() -> None:
+    vector = torch.tensor([-0.0, -1.0, 2.0])
+    before = vector.view(torch.int32).clone()
+    kth_smallest(source(vector, where=[torch.tensor([True, False, True])]), 2)
+    assert torch.equal(vector.view(torch.int32), before)
