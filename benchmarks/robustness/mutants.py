@@ -107,6 +107,9 @@ settings.load_profile("mutants")
 
 Record = dict[str, Any]
 
+_SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+"""The first characters of mutmut's lines of progress."""
+
 
 class Copy:
     """A copy of the repository in which mutmut mutates one module.
@@ -147,7 +150,8 @@ class Copy:
                 check=False,
             )
         if finished.returncode:
-            raise SystemExit(f"mutmut failed on {self.path}:\n{log.read_text()[-3000:]}")
+            lines = [line for line in log.read_text().splitlines() if line[:1] not in _SPINNER]
+            raise SystemExit("\n".join([f"mutmut failed on {self.path}:", *lines[-50:]]))
 
     def statuses(self) -> dict[str, str]:
         """Return the status of every mutant that was tested, by its name."""
