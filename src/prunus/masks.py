@@ -1,6 +1,6 @@
-"""Masks: which weights are kept, and how a removed one is held at exactly zero.
+"""Masks: which weights are kept, and the operations that set the others to exactly zero.
 
-A parameter has at most one mask, whichever pruner removes its weights: masks are kept beside the
+A parameter has at most one mask, whichever pruner removes its weights. Masks are stored beside the
 parameters, not inside them, so that state dicts, ``deepcopy``, ``torch.save`` and ``torch.compile``
 see an ordinary model, and two pruners on one model respect each other's removals.
 """
@@ -27,35 +27,43 @@ __all__ = ["Masks"]
 
 
 @dataclass(eq=False, slots=True)
-class _Holder:
-    """A parameter's one mask, who has it in use, and how much it keeps."""
+class _SharedMask:
+    """The one mask of a parameter.
+
+    Attributes:
+        mask: The mask.
+        users: The objects that use it.
+        kept: How many weights it kept when it was counted.
+        counted_state: The state of the mask when it was counted.
+    """
 
     mask: torch.Tensor
     users: WeakSet[Masks] = field(default_factory=WeakSet)
     kept: int = 0
-    seen: tuple[int, int] | None = None
-    """What the mask was when it was counted: which tensor, written to how often."""
+    counted_state: tuple[int, int] | None = None
 
     @property
     def state(self) -> tuple[int, int]:
+        """The tensor, and how often it has been written to."""
         return id(self.mask), self.mask._version
 
     def move(self, device: torch.device) -> None:
-        counted = self.seen == self.state
+        """Move the mask to a device; its count stays valid."""
+        is_counted = self.counted_state == self.state
         self.mask = self.mask.to(device)
-        self.seen = self.state if counted else None
+        self.counted_state = self.state if is_counted else None
 
 
-# For as long as the parameter lives. A pruner that is merely forgotten leaves its masks in force;
-# only detaching ends them.
-_attached: MutableMapping[torch.Tensor, _Holder] = WeakTensorKeyDictionary()
+# Entries live as long as the parameter. The masks of a pruner that is only deleted stay attached;
+# ``detach`` ends them.
+_attached: MutableMapping[torch.Tensor, _SharedMask] = WeakTensorKeyDictionary()
 
 
 class Masks(Mapping[str, torch.Tensor]):
     """One boolean tensor per prunable tensor: True where the weight is kept.
 
-    Of a tensor that several processes hold together each has the mask of its own part. All counts
-    are of the whole.
+    If several processes hold a tensor together, each has the mask of its shard. All counts are
+    those of whole tensors.
 
     Attributes:
         selection: The tensors the masks belong to.
@@ -78,35 +86,36 @@ class Masks(Mapping[str, torch.Tensor]):
             )
         )
         self.selection = selection
-        self._seen: list[tuple[_Holder, torch.Tensor, int]] = []
-        self._lowered: list[str] = []
-        self._holders = {
-            name: _Holder(
+        self._active_at: list[tuple[_SharedMask, torch.Tensor, int]] = []
+        """The masks and their versions when ``_active_names`` was computed."""
+        self._active_names: list[str] = []
+        self._shared = {
+            name: _SharedMask(
                 torch.ones_like(
-                    target.weight, dtype=torch.bool, memory_format=torch.preserve_format
+                    tensor.weight, dtype=torch.bool, memory_format=torch.preserve_format
                 ),
-                kept=target.prunable,
+                kept=tensor.prunable,
             )
-            for name, target in selection.items()
+            for name, tensor in selection.items()
         }
-        for holder in self._holders.values():
-            holder.seen = holder.state
+        for shared in self._shared.values():
+            shared.counted_state = shared.state
 
     @classmethod
     def attached(cls, selection: Selection) -> Self:
-        """Return the masks in force on these tensors, starting full ones where there is none."""
+        """Return the masks attached to these tensors; attach full ones where there is none."""
         masks = cls(selection)
-        for name, target in selection.items():
-            holder = _attached.setdefault(target.parameter, masks._holders[name])
-            holder.users.add(masks)
-            masks._holders[name] = holder
+        for name, tensor in selection.items():
+            shared = _attached.setdefault(tensor.parameter, masks._shared[name])
+            shared.users.add(masks)
+            masks._shared[name] = shared
         return masks
 
     @classmethod
     def from_zeros(cls, selection: Selection) -> Self:
         """Return masks that keep every weight that is not zero: for fine-tuning a sparse model.
 
-        Rows that stand for padding count as kept.
+        Padding rows count as kept.
 
         Example:
             >>> from torch import nn
@@ -117,67 +126,67 @@ class Masks(Mapping[str, torch.Tensor]):
             [[False, True]]
         """
         masks = cls(selection)
-        for name, target in selection.items():
-            torch.ne(target.weight, 0, out=masks[name])
+        for name, tensor in selection.items():
+            torch.ne(tensor.weight, 0, out=masks[name])
         masks._keep_padding()
         masks.recount()
         return masks
 
     def detach(self) -> None:
-        """Let go of the masks in force here; those that no one else uses are forgotten."""
-        for name, target in self.selection.items():
-            holder = self._holders[name]
-            holder.users.discard(self)
-            if not holder.users and _attached.get(target.parameter) is holder:
-                del _attached[target.parameter]
+        """Release the attached masks; those without another user are detached from the tensors."""
+        for name, tensor in self.selection.items():
+            shared = self._shared[name]
+            shared.users.discard(self)
+            if not shared.users and _attached.get(tensor.parameter) is shared:
+                del _attached[tensor.parameter]
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        """Return the mask of a tensor, on the device where the tensor is now."""
-        holder, parameter = self._holders[name], self.selection[name].parameter
-        if holder.mask.device != parameter.device:
-            holder.move(self.selection[name].weight.device)
-        return holder.mask
+        """Return the mask of a tensor, on the tensor's present device."""
+        shared, parameter = self._shared[name], self.selection[name].parameter
+        if shared.mask.device != parameter.device:
+            shared.move(self.selection[name].weight.device)
+        return shared.mask
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._holders)
+        return iter(self._shared)
 
     def __len__(self) -> int:
-        return len(self._holders)
+        return len(self._shared)
 
     def __repr__(self) -> str:
         return f"Masks({len(self)} tensors, sparsity {self.sparsity:.4f})"
 
-    # Mapping compares by content, which tensors cannot; masks are the same only if they are one.
+    # Mapping compares by content, which tensors do not support; masks are equal only to themselves.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
     def kept_in(self, name: str) -> int:
-        """How many prunable weights of one tensor are kept.
+        """Return how many prunable weights of one tensor are kept.
 
         Raises:
-            PrunusError: The tensor is sharded and someone wrote to the mask without a recount. As
-                only who wrote is told, write in all processes or in none.
+            PrunusError: The tensor is sharded and its mask was written to without :meth:`recount`.
+                Only the process that wrote raises this, so write in all processes or in none.
         """
-        self[name]  # which may move the mask
-        holder = self._holders[name]
-        # Counted anew only when someone, perhaps another pruner, wrote to the mask.
-        if holder.seen != holder.state:
+        self[name]  # may move the mask
+        shared = self._shared[name]
+        # Counted again only when the mask was written to, perhaps by another pruner.
+        if shared.counted_state != shared.state:
             if self.selection.process_group.sharded:
                 raise PrunusError(
                     f"the mask of {name}, which several processes hold together, was written to: "
                     "call masks.recount() in all of them"
                 )
-            holder.kept, holder.seen = self._count(name), holder.state
-        return holder.kept
+            shared.kept, shared.counted_state = self._count(name), shared.state
+        return shared.kept
 
     def _count(self, name: str) -> int:
-        """Count what is kept in the part of a tensor that is held here."""
+        """Return how many prunable weights are kept in this process's shard of a tensor."""
         return int(torch.count_nonzero(candidates(self.selection[name], self[name])))
 
     def recount(self) -> None:
-        """Count what is kept, over all processes that hold the tensors together.
+        """Count the kept weights over all processes that hold the tensors together.
 
-        Needed only for masks of sharded tensors that were written to by hand; all processes have to
+        Needed only for masks of sharded tensors that were written to by hand; all processes must
         call it.
 
         Raises:
@@ -185,27 +194,27 @@ class Masks(Mapping[str, torch.Tensor]):
         """
         group, counted = self.selection.process_group, self.selection.counted
         if not group.sharded:
-            return  # each mask is counted when someone asks
+            return  # each mask is counted when its count is read
         counts = torch.tensor([self._count(name) if counted[name] else 0 for name in self])
         totals = group.sum(counts).tolist()
-        for holder, kept in zip(self._holders.values(), totals, strict=True):
-            holder.kept, holder.seen = kept, holder.state
+        for shared, kept in zip(self._shared.values(), totals, strict=True):
+            shared.kept, shared.counted_state = kept, shared.state
 
     def active(self) -> Mapping[str, torch.Tensor]:
         """Return the masks of the tensors that have lost weights; the others need no masking.
 
-        Cheap enough to be asked several times a step: it looks closer only after someone, perhaps
-        another pruner, wrote to a mask.
+        Cheap enough for several calls a step: masks are counted again only after one was written
+        to, perhaps by another pruner.
         """
-        for holder, mask, version in self._seen:
-            if holder.mask is not mask or mask._version != version:
+        for shared, mask, version in self._active_at:
+            if shared.mask is not mask or mask._version != version:
                 break
         else:
-            if self._seen:
-                return {name: self[name] for name in self._lowered}
-        self._seen = [(h, h.mask, h.mask._version) for h in self._holders.values()]
-        self._lowered = [n for n in self if self.kept_in(n) < self.selection[n].prunable]
-        return {name: self[name] for name in self._lowered}
+            if self._active_at:
+                return {name: self[name] for name in self._active_names}
+        self._active_at = [(s, s.mask, s.mask._version) for s in self._shared.values()]
+        self._active_names = [n for n in self if self.kept_in(n) < self.selection[n].prunable]
+        return {name: self[name] for name in self._active_names}
 
     @property
     def kept(self) -> int:
@@ -224,24 +233,24 @@ class Masks(Mapping[str, torch.Tensor]):
 
     @torch.no_grad()
     def apply_(self) -> None:
-        """Set every removed weight to exactly +0.0, also where it is NaN or infinite now."""
+        """Set every removed weight to exactly +0.0, even if it is NaN or infinite."""
         for name, mask in self.active().items():
             clear_(self.selection[name].weight, mask)
 
     def revived(self) -> dict[str, int]:
-        """Count, per tensor that has any, the removed weights that are not zero."""
+        """Return how many removed weights are not zero, by tensor, for tensors that have any."""
         active = self.active()
-        found = [
+        nonzero = [
             int(torch.count_nonzero(self.selection[name].weight[~mask]))
             if self.selection.counted[name]
             else 0
             for name, mask in active.items()
         ]
-        counts = self.selection.process_group.sum(torch.tensor(found, dtype=torch.int64)).tolist()
+        counts = self.selection.process_group.sum(torch.tensor(nonzero, dtype=torch.int64)).tolist()
         return {name: count for name, count in zip(active, counts, strict=True) if count}
 
     def intersect_(self, other: Mapping[str, torch.Tensor]) -> None:
-        """Keep only what ``other`` keeps too; rows that stand for padding stay in any case.
+        """Keep only the weights that ``other`` keeps too, and padding rows.
 
         Raises:
             PrunusError: Names, shapes or types are not those of these masks.
@@ -253,7 +262,7 @@ class Masks(Mapping[str, torch.Tensor]):
         self.recount()
 
     def differences(self, other: Mapping[str, torch.Tensor]) -> dict[str, int]:
-        """Count, per tensor, the weights that one of the two keeps and the other does not."""
+        """Return, by tensor, how many weights exactly one of the two keeps."""
         self._check(other)
         return {
             name: int(torch.count_nonzero(self[name] ^ other[name].to(self[name].device)))
@@ -263,9 +272,9 @@ class Masks(Mapping[str, torch.Tensor]):
     def packed(self) -> dict[str, torch.Tensor]:
         """Return the masks as bits, eight weights of a row to a byte, on the CPU.
 
-        Those of sharded tensors are sharded by their rows too, and on the tensor's device, so that
-        a distributed checkpoint of them can be loaded by any number of processes, one that has the
-        whole model included; all processes have to call this together.
+        Those of sharded tensors are sharded by rows, on the tensor's device, so that any number of
+        processes can load a distributed checkpoint of them, a single process included. All
+        processes must call this together.
 
         Example:
             >>> from torch import nn
@@ -274,39 +283,39 @@ class Masks(Mapping[str, torch.Tensor]):
             [[248], [248]]
         """
         packed = {}
-        for name, target in self.selection.items():
-            rows = sharded_by_rows(from_local_part(self[name].view(torch.uint8), target.parameter))
-            packed[name] = from_local_part(_packed(local(rows)), rows)
+        for name, tensor in self.selection.items():
+            rows = sharded_by_rows(from_local_part(self[name].view(torch.uint8), tensor.parameter))
+            packed[name] = from_local_part(_pack(local(rows)), rows)
         return packed
 
     def load_packed(self, packed: Mapping[str, torch.Tensor]) -> None:
-        """Restore what :meth:`packed` returned; nothing is changed if anything does not fit.
+        """Load what :meth:`packed` returned; nothing is changed if any mask does not fit.
 
         Raises:
             CheckpointError: Names or sizes are not those of these tensors.
         """
         self.check_packed(packed)
-        for name, target in self.selection.items():
-            # Row by row as they were packed, and from there to where each weight is.
-            whole = from_local_part(self[name].view(torch.uint8), target.parameter)
+        for name, tensor in self.selection.items():
+            # First the rows that this process unpacks, then the shard that it holds.
+            whole = from_local_part(self[name].view(torch.uint8), tensor.parameter)
             rows = sharded_by_rows(whole)
-            held = local_part(packed[name], from_local_part(_packed(local(rows)), rows))
-            unpacked = from_local_part(_unpacked(held, local(rows).shape), rows)
+            packed_rows = local_part(packed[name], from_local_part(_pack(local(rows)), rows))
+            unpacked = from_local_part(_unpack(packed_rows, local(rows).shape), rows)
             self[name].copy_(local_part(unpacked, whole))
         self._keep_padding()
         self.recount()
 
     def check_packed(self, packed: Mapping[str, torch.Tensor]) -> None:
-        """Make sure that :meth:`load_packed` can take this.
+        """Check that :meth:`load_packed` can load these.
 
         Raises:
-            CheckpointError: As there; every tensor that does not fit is named.
+            CheckpointError: Names or sizes are not those of these tensors; every one is listed.
         """
         self._check_names(packed)
         shapes = {name: self.selection[name].parameter.shape for name in self}
         wrong = [
             f"{name}: {tuple(shape)} needs torch.uint8 of shape {_packed_shape(shape)}, got "
-            f"{_described(packed[name])}"
+            f"{_description(packed[name])}"
             for name, shape in shapes.items()
             if not isinstance(packed[name], torch.Tensor)
             or packed[name].dtype != torch.uint8
@@ -316,17 +325,17 @@ class Masks(Mapping[str, torch.Tensor]):
             raise CheckpointError(f"the masks are of another model: {listing(wrong)}")
 
     def _keep_padding(self) -> None:
-        for name, target in self.selection.items():
-            if target.local_padding_row is not None:
-                self[name][target.local_padding_row] = True
+        for name, tensor in self.selection.items():
+            if tensor.local_padding_row is not None:
+                self[name][tensor.local_padding_row] = True
 
     def _check(self, other: Mapping[str, torch.Tensor]) -> None:
         self._check_names(other)
         wrong = [
             f"{name}: expected a boolean tensor of shape {tuple(mask.shape)}, got "
-            f"{_described(other[name])}"
+            f"{_description(other[name])}"
             for name, mask in self.items()
-            if _described(other[name]) != _described(mask)
+            if _description(other[name]) != _description(mask)
         ]
         if wrong:
             raise PrunusError(f"these masks do not fit: {listing(wrong)}")
@@ -344,37 +353,37 @@ class Masks(Mapping[str, torch.Tensor]):
 @torch.no_grad()
 def clear_(tensor: torch.Tensor, mask: torch.Tensor) -> None:
     """Set ``tensor`` to exactly +0.0 where ``mask`` is False, in place; floating point only."""
-    for piece, kept in chunks(tensor.detach(), mask):
-        bits(piece).mul_(kept)
+    for t, m in chunks(tensor.detach(), mask):
+        bits(t).mul_(m)
 
 
-def candidates(target: PrunableTensor, mask: torch.Tensor) -> torch.Tensor:
+def candidates(tensor: PrunableTensor, mask: torch.Tensor) -> torch.Tensor:
     """Return ``mask`` without the padding row: the kept weights that may still be removed."""
-    if target.local_padding_row is None:
+    if tensor.local_padding_row is None:
         return mask
     mask = mask.clone()
-    mask[target.local_padding_row] = False
+    mask[tensor.local_padding_row] = False
     return mask
 
 
-def _described(mask: object) -> str:
+def _description(mask: object) -> str:
     if not isinstance(mask, torch.Tensor):
         return repr(mask)
     return f"{mask.dtype} of shape {tuple(mask.shape)}"
 
 
 def _packed_shape(shape: torch.Size) -> tuple[int, ...]:
-    """Return the shape of a packed mask: a byte for eight weights of a row, rows apart."""
+    """Return the shape of a packed mask: by row, a byte for every eight weights."""
     return (shape[0], -(-math.prod(shape[1:]) // 8)) if shape else (1,)
 
 
-def _packed(mask: torch.Tensor) -> torch.Tensor:
+def _pack(mask: torch.Tensor) -> torch.Tensor:
     rows, row = mask.shape[0] if mask.dim() else 1, math.prod(mask.shape[1:])
     packed = np.packbits(mask.cpu().numpy().reshape(rows, row), axis=1)
     return torch.from_numpy(packed.reshape(_packed_shape(mask.shape)))
 
 
-def _unpacked(packed: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+def _unpack(packed: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     rows, row = shape[0] if shape else 1, math.prod(shape[1:])
     flat = np.unpackbits(packed.cpu().numpy().reshape(rows, -(-row // 8)), axis=1, count=row)
     return torch.from_numpy(flat.reshape(shape))
