@@ -179,9 +179,9 @@ def test_unusable_tensors_are_all_named_with_a_fix() -> None:
     assert "3.weight is not initialized yet" in message
     assert "4.weight is on the meta device" in message
     assert "5.weight is of type torch.float8_e4m3fn, too narrow" in message
-    assert "6.weight was made within torch.inference_mode()" in message
-    mended = select(model, exclude=lambda name, tensor, module: not name.startswith("0"))
-    assert list(mended) == ["0.weight"]
+    assert "6.weight was created under torch.inference_mode()" in message
+    fixed = select(model, exclude=lambda name, tensor, module: not name.startswith("0"))
+    assert list(fixed) == ["0.weight"]
 
 
 def test_an_empty_selection_is_rejected() -> None:
@@ -199,13 +199,15 @@ def test_patterns_may_come_in_any_collection(several: Any) -> None:
 
 
 def test_a_pattern_that_is_no_string_is_rejected() -> None:
-    with pytest.raises(PrunusError, match="a pattern is a glob.*but got 3"):
+    with pytest.raises(PrunusError, match="a pattern must be a glob.*but is 3"):
         select(nn.Linear(2, 2), [3])  # type: ignore[list-item]
-    with pytest.raises(PrunusError, match="a pattern is a glob.*but got b'weight'"):
+    with pytest.raises(PrunusError, match="a pattern must be a glob.*but is b'weight'"):
         select(nn.Linear(2, 2), b"weight")  # type: ignore[arg-type]
-    with pytest.raises(PrunusError, match=r"a pattern is a glob.*but got Linear\(in_features=2"):
+    with pytest.raises(
+        PrunusError, match=r"a pattern must be a glob.*but is Linear\(in_features=2"
+    ):
         select(nn.Sequential(nn.Linear(2, 2)), nn.Linear(2, 2))
-    with pytest.raises(PrunusError, match="a pattern is a glob.*but got 3"):
+    with pytest.raises(PrunusError, match="a pattern must be a glob.*but is 3"):
         select(nn.Linear(2, 2), 3)  # type: ignore[arg-type]
 
 

@@ -1,8 +1,8 @@
 """prunus trains PyTorch networks into sparse ones.
 
 Training: :class:`Pruner` attaches a :class:`RelevancePenalty` and a schedule, such as
-:class:`IterativePruning`, to an optimizer; :func:`select` chooses the tensors, and :class:`Masks`
-hold which weights are kept. ``prunus.integrations`` has adapters for the trainers of transformers
+:class:`IterativePruning`, to an optimizer; :func:`select` returns the tensors, and :class:`Masks`
+record which weights are kept. ``prunus.integrations`` has adapters for the trainers of transformers
 and Lightning, and for accelerate.
 
 After training: :func:`save_sparse` and :func:`load_sparse` for files without zeros,

@@ -60,9 +60,9 @@ class PeerError(PrunusError, RuntimeError):
 
 
 def nearest(name: str, known: Iterable[str], most: int = 3) -> list[str]:
-    """Return the known names that ``name`` is most likely a slip of, best first.
+    """Return the known names that ``name`` is most likely a misspelling of, best first.
 
-    Names that contain ``name`` count as near too, for a dotted name is often given by a part of it.
+    Names that contain ``name`` count too, because a part of a dotted name is often written for it.
 
     Example:
         >>> nearest("fc9.weight", ["conv.weight", "fc1.weight", "fc2.weight"], most=2)
@@ -76,7 +76,7 @@ def nearest(name: str, known: Iterable[str], most: int = 3) -> list[str]:
 
 
 def listing(names: Sequence[str], most: int = 20) -> str:
-    """Join names for a message: all of them up to ``most``, then how many more there are.
+    """Return names joined for a message: all up to ``most``, then how many more there are.
 
     Example:
         >>> listing(["a", "b", "c"], most=2)

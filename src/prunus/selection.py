@@ -1,9 +1,9 @@
-"""Which tensors of a model may be pruned.
+"""The selection of the tensors of a model that may be pruned.
 
-By default the weights of every layer: linear, convolutional, transposed, embedding, recurrent and
-attention layers, and any module of your own whose parameter has "weight" in its name and at least
-two dimensions. Biases, the parameters of normalization layers and bare parameters are left out
-unless asked for. A tensor shared by several modules is one target.
+By default these are the weights of every layer: linear, convolutional, transposed, embedding,
+recurrent and attention layers, and any custom module whose parameter has "weight" in its name and
+at least two dimensions. Biases, the parameters of normalization layers and bare parameters are left
+out unless requested. A tensor that several modules share is selected once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from prunus._distributed.process_group import ProcessGroup, process_group_of
 from prunus._distributed.shards import Shard, local, shard_of
 from prunus._distributed.wrappers import check_wrappers, unwrap
 from prunus._utils.checks import raise_problems, type_problem
-from prunus.errors import PrunusError, listing, nearest
+from prunus.errors import ArgumentError, PrunusError, listing, nearest
 
 __all__ = ["Pattern", "Predicate", "PrunableTensor", "Selection", "as_selection", "select"]
 
@@ -35,7 +35,7 @@ Predicate = Callable[[str, nn.Parameter, nn.Module], bool]
 Pattern = str | type[nn.Module] | Predicate
 """A glob on tensor or module names, a module type, or a predicate."""
 
-Kind = Literal["weight", "bias", "norm", "other"]
+Role = Literal["weight", "bias", "norm", "other"]
 
 _NORM = re.compile(r"Norm(\dd)?$")
 
@@ -48,7 +48,7 @@ class PrunableTensor:
         name: Its first name in the model, as in ``model.named_parameters()``.
         parameter: The tensor itself, as the optimizer holds it.
         aliases: The other names of the same tensor where it is tied.
-        padding_row: The row of an embedding that stands for padding; it is never counted or pruned.
+        padding_row: The row of an embedding that is the padding's; never counted or pruned.
     """
 
     name: str
@@ -58,23 +58,23 @@ class PrunableTensor:
 
     @property
     def weight(self) -> torch.Tensor:
-        """The part of the tensor that this process holds, detached: all of it, unless sharded."""
+        """This process's shard of the tensor, detached: all of it, unless sharded."""
         return local(self.parameter)
 
     @property
     def gradient(self) -> torch.Tensor | None:
-        """The same part of its gradient."""
+        """The same shard of its gradient."""
         gradient = self.parameter.grad
         return None if gradient is None else local(gradient)
 
     @cached_property
     def shard(self) -> Shard:
-        """Where that part lies in the whole."""
+        """The position of that shard in the whole tensor."""
         return shard_of(self.parameter)
 
     @cached_property
     def local_padding_row(self) -> int | None:
-        """The row of that part which stands for padding, if it is there."""
+        """The padding row as a row of the shard, if it is in it."""
         if self.padding_row is None:
             return None
         row = self.padding_row - self.shard.offsets[0]
@@ -82,7 +82,7 @@ class PrunableTensor:
 
     @property
     def prunable(self) -> int:
-        """How many of its weights may be pruned, those held by other processes included."""
+        """How many of its weights may be pruned, in all shards."""
         numel = self.parameter.numel()
         if self.padding_row is None:
             return numel
@@ -90,10 +90,10 @@ class PrunableTensor:
 
 
 class Selection(Mapping[str, PrunableTensor]):
-    """The tensors that may be pruned, by name, in the model's order; made by :func:`select`.
+    """The tensors that may be pruned, by name, in the model's order; built by :func:`select`.
 
     Args:
-        targets: The tensors.
+        tensors: The tensors.
 
     Example:
         >>> selection = select(nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2)))
@@ -101,17 +101,17 @@ class Selection(Mapping[str, PrunableTensor]):
         (['0.weight'], 6)
     """
 
-    def __init__(self, targets: Sequence[PrunableTensor]) -> None:
-        self._targets = {target.name: target for target in targets}
+    def __init__(self, tensors: Sequence[PrunableTensor]) -> None:
+        self._tensors = {tensor.name: tensor for tensor in tensors}
 
     def __getitem__(self, name: str) -> PrunableTensor:
-        return self._targets[name]
+        return self._tensors[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._targets)
+        return iter(self._tensors)
 
     def __len__(self) -> int:
-        return len(self._targets)
+        return len(self._tensors)
 
     def __repr__(self) -> str:
         return f"Selection({len(self)} tensors, {self.prunable:,} prunable weights)"
@@ -119,26 +119,26 @@ class Selection(Mapping[str, PrunableTensor]):
     @property
     def prunable(self) -> int:
         """How many weights may be pruned in all."""
-        return sum(target.prunable for target in self.values())
+        return sum(tensor.prunable for tensor in self.values())
 
     @cached_property
     def process_group(self) -> ProcessGroup:
         """The processes that hold the tensors together; just this one, unless they are sharded."""
-        return process_group_of([target.parameter for target in self.values()])
+        return process_group_of([tensor.parameter for tensor in self.values()])
 
     @cached_property
     def counted(self) -> Mapping[str, bool]:
-        """Whether this process is the one to count its part of a tensor, which others may hold too.
+        """Whether this process counts its shard of a tensor, which others may hold too.
 
-        Where tensors are sharded, all processes have to ask for the first time together.
+        If tensors are sharded, all processes must read this for the first time together.
         """
-        boxes = [target.shard for target in self.values()]
-        return dict(zip(self, self.process_group.counts_shards(boxes), strict=True))
+        shards = [tensor.shard for tensor in self.values()]
+        return dict(zip(self, self.process_group.counts_shards(shards), strict=True))
 
 
 @dataclass(frozen=True, eq=False)
-class _Place:
-    """One place in the module tree where a parameter hangs: a tied tensor has several."""
+class _Occurrence:
+    """An occurrence of a parameter in the module tree: a tied tensor has several."""
 
     name: str
     parameter: nn.Parameter
@@ -149,7 +149,7 @@ class _Place:
         return self.path[-1][1]
 
     @property
-    def kind(self) -> Kind:
+    def role(self) -> Role:
         local = self.name.rpartition(".")[2]
         if _is_legacy_parametrization(self.owner, local):
             return "other"
@@ -157,7 +157,7 @@ class _Place:
             return "norm"
         if "bias" in local:
             return "bias"
-        lazy = is_lazy(self.parameter)  # has no dimensions to ask for
+        lazy = is_lazy(self.parameter)  # has no dimensions yet
         if "weight" in local and (lazy or self.parameter.dim() >= 2):
             return "weight"
         return "other"
@@ -171,12 +171,12 @@ def select(
     biases: bool = False,
     norms: bool = False,
 ) -> Selection:
-    """Choose the tensors of ``model`` that may be pruned.
+    """Return the tensors of ``model`` that may be pruned.
 
-    A tensor is taken if it is of a kind that is asked for (weights always, biases and norms by
-    their switches) and lies in what ``include`` names, if that is given. A glob that matches a
-    tensor's full name takes it whatever its kind, so ``"*"`` takes everything and ``"pos_embed"``
-    a bare parameter. ``exclude`` wins over both.
+    A tensor is selected if its role is (weights always, biases and norms by their arguments) and it
+    matches ``include``, if there is any. A glob that matches a tensor's full name selects it
+    whatever its role, so ``"*"`` selects everything and ``"pos_embed"`` a bare parameter.
+    ``exclude`` takes precedence over both.
 
     A layer whose weight is computed by a parametrization (``weight_norm``, ``spectral_norm``) has
     no weight of its own to set to zero and is left out; name the tensors below its
@@ -185,22 +185,23 @@ def select(
 
     Args:
         model: Any module, also within ``torch.compile`` or DistributedDataParallel.
-        include: Only these. Globs (``*`` also crosses dots) are matched against tensor names and
-            the names of the modules above them; types against those modules; predicates are called
-            with name, tensor and owning module.
-        exclude: Not these.
-        biases: Take biases too, as the paper does.
-        norms: Take the weights of normalization layers too, as the paper does (their biases as well
+        include: Patterns of which a tensor must match one. Globs (``*`` also matches dots) are
+            matched against tensor names and the names of the modules above them; types against
+            those modules; predicates are called with name, tensor and owning module.
+        exclude: Patterns of which a tensor must match none.
+        biases: Select biases too, as the paper does.
+        norms: Select the weights of normalization layers too, as the paper does (and their biases
             if ``biases`` is set).
 
     Returns:
-        The selection. A tied tensor is taken once, if any of its names is, and left out if any of
-        its names is excluded.
+        The selection. A tied tensor is selected once, if any of its names is, and left out if any
+        of its names is excluded.
 
     Raises:
-        PrunusError: A pattern matches nothing, nothing is left to prune, a chosen tensor is frozen,
-            empty, without memory, or not a floating-point tensor, or the model is sharded by a
-            wrapper that does not tell which weights are where.
+        ArgumentError: A pattern is not a glob, a type or a predicate, or matches nothing.
+        PrunusError: No tensor is left to prune, a selected tensor is frozen, empty, without memory,
+            or not a floating-point tensor, or the model is sharded by a wrapper that does not
+            record which weights each process holds.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -211,68 +212,71 @@ def select(
     check_wrappers(model)
     model = unwrap(model)  # the names are the inner ones
     includes, excludes = _as_patterns(include), _as_patterns(exclude)
-    places = _places(model)
-    _reject_idle_patterns(includes, excludes, places)
+    occurrences = _occurrences(model)
+    _check_matches(includes, excludes, occurrences)
 
-    def wanted(place: _Place) -> bool:
-        if any(isinstance(p, str) and fnmatchcase(place.name, p) for p in includes):
+    def is_included(occurrence: _Occurrence) -> bool:
+        name, role = occurrence.name, occurrence.role
+        if any(isinstance(p, str) and fnmatchcase(name, p) for p in includes):
             return True
-        if includes and not any(_matches(p, place) for p in includes):
+        if includes and not any(_matches(p, occurrence) for p in includes):
             return False
-        if place.kind == "norm":
-            return norms and (biases or "bias" not in place.name.rpartition(".")[2])
-        if place.kind == "other":  # a predicate has seen the tensor itself and chosen it
-            return any(_is_predicate(p) and _matches(p, place) for p in includes)
-        return place.kind == "weight" or biases
+        if role == "norm":
+            return norms and (biases or "bias" not in name.rpartition(".")[2])
+        if role == "other":  # only a predicate, which receives the tensor itself, selects it
+            return any(_is_predicate(p) and _matches(p, occurrence) for p in includes)
+        return role == "weight" or biases
 
-    tied: dict[int, list[_Place]] = {}
-    for place in places:
-        tied.setdefault(id(place.parameter), []).append(place)
-    targets = []
-    for group in tied.values():
-        if any(_matches(p, place) for p in excludes for place in group):
+    by_tensor: dict[int, list[_Occurrence]] = {}
+    for occurrence in occurrences:
+        by_tensor.setdefault(id(occurrence.parameter), []).append(occurrence)
+    selected = []
+    for tied in by_tensor.values():
+        if any(_matches(p, occurrence) for p in excludes for occurrence in tied):
             continue
-        if any(wanted(place) for place in group):
-            targets.append(_target(group))
-    _reject_unusable(targets)
-    if not targets:
-        raise PrunusError(_nothing_left(model, places))
-    return Selection(targets)
+        if any(is_included(occurrence) for occurrence in tied):
+            selected.append(_prunable_tensor(tied))
+    _check_prunable(selected)
+    if not selected:
+        raise PrunusError(_nothing_left_message(model, occurrences))
+    return Selection(selected)
 
 
 def _as_patterns(patterns: Pattern | Iterable[Pattern]) -> tuple[Pattern, ...]:
-    several: Any = patterns
-    given: tuple[Pattern, ...] = (several,)
+    argument: Any = patterns
+    result: tuple[Pattern, ...] = (argument,)
     single = isinstance(patterns, str | bytes | torch.Tensor | nn.Module) or callable(patterns)
     if not single:
-        with contextlib.suppress(TypeError):  # it is neither a pattern nor several
-            given = tuple(several)
+        with contextlib.suppress(TypeError):  # neither a pattern nor iterable
+            result = tuple(argument)
     wrong = [
         repr(pattern)
-        for pattern in given
+        for pattern in result
         if not isinstance(pattern, str)
         and (isinstance(pattern, nn.Module) or not callable(pattern))
     ]
     if wrong:
-        raise PrunusError(
-            f"a pattern is a glob, a module type or a predicate, but got {listing(wrong)}"
+        raise ArgumentError(
+            f"a pattern must be a glob, a module type or a predicate, but is {listing(wrong)}"
         )
-    return given
+    return result
 
 
-def _places(model: nn.Module) -> list[_Place]:
-    places = []
+def _occurrences(model: nn.Module) -> list[_Occurrence]:
+    """Return every occurrence of every parameter, in the model's order."""
+    occurrences = []
     paths: dict[str, tuple[tuple[str, nn.Module], ...]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         above = paths[name.rpartition(".")[0]] if name else ()
         paths[name] = (*above, (name, module))
         for own, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            places.append(_Place(f"{name}.{own}" if name else own, parameter, paths[name]))
-    return places
+            full_name = f"{name}.{own}" if name else own
+            occurrences.append(_Occurrence(full_name, parameter, paths[name]))
+    return occurrences
 
 
 def _is_legacy_parametrization(owner: nn.Module, local: str) -> bool:
-    """Tell tensors that ``torch.nn.utils.weight_norm`` and its like make a weight of."""
+    """Return whether ``torch.nn.utils.weight_norm`` or its like computes a weight from a tensor."""
     base, _, suffix = local.rpartition("_")
     return suffix in ("g", "v", "orig") and hasattr(owner, base) and base not in owner._parameters
 
@@ -281,24 +285,31 @@ def _is_predicate(pattern: Pattern) -> bool:
     return callable(pattern) and not isinstance(pattern, type)
 
 
-def _matches(pattern: Pattern, place: _Place) -> bool:
+def _matches(pattern: Pattern, occurrence: _Occurrence) -> bool:
     if isinstance(pattern, str):
-        names = [place.name, *(name for name, _ in place.path if name)]
+        names = [occurrence.name, *(name for name, _ in occurrence.path if name)]
         return any(fnmatchcase(name, pattern) for name in names)
     if isinstance(pattern, type):
-        return any(isinstance(module, pattern) for _, module in place.path)
-    return bool(pattern(place.name, place.parameter, place.owner))
+        return any(isinstance(module, pattern) for _, module in occurrence.path)
+    return bool(pattern(occurrence.name, occurrence.parameter, occurrence.owner))
 
 
-def _reject_idle_patterns(
-    includes: Sequence[Pattern], excludes: Sequence[Pattern], places: Sequence[_Place]
+def _check_matches(
+    includes: Sequence[Pattern], excludes: Sequence[Pattern], occurrences: Sequence[_Occurrence]
 ) -> None:
-    names = list(dict.fromkeys(n for p in places for n in (*(m for m, _ in p.path if m), p.name)))
-    types = sorted({type(module).__name__ for p in places for _, module in p.path})
+    """Check that every pattern matches something.
+
+    Raises:
+        ArgumentError: Some do not; every one is named.
+    """
+    names = list(
+        dict.fromkeys(n for o in occurrences for n in (*(m for m, _ in o.path if m), o.name))
+    )
+    types = sorted({type(module).__name__ for o in occurrences for _, module in o.path})
     problems = []
     for argument, patterns in (("include", includes), ("exclude", excludes)):
         for pattern in patterns:
-            if any(_matches(pattern, place) for place in places):
+            if any(_matches(pattern, occurrence) for occurrence in occurrences):
                 continue
             if isinstance(pattern, str):
                 hint = nearest(pattern, names) or names[:3]
@@ -308,60 +319,65 @@ def _reject_idle_patterns(
             else:
                 problems.append(f"{argument}={pattern!r} (false for every tensor)")
     if problems:
-        raise PrunusError(
-            "every pattern must match a tensor or a module that holds tensors, but nothing is "
+        raise ArgumentError(
+            "every pattern must match a tensor or a module that has tensors, but nothing is "
             f"matched by {'; '.join(problems)}"
         )
 
 
-def _target(group: Sequence[_Place]) -> PrunableTensor:
+def _prunable_tensor(tied: Sequence[_Occurrence]) -> PrunableTensor:
     rows = [
-        place.owner.padding_idx
-        for place in group
-        if isinstance(place.owner, nn.Embedding | nn.EmbeddingBag)
-        and place.owner.padding_idx is not None
+        occurrence.owner.padding_idx
+        for occurrence in tied
+        if isinstance(occurrence.owner, nn.Embedding | nn.EmbeddingBag)
+        and occurrence.owner.padding_idx is not None
     ]
-    first = group[0]
-    aliases = tuple(place.name for place in group[1:])
+    first = tied[0]
+    aliases = tuple(occurrence.name for occurrence in tied[1:])
     return PrunableTensor(first.name, first.parameter, aliases, rows[0] if rows else None)
 
 
-def _reject_unusable(targets: Sequence[PrunableTensor]) -> None:
+def _check_prunable(tensors: Sequence[PrunableTensor]) -> None:
+    """Check that selected tensors can be trained and pruned.
+
+    Raises:
+        PrunusError: Some cannot; every one is named.
+    """
     problems = []
-    for target in targets:
-        parameter = target.parameter
+    for tensor in tensors:
+        name, parameter = tensor.name, tensor.parameter
         if is_lazy(parameter):
-            problems.append(f"{target.name} is not initialized yet (run the model once first)")
+            problems.append(f"{name} is not initialized yet (run the model once first)")
         elif parameter.is_meta:
-            problems.append(f"{target.name} is on the meta device (give it memory first)")
+            problems.append(f"{name} is on the meta device (allocate it first)")
         elif parameter.numel() == 0:
-            problems.append(f"{target.name} is empty, of shape {tuple(parameter.shape)}")
+            problems.append(f"{name} is empty, of shape {tuple(parameter.shape)}")
         elif not parameter.is_floating_point():
-            problems.append(f"{target.name} is of type {parameter.dtype}, not floating point")
+            problems.append(f"{name} is of type {parameter.dtype}, not floating point")
         elif parameter.element_size() < 2:
-            problems.append(f"{target.name} is of type {parameter.dtype}, too narrow to compute in")
+            problems.append(f"{name} is of type {parameter.dtype}, too narrow to compute in")
         elif parameter.is_inference():
-            problems.append(f"{target.name} was made within torch.inference_mode()")
+            problems.append(f"{name} was created under torch.inference_mode()")
         elif not parameter.requires_grad:
-            problems.append(f"{target.name} is frozen (requires_grad is False)")
+            problems.append(f"{name} is frozen (requires_grad is False)")
     if problems:
         raise PrunusError(
-            f"these tensors cannot be pruned: {'; '.join(problems)}. Mend them or leave them out, "
+            f"these tensors cannot be pruned: {'; '.join(problems)}. Fix them or leave them out, "
             "for example with exclude=[names] or exclude=lambda name, tensor, module: not "
             "tensor.requires_grad or tensor.numel() == 0"
         )
 
 
-def _nothing_left(model: nn.Module, places: Sequence[_Place]) -> str:
+def _nothing_left_message(model: nn.Module, occurrences: Sequence[_Occurrence]) -> str:
     message = f"{type(model).__name__} has no tensors left to prune: "
-    if not places:
+    if not occurrences:
         return message + "it has no parameters at all"
     parametrized = [name for name, module in model.named_modules() if is_parametrized(module)]
     if parametrized:
         message += f"the weights of {listing(parametrized)} are computed by parametrizations; "
-    found = ", ".join(f"{place.name} ({place.kind})" for place in places[:20])
+    found = ", ".join(f"{o.name} ({o.role})" for o in occurrences[:20])
     return (
-        f"{message}its tensors are {found}; widen include, narrow exclude, or ask for biases=True "
+        f"{message}its tensors are {found}; widen include, narrow exclude, or pass biases=True "
         "or norms=True"
     )
 
@@ -387,19 +403,19 @@ def check_model(model: object) -> None:
 
 
 def total_parameters(model: nn.Module) -> int:
-    """Count the parameters of ``model``, tied ones once; the dividend of the compression ratio."""
+    """Return how many parameters a model has, tied ones counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def nonzero_parameters(model: nn.Module) -> int:
-    """Count the parameters of ``model`` that are not zero; the divisor of the compression ratio."""
+    """Return how many parameters of a model are not zero."""
     return sum(int(torch.count_nonzero(p.detach())) for p in model.parameters())
 
 
 def as_selection(
     selection: Selection | Callable[[nn.Module], Selection] | None, model: nn.Module
 ) -> Selection:
-    """Return a selection of a model: as it is, by a function, or of all layers' weights.
+    """Return a selection of a model: as it is, from a function, or of all layers' weights.
 
     Args:
         selection: A selection of this model, a function that returns one, or None for

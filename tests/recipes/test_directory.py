@@ -334,7 +334,7 @@ def test_a_full_disk_before_the_first_checkpoint_is_named(tmp_path: Path) -> Non
     """The first checkpoint of the dense training takes 400 kB."""
     with mounted(tmp_path / "disk", "size=300k") as disk:
         outcome = prunus("run", "digits", *SHORT, "--out", disk / "run")
-        outcome.refused("cannot write", "last.safetensors: No space left on device", "untouched")
+        outcome.refused("cannot write", "last.safetensors: No space left on device", "unchanged")
         assert sorted(contents(disk / "run")) == [
             ".lock",
             "checkpoints",

@@ -421,7 +421,7 @@ def test_a_truncated_checkpoint_is_not_resumed_from(unfinished: Path, share: flo
     last = unfinished / "checkpoints" / "last.safetensors"
     whole = last.read_bytes()
     last.write_bytes(whole[: int(share * len(whole))])
-    resumed_without_harm(unfinished, "is damaged", "start anew")
+    resumed_without_harm(unfinished, "is damaged", "start again")
 
 
 def test_an_altered_checkpoint_is_not_resumed_from(unfinished: Path) -> None:
@@ -435,7 +435,7 @@ def test_an_altered_checkpoint_is_not_resumed_from(unfinished: Path) -> None:
 def test_a_model_file_in_place_of_the_checkpoint_is_not_resumed_from(unfinished: Path) -> None:
     checkpoints = unfinished / "checkpoints"
     shutil.copy(checkpoints / "dense.safetensors", checkpoints / "last.safetensors")
-    resumed_without_harm(unfinished, "is not a checkpoint of a run: it holds tensors only")
+    resumed_without_harm(unfinished, "is not a checkpoint of a run: it has tensors only")
 
 
 @pytest.mark.parametrize("key", ["phase", "epoch", "model", "optimizer", "pruner", "rng", "lines"])

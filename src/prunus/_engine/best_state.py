@@ -1,4 +1,4 @@
-"""Remembering the sparsest state of a network that met its floor."""
+"""The copy of the sparsest state of a network that met its floor."""
 
 from __future__ import annotations
 
@@ -19,15 +19,19 @@ __all__ = ["BestState", "not_a_state"]
 
 
 def not_a_state(problem: str) -> CheckpointError:
-    """Return the error for what is not the state of a pruner."""
+    """Return the error for a state that is not a pruner's."""
     return CheckpointError(f"this is not the state of a Pruner: {problem}")
 
 
 class BestState:
-    """The sparsest state seen, and of equally sparse ones the one with the best metric.
+    """The sparsest state so far, and of equally sparse ones the one with the best metric.
 
-    The state is a copy on the CPU of what this process holds of the model's ``state_dict``, buffers
+    The state is a copy on the CPU of this process's shards of the model's ``state_dict``, buffers
     included.
+
+    Attributes:
+        kept: How many weights it keeps, or None if there is no state.
+        metric: Its metric.
     """
 
     def __init__(self) -> None:
@@ -37,7 +41,7 @@ class BestState:
         self._masks: dict[str, torch.Tensor] = {}
 
     def offer(self, model: nn.Module, masks: Masks, metric: float, constraint: Constraint) -> bool:
-        """Remember the present state if it is better; say whether it was."""
+        """Copy the present state if it is better; return whether it was."""
         kept = masks.kept
         if self.kept is not None and self.metric is not None:
             if kept > self.kept:
@@ -45,27 +49,27 @@ class BestState:
             if kept == self.kept and not constraint.better(metric, self.metric):
                 return False
         self.kept, self.metric = kept, metric
-        self._model = _copied(model.state_dict())
+        self._model = _copy(model.state_dict())
         self._masks = masks.packed()
         return True
 
     def restore(self, model: nn.Module, masks: Masks) -> None:
-        """Bring the remembered state back."""
+        """Restore the best state."""
         model.load_state_dict(_whole(self._model, model))
         masks.load_packed(self._masks)
         masks.apply_()
 
     def state_dict(self, model: nn.Module, masks: Masks, *, complete: bool) -> dict[str, Any]:
-        """Return everything remembered.
+        """Return the best state.
 
         Args:
-            model: Whose state it is.
+            model: The model.
             masks: Its masks.
-            complete: Whether to hold a place for a best state also while there is none.
+            complete: Whether to include placeholders if there is no best state yet.
         """
         copies, packed = self._model, self._masks
         if complete and self.kept is None:
-            copies, packed = _copied(model.state_dict()), masks.packed()
+            copies, packed = _copy(model.state_dict()), masks.packed()
         return {
             "kept": self.kept,
             "metric": self.metric,
@@ -74,11 +78,11 @@ class BestState:
         }
 
     def check(self, state: Mapping[str, Any], model: nn.Module, masks: Masks) -> None:
-        """Make sure that :meth:`load_state_dict` can take this.
+        """Check that :meth:`load_state_dict` can load a state.
 
         Raises:
-            CheckpointError: There was a best state when it was saved, which is not in it, or it is
-                no such state, or of another model.
+            CheckpointError: It is not such a state, is of another model, or lacks the weights of
+                the best state that there was when it was saved.
         """
         missing = [key for key in ("kept", "metric", "model", "masks") if key not in state]
         raise_problems(f"best lacks {listing(missing)}" if missing else None, error=not_a_state)
@@ -92,32 +96,34 @@ class BestState:
         )
         if not state["model"]:
             raise CheckpointError(
-                "the state has no weights of the best network, though there was one when it was "
+                "the state lacks the weights of the best network that there was when it was "
                 "saved: read a distributed checkpoint into pruner.state_dict(complete=True)"
             )
-        own = model.state_dict()
-        unlike = [f"no {name}" for name in own if name not in state["model"]]
-        unlike += [f"{name} besides" for name in state["model"] if name not in own]
-        # Of other tensors a module may take other shapes when it is loaded.
-        for name, target in masks.selection.items():
-            held, shape = state["model"].get(name), tuple(target.parameter.shape)
-            if isinstance(held, torch.Tensor) and tuple(held.shape) != shape:
-                unlike.append(f"{name} of {tuple(held.shape)} for {shape}")
-        if unlike:
-            raise CheckpointError(f"this is the state of another model: best has {listing(unlike)}")
+        expected = model.state_dict()
+        problems = [f"no {name}" for name in expected if name not in state["model"]]
+        problems += [f"{name} besides" for name in state["model"] if name not in expected]
+        # Only prunable tensors: a module may accept other shapes of its other tensors.
+        for name, tensor in masks.selection.items():
+            value, shape = state["model"].get(name), tuple(tensor.parameter.shape)
+            if isinstance(value, torch.Tensor) and tuple(value.shape) != shape:
+                problems.append(f"{name} of {tuple(value.shape)} for {shape}")
+        if problems:
+            raise CheckpointError(
+                f"this is the state of another model: best has {listing(problems)}"
+            )
         masks.check_packed(state["masks"])
 
     def load_state_dict(self, state: Mapping[str, Any], model: nn.Module) -> None:
-        """Take over what :meth:`state_dict` returned, also of a model spread otherwise."""
+        """Load what :meth:`state_dict` returned, also if the model was sharded otherwise."""
         self.kept, self.metric = state["kept"], state["metric"]
         self._model, self._masks = {}, {}
         if self.kept is not None:
-            self._model = _copied(_each(local_part, state["model"], model))
+            self._model = _copy(_each(local_part, state["model"], model))
             self._masks = dict(state["masks"])
 
 
 def _whole(copies: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Make the tensors that :func:`_copied` made parts of, as they are laid out in the model."""
+    """Return the whole tensors of local copies, laid out as in the model."""
     return _each(from_local_part, copies, model)
 
 
@@ -126,7 +132,7 @@ def _each(
     state: Mapping[str, Any],
     model: nn.Module,
 ) -> dict[str, Any]:
-    """Convert each tensor of a state, given the one that the model has in its place."""
+    """Return a state with each tensor converted to the layout of the model's own."""
     like = model.state_dict()
     return {
         name: convert(value, like[name])
@@ -136,16 +142,16 @@ def _each(
     }
 
 
-def _copied(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy what this process holds to the CPU, a tensor that has several names once."""
+def _copy(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return copies on the CPU of this process's shards; of a tied tensor, one copy."""
     copies: dict[Any, torch.Tensor] = {}
     result: dict[str, Any] = {}
     for name, value in state.items():
         if isinstance(value, torch.Tensor):
-            held = local(value)
-            key = memory_key(held) or name
+            shard = local(value)
+            key = memory_key(shard) or name
             if key not in copies:
-                copies[key] = held.to("cpu", copy=True)
+                copies[key] = shard.to("cpu", copy=True)
             result[name] = copies[key]
         else:
             result[name] = value

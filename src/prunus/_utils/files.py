@@ -1,9 +1,9 @@
-"""Writing files so that they are whole or absent, and checkpoints without pickle.
+"""Atomic writing of files, and checkpoints without pickle.
 
 A checkpoint is a tree of dictionaries, lists, tuples, tensors, numbers, strings, booleans and None,
-such as every ``state_dict`` is. It becomes one safetensors file: the tensors as its tensors, the
-tree as JSON in its metadata, and a digest of both, so that a file that was cut short or altered is
-found out before anything of it is used.
+as every ``state_dict`` is. It is saved as one safetensors file: the tensors as its tensors, the
+tree as JSON in its metadata, and a digest of both, so that a file that was truncated or altered is
+detected before any of it is used.
 """
 
 from __future__ import annotations
@@ -29,62 +29,62 @@ __all__ = ["keep_as", "load_tree", "memory_key", "save_tree", "write_atomically"
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn the system's refusal to write ``path`` into a message for the user."""
+    """Raise an error of the system on writing ``path`` as a :class:`PrunusError`."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
         raise PrunusError(
-            f"cannot write {path}: {reason}. What was written before is untouched; make room or "
+            f"cannot write {path}: {reason}. Files written before are unchanged; make room or "
             "choose another directory"
         ) from error
 
 
 @contextlib.contextmanager
-def _put_in_place(path: Path) -> Iterator[Path]:
-    """Yield a name aside under which to make a file, which then gets ``path``'s place at once."""
-    aside = path.parent / f".{path.name}.{secrets.token_hex(4)}"
+def _replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path for a new file, which then replaces ``path`` atomically."""
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
     with writing(path):
         try:
-            yield aside
-            aside.replace(path)
+            yield temporary
+            temporary.replace(path)
         finally:
             with contextlib.suppress(OSError):
-                aside.unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, content: bytes, *, previous: Path | None = None) -> None:
-    """Write a file aside, then rename it: a reader sees the old file or the whole new one.
+    """Write a file under a temporary name and rename it: readers see the old or the new file.
 
     Args:
         path: The file.
         content: Its content.
-        previous: What the old file, if there is one, is called from then on.
+        previous: The path that keeps the old file, if there is one. Default None: it is deleted.
 
     Raises:
-        PrunusError: The directory is not writable, or the disk is full. The old file is untouched.
+        PrunusError: The directory is not writable, or the disk is full. The old file is unchanged.
     """
-    with _put_in_place(path) as aside:
-        with aside.open("xb") as file:
+    with _replacing(path) as temporary:
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        # Only now, so that while the new one is being written there are two old ones.
+        # After the new file is written, so that until then the previous file stays too.
         if previous is not None and path.exists():
             keep_as(path, previous)
 
 
 def keep_as(source: Path, target: Path) -> None:
-    """Give a file a second name, in place of whatever had it; nothing is copied where links are.
+    """Give a file a second path, replacing any file there; a link if the file system has links.
 
     Raises:
         PrunusError: As :func:`write_atomically`.
     """
-    with _put_in_place(target) as aside:
+    with _replacing(target) as temporary:
         try:
-            os.link(source, aside)
+            os.link(source, temporary)
         except OSError:  # a file system without links
-            shutil.copyfile(source, aside)
+            shutil.copyfile(source, temporary)
 
 
 def save_tree(path: Path, tree: dict[str, Any], *, previous: Path | None = None) -> None:
@@ -92,11 +92,11 @@ def save_tree(path: Path, tree: dict[str, Any], *, previous: Path | None = None)
 
     Args:
         path: The file to write or replace.
-        tree: What to save; see the module for what it may hold.
-        previous: What the file that is replaced is called from then on.
+        tree: The tree to save; see the module for the types it may contain.
+        previous: The path that keeps the replaced file. Default None: it is deleted.
 
     Raises:
-        TypeError: The tree holds something else.
+        TypeError: The tree contains another type.
         PrunusError: The file cannot be written.
 
     Example:
@@ -116,7 +116,7 @@ def load_tree(path: Path) -> dict[str, Any]:
     """Load what :func:`save_tree` wrote; nothing in the file can run code.
 
     Raises:
-        CheckpointError: The file is absent, cut short, altered, or not such a checkpoint.
+        CheckpointError: The file is absent, truncated, altered, or not such a checkpoint.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -126,19 +126,19 @@ def load_tree(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"there is no checkpoint {path}") from error
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"the checkpoint {path} is damaged ({error}); restore it from a copy or start anew"
+            f"the checkpoint {path} is damaged ({error}); restore it from a copy or start again"
         ) from error
     if "tree" not in metadata or "digest" not in metadata:
-        raise CheckpointError(f"{path} is not a checkpoint of a run: it holds tensors only")
+        raise CheckpointError(f"{path} is not a checkpoint of a run: it has tensors only")
     if _digest(metadata["tree"], tensors) != metadata["digest"]:
         raise CheckpointError(
             f"the checkpoint {path} was altered after it was written: its content does not match "
-            "its digest; restore it from a copy or start anew"
+            "its digest; restore it from a copy or start again"
         )
     try:
         tree = _decode(json.loads(metadata["tree"]), tensors)
         if not isinstance(tree, dict):
-            raise TypeError(f"it holds a {type(tree).__name__}")
+            raise TypeError(f"it contains a {type(tree).__name__}")
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a checkpoint of a run: {error}") from error
     return tree
@@ -154,9 +154,9 @@ def _digest(text: str, tensors: dict[str, torch.Tensor]) -> str:
 
 
 def memory_key(tensor: torch.Tensor) -> tuple[Any, ...] | None:
-    """Return what two tensors have in common that are the same memory seen the same way.
+    """Return a key that is equal for tensors that are the same view of the same memory.
 
-    None for a tensor without memory of its own, which is like no other.
+    None for a tensor without memory of its own, which equals no other.
 
     Example:
         >>> a = torch.zeros(2, 3)
@@ -171,12 +171,12 @@ def memory_key(tensor: torch.Tensor) -> tuple[Any, ...] | None:
 def _encode(
     value: Any, path: str, tensors: dict[str, torch.Tensor], seen: dict[tuple[Any, ...], str]
 ) -> Any:
-    """Turn a tree into JSON. Anything that JSON has no form of becomes {"is": kind, ...}."""
+    """Return a tree as JSON; a type that JSON lacks becomes {"is": type, ...}."""
     if isinstance(value, torch.Tensor):
         key = memory_key(value)
         name = path if key is None else seen.setdefault(key, path)
         if name == path:
-            # A copy of its own: safetensors refuses tensors that share memory.
+            # A copy: safetensors rejects tensors that share memory.
             tensors[path] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {"is": "tensor", "name": name}
     if value is None or isinstance(value, bool | int | float | str):
@@ -191,7 +191,7 @@ def _encode(
                 raise TypeError(f"a checkpoint's keys are strings or integers, not {key!r}")
             pairs.append([key, _encode(item, f"{path}/{key!r}", tensors, seen)])
         return {"is": "dict", "items": pairs}
-    raise TypeError(f"a checkpoint cannot hold a {type(value).__name__} ({path})")
+    raise TypeError(f"a checkpoint cannot contain a {type(value).__name__} ({path})")
 
 
 def _decode(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
@@ -200,7 +200,7 @@ def _decode(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
     if not isinstance(value, dict):
         return value
     if value["is"] == "tensor":
-        # A copy, for several places of the tree may have held one tensor.
+        # A copy, because one tensor may have been at several places of the tree.
         return tensors[value["name"]].clone()
     if value["is"] == "tuple":
         return tuple(_decode(item, tensors) for item in value["items"])

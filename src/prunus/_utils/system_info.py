@@ -1,4 +1,4 @@
-"""What a figure was measured on, to be stored beside it."""
+"""The hardware and versions that a figure was measured with, to be stored beside it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def system_info() -> dict[str, str | int]:
 
 
 def _processor() -> str:
-    """Name the processor; on Linux ``platform.processor()`` often does not."""
+    """Return the processor's name, which ``platform.processor()`` often lacks on Linux."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

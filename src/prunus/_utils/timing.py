@@ -1,4 +1,4 @@
-"""Timing by turns in one process."""
+"""Interleaved timing of variants in one process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 __all__ = ["Seconds", "fitting_rounds", "interleaved", "spread"]
 
 Seconds = npt.NDArray[np.float64]
-"""Of one variant: a row per round, a column per call in the round."""
+"""The times of one variant: a row per round, a column per call in the round."""
 
 
 def interleaved(
@@ -23,18 +23,18 @@ def interleaved(
     warm: int = 0,
     seed: int = 0,
 ) -> dict[str, Seconds]:
-    """Time variants against each other, so that a drift of the machine meets all of them alike.
+    """Return the times of variants that take turns, so that a drift of the machine affects all.
 
-    In each round every variant has one turn, in an order drawn anew: ``warm`` calls that are not
-    timed, to bring its data back into the caches, then ``calls`` that are, each by itself. Before
-    the first round each is called once, untimed.
+    In each round every variant has one turn, in a random order: ``warm`` calls that are not timed,
+    to bring its data back into the caches, then ``calls`` that are timed one by one. Before the
+    first round each is called once, untimed.
 
     Args:
-        variants: What to call, by name.
+        variants: The functions to call, by name.
         rounds: How many rounds.
         calls: Timed calls per turn.
         warm: Untimed calls before them.
-        seed: Draws the orders.
+        seed: The seed of the orders.
 
     Returns:
         The seconds of every timed call.
@@ -59,16 +59,16 @@ def interleaved(
 def fitting_rounds(
     variants: Mapping[str, Callable[[], object]], seconds: float, *, least: int, most: int
 ) -> int:
-    """Return how many calls of all variants fit into a time, once each has been called.
+    """Return how many calls of all variants fit into a time, after one untimed call of each.
 
     Args:
-        variants: What to call, by name.
+        variants: The functions to call, by name.
         seconds: The time.
         least: The fewest to return.
         most: The most to return.
     """
     for call in variants.values():
-        call()  # compiles, and fills caches
+        call()  # compiles and fills caches
     start = time.perf_counter()
     for call in variants.values():
         call()
