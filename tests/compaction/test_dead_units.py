@@ -33,10 +33,9 @@ def test_constants_are_folded_and_unused_neurons_removed() -> None:
 
 def test_removals_propagate_backwards_through_layers() -> None:
     model: Any = nn.Sequential(*[nn.Linear(6, 6) for _ in range(4)])
-    zero(model[3].weight, slice(None), slice(4, 6))  # no weights from neurons 4 and 5 of layer 2
-    zero(
-        model[2].weight, slice(0, 4), slice(2, 6)
-    )  # only these have weights from 2 to 5 of layer 1
+    # Layer 3 reads neurons 0 to 3 of layer 2, these read 0 and 1 of layer 1, these 0 of layer 0.
+    zero(model[3].weight, slice(None), slice(4, 6))
+    zero(model[2].weight, slice(0, 4), slice(2, 6))
     zero(model[1].weight, slice(0, 2), slice(1, 6))
     small = compact_and_reload(model, torch.ones(2, 6))
     assert [tuple(layer.weight.shape) for layer in small] == [(1, 6), (2, 1), (4, 2), (6, 4)]
@@ -263,6 +262,7 @@ def test_position_table_is_not_folded_as_a_constant() -> None:
     model: Any = Positions()
     zero(model.into.weight, slice(0, 2))
     zero(model.table, 0, slice(None), 0)
+    # With a single position in the example, each column of the table looks constant.
     small = compact_and_reload(model, torch.ones(2, 1, 3))
     assert small.into.weight.shape == (3, 3)
     assert small.table.shape == (1, 9, 3)

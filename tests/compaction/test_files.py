@@ -13,6 +13,7 @@ from torch import nn
 import prunus
 from helpers.sparse_models import zero
 from prunus import PrunusError, compaction
+from prunus.errors import ArgumentError
 
 from .round_trips import compact_and_reload, compact_with_report
 
@@ -32,12 +33,12 @@ def test_loading_into_another_model_is_rejected(tmp_path: Path) -> None:
         ): "0 has no integer attribute out_features",
         nn.Linear(4, 6): "does not fit Linear",
     }.items():
-        with pytest.raises(PrunusError, match=message):
+        with pytest.raises(ArgumentError, match=message):
             compaction.load_compact(path, other)
     with pytest.raises(PrunusError, match=r"rounded: load first and convert the model then$"):
         compaction.load_compact(path, copy.deepcopy(model).bfloat16())
     prunus.save_sparse(model, path)
-    with pytest.raises(PrunusError, match=r"is not the file of a compact model: .*load_sparse"):
+    with pytest.raises(ArgumentError, match=r"is not the file of a compact model: .*load_sparse"):
         compaction.load_compact(path, model)
     with pytest.raises(PrunusError, match="there is no file"):
         compaction.load_compact(tmp_path / "no", model)
@@ -78,7 +79,7 @@ def test_invalid_metadata_is_rejected(changes: Any, tmp_path: Path) -> None:
     [
         ({"replaced_types": {"1": "SelectingLinear"}}, "1 is a ReLU, not a Linear"),
         ({"replaced_types": {"7": "SelectingLinear"}}, "no attribute"),
-        ({"replaced_types": {"0": "SelectingLinear"}}, "selected"),  # which is not in the file
+        ({"replaced_types": {"0": "SelectingLinear"}}, "selected"),  # the file lacks it
         ({"changed_attributes": {"0": {"forward": 3}}}, "0 has no integer attribute forward"),
         ({"changed_attributes": {"0": {"inner_dim": 3}}}, "0 has no integer attribute inner_dim"),
         ({"new_biases": ["7"]}, "no attribute"),

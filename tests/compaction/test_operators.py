@@ -30,8 +30,10 @@ def test_gated_units_are_removed_with_their_gates() -> None:
 
 
 def test_factor_of_a_zero_product_is_removed() -> None:
-    model: Any = FunctionalModel(lambda m, x: m.out(m.one(x) * m.two(x)), one=nn.Linear(4, 6),
-                   two=nn.Linear(4, 6), out=nn.Linear(6, 2))  # fmt: skip
+    model: Any = FunctionalModel(
+        lambda m, x: m.out(m.one(x) * m.two(x)),
+        one=nn.Linear(4, 6), two=nn.Linear(4, 6), out=nn.Linear(6, 2),
+    )  # fmt: skip
     zero(model.one.weight, slice(0, 2))
     zero(model.one.bias, 0)  # 0 times anything, and a constant factor
     small = compact_and_reload(model, torch.ones(2, 4))
@@ -51,9 +53,9 @@ IMAGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "shuffle": nn.PixelShuffle(2),
     "transposed": nn.ConvTranspose2d(8, 6, 2, stride=2),
     "in place": nn.SiLU(inplace=True),
-    "turned": lambda x: x.flip(1).transpose(2, 3),
+    "flip and transpose": lambda x: x.flip(1).transpose(2, 3),
     "stack": lambda x: torch.stack([x, x * 2], 1).sum(1),
-    "two": lambda x: torch.max(x, torch.zeros_like(x)),
+    "elementwise max": lambda x: torch.max(x, torch.zeros_like(x)),
     "where": lambda x: torch.where(x > 0, x, 0.1 * x),
 }
 
@@ -91,8 +93,10 @@ def test_value_filled_in_place_is_not_folded_as_a_constant() -> None:
 
 
 def test_operators_without_a_rule_keep_their_features() -> None:
-    model: Any = FunctionalModel(lambda m, x: m.out(m.rnn(m.into(x))[0]), into=nn.Linear(3, 6),
-                   rnn=nn.GRU(6, 5, batch_first=True), out=nn.Linear(5, 2))  # fmt: skip
+    model: Any = FunctionalModel(
+        lambda m, x: m.out(m.rnn(m.into(x))[0]),
+        into=nn.Linear(3, 6), rnn=nn.GRU(6, 5, batch_first=True), out=nn.Linear(5, 2),
+    )  # fmt: skip
     zero(model.into.weight, slice(0, 3))
     small, report = compact_with_report(model, torch.randn(2, 4, 3))
     assert report.resized == ()
