@@ -12,15 +12,17 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from benchmarks.measuring import options, save, thin
 from prunus._utils.timing import fitting_rounds, interleaved, spread
 from prunus.runtime.convolution import SparseConv
-from prunus.runtime.kernels import Tile, matrix
+from prunus.runtime.kernels.matrix import tile_rows
+from prunus.runtime.kernels.records import MatrixRecord, Record
+from prunus.runtime.kernels.tiles import Tile
 from prunus.runtime.linear import SparseLinear
+from prunus.runtime.rows import SparseRows
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.995)
 MATRICES = ((256, 256), (1024, 1024), (4096, 1024), (1024, 4096), (4096, 4096))
@@ -115,14 +117,24 @@ def _line(row: dict[str, Any]) -> str:
 def _peak() -> float:
     """Return the arithmetic of one thread without misses: one row over 64 floats of one address."""
     elements = 1 << 16
-    values, index = torch.ones(elements), torch.zeros(elements, dtype=torch.int16)
-    pointers, tiles = torch.tensor([0, elements]), torch.tensor([0, 0, 4 * 48])
-    x, y, bias = torch.ones(64), torch.empty(64), torch.zeros(1)
-    kernel = matrix(Tile(16, 4), 16, False)
-    addresses = [t.data_ptr() for t in (values, index, pointers, bias)]
-    rest = (0, 1, 1, x.data_ptr(), 256, 0, y.data_ptr(), 256, 0, np.float32(-np.inf),
-            tiles.data_ptr(), 1)  # fmt: skip
-    seconds = interleaved({"row": lambda: kernel(*addresses, *rest)}, rounds=50)["row"]
+    rows = SparseRows(torch.ones(1, elements), None)
+    rows.columns.zero_()
+    weight, tiles = rows.record(threads=1, rectified=False), torch.tensor([0, 0, 4 * 48])
+    product = MatrixRecord(
+        weight=weight.address,
+        chunk=1,
+        by_tiles=0,
+        x_step=256,
+        x_line=0,
+        y_row=256,
+        y_line=0,
+        tiles=tiles.data_ptr(),
+        tile_count=1,
+    )
+    record, x, y = Record(product, weight, tiles), torch.ones(64), torch.empty(64)
+    kernel = tile_rows(Tile(16, 4), 16)
+    arguments = (record.address, 0, 1, 0, 1, x.data_ptr(), y.data_ptr())
+    seconds = interleaved({"row": lambda: kernel(*arguments)}, rounds=50)["row"]
     return 2.0 * elements * 64 / float(seconds.min()) / 1e9
 
 

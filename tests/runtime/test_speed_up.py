@@ -72,7 +72,7 @@ def test_timings_are_medians_and_the_faster_layer_is_replaced(
     assert isinstance(fast.get_submodule("1"), nn.Identity)
     assert_outputs_match(fast, model, x)
     assert_outputs_match(fast, model, torch.randn(3, 1024))
-    assert isinstance(model[0], nn.Linear)  # the network itself is as it was
+    assert isinstance(model[0], nn.Linear)  # the network itself is unchanged
 
 
 @pytest.mark.parametrize(("sparse", "replaced"), [(0.96, ("0",)), (0.98, ()), (1.5, ())])
@@ -110,13 +110,13 @@ def test_dense_network_is_returned_unchanged_with_a_warning() -> None:
 
 
 class Residual(nn.Module):
-    """A network that can be traced, with norms and rectifiers of each kind of use."""
+    """A network that can be traced, whose norms and rectifiers are fusible in part."""
 
     def __init__(self, groups: int = 1) -> None:
         super().__init__()
         self.first = nn.Conv2d(3, 8, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(8)
-        self.relu = nn.ReLU()  # used twice, so that it stays
+        self.relu = nn.ReLU()  # called twice, so that it is not fused
         self.second = nn.Conv2d(8, 8, 3, padding=1, groups=groups)
         self.own_norm = nn.BatchNorm2d(8)
         self.own_relu = nn.ReLU(inplace=True)
@@ -146,7 +146,7 @@ def test_norms_and_relus_are_fused_unless_another_layer_uses_the_output(groups: 
     x = torch.randn(2, 3, 16, 16)
     fast, report = report_of(model, x)
     assert {layer.name: layer.fused for layer in report.layers} == {
-        "first": ("norm",),  # its rectifier is called elsewhere too
+        "first": ("norm",),  # its rectifier is called twice
         "second": ("own_norm", "own_relu"),
         "read_twice": (),
         "head": (),
@@ -343,28 +343,28 @@ def test_layers_left_dense_are_reported_by_name_with_the_reason() -> None:
 
 
 class Counting(nn.Module):
-    """Writes into what it is given: a second call would look up other words."""
+    """A network that writes into its input, so that a second call would read other tokens."""
 
     def __init__(self) -> None:
         super().__init__()
         self.embedding, self.head = nn.Embedding(9, 64), nn.Linear(64, 64)
 
-    def forward(self, given: Any) -> torch.Tensor:
-        words = given["words"].add_(1)
-        head: torch.Tensor = self.head(self.embedding(words))
+    def forward(self, batch: Any) -> torch.Tensor:
+        tokens = batch["tokens"].add_(1)
+        head: torch.Tensor = self.head(self.embedding(tokens))
         return head
 
 
 @pytest.mark.usefixtures("_always_faster")
-@pytest.mark.parametrize("kind", [dict, UserDict])
-def test_inputs_written_to_by_the_model_are_restored(kind: Any) -> None:
+@pytest.mark.parametrize("mapping", [dict, UserDict])
+def test_inputs_written_to_by_the_model_are_restored(mapping: Any) -> None:
     torch.manual_seed(0)
     model = sparsified(Counting(), 0.9)
-    words = torch.arange(8)
-    fast, report = report_of(model, (kind(words=words),))
-    assert words.tolist() == list(range(8))
+    tokens = torch.arange(8)
+    fast, report = report_of(model, (mapping(tokens=tokens),))
+    assert tokens.tolist() == list(range(8))
     assert report.replaced == ("head",)
-    right, fast = (each({"words": words.clone()}) for each in (model, fast))
+    right, fast = (each({"tokens": tokens.clone()}) for each in (model, fast))
     torch.testing.assert_close(fast, right)
 
 
@@ -413,27 +413,27 @@ def test_projections_of_attention_are_replaced(kind: str, batch_first: bool) -> 
     attention = nn.MultiheadAttention(16, 4, batch_first=batch_first, **others.get(kind, {}))
     with torch.no_grad():
         for name, tensor in attention.named_parameters():
-            if name.endswith("bias"):  # which torch sets to 0
+            if name.endswith("bias"):  # torch initializes them to 0
                 nn.init.normal_(tensor)
     model = sparsified(attention, 0.6)
     one = torch.randn(5, 5, 16)
     key, value = torch.randn(5, 5, 6 if kind == "sizes" else 16), torch.randn(5, 5, 16)
     if kind == "sizes":
         value = torch.randn(5, 5, 10)
-    given = (one, one, one) if kind == "self" else (one, key, value)
-    fast, report = report_of(model, given)
+    inputs = (one, one, one) if kind == "self" else (one, key, value)
+    fast, report = report_of(model, inputs)
     names = ("inputs",) if kind == "self" else ("query", "key", "value")
-    # The attention is the model itself, so that nothing stands before the dot.
+    # The attention is the model itself, so that its name is empty, and no dot follows it.
     assert report.replaced == (*names, "out")
     padding = torch.zeros(5, 5, dtype=torch.bool)
     padding[1, 3:] = True
     causal = torch.ones(5, 5, dtype=torch.bool).triu(1)
     with pytest.raises(PrunusError, match="is_causal needs attn_mask"):
-        fast(*given, is_causal=True)
+        fast(*inputs, is_causal=True)
     with pytest.raises(
         PrunusError, match="masks must be of bool or floating point, but are torch.int64"
     ):
-        fast(*given, key_padding_mask=padding.long())
+        fast(*inputs, key_padding_mask=padding.long())
     calls: list[dict[str, Any]] = [
         {},
         {"need_weights": False},
@@ -441,10 +441,10 @@ def test_projections_of_attention_are_replaced(kind: str, batch_first: bool) -> 
         {"attn_mask": causal, "is_causal": True, "need_weights": False},
         {"attn_mask": torch.randn(20, 5, 5)},
     ]
-    swapped = (one, one.flip(0), one.flip(1)) if kind == "self" else given
+    swapped = (one, one.flip(0), one.flip(1)) if kind == "self" else inputs
     with torch.no_grad():
-        for inputs, settings in itertools.product((given, swapped), calls):
-            expected, found = model(*inputs, **settings), fast(*inputs, **settings)
+        for args, settings in itertools.product((inputs, swapped), calls):
+            expected, found = model(*args, **settings), fast(*args, **settings)
             torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-5)
             if settings.get("need_weights", True):
                 torch.testing.assert_close(found[1], expected[1], rtol=1e-5, atol=1e-5)
@@ -509,7 +509,7 @@ def test_encoder_is_replaced_for_padded_inputs_unless_it_uses_nested_tensors(nes
     mask[1, -2:] = True
     x = torch.randn(4, 6, 16)
     fast, report = report_of(model, {"src": x, "src_key_padding_mask": mask})
-    if nested:  # where what is padded is 0 in the output, which no other way would yield
+    if nested:  # nested tensors make padded outputs 0, which no other computation does
         assert report.replaced == ()
         assert "enable_nested_tensor=False" in report.left["layers.0.linear1"]
     else:

@@ -1,4 +1,4 @@
-"""Tests of the tiles: complete coverage, and no access outside."""
+"""Tests of tables of tiles: complete coverage, and no access outside."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunus.runtime.kernels import Tile
+from prunus.runtime.kernels.tiles import Tile
 from prunus.runtime.tiling import (
-    covering,
-    fitting,
-    items_as_they_lie,
-    items_in_panels,
-    panels,
-    places,
-    whole_vectors,
+    image_table,
+    in_place_table,
+    panel_table,
+    round_up_to_vectors,
+    tile_for_image,
+    tile_for_panels,
+    tile_in_place,
 )
 
 
@@ -33,13 +33,13 @@ def vectors(table: torch.Tensor, column: int, tile: Tile) -> list[range]:
 @given(
     items=st.integers(2, 700),
     features=st.integers(1, 20_000),
-    room=st.sampled_from([1 << 12, 1 << 20, 1 << 21]),
+    max_bytes=st.sampled_from([1 << 12, 1 << 20, 1 << 21]),
 )
 def test_tiles_cover_every_item_in_place_with_few_overlaps(
-    items: int, features: int, room: int
+    items: int, features: int, max_bytes: int
 ) -> None:
-    tile = items_as_they_lie(items, features, room)
-    table = places(items, tile)
+    tile = tile_in_place(items, features, max_bytes)
+    table = in_place_table(items, tile)
     assert torch.equal(table[:, 0], table[:, 1])
     covered = vectors(table, 0, tile)
     assert {item for vector in covered for item in vector} == set(range(items))
@@ -51,11 +51,11 @@ def test_tiles_cover_every_item_in_place_with_few_overlaps(
 @given(
     items=st.integers(1, 700),
     features=st.integers(1, 3_000),
-    room=st.sampled_from([1 << 12, 1 << 20]),
+    max_bytes=st.sampled_from([1 << 12, 1 << 20]),
 )
-def test_panels_contain_every_item_exactly_once(items: int, features: int, room: int) -> None:
-    tile = items_in_panels(items, features, room)
-    table = panels(items, features, tile)
+def test_panels_contain_every_item_exactly_once(items: int, features: int, max_bytes: int) -> None:
+    tile = tile_for_panels(items, features, max_bytes)
+    table = panel_table(items, features, tile)
     assert [v.start for v in vectors(table, 1, tile)] == list(
         range(0, len(table) * tile.width, tile.lanes)
     )
@@ -65,10 +65,12 @@ def test_panels_contain_every_item_exactly_once(items: int, features: int, room:
 
 @given(lines=st.integers(1, 40), columns=st.integers(4, 70), wider=st.integers(0, 9))
 def test_tiles_cover_every_pixel_within_the_image(lines: int, columns: int, wider: int) -> None:
-    tile = fitting(lines, columns)
+    tile = tile_for_image(lines, columns)
     line, room = columns + wider, columns
     found = np.zeros((lines, columns), dtype=bool)
-    for first, second, tail in covering(lines, columns, tile, line, room).tolist():
+    for first, second, tail in image_table(
+        lines, columns, tile, input_line=line, output_line=room
+    ).tolist():
         row, column = divmod(second // 4, room)
         assert first == 4 * (row * line + column)
         assert tail == 4 * (tile.width - tile.lanes)
@@ -79,7 +81,7 @@ def test_tiles_cover_every_pixel_within_the_image(lines: int, columns: int, wide
 
 
 @given(items=st.integers(1, 300))
-def test_whole_vectors_rounds_up_to_full_vectors(items: int) -> None:
-    whole = whole_vectors(items)
+def test_round_up_to_vectors_rounds_up_to_full_vectors(items: int) -> None:
+    whole = round_up_to_vectors(items)
     assert items <= whole < items + 16
     assert whole % 16 == 0 or whole in (1, 2, 4, 8)

@@ -1,4 +1,4 @@
-"""A sparse matrix row by row, as the kernels read it."""
+"""Sparse matrices row by row, as the kernels read them."""
 
 from __future__ import annotations
 
@@ -6,24 +6,31 @@ import numpy as np
 import torch
 from torch import nn
 
+from prunus.runtime.kernels.records import Record, WeightRecord
+
 __all__ = ["SparseRows", "as_index", "from_index"]
 
-_ROW = 4
-"""As many elements take as long as what is done once a row: beginning sums, and writing them."""
+_ROW_WORK = 4
+"""Work of beginning and writing a row, in elements: a heuristic that balances rows among threads.
+
+Too low, the thread with many short rows finishes last; too high, the thread with few long ones.
+"""
+
+Places = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 
 class SparseRows(nn.Module):
-    """The non-zero elements of a matrix, row after row, with where they lie.
+    """The non-zero elements of a matrix, row by row, with their columns.
 
     Args:
         weight: A matrix of shape (rows, columns), float32.
         bias: Of shape (rows,), or None for zeros.
 
     Attributes:
-        values: The non-zero elements, row after row.
-        columns: The column of each, in 16 bits where that is enough.
-        pointers: Where in ``values`` each row starts, and where the last ends.
-        bias: Of each row.
+        values: The non-zero elements, row by row.
+        columns: The column of each element, in 16 bits where these are enough.
+        pointers: The number of the first element of each row, and at the end that of all elements.
+        bias: The bias of each row.
 
     Example:
         >>> rows = SparseRows(torch.tensor([[0.0, 2.0], [0.0, 0.0], [3.0, 4.0]]), None)
@@ -46,47 +53,61 @@ class SparseRows(nn.Module):
         self.register_buffer("values", torch.from_numpy(dense[row, column]))
         self.register_buffer("columns", as_index(column, width))
         self.register_buffer("pointers", torch.from_numpy(pointers))
-        own = torch.zeros(count) if bias is None else bias.detach().clone()
-        self.register_buffer("bias", own)
-        self._bounds: dict[int, torch.Tensor] = {}
+        bias = torch.zeros(count) if bias is None else bias.detach().clone()
+        self.register_buffer("bias", bias)
 
-    def chunk(self, size: int) -> int:
-        """Return how many rows take about so many bytes, elements and columns together."""
+    @property
+    def index_bits(self) -> int:
+        """Bits of a column."""
+        return 8 * self.columns.element_size()
+
+    @property
+    def element_bytes(self) -> int:
+        """Bytes of all elements and their columns."""
+        return (4 + self.columns.element_size()) * len(self.values)
+
+    def rows_within(self, size: int) -> int:
+        """Return how many rows take about ``size`` bytes, elements and columns together."""
         count = len(self.bias)
-        each = (4 + self.columns.element_size()) * len(self.values) / max(1, count)
-        return max(1, min(count, int(size / max(1.0, each))))
+        row_bytes = self.element_bytes / max(1, count)
+        return max(1, min(count, int(size / max(1.0, row_bytes))))
 
-    def whole(self, index: torch.Tensor | None = None) -> tuple[int, ...]:
-        """Return the kernels' first arguments, addresses all but the last two, for one thread.
+    def record(self, *, threads: int, rectified: bool, index: torch.Tensor | None = None) -> Record:
+        """Return the record by which kernels read the matrix.
 
         Args:
-            index: What to read instead of ``columns``.
+            threads: Number of threads among which the rows are divided.
+            rectified: Whether to apply a ReLU to the outputs.
+            index: Replaces ``columns``. Default None: ``columns``.
         """
-        return (*self._addresses(index), 0, len(self.bias))
-
-    def shared(self, threads: int, index: torch.Tensor | None = None) -> tuple[int, ...]:
-        """Return the same for several threads, where the bounds of their rows come last."""
-        if threads not in self._bounds:
-            self._bounds[threads] = self.bounds(threads)
-        return (*self._addresses(index), self._bounds[threads].data_ptr())
-
-    def _addresses(self, index: torch.Tensor | None) -> tuple[int, ...]:
         index = self.columns if index is None else index
-        return tuple(t.data_ptr() for t in (self.values, index, self.pointers, self.bias))
+        bounds = self.bounds(threads)
+        owners = (self.values, index, self.pointers, self.bias, bounds)
+        values_at, index_at, pointers_at, bias_at, bounds_at = (t.data_ptr() for t in owners)
+        fields = WeightRecord(
+            values=values_at,
+            indices=index_at,
+            pointers=pointers_at,
+            bias=bias_at,
+            bounds=bounds_at,
+            threads=threads,
+            rectified=int(rectified),
+        )
+        return Record(fields, *owners)
 
     def work(self) -> int:
-        """Return how many elements there are, each row counted as a few more."""
-        return len(self.values) + _ROW * len(self.bias)
+        """Return the work of a product in elements, where each row counts as some more."""
+        return len(self.values) + _ROW_WORK * len(self.bias)
 
     def bounds(self, parts: int) -> torch.Tensor:
-        """Divide the rows into so many runs that are about as much work.
+        """Return the bounds of consecutive parts of the rows that are about equal work.
 
         Example:
             >>> rows = SparseRows(torch.tensor([[1.0] * 8, [0.0] * 8, [1.0] * 8, [1.0] * 8]), None)
             >>> rows.bounds(2).tolist()
             [0, 2, 4]
         """
-        work = self.pointers + _ROW * torch.arange(len(self.pointers))
+        work = self.pointers + _ROW_WORK * torch.arange(len(self.pointers))
         wanted = torch.arange(1, parts) * work[-1] / parts
         inner = torch.searchsorted(work.double(), wanted.double())
         inner -= (wanted - work[inner - 1] < work[inner] - wanted).long()
@@ -94,18 +115,18 @@ class SparseRows(nn.Module):
         return torch.cat([ends[:1], inner, ends[1:]])
 
 
-def as_index(places: np.ndarray[tuple[int, ...], np.dtype[np.int64]], most: int) -> torch.Tensor:
-    """Return places below ``most`` in as few bits as the kernels know: 16 or 32, without a sign.
+def as_index(places: Places, limit: int) -> torch.Tensor:
+    """Return places below ``limit`` as unsigned integers, of 16 bits if possible, else of 32.
 
-    Their type has a sign nevertheless, for torch cannot pickle those that have none.
+    Their type is a signed one of as many bits, because torch cannot pickle unsigned ones.
     """
-    if most <= 1 << 16:
+    if limit <= 1 << 16:
         return torch.from_numpy(places.astype(np.uint16).view(np.int16))
     return torch.from_numpy(places.astype(np.int32))
 
 
-def from_index(index: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-    """Return the places that :func:`as_index` has written.
+def from_index(index: torch.Tensor) -> Places:
+    """Return the places that :func:`as_index` has converted.
 
     Example:
         >>> from_index(as_index(np.array([1, 65_535]), 1 << 16)).tolist()

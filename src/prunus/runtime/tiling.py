@@ -1,4 +1,8 @@
-"""Into which tiles the activations of a layer are cut."""
+"""Division of a layer's activations into tiles.
+
+A table of tiles has one row for each tile: offset of its first input, offset of its first output,
+and offset of the last vector of a line from the start of the line, all in bytes.
+"""
 
 from __future__ import annotations
 
@@ -6,108 +10,124 @@ import math
 
 import torch
 
-from prunus.runtime.kernels import Tile
+from prunus.runtime.kernels.tiles import Tile
 
 __all__ = [
     "LANES",
-    "cost",
-    "covering",
-    "fitting",
-    "items_as_they_lie",
-    "items_in_panels",
-    "panels",
-    "places",
-    "whole_vectors",
+    "image_table",
+    "in_place_table",
+    "panel_table",
+    "round_up_to_vectors",
+    "tile_cost",
+    "tile_for_image",
+    "tile_for_panels",
+    "tile_in_place",
 ]
 
 LANES = 16
-"""Floats in the vectors that most tiles are made of."""
+"""Floats of most vectors: a cache line, and a register of AVX-512; AVX2 needs two registers."""
 
 _COST = (0.46, 0.70, 0.82, 0.94, 1.18, 1.41, 1.65, 1.88)
-"""What an element of the matrix costs by how many vectors of 16 floats it is multiplied by."""
+"""Cost of an element of the matrix, by the number of vectors of 16 floats that it is multiplied by.
 
-_COST_NARROW = {4: 0.35, 8: 0.4}
-"""The same of a single vector of fewer floats."""
+In units of about two nanoseconds. The measurement behind these numbers was not kept. The choice of
+a tile depends only on their ratios, which trade a wider tile's cheaper vectors against unused ones.
+"""
 
-_TALLEST = 8
+_NARROW_COST = {4: 0.35, 8: 0.4}
+"""The same for a single vector of fewer floats."""
+
+_MAX_VECTORS = 8
+"""Vectors of a tile of an image: as many sums as stay in registers beside weight and inputs."""
+
+_TILE_OVERHEAD = 2
+"""Cost of a tile of an image beside its vectors, in vectors.
+
+A heuristic: reading weight and index again for each tile. Higher values prefer larger tiles, which
+overlap more where they do not divide the image.
+"""
 
 
-def cost(tile: Tile) -> float:
-    """Return what multiplying a tile by an element of a matrix costs, about two nanoseconds each.
+def tile_cost(tile: Tile) -> float:
+    """Return the cost of multiplying a tile by an element of a matrix, see ``_COST``.
 
     Example:
-        >>> cost(Tile(16, 4)), cost(Tile(16, 1, 4))
+        >>> tile_cost(Tile(16, 4)), tile_cost(Tile(16, 1, 4))
         (0.94, 0.94)
     """
-    return _COST_NARROW.get(tile.width * tile.down, _COST[tile.vectors - 1])
+    return _NARROW_COST.get(tile.width * tile.down, _COST[tile.vectors - 1])
 
 
-def items_in_panels(items: int, features: int, room: int) -> Tile:
-    """Return the tile that costs least where items are copied into panels that it covers.
+def tile_for_panels(items: int, features: int, max_bytes: int) -> Tile:
+    """Return the cheapest tile for items that are copied into panels of its width.
 
     Args:
-        items: How many.
-        features: Of each.
-        room: Bytes that the activations of a tile should take at most.
+        items: Number of items.
+        features: Floats of an item.
+        max_bytes: Size that the activations of a tile stay within, where a tile allows it.
 
     Example:
-        >>> items_in_panels(70, 1_000, 1 << 20).width
+        >>> tile_for_panels(70, 1_000, 1 << 20).width
         80
     """
-    tiles = [*(Tile(narrow, 1) for narrow in _COST_NARROW)]
+    tiles = [*(Tile(lanes, 1) for lanes in _NARROW_COST)]
     tiles += [Tile(LANES, across) for across in range(1, len(_COST) + 1)]
-    few = [tile for tile in tiles if 4 * tile.width * features <= room] or tiles[:1]
-    return min(few, key=lambda tile: (math.ceil(items / tile.width) * cost(tile), tile.width))
+    small = [tile for tile in tiles if 4 * tile.width * features <= max_bytes] or tiles[:1]
+    return min(
+        small, key=lambda tile: (math.ceil(items / tile.width) * tile_cost(tile), tile.width)
+    )
 
 
-def panels(items: int, features: int, tile: Tile) -> torch.Tensor:
-    """Return, of each tile, the bytes from the first input, from the first output, and its tail.
+def panel_table(items: int, features: int, tile: Tile) -> torch.Tensor:
+    """Return the table of tiles for items in panels.
 
     Example:
-        >>> panels(70, 1_000, Tile(16, 3)).tolist()
+        >>> panel_table(70, 1_000, Tile(16, 3)).tolist()
         [[0, 0, 128], [192000, 192, 128]]
     """
     starts = 4 * tile.width * torch.arange(math.ceil(items / tile.width))
     return _table(starts * features, starts, tile)
 
 
-def whole_vectors(items: int) -> int:
-    """Return the next number of items that are whole vectors.
+def round_up_to_vectors(items: int) -> int:
+    """Return the smallest number of items, at least as large, that fills whole vectors.
 
     Example:
-        >>> [whole_vectors(items) for items in (2, 3, 5, 10, 33)]
+        >>> [round_up_to_vectors(items) for items in (2, 3, 5, 10, 33)]
         [2, 4, 8, 16, 48]
     """
     vector = min(LANES, 1 << (items - 1).bit_length())
     return vector * math.ceil(items / vector)
 
 
-def items_as_they_lie(items: int, features: int, room: int) -> Tile:
-    """Return the tile that costs least where items are read from where they are, two at least.
+def tile_in_place(items: int, features: int, max_bytes: int) -> Tile:
+    """Return the cheapest tile for items that are read where they are, at least two.
 
-    Arguments as those of :func:`items_in_panels`.
+    Arguments as those of :func:`tile_for_panels`.
 
     Example:
-        >>> items_as_they_lie(70, 1_000, 1 << 20)
+        >>> tile_in_place(70, 1_000, 1 << 20)
         Tile(lanes=16, across=5, down=1)
-        >>> items_as_they_lie(5, 1_000, 1 << 20)
+        >>> tile_in_place(5, 1_000, 1 << 20)
         Tile(lanes=4, across=2, down=1)
     """
     lanes = min(LANES, 1 << (items.bit_length() - 1))
     vectors = math.ceil(items / lanes)
     tiles = [Tile(lanes, across) for across in range(1, min(vectors, len(_COST)) + 1)]
-    few = [tile for tile in tiles if 4 * tile.width * features <= room] or tiles[:1]
-    return min(few, key=lambda tile: (math.ceil(vectors / tile.across) * cost(tile), tile.width))
+    small = [tile for tile in tiles if 4 * tile.width * features <= max_bytes] or tiles[:1]
+    return min(
+        small, key=lambda tile: (math.ceil(vectors / tile.across) * tile_cost(tile), tile.width)
+    )
 
 
-def places(items: int, tile: Tile) -> torch.Tensor:
-    """Return what :func:`panels` does for items that are read from where they are.
+def in_place_table(items: int, tile: Tile) -> torch.Tensor:
+    """Return the table of tiles for items that are read where they are.
 
-    No tile reaches beyond the items. The last begins earlier where too few vectors are left for it,
-    and its last vector where too few items are left for that.
+    No tile extends beyond the items. The last tile begins earlier if too few vectors are left for
+    it, and its last vector begins earlier if too few items are left for that.
 
     Example:
-        >>> places(70, Tile(16, 3)).tolist()
+        >>> in_place_table(70, Tile(16, 3)).tolist()
         [[0, 0, 128], [128, 128, 88]]
     """
     vectors = math.ceil(items / tile.lanes)
@@ -122,11 +142,11 @@ def _table(inputs: torch.Tensor, outputs: torch.Tensor, tile: Tile) -> torch.Ten
     return torch.stack([inputs, outputs, tail], dim=1)
 
 
-def fitting(lines: int, columns: int) -> Tile:
-    """Return the tile that covers an image by the fewest vectors, and the largest among such.
+def tile_for_image(lines: int, columns: int) -> Tile:
+    """Return the tile that covers an image with the fewest vectors, the widest of equals.
 
     Example:
-        >>> fitting(28, 28)
+        >>> tile_for_image(28, 28)
         Tile(lanes=16, across=1, down=8)
     """
     shapes = [
@@ -134,7 +154,7 @@ def fitting(lines: int, columns: int) -> Tile:
         for lanes in (4, 8, 16)
         for across in (1, 2, 4, 8)
         for down in (1, 2, 4, 8)
-        if across * down <= _TALLEST and down <= lines
+        if across * down <= _MAX_VECTORS and down <= lines
         if lanes * across <= columns or (lanes, across) == (4, 1)
     ]
 
@@ -142,28 +162,30 @@ def fitting(lines: int, columns: int) -> Tile:
         lanes, across, down = shape
         vectors = math.ceil(columns / (lanes * across)) * across * math.ceil(lines / down) * down
         tiles = vectors / (across * down)
-        return vectors + 2 * tiles, -lanes
+        return vectors + _TILE_OVERHEAD * tiles, -lanes
 
     return Tile(*min(shapes, key=work))
 
 
-def covering(lines: int, columns: int, tile: Tile, line: int, room: int) -> torch.Tensor:
-    """Return what :func:`panels` does for the tiles of an image, the last of them shifted back.
+def image_table(
+    lines: int, columns: int, tile: Tile, *, input_line: int, output_line: int
+) -> torch.Tensor:
+    """Return the table of tiles for an image; the last of a line or column overlap those before.
 
     Args:
-        lines: Of the image.
-        columns: Of the image.
-        tile: What covers it.
-        line: Floats between its lines among the inputs.
-        room: Floats between its lines among the outputs.
+        lines: Lines of the image.
+        columns: Floats of a line.
+        tile: Shape of a tile.
+        input_line: Floats from line to line of the inputs.
+        output_line: Floats from line to line of the outputs.
 
     Example:
-        >>> covering(3, 10, Tile(8, 1, 2), 12, 10).tolist()
+        >>> image_table(3, 10, Tile(8, 1, 2), input_line=12, output_line=10).tolist()
         [[0, 0, 0], [8, 8, 0], [48, 40, 0], [56, 48, 0]]
     """
     down = _starts(lines, tile.down)[:, None]
     along = _starts(columns, tile.width)
-    inputs, outputs = (4 * (down * step + along).flatten() for step in (line, room))
+    inputs, outputs = (4 * (down * line + along).flatten() for line in (input_line, output_line))
     return _table(inputs, outputs, tile)
 
 

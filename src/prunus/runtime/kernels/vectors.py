@@ -1,0 +1,402 @@
+"""The innermost loops, written as vector instructions of LLVM.
+
+Numba leaves vectorization to LLVM, which keeps sums over rows of differing lengths in memory
+instead of registers. These functions build the instructions themselves, for vectors of any power of
+two of lanes; LLVM maps them to the processor at hand. All of them accept addresses as integers and
+steps in bytes, and none of them checks a bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+__all__ = [
+    "float_at",
+    "gather_dot",
+    "int_at",
+    "maximum_of_windows",
+    "multiply_row",
+    "record_reader",
+    "store_float",
+    "transpose_square",
+]
+
+_FLOAT = ir.FloatType()
+_INT32 = ir.IntType(32)
+_INT64 = ir.IntType(64)
+
+_Body = Callable[[Any, list[Any]], list[Any]]
+
+
+class _Code:
+    """A builder of instructions on vectors of float32, within a function that Numba compiles."""
+
+    def __init__(self, builder: Any, lanes: int) -> None:
+        self.builder, self.lanes = builder, lanes
+        self.vector = ir.VectorType(_FLOAT, lanes)
+
+    def pointer(self, address: Any, item_type: Any) -> Any:
+        return self.builder.inttoptr(address, item_type.as_pointer())
+
+    def load(self, address: Any, item_type: Any = None) -> Any:
+        if item_type is not None:
+            return self.builder.load(self.pointer(address, item_type))
+        return self.builder.load(self.pointer(address, self.vector), align=4)  # not aligned
+
+    def store(self, value: Any, address: Any) -> None:
+        self.builder.store(value, self.pointer(address, self.vector), align=4)
+
+    def prefetch(self, address: Any) -> None:
+        """Begin to load the cache line of an address into the first-level cache."""
+        byte_pointer = ir.IntType(8).as_pointer()
+        function = self._intrinsic(
+            "llvm.prefetch.p0i8", ir.VoidType(), [byte_pointer, *[_INT32] * 3]
+        )
+        read, keep, data = 0, 3, 1
+        hints = [ir.Constant(_INT32, number) for number in (read, keep, data)]
+        self.builder.call(function, [self.builder.inttoptr(address, byte_pointer), *hints])
+
+    def _intrinsic(self, name: str, result: Any, arguments: list[Any]) -> Any:
+        module = self.builder.module
+        return module.globals.get(name) or ir.Function(
+            module, ir.FunctionType(result, arguments), name
+        )
+
+    def minimum(self, left: Any, right: Any) -> Any:
+        """Return the smaller of two integers."""
+        return self.builder.select(self.builder.icmp_signed("<", left, right), left, right)
+
+    def add(self, number: Any, step: Any) -> Any:
+        step = ir.Constant(_INT64, step) if isinstance(step, int) else step
+        return self.builder.add(number, step)
+
+    def multiply(self, number: Any, factor: Any) -> Any:
+        factor = ir.Constant(_INT64, factor) if isinstance(factor, int) else factor
+        return self.builder.mul(number, factor)
+
+    def broadcast(self, scalar: Any) -> Any:
+        """Return a vector with one number in all lanes."""
+        undefined = ir.Constant(self.vector, ir.Undefined)
+        first = self.builder.insert_element(undefined, scalar, ir.Constant(_INT32, 0))
+        return self.shuffle(first, undefined, [0] * self.lanes)
+
+    def shuffle(self, left: Any, right: Any, order: Sequence[int]) -> Any:
+        mask = ir.Constant(ir.VectorType(_INT32, len(order)), list(order))
+        return self.builder.shuffle_vector(left, right, mask)
+
+    def multiply_add(self, left: Any, right: Any, added: Any) -> Any:
+        """Return ``left * right + added``, rounded once."""
+        item_type = left.type
+        is_vector = isinstance(item_type, ir.VectorType)
+        name = f"llvm.fma.v{item_type.count}f32" if is_vector else "llvm.fma.f32"
+        function = self._intrinsic(name, item_type, [item_type] * 3)
+        return self.builder.call(function, [left, right, added])
+
+    def index(self, address: Any, k: Any, bits: int) -> Any:
+        """Return the k-th of the unsigned integers with the given number of bits at an address."""
+        index_type = ir.IntType(bits)
+        return self.builder.zext(
+            self.load(self.add(address, self.multiply(k, bits // 8)), index_type), _INT64
+        )
+
+    def loop(
+        self, start: Any, stop: Any, step: int, sums: list[Any], body: _Body
+    ) -> tuple[Any, Any]:
+        """Run ``body(k, sums)`` for k from start in steps while k < stop, with sums in registers.
+
+        Returns:
+            The sums and k after the loop.
+        """
+        builder, before = self.builder, self.builder.block
+        head, inner, after = (builder.append_basic_block(name) for name in ("head", "in", "after"))
+        builder.branch(head)
+        builder.position_at_end(head)
+        k = builder.phi(_INT64)
+        k.add_incoming(start, before)
+        carried = [builder.phi(value.type) for value in sums]
+        for phi, value in zip(carried, sums, strict=True):
+            phi.add_incoming(value, before)
+        builder.cbranch(builder.icmp_signed("<", k, stop), inner, after)
+        builder.position_at_end(inner)
+        results = body(k, carried)
+        following = builder.add(k, ir.Constant(_INT64, step))
+        last = builder.block
+        k.add_incoming(following, last)
+        for phi, value in zip(carried, results, strict=True):
+            phi.add_incoming(value, last)
+        builder.branch(head)
+        builder.position_at_end(after)
+        return carried, k
+
+    def unrolled(self, begin: Any, end: Any, times: int, sums: list[Any], body: _Body) -> list[Any]:
+        """Run ``body`` for every k in [begin, end), ``times`` at once, each with its own sums.
+
+        An addition to a sum waits some cycles for the previous one, in which the other sums
+        progress.
+        """
+        builder, count = self.builder, len(sums)
+        zeros = [ir.Constant(value.type, self._zero(value.type)) for value in sums]
+        rounds = builder.sdiv(builder.sub(end, begin), ir.Constant(_INT64, times))
+        whole = self.multiply(rounds, times)
+
+        def several(k: Any, carried: list[Any]) -> list[Any]:
+            results: list[Any] = []
+            for u in range(times):
+                results += body(self.add(k, u), carried[u * count : (u + 1) * count])
+            return results
+
+        many = sums + zeros * (times - 1)
+        many, k = self.loop(begin, builder.add(begin, whole), times, many, several)
+        total: list[Any] = self.loop(k, end, 1, many[:count], body)[0]
+        for u in range(1, times):
+            others = many[u * count : (u + 1) * count]
+            total = [builder.fadd(a, b) for a, b in zip(total, others, strict=True)]
+        return total
+
+    @staticmethod
+    def _zero(item_type: Any) -> Any:
+        return [0.0] * item_type.count if isinstance(item_type, ir.VectorType) else 0.0
+
+    def at_least(self, value: Any, floor: Any) -> Any:
+        """Return the larger number; NaN stays NaN, as in torch's ReLU."""
+        below = self.builder.fcmp_ordered("<", value, floor)
+        return self.builder.select(below, floor, value)
+
+    def maximum(self, left: Any, right: Any) -> Any:
+        """Return the larger number; NaN wins, as in torch's pooling."""
+        above = self.builder.fcmp_ordered(">", right, left)
+        is_nan = self.builder.fcmp_unordered("uno", right, right)
+        return self.builder.select(self.builder.or_(above, is_nan), right, left)
+
+
+_ADDRESS, _NUMBER = types.uintp, types.int64
+
+
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def multiply_row(
+    typing: Any,
+    lanes: Any,
+    across: Any,
+    down: Any,
+    unroll: Any,
+    bits: Any,
+    ahead: Any,
+    values: Any,
+    index: Any,
+    begin: Any,
+    end: Any,
+    furthest: Any,
+    x: Any,
+    x_step: Any,
+    x_line: Any,
+    y: Any,
+    y_line: Any,
+    tail: Any,
+    bias: Any,
+    floor: Any,
+) -> Any:
+    """Write one tile of one output row: Σₖ values[k] · x[index[k]] + bias, at least floor.
+
+    The tile has ``down`` lines of ``across`` vectors of ``lanes`` floats. For k in [begin, end),
+    the floats multiplied by values[k] start at x + index[k] · x_step, with x_line between lines;
+    the outputs start at y, with y_line between lines. The last vector of a line, even the only one,
+    starts ``tail`` bytes after the line does, for x and y alike: at the end of the vector before
+    it, or earlier if less than a vector is left.
+
+    The first six arguments must be literal numbers: the shape of the tile, how many k are processed
+    at once, the bits of an index, and how many k in advance the inputs are prefetched (0: not at
+    all). ``furthest`` is the largest k whose index may be read for prefetching.
+    """
+    width, columns, lines, times, size, distance = (
+        literal.literal_value for literal in (lanes, across, down, unroll, bits, ahead)
+    )
+    numbers = [
+        _ADDRESS, _ADDRESS, _NUMBER, _NUMBER, _NUMBER, _ADDRESS, _NUMBER, _NUMBER, _ADDRESS,
+        _NUMBER, _NUMBER,
+    ]  # fmt: skip
+    signature = types.void(
+        lanes, across, down, unroll, bits, ahead, *numbers, types.float32, types.float32
+    )
+
+    def generate(context: Any, builder: Any, _: Any, arguments: Sequence[Any]) -> Any:
+        at_values, at_index, first, last, limit, at_x, step, line_of_x = arguments[6:14]
+        at_y, line_of_y, last_vector, added, least = arguments[14:]
+        code = _Code(builder, width)
+
+        def vectors_from(address: Any, line: Any) -> list[Any]:
+            addresses = []
+            for row in range(lines):
+                address = code.add(address, line) if row else address
+                steps = [column * width * 4 for column in range(columns - 1)]
+                addresses += [code.add(address, step) for step in [*steps, last_vector]]
+            return addresses
+
+        def inputs_of(k: Any) -> list[Any]:
+            start = code.add(at_x, code.multiply(code.index(at_index, k, size), step))
+            return vectors_from(start, line_of_x)
+
+        def accumulate(k: Any, sums: list[Any]) -> list[Any]:
+            if distance:
+                for address in inputs_of(code.minimum(code.add(k, distance), limit)):
+                    code.prefetch(address)
+            weight = code.broadcast(code.load(code.add(at_values, code.multiply(k, 4)), _FLOAT))
+            return [
+                code.multiply_add(weight, code.load(address), total)
+                for address, total in zip(inputs_of(k), sums, strict=True)
+            ]
+
+        sums = [code.broadcast(added)] * (columns * lines)
+        floors = code.broadcast(least)
+        totals = code.unrolled(first, last, times, sums, accumulate)
+        for address, total in zip(vectors_from(at_y, line_of_y), totals, strict=True):
+            code.store(code.at_least(total, floors), address)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def gather_dot(
+    typing: Any, unroll: Any, bits: Any, values: Any, index: Any, begin: Any, end: Any, x: Any
+) -> Any:
+    """Return Σₖ values[k] · x[index[k]] for k in [begin, end), of single floats.
+
+    ``unroll`` and ``bits`` must be literal numbers, as in :func:`multiply_row`.
+    """
+    times, size = unroll.literal_value, bits.literal_value
+    signature = types.float32(unroll, bits, _ADDRESS, _ADDRESS, _NUMBER, _NUMBER, _ADDRESS)
+
+    def generate(context: Any, builder: Any, _: Any, arguments: Sequence[Any]) -> Any:
+        at_values, at_index, first, last, at_x = arguments[2:]
+        code = _Code(builder, 1)
+
+        def accumulate(k: Any, sums: list[Any]) -> list[Any]:
+            weight = code.load(code.add(at_values, code.multiply(k, 4)), _FLOAT)
+            address = code.add(at_x, code.multiply(code.index(at_index, k, size), 4))
+            return [code.multiply_add(weight, code.load(address, _FLOAT), sums[0])]
+
+        zero = ir.Constant(_FLOAT, 0.0)
+        (total,) = code.unrolled(first, last, times, [zero], accumulate)
+        return total
+
+    return signature, generate
+
+
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def transpose_square(typing: Any, lanes: Any, x: Any, x_line: Any, y: Any, y_line: Any) -> Any:
+    """Write the transpose of a square of ``lanes`` × ``lanes`` floats, a literal number.
+
+    Its lines start at x, x + x_line, …, and those of the transpose at y, y + y_line, ….
+    """
+    width = lanes.literal_value
+    signature = types.void(lanes, _ADDRESS, _NUMBER, _ADDRESS, _NUMBER)
+
+    def generate(context: Any, builder: Any, _: Any, arguments: Sequence[Any]) -> Any:
+        at_x, line_of_x, at_y, line_of_y = arguments[1:]
+        code, half = _Code(builder, width), width // 2
+        lines = [code.load(code.add(at_x, code.multiply(line_of_x, row))) for row in range(width)]
+        # Interleaving each line of the upper half with its counterpart in the lower half,
+        # log₂(lanes) times, rotates the bits of (line, column) by as many places.
+        low = [lane // 2 + width * (lane % 2) for lane in range(width)]
+        high = [half + place for place in low]
+        for _step in range(half.bit_length()):
+            pairs = [(lines[row], lines[row + half]) for row in range(half)]
+            lines = [code.shuffle(*pair, order) for pair in pairs for order in (low, high)]
+        for row, line in enumerate(lines):
+            code.store(line, code.add(at_y, code.multiply(line_of_y, row)))
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def maximum_of_windows(
+    typing: Any, lanes: Any, height: Any, width: Any, step: Any, x: Any, x_line: Any, y: Any
+) -> Any:
+    """Write the largest float of each of ``lanes`` windows that are beside each other.
+
+    The windows have ``height`` lines of ``width`` floats; the first starts at x, each following one
+    ``step`` floats further, which is 1 or 2. These four must be literal numbers. Up to ``lanes``
+    floats beyond the last window are read.
+    """
+    count, tall, wide, by = (literal.literal_value for literal in (lanes, height, width, step))
+    signature = types.void(lanes, height, width, step, _ADDRESS, _NUMBER, _ADDRESS)
+
+    def generate(context: Any, builder: Any, _: Any, arguments: Sequence[Any]) -> Any:
+        at_x, line, at_y = arguments[4:]
+        code = _Code(builder, count)
+        largest: Any = None
+        for row in range(tall):
+            start = code.add(at_x, code.multiply(line, row))
+            for column in range(wide):
+                current = code.load(code.add(start, 4 * column))
+                if by == 2:
+                    after = code.load(code.add(start, 4 * (column + count)))
+                    current = code.shuffle(current, after, range(0, 2 * count, 2))
+                largest = current if largest is None else code.maximum(largest, current)
+        code.store(largest, at_y)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+def record_reader(record: Any) -> Any:
+    """Return the intrinsic that reads a record of 64-bit integers at an address.
+
+    Args:
+        record: A ``NamedTuple`` of integers, which the intrinsic returns.
+    """
+    count = len(record._fields)
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def read(typing: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
+            code = _Code(builder, 1)
+            numbers = [code.load(code.add(arguments[0], 8 * i), _INT64) for i in range(count)]
+            return context.make_tuple(builder, signature.return_type, numbers)
+
+        return types.NamedUniTuple(_NUMBER, count, record)(_ADDRESS), generate
+
+    return read
+
+
+def _load_item(item_type: Any) -> Callable[..., Any]:
+    """Return the code generator that loads the i-th float or 64-bit integer at an address."""
+    size = 4 if item_type is _FLOAT else 8
+
+    def generate(context: Any, builder: Any, _: Any, arguments: Sequence[Any]) -> Any:
+        address, i = arguments
+        code = _Code(builder, 1)
+        return code.load(code.add(address, code.multiply(i, size)), item_type)
+
+    return generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def float_at(typing: Any, address: Any, i: Any) -> Any:
+    """Return the i-th float at an address."""
+    return types.float32(_ADDRESS, _NUMBER), _load_item(_FLOAT)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def int_at(typing: Any, address: Any, i: Any) -> Any:
+    """Return the i-th 64-bit integer at an address."""
+    return types.int64(_ADDRESS, _NUMBER), _load_item(_INT64)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def store_float(typing: Any, address: Any, i: Any, value: Any) -> Any:
+    """Write the i-th float at an address."""
+
+    def generate(context: Any, builder: Any, _: Any, arguments: Sequence[Any]) -> Any:
+        code = _Code(builder, 1)
+        offset = code.multiply(arguments[1], 4)
+        builder.store(arguments[2], code.pointer(code.add(arguments[0], offset), _FLOAT))
+        return context.get_dummy_value()
+
+    return types.void(_ADDRESS, _NUMBER, types.float32), generate
