@@ -233,31 +233,66 @@ def plan_images(
     sharing = choose_sharing(rows, tiling, images.count, threads)
     pooling = plan_pooling(window, layout.output_size)
     index = element_offsets(rows, geometry, layout)
-    bits = 8 * index.element_size()
     weight = rows.record(threads=sharing.threads, rectified=rectified, index=index)
-    channels, computed_height = geometry.out_channels, layout.computed_size[0]
-    image = channels * computed_height * tiling.line
-    product = Record(
-        MatrixRecord(
-            weight=weight.address,
-            chunk=rows.rows_within(CHUNK_BYTES),
-            by_tiles=0,
-            x_step=4,
-            x_line=4 * layout.line,
-            y_row=4 * computed_height * tiling.line,
-            y_line=4 * tiling.line,
-            tiles=tiling.table.data_ptr(),
-            tile_count=len(tiling.table),
-        ),
-        weight,
-        tiling.table,
-    )
+    product = _product_record(weight, layout, tiling, rows.rows_within(CHUNK_BYTES))
+    channels, (computed_height, columns) = geometry.out_channels, layout.computed_size
     planes = geometry.in_channels * layout.plane + _SLACK
-    unpooled = image + _SLACK if pooling else 0
+    computed = channels * computed_height * tiling.line
+    unpooled = computed + _SLACK if pooling else 0
+    fields = _image_fields(product.address, geometry, images, layout, tiling, pooling)
+    record = Record(
+        fields._replace(planes_apart=4 * planes, y_apart=4 * unpooled),
+        product,
+    )
+    shape = tiling.tile, 8 * index.element_size(), pooling.pool if pooling else None
+    call: Callable[..., None]
+    if sharing.threads > 1:
+        kernel = shared_convolve(*shape)
+        call = functools.partial(run_in_threads, kernel, sharing.threads, record.address)
+    else:
+        call = functools.partial(convolve(*shape), record.address, 0, images.count)
+    return ConvolutionPlan(
+        call=call,
+        record=record,
+        stored_shape=(images.count, channels, computed_height, tiling.line),
+        columns=columns,
+        output_shape=(images.count, channels, *layout.output_size),
+        pooled_shape=(images.count, channels, *pooling.size) if pooling else None,
+        planes_size=planes * sharing.by_images if layout.copied else 0,
+        unpooled_size=unpooled * sharing.by_images,
+    )
+
+
+def _product_record(weight: Record, layout: Layout, tiling: Tiling, chunk: int) -> Record:
+    """Return the record of the product that computes one image."""
+    fields = MatrixRecord(
+        weight=weight.address,
+        chunk=chunk,
+        by_tiles=0,
+        x_step=4,
+        x_line=4 * layout.line,
+        y_row=4 * layout.computed_size[0] * tiling.line,
+        y_line=4 * tiling.line,
+        tiles=tiling.table.data_ptr(),
+        tile_count=len(tiling.table),
+    )
+    return Record(fields, weight, tiling.table)
+
+
+def _image_fields(
+    product: int,
+    geometry: Geometry,
+    images: Images,
+    layout: Layout,
+    tiling: Tiling,
+    pooling: Pooling | None,
+) -> ImageRecord:
+    """Return the fields of the record of all images, without the steps from thread to thread."""
+    channels = geometry.out_channels
     one_line = layout.computed_size != layout.output_size
-    high, wide = pooling.size if pooling else (0, 0)
-    record = ImageRecord(
-        matrix=product.address,
+    pooled_height, pooled_width = pooling.size if pooling else (0, 0)
+    return ImageRecord(
+        matrix=product,
         images=images.count,
         x_image=4 * images.image_step,
         x_channel=4 * images.channel_step,
@@ -270,31 +305,13 @@ def plan_images(
         stride=geometry.stride[0],
         line=layout.line,
         plane=layout.plane,
-        planes_apart=4 * planes,
-        y_image=0 if pooling else 4 * image,
-        y_apart=4 * unpooled,
+        planes_apart=0,
+        y_image=0 if pooling else 4 * channels * layout.computed_size[0] * tiling.line,
+        y_apart=0,
         pool_line=4 * (layout.output_size[1] if one_line else tiling.line),
-        pooled_height=high,
-        pooled_width=wide,
-        pooled_image=4 * channels * high * wide,
-    )
-    shape = tiling.tile, bits, pooling.pool if pooling else None
-    stored = Record(record, product)
-    call: Callable[..., None]
-    if sharing.threads > 1:
-        kernel = shared_convolve(*shape)
-        call = functools.partial(run_in_threads, kernel, sharing.threads, stored.address)
-    else:
-        call = functools.partial(convolve(*shape), stored.address, 0, images.count)
-    return ConvolutionPlan(
-        call=call,
-        record=stored,
-        stored_shape=(images.count, channels, computed_height, tiling.line),
-        columns=layout.computed_size[1],
-        output_shape=(images.count, channels, *layout.output_size),
-        pooled_shape=(images.count, channels, high, wide) if pooling else None,
-        planes_size=planes * sharing.by_images if layout.copied else 0,
-        unpooled_size=unpooled * sharing.by_images,
+        pooled_height=pooled_height,
+        pooled_width=pooled_width,
+        pooled_image=4 * channels * pooled_height * pooled_width,
     )
 
 
