@@ -28,13 +28,6 @@ from prunus.runtime.linear import SparseLinear
 THREADS = (1, 2)
 
 
-@pytest.fixture(autouse=True)
-def _restored_threads() -> Any:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @st.composite
 def layouts(draw: st.DrawFn, *shape: int) -> torch.Tensor:
     """Draw a matrix of random numbers in one of the layouts that tensors may have."""
