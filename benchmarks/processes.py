@@ -15,7 +15,7 @@ from torch.multiprocessing.spawn import start_processes
 TIMEOUT = timedelta(seconds=60)
 
 
-def together(count: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+def run_in_processes(count: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
     """Call ``work(*arguments)`` in ``count`` new processes of one group; return all results."""
     with tempfile.TemporaryDirectory() as folder:
         start_processes(  # type: ignore[no-untyped-call]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.processes import together
+from benchmarks.processes import run_in_processes
 from benchmarks.robustness.contract.cells import ACCUMULATIONS, LAYOUTS, PRECISIONS, cells
 from benchmarks.robustness.contract.optimizers import OPTIMIZERS
 from benchmarks.robustness.contract.training import check
@@ -40,7 +40,7 @@ def test_every_cell_in_one_process_meets_the_reference(optimizer: str) -> None:
     ],
 )
 def test_every_cell_in_two_processes_meets_the_reference(layout: str, expected: int) -> None:
-    for count, problems in together(LAYOUTS[layout], check, layout):
+    for count, problems in run_in_processes(LAYOUTS[layout], check, layout):
         assert problems == {}
         assert count == expected
 

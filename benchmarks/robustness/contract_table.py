@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.measuring import RESULTS, save
-from benchmarks.processes import together
+from benchmarks.processes import run_in_processes
 from benchmarks.robustness.contract.cells import LAYOUTS, MAGNIFIED, PRECISIONS, ROUGH, product
 from benchmarks.robustness.contract.training import Outcome, run
 
@@ -61,7 +61,7 @@ def main() -> None:
     figures: dict[str, Any] = {}
     for layout, processes in LAYOUTS.items():
         first, *others = (
-            together(processes, run_layout, layout, most)
+            run_in_processes(processes, run_layout, layout, most)
             if processes > 1
             else [run_layout(layout, most)]
         )

@@ -20,7 +20,7 @@ from distributed.test_sharded import (
     transformer,
     whole,
 )
-from helpers.processes import together
+from helpers.processes import run_in_processes
 from prunus import (
     CheckpointError,
     ExponentialRelevance,
@@ -111,7 +111,7 @@ def resumed(layout: str, folder: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint")
-    together(4, saved, "fsdp", str(folder))
+    run_in_processes(4, saved, "fsdp", str(folder))
     return folder
 
 
@@ -128,7 +128,7 @@ def test_the_state_of_one_process_goes_into_a_sharded_pruner() -> None:
     run = Run("one_process")
     run.steps(*range(5))
     expected = uninterrupted("one_process")
-    for outcome in together(2, resumed_from_whole, run.pruner.state_dict()):
+    for outcome in run_in_processes(2, resumed_from_whole, run.pruner.state_dict()):
         assert outcome["kept"] == expected["kept"]
         for state in ("now", "best"):
             for name, value in expected[state].items():
@@ -152,7 +152,7 @@ def test_saved_by_four_processes_and_resumed_by_fewer(
     checkpoint: Path, layout: str, count: int
 ) -> None:
     expected = uninterrupted("one_process")
-    for outcome in together(count, resumed, layout, str(checkpoint)):
+    for outcome in run_in_processes(count, resumed, layout, str(checkpoint)):
         assert outcome["kept"] == expected["kept"]
         assert outcome["sparsity"] == expected["sparsity"]
         for state in ("now", "best"):

@@ -21,7 +21,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from helpers.processes import together
+from helpers.processes import run_in_processes
 from prunus import (
     ConstantRelevance,
     ExponentialRelevance,
@@ -212,7 +212,7 @@ def test_shards_are_pruned_as_one_process_would(
     methods = {name: (METHODS | SUMMED)[name] for name in names}
     alone = pruned(one_process, methods)
     prunable = sum(parameter.numel() for parameter in transformer().parameters()) - 16  # padding
-    for outcome in together(count, pruned, layout, methods):
+    for outcome in run_in_processes(count, pruned, layout, methods):
         for name, found in outcome.items():
             expected = alone[name]
             assert found["kept"] == expected["kept"], name
@@ -254,7 +254,7 @@ def test_the_norm_is_of_gradients_that_tensor_parallelism_leaves_in_parts() -> N
     model = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
     model(torch.randn(2, 4, 8)).square().sum().backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
-    for moved in together(2, real_gradients):
+    for moved in run_in_processes(2, real_gradients):
         for name, parameter in model.named_parameters():
             assert parameter.grad is not None
             torch.testing.assert_close(moved[name], -parameter.grad, rtol=1e-4, atol=1e-6)
@@ -277,7 +277,7 @@ def outputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def test_a_forward_pass_after_a_pruning_uses_the_pruned_weights() -> None:
-    for before, after, expected in together(2, outputs):
+    for before, after, expected in run_in_processes(2, outputs):
         assert not torch.equal(before, after)
         torch.testing.assert_close(after, expected)
 
@@ -297,6 +297,6 @@ def test_a_rejected_load_into_a_sharded_model_changes_no_tensor(tmp_path: Path) 
     model: Any = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6))
     model[1].running_mean.fill_(3.0)
     save_sparse(model, tmp_path / "a")
-    for message, changed in together(2, loaded_whole, str(tmp_path / "a")):
+    for message, changed in run_in_processes(2, loaded_whole, str(tmp_path / "a")):
         assert "does not fit the model: " in message
         assert not changed

@@ -1,1 +1,1 @@
-"""Process groups and the shards of a tensor that processes hold."""
+"""Process groups, shards of tensors, and wrappers around models."""

@@ -1,10 +1,10 @@
-"""The processes that train one model together, and what they have to tell each other.
+"""The group of processes that train one model, and its collective operations.
 
-Two kinds of data travel: sums of a few numbers over all shards of a model
+Two kinds of data are exchanged: sums of a few numbers over all shards of a model
 (:meth:`ProcessGroup.sum`), and values that must be equal in all processes, such as a validation
-metric (:meth:`ProcessGroup.check_equal`). Weights never do. Every process of a group must make the
-same calls in the same order; if one does not, or has ended, the others fail within the time-out of
-the group.
+metric (:meth:`ProcessGroup.check_equal`). Weights are never sent. Every process of a group must
+make the same calls in the same order; if one of them does not, or has ended, the others raise an
+error within the group's time-out.
 """
 
 from __future__ import annotations
@@ -33,149 +33,162 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """A group of processes; by default there is none, and no call says anything to anyone.
+    """A process group; by default a single process, without communication.
 
-    Of two kinds: processes that hold one model together, each a part of it (``sharded``), whose
-    counts are summed; and such that each have the whole model, of which nothing need be summed, but
-    which have to agree.
+    The processes either hold one model together (``sharded``), so that counts are summed over them;
+    or hold a replica each, so that nothing is summed and their values are only compared.
 
     Attributes:
-        group: The process group, or None for a process by itself.
-        sharded: Whether each holds a part of the model only.
-        device: Where the group's tensors travel from.
+        group: The group of ``torch.distributed``, or None for a single process.
+        sharded: Whether each process holds only a part of the model.
+        device: The device that the group's backend communicates from.
     """
 
     group: Any = None
     sharded: bool = False
     device: torch.device | None = None
 
-    def counts_shards(self, boxes: Sequence[Shard]) -> list[bool]:
-        """Say of each part whether this process shall count it.
+    def counts_shards(self, shards: Sequence[Shard]) -> list[bool]:
+        """Return, for each shard, whether this process counts it.
 
-        Of several processes that hold the same part of a tensor the first one does.
+        Of several processes that hold the same shard of a tensor, the one of the lowest rank
+        counts it.
 
         Args:
-            boxes: This process's parts of all tensors; of the same tensors in every process.
+            shards: This process's shards, of the same tensors in every process.
 
         Raises:
             PeerError: Another process did not answer.
         """
         if not self.sharded:
-            return [True] * len(boxes)
-        numbers = torch.tensor([n for box in boxes for n in (*box.size, *box.offsets)])
-        every = self._gathered("which parts of the model they hold", numbers)
-        before = every[: dist.get_rank(self.group)]
-        lengths = [2 * len(box.shape) for box in boxes]
+            return [True] * len(shards)
+        numbers = torch.tensor([n for shard in shards for n in (*shard.size, *shard.offsets)])
+        by_rank = self._all_gather("the positions of their shards", numbers)
+        lengths = [2 * len(shard.shape) for shard in shards]
         own = torch.split(numbers, lengths)
-        others = [torch.split(held, lengths) for held in before]
-        return [not any(torch.equal(own[i], o[i]) for o in others) for i in range(len(boxes))]
+        lower_ranks = [torch.split(row, lengths) for row in by_rank[: dist.get_rank(self.group)]]
+        return [
+            not any(torch.equal(own[i], other[i]) for other in lower_ranks)
+            for i in range(len(shards))
+        ]
 
     def sum(self, counts: torch.Tensor) -> torch.Tensor:
-        """Sum over all processes that hold a part; the result is where ``counts`` is.
+        """Return the sum over all processes that hold shards, on the device of ``counts``.
 
         Raises:
             PeerError: Another process did not answer.
         """
         if not self.sharded:
             return counts
-        with _talking("counts over all parts of the model"):
-            travelling = counts.to(self.device, copy=True)
-            dist.all_reduce(travelling, group=self.group)
-            return travelling.to(counts.device)
+        with _peer_errors("counts over all shards of the model"):
+            total = counts.to(self.device, copy=True)
+            dist.all_reduce(total, group=self.group)
+            return total.to(counts.device)
 
     def check_equal(self, values: Mapping[str, float], fix: str) -> None:
-        """Make sure that all processes have the same numbers.
+        """Check that all processes have the same numbers.
 
         Args:
-            values: The numbers, by what they are; as many in every process.
-            fix: What to do where they differ.
+            values: The numbers by description; as many in every process.
+            fix: What to do if they differ, for the message.
 
         Raises:
-            PrunusError: They differ. All processes raise it, and name those that do.
+            PrunusError: They differ. Every process raises it, with the values of all of them.
             PeerError: Another process did not answer.
         """
         if self.group is None:
             return
-        mine = torch.tensor(list(values.values()), dtype=torch.float64)
-        rows = [row.tolist() for row in self._gathered(listing(list(values), most=1), mine)]
+        own = torch.tensor(list(values.values()), dtype=torch.float64)
+        rows = [row.tolist() for row in self._all_gather(listing(list(values), most=1), own)]
         differing = []
-        for name, found in zip(values, zip(*rows, strict=True), strict=True):
-            # Compared as text, so that NaN is the same as NaN.
-            if len(set(map(repr, found))) > 1:
-                told = [f"{value:.12g} on process {rank}" for rank, value in enumerate(found)]
-                differing.append(f"{name}, which is {listing(told)}")
+        for name, by_rank in zip(values, zip(*rows, strict=True), strict=True):
+            # Compared as text, so that NaN equals NaN.
+            if len(set(map(repr, by_rank))) > 1:
+                shown = [f"{value:.12g} on process {rank}" for rank, value in enumerate(by_rank)]
+                differing.append(f"{name}, which is {listing(shown)}")
         if differing:
             raise PrunusError(f"all processes must have the same {listing(differing)}: {fix}")
 
-    def _gathered(self, what: str, mine: torch.Tensor) -> list[torch.Tensor]:
-        with _talking(what):
-            travelling = mine.to(self.device)
-            every = [torch.empty_like(travelling) for _ in range(dist.get_world_size(self.group))]
-            dist.all_gather(every, travelling, group=self.group)
-            return [held.to(mine.device) for held in every]
+    def _all_gather(self, what: str, own: torch.Tensor) -> list[torch.Tensor]:
+        """Return the tensor of every process, by rank."""
+        with _peer_errors(what):
+            sent = own.to(self.device)
+            received = [torch.empty_like(sent) for _ in range(dist.get_world_size(self.group))]
+            dist.all_gather(received, sent, group=self.group)
+            return [tensor.to(own.device) for tensor in received]
 
 
 SINGLE_PROCESS = ProcessGroup()
-"""A process by itself."""
+"""A single process."""
 
 
 @contextlib.contextmanager
-def _talking(what: str) -> Iterator[None]:
+def _peer_errors(what: str) -> Iterator[None]:
+    """Raise a PeerError for an error of the communication.
+
+    Args:
+        what: What is exchanged.
+    """
     try:
         yield
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:  # torch's errors of process groups are of this kind
+    except RuntimeError as error:  # the type of torch's errors of process groups
         raise PeerError(
-            f"another process did not exchange {what}: perhaps it ended, or did not call the "
+            f"another process did not exchange {what}: it may have ended, or did not call the "
             "pruner as this one did, within the group's time-out. Every process must take the same "
-            "steps and call pruner.step, prune, finish and state_dict alike. Stop all of them and "
-            f"resume from the last checkpoint ({error})"
+            "steps and make the same calls of pruner.step, prune, finish and state_dict. Stop all "
+            f"of them and resume from the last checkpoint ({error})"
         ) from error
 
 
 def process_group_of(tensors: Sequence[torch.Tensor]) -> ProcessGroup:
-    """Find the processes that hold these tensors together.
+    """Return the group of the processes that hold these tensors' shards.
+
+    Args:
+        tensors: All tensors, sharded or not, in an order that is the same in every process.
 
     Raises:
-        PrunusError: They are sharded over different processes, or over none that include this one.
+        PrunusError: The tensors are sharded over different processes, or over a group without this
+            process.
     """
     sharded: list[Any] = [tensor for tensor in tensors if is_sharded(tensor)]
     # In an order that is the same in every process.
     meshes = list(dict.fromkeys(tensor.device_mesh for tensor in sharded))
-    return _over(meshes) if meshes else SINGLE_PROCESS
+    return _group_of_meshes(meshes) if meshes else SINGLE_PROCESS
 
 
 def replica_group_of(model: nn.Module, device: torch.device) -> ProcessGroup:
-    """Find the processes that each have the whole of a model and train it in step.
+    """Return the group of the processes that each train a replica of the model.
 
     Args:
-        model: As it is trained, within DistributedDataParallel if it is.
-        device: Of its parameters.
+        model: The model as it is trained, inside DistributedDataParallel if there are replicas.
+        device: The device of its parameters.
     """
-    for wrapper in wrapped_modules(model):
-        if is_ddp(wrapper):
-            ddp: Any = wrapper
+    for module in wrapped_modules(model):
+        if is_ddp(module):
+            ddp: Any = module
             return ProcessGroup(group=ddp.process_group, device=device)
     return SINGLE_PROCESS
 
 
-def _over(meshes: list[Any]) -> ProcessGroup:
-    ranks = {tuple(sorted(mesh.mesh.flatten().tolist())): mesh for mesh in meshes}
-    widest = max(ranks, key=len)
-    apart = [some for some in ranks if not set(some) <= set(widest)]
-    if apart or dist.get_rank() not in widest:
+def _group_of_meshes(meshes: list[Any]) -> ProcessGroup:
+    """Return the group of the largest mesh, which must include all others and this process."""
+    by_ranks = {tuple(sorted(mesh.mesh.flatten().tolist())): mesh for mesh in meshes}
+    largest = max(by_ranks, key=len)
+    separate = [ranks for ranks in by_ranks if not set(ranks) <= set(largest)]
+    if separate or dist.get_rank() not in largest:
         raise PrunusError(
-            "the tensors to prune must be sharded over the same processes, this one included, but "
-            f"they are over {listing([str(list(some)) for some in sorted(ranks)])} and this is "
-            f"{dist.get_rank()}: give each stage of a pipeline a Pruner of its own, by "
-            "select(stage)"
+            "the tensors to prune must be sharded over the same processes, including this one, but "
+            f"they are sharded over {listing([str(list(ranks)) for ranks in sorted(by_ranks)])} "
+            f"and this is process {dist.get_rank()}: build a separate Pruner for each stage of a "
+            "pipeline, with select(stage)"
         )
-    mesh = ranks[widest]
+    mesh = by_ranks[largest]
     device = torch.device(mesh.device_type)
     if mesh.ndim == 1:
         return ProcessGroup(group=mesh.get_group(), sharded=True, device=device)
-    if len(widest) == dist.get_world_size():
+    if len(largest) == dist.get_world_size():
         return ProcessGroup(group=dist.group.WORLD, sharded=True, device=device)
     if mesh.mesh_dim_names is None:
         raise PrunusError(

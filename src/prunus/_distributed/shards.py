@@ -1,9 +1,10 @@
-"""The part of a tensor that this process holds, where several processes hold it together.
+"""Shards of tensors that several processes hold together.
 
-A tensor of `torch.distributed.tensor`, as ``fully_shard`` and ``parallelize_module`` make of
-parameters, is a whole of which each process has a box in memory. Everything that is done to single
-weights is done to that box, an ordinary tensor; only counts over the whole have to be summed over
-processes (:mod:`prunus._distributed.process_group`). An ordinary tensor is a box that is the whole.
+``fully_shard`` and ``parallelize_module`` turn parameters into tensors of
+`torch.distributed.tensor`, of which each process has a shard in memory: a box, stored as an
+ordinary tensor. Operations on single weights work on the shard; only counts over the whole tensor
+are summed over processes (:mod:`prunus._distributed.process_group`). An ordinary tensor is its own
+and only shard.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ __all__ = [
 
 
 def is_sharded(tensor: object) -> bool:
-    """Say whether a tensor is one of `torch.distributed.tensor`, be it in one piece."""
-    # Who has not imported that module has no such tensor; it takes most of a second to import.
+    """Return whether a tensor is one of `torch.distributed.tensor`, even with a single shard."""
+    # Without that module there is no such tensor; importing it takes most of a second.
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
-    """Return what this process holds of a tensor, detached, in the same memory.
+    """Return this process's shard of a tensor, detached, in the same memory.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.ones(2))
@@ -44,19 +45,19 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
         (tensor([0., 0.]), [0.0, 0.0])
     """
     if is_sharded(tensor):
-        held: torch.Tensor = tensor.detach().to_local()  # type: ignore[attr-defined]
-        return held
+        shard: torch.Tensor = tensor.detach().to_local()  # type: ignore[attr-defined]
+        return shard
     return tensor.detach()
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Where a process's part lies in the whole tensor.
+    """The position of a process's shard in the whole tensor.
 
     Attributes:
-        shape: Of the whole.
-        size: Of the part, by dimension.
-        offsets: The place of the part's first element in the whole, by dimension.
+        shape: Shape of the whole tensor.
+        size: Shape of the shard.
+        offsets: Indices of the shard's first element in the whole tensor.
     """
 
     shape: tuple[int, ...]
@@ -65,7 +66,7 @@ class Shard:
 
 
 def shard_of(tensor: torch.Tensor) -> Shard:
-    """Say which part of a tensor this process holds.
+    """Return the position of this process's shard of a tensor.
 
     Example:
         >>> shard_of(torch.ones(2, 3))
@@ -76,64 +77,68 @@ def shard_of(tensor: torch.Tensor) -> Shard:
         return Shard(shape, shape, (0,) * len(shape))
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-    held: Any = tensor
-    mesh, placements = held.device_mesh, held.placements
+    sharded: Any = tensor
+    mesh, placements = sharded.device_mesh, sharded.placements
     size, offsets = compute_local_shape_and_global_offset(shape, mesh, placements)
     return Shard(shape, tuple(size), tuple(offsets))
 
 
 def local_part(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Return this process's part of a value of the whole tensor ``like``.
+    """Return the elements of ``value`` at the positions of this process's shard of ``like``.
 
     Args:
-        value: Of the shape of ``like``: sharded in whatever way, or whole.
-        like: Tells which part.
+        value: A tensor of the shape of ``like``, sharded in any way or not at all.
+        like: The tensor whose shard determines the positions.
     """
     if is_sharded(value):
-        whole: Any = value
+        sharded: Any = value
         if is_sharded(like):
             target: Any = like
-            same = whole.device_mesh == target.device_mesh
-            if same and whole.placements == target.placements:
+            same_mesh = sharded.device_mesh == target.device_mesh
+            if same_mesh and sharded.placements == target.placements:
                 return local(value)
-            if same:
-                return local(whole.redistribute(placements=target.placements))
-        value = whole.full_tensor()
+            if same_mesh:
+                return local(sharded.redistribute(placements=target.placements))
+        value = sharded.full_tensor()
     if not is_sharded(like):
         return value.detach()
-    box = shard_of(like)
-    return value.detach()[_slices(box.offsets, box.size)]
+    shard = shard_of(like)
+    return value.detach()[_slices(shard.offsets, shard.size)]
 
 
 def sharded_by_rows(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the same tensor, sharded along its first dimension at most."""
+    """Return the same tensor, sharded along its first dimension or not at all."""
     if not is_sharded(tensor):
         return tensor
     from torch.distributed.tensor import Replicate
 
-    whole: Any = tensor
+    sharded: Any = tensor
     placements = [
         placement if getattr(placement, "dim", 0) == 0 else Replicate()
-        for placement in whole.placements
+        for placement in sharded.placements
     ]
-    rows: torch.Tensor = whole.redistribute(placements=placements)
-    return rows
+    by_rows: torch.Tensor = sharded.redistribute(placements=placements)
+    return by_rows
 
 
 def from_local_part(part: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Return the whole tensor, laid out as ``like``, of which ``part`` is this process's part.
+    """Return the tensor whose shard in this process is ``part``, sharded as ``like`` is.
 
-    It is on the device of the processes that hold ``like``, copied there if ``part`` is elsewhere.
-    Only the first dimension has to be that of ``like`` where ``like`` is sharded by rows. An
-    ordinary ``like`` gives back the part.
+    It is on the device of ``like``; ``part`` is copied there if necessary. If ``like`` is not
+    sharded the result is ``part``.
+
+    Args:
+        part: This process's shard. If ``like`` is sharded by rows, only the first dimension must
+            agree with that of its shard.
+        like: The tensor that determines mesh and placements.
     """
     if not is_sharded(like):
         return part
     from torch.distributed.tensor import DTensor
 
     target: Any = like
-    alike = part.shape == local(like).shape
-    shape = like.shape if alike else torch.Size((like.shape[0], *part.shape[1:]))
+    same_shape = part.shape == local(like).shape
+    shape = like.shape if same_shape else torch.Size((like.shape[0], *part.shape[1:]))
     whole: torch.Tensor = DTensor.from_local(
         part.contiguous(),
         target.device_mesh,
@@ -145,39 +150,40 @@ def from_local_part(part: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return whole
 
 
-def positions(view: torch.Tensor, held: torch.Tensor, box: Shard) -> torch.Tensor:
-    """Return where the elements of a view lie in the whole tensor, counted row by row.
+def positions(view: torch.Tensor, storage: torch.Tensor, shard: Shard) -> torch.Tensor:
+    """Return the row-major positions of a view's elements in the whole tensor.
 
     Args:
-        view: A part of ``held``, in the same memory.
-        held: What this process holds of the whole.
-        box: Where that lies in the whole.
+        view: A view of ``storage``.
+        storage: This process's shard of the whole tensor.
+        shard: The position of the shard in the whole tensor.
 
     Returns:
         A vector of int64, in the order of ``view.reshape(-1)``.
 
     Example:
-        >>> held = torch.zeros(2, 3)
-        >>> positions(held[:, 1], held, Shard((4, 3), (2, 3), (2, 0)))
+        >>> storage = torch.zeros(2, 3)
+        >>> positions(storage[:, 1], storage, Shard((4, 3), (2, 3), (2, 0)))
         tensor([ 7, 10])
     """
-    offset = torch.tensor(view.storage_offset() - held.storage_offset(), device=view.device)
+    offset = torch.tensor(view.storage_offset() - storage.storage_offset(), device=view.device)
     for size, stride in zip(view.shape, view.stride(), strict=True):
         offset = offset[..., None] + torch.arange(size, device=view.device) * stride
     offset = offset.reshape(-1)
-    place = torch.zeros_like(offset)
-    whole = _strides(box.shape)
-    for dim in sorted(range(held.dim()), key=held.stride, reverse=True):
-        if held.shape[dim] == 1:  # its stride may be anything
+    position = torch.zeros_like(offset)
+    strides = _strides(shard.shape)
+    for dim in sorted(range(storage.dim()), key=storage.stride, reverse=True):
+        if storage.shape[dim] == 1:  # its stride may be anything
             index: torch.Tensor | int = 0
         else:
-            index = offset // held.stride(dim)
-            offset = offset % held.stride(dim)
-        place += (index + box.offsets[dim]) * whole[dim]
-    return place
+            index = offset // storage.stride(dim)
+            offset = offset % storage.stride(dim)
+        position += (index + shard.offsets[dim]) * strides[dim]
+    return position
 
 
 def _strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the strides of a contiguous tensor."""
     return tuple(math.prod(shape[dim + 1 :]) for dim in range(len(shape)))
 
 

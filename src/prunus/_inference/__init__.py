@@ -1,1 +1,1 @@
-"""Calling a model on example inputs, and comparing the outputs of two models."""
+"""Calls of a model on example inputs, comparison of outputs, and attention."""

@@ -1,4 +1,4 @@
-"""Attention of several heads, given the layers that project into and out of it."""
+"""Multi-head attention with exchangeable input and output projections."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from prunus.errors import PrunusError, listing
 
 __all__ = ["Attention"]
 
-_Three = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+_QueryKeyValue = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Attention:
-    """What ``nn.MultiheadAttention`` computes, whatever computes the projections.
+    """The computation of ``nn.MultiheadAttention``, with any layers as projections.
 
     Args:
-        project: Query, key and value, of shape (items, length, features) each, into as many
-            features as all heads have.
-        out: What the heads have found, of as many features, into the output.
-        head_dim: Features of each head.
-        batch_first: Whether inputs are (items, length, features), not (length, items, features).
-        dropout: Probability that a weight of the attention is dropped.
+        project: Projects query, key and value, of shape (items, length, features) each, to the
+            features of all heads.
+        out: Projects the concatenated outputs of all heads to the output.
+        head_dim: Features per head.
+        batch_first: Whether inputs are of shape (items, length, features) and not (length, items,
+            features).
+        dropout: Probability of dropping an attention weight.
     """
 
-    project: Callable[[_Three], _Three]
+    project: Callable[[_QueryKeyValue], _QueryKeyValue]
     out: Callable[[torch.Tensor], torch.Tensor]
     head_dim: int
     batch_first: bool
@@ -46,13 +47,15 @@ class Attention:
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return what ``nn.MultiheadAttention`` returns for these arguments.
+        """Return the output and the attention weights, as ``nn.MultiheadAttention`` does.
 
         Raises:
-            PrunusError: ``is_causal`` without ``attn_mask``, or a mask of whole numbers.
+            PrunusError: ``is_causal`` without ``attn_mask``, or a mask of integers.
         """
         if is_causal and attn_mask is None:
-            raise PrunusError("attention with is_causal needs attn_mask, of which it is a hint")
+            raise PrunusError(
+                "attention with is_causal needs attn_mask: is_causal is only a hint about the mask"
+            )
         batched = query.dim() == 3
         same = query is key is value
         if not batched:
@@ -62,43 +65,43 @@ class Attention:
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         projected = self.project((query, query, query) if same else (query, key, value))
         q, k, v = (x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2) for x in projected)
-        mask = _added(q, attn_mask, key_padding_mask)
-        attended: torch.Tensor | None = None
+        bias = _score_bias(q, attn_mask, key_padding_mask)
+        weights: torch.Tensor | None = None
         if need_weights:
             scores = q @ k.mT / math.sqrt(self.head_dim)
-            attended = (scores if mask is None else scores + mask).softmax(-1)
-            attended = F.dropout(attended, self.dropout)
-            made = attended @ v
-            attended = attended.mean(1) if average_attn_weights else attended
-            attended = attended if batched else attended[0]
+            weights = (scores if bias is None else scores + bias).softmax(-1)
+            weights = F.dropout(weights, self.dropout)
+            heads = weights @ v
+            weights = weights.mean(1) if average_attn_weights else weights
+            weights = weights if batched else weights[0]
         else:
-            made = F.scaled_dot_product_attention(q, k, v, mask, self.dropout)
-        out = self.out(made.transpose(1, 2).flatten(2))
+            heads = F.scaled_dot_product_attention(q, k, v, bias, self.dropout)
+        out = self.out(heads.transpose(1, 2).flatten(2))
         if not batched:
-            return out[0], attended
-        return (out if self.batch_first else out.transpose(0, 1)), attended
+            return out[0], weights
+        return (out if self.batch_first else out.transpose(0, 1)), weights
 
 
-def _added(
+def _score_bias(
     query: torch.Tensor, mask: torch.Tensor | None, padding: torch.Tensor | None
 ) -> torch.Tensor | None:
-    """Return what to add to the scores of each head: -inf where a key is not to be seen."""
-    wrong = [str(m.dtype) for m in (mask, padding) if m is not None and _is_whole(m)]
+    """Return what the masks add to the scores of each head: -inf where a key is masked."""
+    wrong = [str(m.dtype) for m in (mask, padding) if m is not None and _is_integer(m)]
     if wrong:
         raise PrunusError(f"masks must be of bool or floating point, but are {listing(wrong)}")
-    parts = []
+    masks = []
     if mask is not None:
-        parts.append(mask if mask.dim() == 2 else mask.view(query.shape[0], -1, *mask.shape[1:]))
+        masks.append(mask if mask.dim() == 2 else mask.view(query.shape[0], -1, *mask.shape[1:]))
     if padding is not None:
-        parts.append(padding[:, None, None, :])
-    added = [
-        torch.zeros(p.shape, dtype=query.dtype, device=p.device).masked_fill(p, -math.inf)
-        if p.dtype == torch.bool
-        else p.to(query.dtype)
-        for p in parts
+        masks.append(padding[:, None, None, :])
+    biases = [
+        torch.zeros(m.shape, dtype=query.dtype, device=m.device).masked_fill(m, -math.inf)
+        if m.dtype == torch.bool
+        else m.to(query.dtype)
+        for m in masks
     ]
-    return sum(added[1:], added[0]) if added else None
+    return sum(biases[1:], biases[0]) if biases else None
 
 
-def _is_whole(mask: torch.Tensor) -> bool:
+def _is_integer(mask: torch.Tensor) -> bool:
     return mask.dtype != torch.bool and not mask.is_floating_point()
