@@ -1,4 +1,4 @@
-r"""Prune a small Transformer that several processes hold together, with checkpoints of all of them.
+r"""Pruning of a small Transformer with ``fully_shard``, and distributed checkpoints.
 
 On one machine with two processes::
 
@@ -9,8 +9,8 @@ On two hosts with eight GPUs each, with the same command on both::
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-id sparse --rdzv-backend c10d \
         --rdzv-endpoint FIRST_HOST:29400 examples/fully_sharded.py --checkpoint SHARED_FOLDER
 
-It goes on from the checkpoint if there is one, also with another number of processes. When it has
-finished, the folder also holds the sparsest state as one file without its zeros.
+It resumes from the checkpoint if there is one, even with another number of processes. At the end
+the folder also contains the sparsest state as one sparse file.
 """
 
 from __future__ import annotations
@@ -30,45 +30,36 @@ from torch.distributed.checkpoint.state_dict import (
     get_state_dict,
     set_state_dict,
 )
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.optim import Optimizer
 
 import prunus
 
-WORDS, LENGTH, WIDTH, STEPS, EVERY = 64, 16, 64, 60, 20
+VOCABULARY, LENGTH, WIDTH, STEPS, EVERY = 64, 16, 64, 60, 20
 
 
 def network() -> nn.Sequential:
     """Build the model, with the same weights in every process."""
     layers = [nn.TransformerEncoderLayer(WIDTH, 4, 256, batch_first=True) for _ in range(4)]
-    return nn.Sequential(nn.Embedding(WORDS, WIDTH), *layers, nn.Linear(WIDTH, WORDS))
+    return nn.Sequential(nn.Embedding(VOCABULARY, WIDTH), *layers, nn.Linear(WIDTH, VOCABULARY))
 
 
 def batch(step: int, device: torch.device) -> torch.Tensor:
-    """Return this process's share of a step's data: here, words to be copied."""
-    draw = torch.Generator().manual_seed(step * dist.get_world_size() + dist.get_rank())
-    return torch.randint(WORDS, (8, LENGTH), generator=draw).to(device)
+    """Return this process's tokens of a step; the model learns to copy them."""
+    generator = torch.Generator().manual_seed(step * dist.get_world_size() + dist.get_rank())
+    return torch.randint(VOCABULARY, (8, LENGTH), generator=generator).to(device)
 
 
-def main() -> None:
-    """Train, prune and save."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", help="a folder that all hosts see; else nothing is saved")
-    folder = parser.parse_args().checkpoint
-
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
-    mesh = init_device_mesh(kind, (int(os.environ["WORLD_SIZE"]),))
-    device = (
-        torch.device(kind, int(os.environ["LOCAL_RANK"])) if kind == "cuda" else torch.device(kind)
-    )
+def build(mesh: DeviceMesh, device: torch.device) -> tuple[nn.Module, Optimizer, prunus.Pruner]:
+    """Build the sharded model, its optimizer and its pruner."""
     torch.manual_seed(0)
     model = network().to(device)
     for layer in model:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
-
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    pruner = prunus.Pruner(  # after fully_shard: it looks at how the model is sharded
+    pruner = prunus.Pruner(  # built after fully_shard, as it reads the placement of the shards
         model,
         optimizer,
         prunus.RelevancePenalty(
@@ -78,55 +69,77 @@ def main() -> None:
         mode="min",
         max_grad_norm=1.0,
     )
+    return model, optimizer, pruner
 
-    def state() -> dict[str, Any]:
-        of_model, of_optimizer = get_state_dict(model, optimizer)
-        return {
-            "model": of_model,
-            "optimizer": of_optimizer,
-            "pruner": pruner.state_dict(),
-            "step": 0,
-        }
 
+def state_of(
+    model: nn.Module, optimizer: Optimizer, pruner: prunus.Pruner, step: int
+) -> dict[str, Any]:
+    """Return everything that a resumed run needs."""
+    model_state, optimizer_state = get_state_dict(model, optimizer)
+    return {
+        "model": model_state,
+        "optimizer": optimizer_state,
+        "pruner": pruner.state_dict(),
+        "step": step,
+    }
+
+
+def resume(folder: str, model: nn.Module, optimizer: Optimizer, pruner: prunus.Pruner) -> int:
+    """Load a checkpoint; return its step."""
+    state = state_of(model, optimizer, pruner, step=0)
+    dcp.load(state, checkpoint_id=folder)
+    set_state_dict(
+        model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
+    )
+    pruner.load_state_dict(state["pruner"])
+    step: int = state["step"]
+    return step
+
+
+def save_sparse(folder: str, model: nn.Module) -> None:
+    """Save the model as one sparse file, gathered in the memory of the first process."""
+    tensors: dict[str, Any] = get_model_state_dict(
+        model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
+    if dist.get_rank() == 0:
+        file = Path(folder) / "model.sparse.safetensors"
+        prunus.save_sparse(tensors, file)
+        print(f"written to {file}", flush=True)
+
+
+def main() -> None:
+    """Train, prune and save."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", help="a folder shared by all hosts; default: save nothing")
+    folder = parser.parse_args().checkpoint
+
+    backend = "cuda" if torch.cuda.is_available() else "cpu"
+    mesh = init_device_mesh(backend, (int(os.environ["WORLD_SIZE"]),))
+    device = torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if backend == "cuda" else "cpu")
+    model, optimizer, pruner = build(mesh, device)
     begin = 0
     if folder and (Path(folder) / ".metadata").exists():
-        loaded = state()
-        dcp.load(loaded, checkpoint_id=folder)
-        set_state_dict(
-            model,
-            optimizer,
-            model_state_dict=loaded["model"],
-            optim_state_dict=loaded["optimizer"],
-        )
-        pruner.load_state_dict(loaded["pruner"])
-        begin = loaded["step"]
+        begin = resume(folder, model, optimizer, pruner)
 
     for step in range(begin + 1, STEPS + 1):
         optimizer.zero_grad()
-        words = batch(step, device)
-        loss = nn.functional.cross_entropy(model(words).flatten(0, 1), words.flatten())
+        tokens = batch(step, device)
+        loss = nn.functional.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten())
         loss.backward()
         optimizer.step()
         if step % EVERY == 0:
             metric = loss.detach()
-            dist.all_reduce(metric, op=dist.ReduceOp.SUM)  # all must see the same one
-            seen = pruner.step(metric.item() / dist.get_world_size())
+            dist.all_reduce(metric, op=dist.ReduceOp.SUM)  # it must be equal in all processes
+            validation = pruner.step(metric.item() / dist.get_world_size())
             if folder:
-                dcp.save({**state(), "step": step}, checkpoint_id=folder)
+                dcp.save(state_of(model, optimizer, pruner, step), checkpoint_id=folder)
             if dist.get_rank() == 0:
-                print(
-                    f"step {step}  loss {seen.metric:.4f}  sparsity {seen.sparsity:.4f}", flush=True
-                )
-    pruner.finish()  # brings back the best of the sparsest states
+                loss_value, sparsity = validation.metric, validation.sparsity
+                print(f"step {step}  loss {loss_value:.4f}  sparsity {sparsity:.4f}", flush=True)
+    pruner.finish()  # restores the best of the sparsest states
     if folder:
-        # Gathered on the first process, in which alone it must fit.
-        whole: dict[str, Any] = get_model_state_dict(
-            model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-        )
-        if dist.get_rank() == 0:
-            file = Path(folder) / "model.sparse.safetensors"
-            prunus.save_sparse(whole, file)
-            print(f"written to {file}", flush=True)
+        save_sparse(folder, model)
     dist.destroy_process_group()
 
 

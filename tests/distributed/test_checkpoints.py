@@ -31,11 +31,13 @@ from prunus import (
     select,
 )
 
+pytestmark = pytest.mark.distributed
+
 LAYOUTS = {"fsdp": fsdp, "tensor_parallel": tensor_parallel, "one_process": one_process}
 
 
 class Run:
-    """A model in training, with all that a checkpoint must hold."""
+    """A model in training whose optimizer and pruner use every part of their state."""
 
     def __init__(self, layout: str) -> None:
         model = transformer().to(torch.float64)
@@ -70,7 +72,7 @@ class Run:
         save(self.state(), checkpoint_id=folder)
 
     def load(self, folder: str) -> None:
-        # Which is so by itself where the model is sharded.
+        # complete=True is the default if the model is sharded.
         state = {**self.state(), "pruner": self.pruner.state_dict(complete=True)}
         load(state, checkpoint_id=folder)
         set_state_dict(
@@ -116,15 +118,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def resumed_from_whole(state: dict[str, Any]) -> dict[str, Any]:
-    """Take over, in a sharded model, what a process by itself has saved."""
+    """Load the state of a single process into the pruner of a sharded model."""
     run = Run("fsdp")
-    run.steps(*range(5))  # for the model and the optimizer
+    run.steps(*range(5))  # which the model and the optimizer need
     run.pruner.load_state_dict(state)
     run.steps(*range(5, 12))
     return run.outcome()
 
 
-def test_the_state_of_one_process_goes_into_a_sharded_pruner() -> None:
+def test_the_state_of_one_process_loads_into_a_sharded_pruner() -> None:
     run = Run("one_process")
     run.steps(*range(5))
     expected = uninterrupted("one_process")
@@ -135,7 +137,7 @@ def test_the_state_of_one_process_goes_into_a_sharded_pruner() -> None:
                 torch.testing.assert_close(outcome[state][name], value, rtol=1e-9, atol=1e-12)
 
 
-def test_a_checkpoint_read_into_too_little_is_refused(checkpoint: Path) -> None:
+def test_a_checkpoint_read_into_an_incomplete_state_is_rejected(checkpoint: Path) -> None:
     run = Run("one_process")
     state = run.pruner.state_dict()
     with pytest.warns(UserWarning, match="single process"):
@@ -148,7 +150,7 @@ def test_a_checkpoint_read_into_too_little_is_refused(checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("layout", "count"), [("fsdp", 2), ("tensor_parallel", 2), ("fsdp", 1), ("one_process", 1)]
 )
-def test_saved_by_four_processes_and_resumed_by_fewer(
+def test_a_run_of_four_processes_resumes_in_fewer_processes(
     checkpoint: Path, layout: str, count: int
 ) -> None:
     expected = uninterrupted("one_process")
@@ -157,6 +159,6 @@ def test_saved_by_four_processes_and_resumed_by_fewer(
         assert outcome["sparsity"] == expected["sparsity"]
         for state in ("now", "best"):
             for name, value in expected[state].items():
-                got = outcome[state][name]
-                assert torch.equal(got == 0, value == 0), f"{state} {name}"
-                torch.testing.assert_close(got, value, rtol=1e-9, atol=1e-12)
+                actual = outcome[state][name]
+                assert torch.equal(actual == 0, value == 0), f"{state} {name}"
+                torch.testing.assert_close(actual, value, rtol=1e-9, atol=1e-12)

@@ -1,4 +1,4 @@
-"""Models that several processes hold or train together are pruned as one process would."""
+"""Pruning of sharded models, compared with pruning in one process."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
+from helpers.errors import message_of
 from helpers.processes import run_in_processes
 from prunus import (
     ConstantRelevance,
@@ -28,7 +29,6 @@ from prunus import (
     GradualPruning,
     LinearRelevance,
     Pruner,
-    PrunusError,
     RandomScore,
     RelevancePenalty,
     TaylorScore,
@@ -37,18 +37,20 @@ from prunus import (
     select,
 )
 
+pytestmark = pytest.mark.distributed
+
 STEPS = 8
 
 
 def transformer() -> nn.Module:
-    """Four layers; neither 37 nor 11 nor 3 can be divided by two or four processes."""
+    """Return four layers whose sizes 37, 11 and 3 are not divisible by two or four processes."""
     torch.manual_seed(0)
     layers = [
         nn.TransformerEncoderLayer(16, 2, 37, dropout=0.0, batch_first=True) for _ in range(4)
     ]
     embedding = nn.Embedding(11, 16, padding_idx=3)
     model = nn.Sequential(embedding, *layers, nn.Linear(16, 3))
-    for parameter in model.parameters():  # biases are not zero, and ties are plenty
+    for parameter in model.parameters():  # nonzero biases, and many equal weights
         parameter.data.copy_((torch.randn(parameter.shape) * 8).round() / 16)
     return model
 
@@ -66,7 +68,7 @@ def fsdp(model: nn.Module) -> nn.Module:
 
 
 def hybrid(model: nn.Module) -> nn.Module:
-    """Two copies of two shards each."""
+    """Shard over two processes, with two replicas."""
     assert isinstance(model, nn.Sequential)
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("copy", "shard"))
     for layer in model:
@@ -84,13 +86,13 @@ def plan() -> dict[str, ParallelStyle]:
 
 
 def tensor_parallel(model: nn.Module) -> nn.Module:
-    """Rows, columns, and tensors that each process has in whole."""
+    """Shard some tensors by rows and others by columns, and replicate the rest."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     return parallelize_module(model, mesh, {"0": RowwiseParallel(), **plan()})
 
 
 def both(model: nn.Module) -> nn.Module:
-    """Shards over two processes of what is tensor-parallel over two others; some is only one."""
+    """Shard tensor-parallel tensors again; others are sharded in one dimension of the mesh only."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
     model = parallelize_module(model, mesh["tensor"], plan())
     assert isinstance(model, nn.Sequential)
@@ -112,8 +114,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "taylor": {"score": TaylorScore()},
     "random": {"score": RandomScore(5)},
 }
-"""Element by element, so that the result is the same but for what torch makes of the last elements
-of a tensor, which do not fill a vector of the processor."""
+"""Methods that work element by element. Results are equal but for the last elements of a tensor,
+which do not fill a vector register and which torch computes by other instructions."""
 
 SUMMED: dict[str, dict[str, Any]] = {
     "relative": {"penalty": RelevancePenalty(1e-2, ExponentialRelevance(0.2, relative=True))},
@@ -124,13 +126,13 @@ SUMMED: dict[str, dict[str, Any]] = {
     },
     "clipped": {"penalty": RelevancePenalty(1e-2, ExponentialRelevance(0.1)), "max_grad_norm": 0.5},
 }
-"""With a sum over a tensor or all of them, whose last bit depends on who adds up what."""
+"""Methods with a sum over a tensor or all tensors, whose last bit depends on the order of terms."""
 
 
-def laid_out(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def distributed_like(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     if not isinstance(like, DTensor):
         return value
-    # Each process has all of it already, so that nothing is sent.
+    # Each process has the whole tensor already, so that nothing is sent.
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
 
 
@@ -146,12 +148,12 @@ def take_steps(
     *steps: int,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Train on gradients that are the same however the model is laid out."""
+    """Train on gradients that do not depend on the model's layout."""
     for step in steps:
         draw = torch.Generator().manual_seed(step)
         for name, parameter in model.named_parameters():
             gradient = (torch.randn(shapes[name], generator=draw) * 8).round() / 80
-            parameter.grad = laid_out(gradient.to(dtype), parameter)
+            parameter.grad = distributed_like(gradient.to(dtype), parameter)
         optimizer.step()
 
 
@@ -206,29 +208,29 @@ LAYOUTS: list[tuple[Layout, int, tuple[str, ...]]] = [
 @pytest.mark.parametrize(
     ("layout", "count", "names"), LAYOUTS, ids=[f"{f.__name__} {n}" for f, n, _ in LAYOUTS]
 )
-def test_shards_are_pruned_as_one_process_would(
+def test_sharded_models_are_pruned_as_in_one_process(
     layout: Layout, count: int, names: tuple[str, ...]
 ) -> None:
     methods = {name: (METHODS | SUMMED)[name] for name in names}
     alone = pruned(one_process, methods)
     prunable = sum(parameter.numel() for parameter in transformer().parameters()) - 16  # padding
     for outcome in run_in_processes(count, pruned, layout, methods):
-        for name, found in outcome.items():
+        for name, result in outcome.items():
             expected = alone[name]
-            assert found["kept"] == expected["kept"], name
-            assert sum(found["kept"].values()) == prunable - round(0.9 * prunable), name
-            assert found["sparsity"] == expected["sparsity"]
-            assert found["revived"] == {}
-            for kind in ("weights", "momenta"):
-                for key, value in expected[kind].items():
-                    got = found[kind][key]
-                    assert torch.equal(got == 0, value == 0), f"{name}, {kind} of {key}"
-                    bounds = (1e-6, 1e-8) if name in METHODS else (1e-5, 1e-6)
-                    torch.testing.assert_close(got, value, rtol=bounds[0], atol=bounds[1])
+            assert result["kept"] == expected["kept"], name
+            assert sum(result["kept"].values()) == prunable - round(0.9 * prunable), name
+            assert result["sparsity"] == expected["sparsity"]
+            assert result["revived"] == {}
+            rtol, atol = (1e-6, 1e-8) if name in METHODS else (1e-5, 1e-6)
+            for state in ("weights", "momenta"):
+                for key, value in expected[state].items():
+                    actual = result[state][key]
+                    assert torch.equal(actual == 0, value == 0), f"{name}, {state} of {key}"
+                    torch.testing.assert_close(actual, value, rtol=rtol, atol=atol)
 
 
-def real_gradients() -> dict[str, Any]:
-    """Clip a model with sequence parallelism, whose norms get their gradients in parts."""
+def clipped_updates() -> dict[str, Any]:
+    """Clip with sequence parallelism, where the gradients of norm layers are partial sums."""
     torch.manual_seed(0)
     model: Any = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
     inputs = torch.randn(2, 4, 8)
@@ -241,62 +243,60 @@ def real_gradients() -> dict[str, Any]:
     model = parallelize_module(model, mesh, plan)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     Pruner(model, optimizer, max_grad_norm=0.5)
-    share = inputs.chunk(dist.get_world_size(), dim=1)[dist.get_rank()]
+    own_inputs = inputs.chunk(dist.get_world_size(), dim=1)[dist.get_rank()]
     before = {name: whole(parameter) for name, parameter in model.named_parameters()}
-    output = model(share)
+    output = model(own_inputs)
     (output.to_local() if isinstance(output, DTensor) else output).square().sum().backward()
     optimizer.step()
     return {name: whole(p) - before[name] for name, p in model.named_parameters()}
 
 
-def test_the_norm_is_of_gradients_that_tensor_parallelism_leaves_in_parts() -> None:
+def test_clipping_uses_the_norm_of_summed_partial_gradients() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
     model(torch.randn(2, 4, 8)).square().sum().backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
-    for moved in run_in_processes(2, real_gradients):
+    for updates in run_in_processes(2, clipped_updates):
         for name, parameter in model.named_parameters():
             assert parameter.grad is not None
-            torch.testing.assert_close(moved[name], -parameter.grad, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(updates[name], -parameter.grad, rtol=1e-4, atol=1e-6)
 
 
-def outputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def outputs_around_pruning() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     model = fsdp(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 2)))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     pruner = Pruner(model, optimizer, keep_best=False)
-    seen = []
+    results = []
     for sparsity in (0.5, 0.9):
-        with torch.no_grad():  # after which the outermost module keeps what it has gathered
-            seen.append(model(torch.ones(1, 6)).clone())
+        with torch.no_grad():  # after which the outermost module keeps its unsharded weights
+            results.append(model(torch.ones(1, 6)).clone())
         pruner.prune(sparsity=sparsity)
     with torch.no_grad():
-        seen.append(model(torch.ones(1, 6)).clone())
-    by_hand = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 2))
-    by_hand.load_state_dict({name: whole(p) for name, p in model.named_parameters()})
-    return seen[0], seen[2], by_hand(torch.ones(1, 6)).detach()
+        results.append(model(torch.ones(1, 6)).clone())
+    rebuilt = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 2))
+    rebuilt.load_state_dict({name: whole(p) for name, p in model.named_parameters()})
+    return results[0], results[2], rebuilt(torch.ones(1, 6)).detach()
 
 
 def test_a_forward_pass_after_a_pruning_uses_the_pruned_weights() -> None:
-    for before, after, expected in run_in_processes(2, outputs):
+    for before, after, expected in run_in_processes(2, outputs_around_pruning):
         assert not torch.equal(before, after)
         torch.testing.assert_close(after, expected)
 
 
-def loaded_whole(path: str) -> tuple[str, bool]:
-    """Load a file of a whole model into one that is sharded, but for its running means."""
+def rejected_load(path: str) -> tuple[str, bool]:
+    """Load a file into a model whose parameters are sharded and whose running means are not."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6))
     parallelize_module(model, init_device_mesh("cpu", (2,)), {"0": ColwiseParallel()})
-    with pytest.raises(PrunusError) as caught:
-        load_sparse(path, model)
-    mean = model.get_buffer("1.running_mean")
-    return str(caught.value), bool(mean.any())
+    message = message_of(lambda: load_sparse(path, model))
+    return message, bool(model.get_buffer("1.running_mean").any())
 
 
 def test_a_rejected_load_into_a_sharded_model_changes_no_tensor(tmp_path: Path) -> None:
     model: Any = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6))
     model[1].running_mean.fill_(3.0)
     save_sparse(model, tmp_path / "a")
-    for message, changed in run_in_processes(2, loaded_whole, str(tmp_path / "a")):
+    for message, changed in run_in_processes(2, rejected_load, str(tmp_path / "a")):
         assert "does not fit the model: " in message
         assert not changed

@@ -1,4 +1,4 @@
-"""Pruning in loops on accelerate: zeros, skipped steps, resumption, and what is refused."""
+"""Tests of the pruner for accelerate: zeros, skipped steps, resumption and rejections."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytest.importorskip("accelerate")
 
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import TorchDynamoPlugin
+from accelerate.utils import DistributedType, TorchDynamoPlugin
 from torch.utils.data import DataLoader, TensorDataset
 
 from helpers.data import tanh_batch
@@ -38,12 +38,14 @@ from prunus._utils.files import load_tree
 from prunus.integrations.accelerate import AcceleratedPruner
 from prunus.integrations.common import STATE_FILE
 
+pytestmark = pytest.mark.frameworks
+
 
 @pytest.fixture(autouse=True)
-def _anew() -> Iterator[None]:
-    """The accelerator's settings are the process's; leave none to the next test."""
+def _reset_accelerator() -> Iterator[None]:
+    """Reset the accelerator's settings after each test, as they are global to the process."""
     yield
-    # Private, but accelerate offers nothing else that undoes its settings.
+    # Private, but accelerate has no public function that resets its settings.
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
 
@@ -57,7 +59,7 @@ def adamw(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def examples(batch: int = 4) -> Any:
-    # With a generator of its own, or each epoch's beginning would draw from that of the dropout.
+    # With a separate generator, as otherwise each epoch would draw from that of the dropout.
     return DataLoader(TensorDataset(*tanh_batch()), batch_size=batch, generator=torch.Generator())
 
 
@@ -65,7 +67,7 @@ def loss_of(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return nn.functional.mse_loss(model(x), y)
 
 
-def first(model: nn.Module) -> torch.Tensor:
+def first_weight(model: nn.Module) -> torch.Tensor:
     weight: torch.Tensor = model.get_parameter("0.weight").detach()
     return weight
 
@@ -76,7 +78,7 @@ def validated(model: nn.Module) -> float:
 
 
 def stateful() -> dict[str, Any]:
-    """Arguments that give every part of the pruner something to remember."""
+    """Return arguments with which every part of the pruner has a state."""
     return {
         "penalty": RelevancePenalty(
             LinearDecayStrength(1e-2, steps=6), ExponentialRelevance(0.1), smoothing=0.9
@@ -90,7 +92,7 @@ def stateful() -> dict[str, Any]:
 
 
 class Run:
-    """Four epochs with a validation and a checkpoint after each, and within each one more."""
+    """A training of four epochs, each with a validation at its end and two checkpoints."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.folder = folder
@@ -102,14 +104,16 @@ class Run:
         self.pruner = AcceleratedPruner(self.accelerator, self.model, self.optimizer, **stateful())
 
     def train(self, start: int = 0, stop: int | None = None) -> None:
-        """Go from batch number ``start`` to before number ``stop``, counted through all epochs."""
+        """Train on the batches from ``start`` to ``stop``, counted over all epochs."""
         size = len(self.loader)
         for epoch in range(start // size, 4):
-            seen = max(0, start - epoch * size)
+            skipped = max(0, start - epoch * size)
             batches = (
-                self.accelerator.skip_first_batches(self.loader, seen) if seen else self.loader
+                self.accelerator.skip_first_batches(self.loader, skipped)
+                if skipped
+                else self.loader
             )
-            for number, (x, y) in enumerate(batches, start=epoch * size + seen):
+            for number, (x, y) in enumerate(batches, start=epoch * size + skipped):
                 if number == stop:
                     raise KeyboardInterrupt
                 with self.accelerator.accumulate(self.model):
@@ -126,15 +130,15 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def unstopped(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = Run(tmp_path_factory.mktemp("run"), gradient_accumulation_steps=2)
     run.train()
     return run
 
 
 @pytest.mark.parametrize(("stop", "last"), [(8, 6), (20, 18), (31, 30), (45, 42)])
-def test_a_resumed_run_equals_the_unstopped_one(
-    tmp_path: Path, unstopped: Run, stop: int, last: int
+def test_a_resumed_run_equals_the_uninterrupted_one(
+    tmp_path: Path, uninterrupted: Run, stop: int, last: int
 ) -> None:
     first = Run(tmp_path, gradient_accumulation_steps=2)
     with pytest.raises(KeyboardInterrupt):
@@ -142,8 +146,8 @@ def test_a_resumed_run_equals_the_unstopped_one(
     second = Run(tmp_path, gradient_accumulation_steps=2)
     second.accelerator.load_state(str(tmp_path / str(last)))
     second.train(start=last)
-    assert states_equal(unstopped.bare, second.bare)
-    kept = [load_tree(run.folder / "48" / STATE_FILE) for run in (unstopped, second)]
+    assert states_equal(uninterrupted.bare, second.bare)
+    kept = [load_tree(run.folder / "48" / STATE_FILE) for run in (uninterrupted, second)]
     assert same(*kept)
     assert kept[0]["steps"] == 24
     assert kept[0]["prunings"] == 4
@@ -152,7 +156,7 @@ def test_a_resumed_run_equals_the_unstopped_one(
     assert second.pruner.sparsity == pytest.approx(1 - 0.8**3, abs=0.01)
 
 
-def test_a_plain_loop_gives_the_same_bits(unstopped: Run) -> None:
+def test_a_plain_loop_gives_the_same_bits(uninterrupted: Run) -> None:
     model = dropout_network()
     optimizer = adamw(model)
     pruner = Pruner(model, optimizer, **stateful())
@@ -164,7 +168,7 @@ def test_a_plain_loop_gives_the_same_bits(unstopped: Run) -> None:
                 optimizer.step()
                 optimizer.zero_grad()
         pruner.step(validated(model))
-    assert states_equal(model, unstopped.bare)
+    assert states_equal(model, uninterrupted.bare)
 
 
 def trained(batch: int, accumulate: int) -> nn.Module:
@@ -196,45 +200,47 @@ def test_accumulation_equals_one_large_batch() -> None:
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["", "fused"])
-def test_a_step_that_the_scaler_skips_is_not_seen(fused: bool) -> None:
+def test_a_step_that_the_scaler_skips_is_not_counted(fused: bool) -> None:
     accelerator = Accelerator(cpu=True)
-    # On a CPU the accelerator itself makes no scaler.
+    # On a CPU the accelerator builds no scaler.
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     model = dropout_network()
-    made = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=fused)
-    _, optimizer = accelerator.prepare(model, made)
+    adam = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=fused)
+    _, optimizer = accelerator.prepare(model, adam)
     pruner = AcceleratedPruner(
         accelerator, model, optimizer, RelevancePenalty(1e-2), OneShot(sparsity=0.5, at=2)
     )
     steps = []
     for value in (1.0, float("inf"), 1.0):
-        before = first(model).clone()
+        before = first_weight(model).clone()
         accelerator.backward(loss_of(model, torch.full((4, 12), value), torch.zeros(4, 3)))
         optimizer.step()
         optimizer.zero_grad()
         steps.append(pruner.state_dict()["steps"])
         if value == float("inf"):
-            assert torch.equal(before, first(model))
-            if not fused:  # of which the accelerator does not come to know
+            assert torch.equal(before, first_weight(model))
+            if not fused:  # a fused optimizer does not report it to the accelerator
                 assert accelerator.optimizer_step_was_skipped
     assert steps == [1, 1, 2]
     assert pruner.sparsity == 0.5
 
 
-def test_relevance_under_the_scaler_is_that_of_the_true_gradient() -> None:
+def test_relevance_is_measured_on_the_unscaled_gradient() -> None:
     def shrunk(scale: float | None) -> torch.Tensor:
         accelerator = Accelerator(cpu=True)
         if scale is not None:
             accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         model = dropout_network().eval()
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-30)  # so that the penalty is alone
+        optimizer = torch.optim.SGD(
+            model.parameters(), lr=1e-30
+        )  # so that the penalty alone moves weights
         _, prepared = accelerator.prepare(model, optimizer)
         penalty = RelevancePenalty(0.5, ExponentialRelevance(1e-2), apply="decoupled")
         AcceleratedPruner(accelerator, model, prepared, penalty, max_grad_norm=1e-3)
-        before = first(model).clone()
+        before = first_weight(model).clone()
         accelerator.backward(loss_of(model, *tanh_batch()))
         prepared.step()
-        return first(model) / before
+        return first_weight(model) / before
 
     model = dropout_network().eval()
     loss_of(model, *tanh_batch()).backward()  # type: ignore[no-untyped-call]
@@ -245,12 +251,12 @@ def test_relevance_under_the_scaler_is_that_of_the_true_gradient() -> None:
         torch.testing.assert_close(shrunk(scale), expected)
 
 
-@pytest.mark.filterwarnings("default")  # the compiler has some of its own
+@pytest.mark.filterwarnings("default")  # the compiler warns too
 @pytest.mark.parametrize(
     "settings",
     [
         {"mixed_precision": "bf16"},
-        # The eager backend, for no compiler may be assumed to be installed.
+        # The eager backend, as there may be no compiler.
         {"dynamo_plugin": TorchDynamoPlugin(backend="eager")},
     ],
     ids=["bf16", "compiled"],
@@ -271,7 +277,7 @@ def test_a_model_wrapped_by_the_accelerator_is_pruned_inside(settings: dict[str,
     assert kept == 360 - round(0.8 * 360)
 
 
-def test_two_pruners_have_a_file_each(tmp_path: Path) -> None:
+def test_two_pruners_save_separate_files(tmp_path: Path) -> None:
     accelerator = Accelerator(cpu=True)
     pairs = [
         accelerator.prepare(model, adamw(model)) for model in (dropout_network(), dropout_network())
@@ -287,7 +293,7 @@ def test_two_pruners_have_a_file_each(tmp_path: Path) -> None:
     assert (tmp_path / "prunus_1.safetensors").is_file()
     one.detach()
     (tmp_path / STATE_FILE).unlink()
-    accelerator.load_state(str(tmp_path))  # which asks no more for what the detached one saved
+    accelerator.load_state(str(tmp_path))  # the file of the detached pruner is not needed
 
 
 def test_a_checkpoint_saved_without_the_pruner_is_rejected(tmp_path: Path) -> None:
@@ -300,7 +306,7 @@ def test_a_checkpoint_saved_without_the_pruner_is_rejected(tmp_path: Path) -> No
         accelerator.load_state(str(tmp_path))
 
 
-def test_weights_of_another_moment_are_refused(tmp_path: Path) -> None:
+def test_weights_of_another_checkpoint_are_rejected(tmp_path: Path) -> None:
     accelerator = Accelerator(cpu=True)
     model = dropout_network()
     _, optimizer = accelerator.prepare(model, adamw(model))
@@ -312,7 +318,7 @@ def test_weights_of_another_moment_are_refused(tmp_path: Path) -> None:
     (tmp_path / "sparse" / STATE_FILE).replace(tmp_path / "dense" / STATE_FILE)
     accelerator.load_state(str(tmp_path / "dense"))
     torch.autograd.backward(loss_of(model, *tanh_batch()))
-    with pytest.raises(CheckpointError, match=r"not of the moment .* not zero in 0\.weight"):
+    with pytest.raises(CheckpointError, match=r"not saved together with .* not zero in 0\.weight"):
         optimizer.step()
 
 
@@ -342,8 +348,8 @@ def test_a_sharded_model_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     accelerator = Accelerator(cpu=True)
     model = dropout_network()
     _, optimizer = accelerator.prepare(model, adamw(model))
-    monkeypatch.setattr(accelerator.state, "distributed_type", type("", (), {"value": "DEEPSPEED"}))
-    with pytest.raises(PrunusError, match=r"holds the whole model, but this is DEEPSPEED"):
+    monkeypatch.setattr(accelerator.state, "distributed_type", DistributedType.DEEPSPEED)
+    with pytest.raises(PrunusError, match=r"holds the whole model, but the accelerator uses DEEPS"):
         AcceleratedPruner(accelerator, model, optimizer)
 
 
@@ -367,8 +373,8 @@ def _two_processes(folder: str) -> None:
             accelerator.backward(loss_of(model, x, y))
             optimizer.step()
             optimizer.zero_grad()
-        mine = loss_of(bare, x, y).detach()
-        pruner.step(float(accelerator.gather(mine).mean()))
+        own = loss_of(bare, x, y).detach()
+        pruner.step(float(accelerator.gather(own).mean()))
     accelerator.save_state(folder)
     weights = torch.cat([p.detach().flatten() for p in bare.parameters()])
     both = accelerator.gather(weights[None])
@@ -381,14 +387,14 @@ def _two_processes(folder: str) -> None:
         PrunusError, match=r"the same validation metric, which is 0 on process 0, 1 on "
     ):
         pruner.step(float(accelerator.process_index))
-    # Else the threads of the process group are still there when Python ends, which may abort it.
+    # Otherwise threads of the process group outlive the interpreter, which may abort.
     accelerator.end_training()
 
 
-def test_two_processes_that_accelerate_launches_remove_the_same_weights(tmp_path: Path) -> None:
+def test_two_launched_processes_remove_the_same_weights(tmp_path: Path) -> None:
     package = Path(__file__).parent
-    # --multi_gpu, for without MPI it launches several processes in no other way; that they compute
-    # on the CPU is said to the Accelerator.
+    # Without MPI, --multi_gpu is the only way to launch several processes; Accelerator(cpu=True)
+    # makes them compute on the CPU.
     command = ["--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no"]
     command += ["--dynamo_backend=no", "--main_process_port=0"]
     command += ["--module", f"{package.name}.{Path(__file__).stem}", str(tmp_path)]

@@ -1,4 +1,4 @@
-"""Pruning inside Lightning's Trainer: zeros, resumption, clipping, delivery, refusals."""
+"""Tests of the callback for Lightning: zeros, resumption, clipping, delivery and rejections."""
 
 from __future__ import annotations
 
@@ -37,12 +37,15 @@ from prunus import (
 )
 from prunus.integrations.lightning import PruningCallback
 
-# Lightning's own, of the versions of others, and its advice.
-pytestmark = pytest.mark.filterwarnings("ignore:.*(treespec|many workers|not empty)")
+pytestmark = [
+    pytest.mark.frameworks,
+    # Lightning's warnings about versions of other packages, and its advice.
+    pytest.mark.filterwarnings("ignore:.*(treespec|many workers|not empty)"),
+]
 
 
 class Batches:
-    """Twelve batches of four, which go on in the middle of an epoch where they were left."""
+    """Batches of the data that resume within an epoch."""
 
     def __init__(self, batch: int = 4) -> None:
         self.batch, self.done = batch, 0
@@ -76,7 +79,9 @@ class Module(LightningModule):
         return self.loss(batch)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.log("val_loss", self.loss(batch), batch_size=1)  # the only one, so weighed exactly
+        self.log(
+            "val_loss", self.loss(batch), batch_size=1
+        )  # a single batch, so that its loss is exact
 
     def configure_optimizers(self) -> Any:
         return torch.optim.AdamW(self.parameters(), lr=1e-2, weight_decay=0.1)
@@ -88,22 +93,22 @@ class Module(LightningModule):
         return DataLoader(TensorDataset(*tanh_batch()), batch_size=48)
 
 
-def first(module: nn.Module) -> torch.Tensor:
+def first_weight(module: nn.Module) -> torch.Tensor:
     return module.get_parameter("net.0.weight").detach()
 
 
 class Watch(Callback):
-    """Looks after every batch whether a removed weight has come back."""
+    """Checks after every batch that removed weights are zero."""
 
     def __init__(self, pruning: PruningCallback) -> None:
-        self.pruning, self.seen = pruning, 0
+        self.pruning, self.checked = pruning, 0
 
     def on_train_batch_end(self, *_: Any) -> None:
         assert self.pruning.pruner is not None
         for name, mask in self.pruning.pruner.masks.active().items():
             weight = self.pruning.pruner.selection[name].parameter.detach()
             assert not weight[~mask].any()
-            self.seen += 1
+            self.checked += 1
 
 
 class KilledError(Exception):
@@ -111,7 +116,7 @@ class KilledError(Exception):
 
 
 class Kill(Callback):
-    """Breaks training off after a batch, or within a validation, from a number of batches on."""
+    """Interrupts training after a number of batches, or within the next validation."""
 
     def __init__(self, batch: int, event: str) -> None:
         self.batch, self.event, self.seen = batch, event, 0
@@ -126,8 +131,8 @@ class Kill(Callback):
             raise KilledError
 
 
-def trainer(folder: Path, *callbacks: Callback, **changes: Any) -> Trainer:
-    """A Trainer of four epochs, of which each ends in a validation."""
+def make_trainer(folder: Path, *callbacks: Callback, **changes: Any) -> Trainer:
+    """Return a Trainer of four epochs that each end in a validation."""
     arguments: dict[str, Any] = {
         "max_epochs": 4,
         "accelerator": "cpu",
@@ -142,7 +147,7 @@ def trainer(folder: Path, *callbacks: Callback, **changes: Any) -> Trainer:
 
 
 def parts() -> dict[str, Any]:
-    """Return a penalty, a schedule and a score that all have something to remember."""
+    """Return a penalty, a schedule and a score that all have a state."""
     return {
         "penalty": RelevancePenalty(
             LinearDecayStrength(1e-2, steps=6), ExponentialRelevance(0.1), smoothing=0.9
@@ -160,7 +165,7 @@ def stateful() -> PruningCallback:
 
 def fitted(folder: Path, pruning: PruningCallback, *more: Callback, **changes: Any) -> Module:
     module = Module()
-    trainer(folder, pruning, *more, **changes).fit(module)
+    make_trainer(folder, pruning, *more, **changes).fit(module)
     return module
 
 
@@ -173,13 +178,13 @@ CLIPPED = {"gradient_clip_val": 0.05, "accumulate_grad_batches": 2}
 
 
 @pytest.fixture(scope="module")
-def unstopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Module, PruningCallback]:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Module, PruningCallback]:
     pruning = stateful()
     return fitted(tmp_path_factory.mktemp("run"), pruning, **CLIPPED), pruning
 
 
-def test_a_plain_loop_gives_the_same_bits(unstopped: tuple[Module, PruningCallback]) -> None:
-    module, pruning = unstopped
+def test_a_plain_loop_gives_the_same_bits(uninterrupted: tuple[Module, PruningCallback]) -> None:
+    module, pruning = uninterrupted
     plain = Module()
     optimizer = plain.configure_optimizers()
     pruner = Pruner(plain, optimizer, **parts(), max_grad_norm=0.05)
@@ -199,7 +204,7 @@ def test_a_plain_loop_gives_the_same_bits(unstopped: tuple[Module, PruningCallba
 
 
 SAVES: dict[str, dict[str, Any]] = {
-    # Never after an epoch's last step, between which and the validation Lightning cannot resume.
+    # Never after an epoch's last step, as Lightning skips the validation when resumed from there.
     "batches": {"every_n_train_steps": 5},
     "validations": {"monitor": "val_loss", "save_on_train_epoch_end": False},
     "epochs": {"save_on_train_epoch_end": True},
@@ -208,9 +213,9 @@ SAVES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize(("batch", "event"), [(15, "batch"), (24, "validation"), (41, "batch")])
 @pytest.mark.parametrize("saves", SAVES)
-def test_a_resumed_run_equals_the_unstopped_one(
+def test_a_resumed_run_equals_the_uninterrupted_one(
     tmp_path: Path,
-    unstopped: tuple[Module, PruningCallback],
+    uninterrupted: tuple[Module, PruningCallback],
     saves: str,
     batch: int,
     event: str,
@@ -221,24 +226,24 @@ def test_a_resumed_run_equals_the_unstopped_one(
     with pytest.raises(KilledError):
         fitted(tmp_path, stateful(), Kill(batch, event), saver(), **CLIPPED)
     module, pruning = Module(), stateful()
-    made = trainer(tmp_path, pruning, saver(), **CLIPPED)
-    made.fit(module, ckpt_path=str(tmp_path / "last.ckpt"), weights_only=True)
-    assert states_equal(module, unstopped[0])
-    assert same(pruner_of(pruning).state_dict(), pruner_of(unstopped[1]).state_dict())
+    trainer = make_trainer(tmp_path, pruning, saver(), **CLIPPED)
+    trainer.fit(module, ckpt_path=str(tmp_path / "last.ckpt"), weights_only=True)
+    assert states_equal(module, uninterrupted[0])
+    assert same(pruner_of(pruning).state_dict(), pruner_of(uninterrupted[1]).state_dict())
 
 
-def test_a_run_that_had_ended_is_delivered_again(
-    tmp_path: Path, unstopped: tuple[Module, PruningCallback]
+def test_a_resumed_complete_run_delivers_the_same_state(
+    tmp_path: Path, uninterrupted: tuple[Module, PruningCallback]
 ) -> None:
     for ckpt_path in (None, str(tmp_path / "last.ckpt")):
         module, pruning = Module(), stateful()
         saver = ModelCheckpoint(dirpath=tmp_path, save_last=True)
-        trainer(tmp_path, pruning, saver, **CLIPPED).fit(module, ckpt_path=ckpt_path)
-        assert states_equal(module, unstopped[0])
-    assert pruner_of(pruning).sparsity == pruner_of(unstopped[1]).sparsity
+        make_trainer(tmp_path, pruning, saver, **CLIPPED).fit(module, ckpt_path=ckpt_path)
+        assert states_equal(module, uninterrupted[0])
+    assert pruner_of(pruning).sparsity == pruner_of(uninterrupted[1]).sparsity
 
 
-def test_a_checkpoint_of_a_validation_holds_what_was_measured(tmp_path: Path) -> None:
+def test_a_checkpoint_of_a_validation_holds_the_measured_weights(tmp_path: Path) -> None:
     saver = ModelCheckpoint(
         tmp_path, "{epoch}-{sparsity:.2f}", "val_loss", save_top_k=-1, save_on_train_epoch_end=False
     )
@@ -246,8 +251,8 @@ def test_a_checkpoint_of_a_validation_holds_what_was_measured(tmp_path: Path) ->
         schedule=IterativePruning(fraction=0.5), metric="val_loss", floor=10.0, mode="min"
     )
     fitted(tmp_path, pruning, saver)
-    shares = ("0.00", "0.50", "0.75", "0.88")
-    names = [f"epoch={i}-sparsity={share}.ckpt" for i, share in enumerate(shares)]
+    sparsities = ("0.00", "0.50", "0.75", "0.88")
+    names = [f"epoch={i}-sparsity={sparsity}.ckpt" for i, sparsity in enumerate(sparsities)]
     assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == names
     for path, score in saver.best_k_models.items():
         module = Module()
@@ -275,8 +280,8 @@ def test_removed_weights_stay_zero_after_every_batch(
     module.configure_optimizers = lambda: make(module.parameters())  # type: ignore[method-assign]
     pruning = PruningCallback(RelevancePenalty(1e-3), GradualPruning(sparsity=0.9, end=20, every=5))
     watch = Watch(pruning)
-    trainer(tmp_path, pruning, watch, precision=precision, gradient_clip_val=1.0).fit(module)
-    assert watch.seen > 80
+    make_trainer(tmp_path, pruning, watch, precision=precision, gradient_clip_val=1.0).fit(module)
+    assert watch.checked > 80
     weights = select(module)
     kept = sum(int(t.parameter.count_nonzero()) for t in weights.values())
     assert (kept, weights.prunable) == (36, 360)
@@ -289,7 +294,9 @@ def test_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
         )
         module = Module()
         module.train_dataloader = lambda: Batches(batch)  # type: ignore[method-assign]
-        trainer(tmp_path, pruning, accumulate_grad_batches=accumulate, max_epochs=2).fit(module)
+        make_trainer(tmp_path, pruning, accumulate_grad_batches=accumulate, max_epochs=2).fit(
+            module
+        )
         assert pruner_of(pruning).state_dict()["steps"] == 12
         assert pruner_of(pruning).sparsity == 0.5
         return module
@@ -297,7 +304,7 @@ def test_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
     torch.testing.assert_close(run(2, 4).state_dict(), run(8, 1).state_dict())
 
 
-def test_a_step_that_the_scaler_skips_is_not_seen(tmp_path: Path) -> None:
+def test_a_step_that_the_scaler_skips_is_not_counted(tmp_path: Path) -> None:
     class Overflowing(Module):
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
             return self.loss(batch) * (float("inf") if batch_idx in (3, 7) else 1.0)
@@ -306,26 +313,26 @@ def test_a_step_that_the_scaler_skips_is_not_seen(tmp_path: Path) -> None:
     module, pruning = Overflowing(), PruningCallback(RelevancePenalty(1e-3))
     watch = Watch(pruning)
     plugin = MixedPrecision("16-mixed", "cpu", scaler)
-    trainer(tmp_path, pruning, watch, plugins=[plugin], max_epochs=1, gradient_clip_val=0.1).fit(
-        module
-    )
+    make_trainer(
+        tmp_path, pruning, watch, plugins=[plugin], max_epochs=1, gradient_clip_val=0.1
+    ).fit(module)
     assert pruner_of(pruning).state_dict()["steps"] == 10
     assert all(bool(p.isfinite().all()) for p in module.parameters())
 
 
-def test_relevance_does_not_depend_on_lightnings_clipping(tmp_path: Path) -> None:
+def test_relevance_is_measured_before_clipping(tmp_path: Path) -> None:
     def shrunk(value: float | None) -> torch.Tensor:
         module = Module()
-        before = first(module).clone()
+        before = first_weight(module).clone()
         module.configure_optimizers = lambda: torch.optim.SGD(  # type: ignore[method-assign]
             module.parameters(),
             lr=1e-30,  # so that the penalty alone moves the weights
         )
         penalty = RelevancePenalty(0.5, ExponentialRelevance(1e-2), apply="decoupled")
-        trainer(tmp_path, PruningCallback(penalty), max_steps=1, gradient_clip_val=value).fit(
+        make_trainer(tmp_path, PruningCallback(penalty), max_steps=1, gradient_clip_val=value).fit(
             module
         )
-        return first(module) / before
+        return first_weight(module) / before
 
     module = Module()
     torch.autograd.backward(module.loss(next(iter(Batches()))))
@@ -339,27 +346,27 @@ def test_relevance_does_not_depend_on_lightnings_clipping(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "penalty", [None, RelevancePenalty(0.0)], ids=["Lightning's", "taken over"]
+    "penalty", [None, RelevancePenalty(0.0)], ids=["by Lightning", "by the pruner"]
 )
-def test_the_clipping_is_lightnings_own_to_the_bit(
+def test_clipping_equals_lightnings_bit_for_bit(
     tmp_path: Path, penalty: RelevancePenalty | None
 ) -> None:
     plain, ours = Module(), Module()
-    trainer(tmp_path, gradient_clip_val=0.05).fit(plain)
-    made = trainer(tmp_path, PruningCallback(penalty), gradient_clip_val=0.05)
-    made.fit(ours)
+    make_trainer(tmp_path, gradient_clip_val=0.05).fit(plain)
+    trainer = make_trainer(tmp_path, PruningCallback(penalty), gradient_clip_val=0.05)
+    trainer.fit(ours)
     assert states_equal(plain, ours)
-    assert made.gradient_clip_val == 0.05
+    assert trainer.gradient_clip_val == 0.05
 
 
-def test_the_trainer_is_left_as_it_was_given(tmp_path: Path) -> None:
-    made = trainer(tmp_path, stateful(), Kill(2, "batch"), gradient_clip_val=0.05)
+def test_the_trainers_clipping_is_restored_after_an_error(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, stateful(), Kill(2, "batch"), gradient_clip_val=0.05)
     with pytest.raises(KilledError):
-        made.fit(Module())
-    assert made.gradient_clip_val == 0.05
+        trainer.fit(Module())
+    assert trainer.gradient_clip_val == 0.05
 
 
-def test_clipping_by_value_cannot_be_taken_over(tmp_path: Path) -> None:
+def test_clipping_by_value_is_rejected_if_gradients_are_read(tmp_path: Path) -> None:
     changes = {"gradient_clip_val": 1.0, "gradient_clip_algorithm": "value", "max_epochs": 1}
     with pytest.raises(PrunusError, match=r"'value' changes gradients .*gradient_clip_algorithm="):
         fitted(tmp_path, stateful(), **changes)
@@ -373,13 +380,13 @@ def test_clipping_overridden_by_the_module_is_kept_with_a_warning(tmp_path: Path
 
     ours, plain = Clipping(), Module()
     with pytest.warns(UserWarning, match=r"Clipping\.configure_gradient_clipping runs before"):
-        trainer(tmp_path, stateful(), **CLIPPED).fit(ours)
-    trainer(tmp_path, stateful(), **CLIPPED).fit(plain)
-    assert states_equal(ours, plain)  # for it passes on what it was given
+        make_trainer(tmp_path, stateful(), **CLIPPED).fit(ours)
+    make_trainer(tmp_path, stateful(), **CLIPPED).fit(plain)
+    assert states_equal(ours, plain)  # because it passes the same arguments on
 
 
 class Manual(Module):
-    """Two networks, each with an optimizer of its own, stepped by hand."""
+    """Two networks with one optimizer each, in manual optimization."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -406,11 +413,11 @@ def test_only_weights_of_the_chosen_optimizer_are_pruned(tmp_path: Path, chosen:
         RelevancePenalty(1e-3), OneShot(sparsity=0.75, at=5), optimizer=chosen
     )
     watch = Watch(pruning)
-    trainer(tmp_path, pruning, watch).fit(module)
+    make_trainer(tmp_path, pruning, watch).fit(module)
     zeros = [int((p == 0).sum()) for p in module.parameters()]
     assert sum(zeros[:4]) == 0
     assert zeros[4] + zeros[6] == 90
-    assert watch.seen > 40
+    assert watch.checked > 40
 
 
 @pytest.mark.parametrize(
@@ -421,15 +428,15 @@ def test_only_weights_of_the_chosen_optimizer_are_pruned(tmp_path: Path, chosen:
             r"one optimizer must hold .* 0 \(AdamW\), 1 \(SGD\) these do: 0 .*, 1 .*optimizer=0",
         ),
         (2, r"optimizer=2 is none of .*: 0 \(AdamW\), 1 \(SGD\)"),
-        (lambda _: True, r"must be true for one of .* but is for 0 \(AdamW\), 1 \(SGD\)"),
-        (lambda _: False, r"must be true for one of .* but is for none"),
+        (lambda _: True, r"must return True for one of .* but does for 0 \(AdamW\), 1 \(SGD\)"),
+        (lambda _: False, r"must return True for one of .* but does for none"),
     ],
 )
-def test_an_unclear_choice_of_optimizer_is_rejected(
+def test_an_ambiguous_choice_of_optimizer_is_rejected(
     tmp_path: Path, chosen: Any, message: str
 ) -> None:
     with pytest.raises(PrunusError, match=message):
-        trainer(tmp_path, PruningCallback(optimizer=chosen)).fit(Manual())
+        make_trainer(tmp_path, PruningCallback(optimizer=chosen)).fit(Manual())
 
 
 def test_the_only_optimizer_with_selected_weights_is_chosen(tmp_path: Path) -> None:
@@ -437,7 +444,7 @@ def test_the_only_optimizer_with_selected_weights_is_chosen(tmp_path: Path) -> N
     pruning = PruningCallback(
         schedule=OneShot(sparsity=0.5, at=1), selection=lambda m: select(m, include="net.*.weight")
     )
-    trainer(tmp_path, pruning, max_epochs=1).fit(module)
+    make_trainer(tmp_path, pruning, max_epochs=1).fit(module)
     assert list(pruner_of(pruning).selection) == ["net.0.weight", "net.2.weight"]
 
 
@@ -445,27 +452,27 @@ def test_frozen_weights_are_not_selected(tmp_path: Path) -> None:
     module = Module()
     module.get_submodule("net.0").requires_grad_(False)
     pruning = PruningCallback(schedule=OneShot(sparsity=0.5, at=1))
-    trainer(tmp_path, pruning, max_epochs=1).fit(module)
+    make_trainer(tmp_path, pruning, max_epochs=1).fit(module)
     assert list(pruner_of(pruning).selection) == ["net.2.weight"]
 
 
-def test_validating_and_testing_change_nothing(tmp_path: Path) -> None:
+def test_validation_after_training_changes_nothing(tmp_path: Path) -> None:
     pruning, module = stateful(), Module()
     saver = ModelCheckpoint(tmp_path, monitor="val_loss", save_on_train_epoch_end=False)
-    made = trainer(tmp_path, pruning, saver)
-    made.fit(module)
+    trainer = make_trainer(tmp_path, pruning, saver)
+    trainer.fit(module)
     before = pruning.state_dict()
-    made.validate(module, verbose=False)
-    made.validate(module, ckpt_path="best", verbose=False, weights_only=True)
+    trainer.validate(module, verbose=False)
+    trainer.validate(module, ckpt_path="best", verbose=False, weights_only=True)
     assert same(before, pruning.state_dict())
-    # Nor is the state of that checkpoint taken for one to resume from.
-    made.fit_loop.max_epochs = 5
-    made.fit(module)
+    # Nor does the next training resume from the state of that checkpoint.
+    trainer.fit_loop.max_epochs = 5
+    trainer.fit(module)
     assert pruner_of(pruning).state_dict()["steps"] == 12
 
 
-@pytest.mark.filterwarnings("ignore:.*not resumable")  # the tuner leaves an epoch in the middle
-def test_a_tuner_that_saves_and_loads_before_training(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:.*not resumable")  # the tuner stops within an epoch
+def test_a_tuner_that_saves_and_loads_keeps_the_resumed_state(tmp_path: Path) -> None:
     class Tuned(Module):
         lr = 1e-2
 
@@ -474,22 +481,22 @@ def test_a_tuner_that_saves_and_loads_before_training(tmp_path: Path) -> None:
 
     finder = LearningRateFinder(num_training_steps=3, update_attr=False)
     with pytest.raises(KilledError):
-        trainer(tmp_path, finder, stateful(), Kill(30, "batch"), saver()).fit(Tuned())
+        make_trainer(tmp_path, finder, stateful(), Kill(30, "batch"), saver()).fit(Tuned())
     pruning = stateful()
-    made = trainer(tmp_path, finder, pruning, saver())
-    made.fit(Tuned(), ckpt_path=str(tmp_path / "last.ckpt"))
+    trainer = make_trainer(tmp_path, finder, pruning, saver())
+    trainer.fit(Tuned(), ckpt_path=str(tmp_path / "last.ckpt"))
     state = pruner_of(pruning).state_dict()
-    # Of two epochs and of four more, for the tuner makes Lightning count its epochs anew.
+    # Of two epochs and four more, as the tuner resets Lightning's count of epochs.
     assert (state["steps"], state["prunings"]) == (24 + 48, 2 + 4)
 
 
 def test_a_second_fit_keeps_the_zeros_of_the_first(tmp_path: Path) -> None:
     schedule, module = OneShot(sparsity=0.75, at=2), Module()
     pruning = PruningCallback(schedule=schedule)
-    trainer(tmp_path, pruning, max_epochs=1).fit(module)
+    make_trainer(tmp_path, pruning, max_epochs=1).fit(module)
     before = {name: p == 0 for name, p in module.named_parameters()}
     schedule.sparsity = 0.9
-    trainer(tmp_path, pruning, max_epochs=1).fit(module)
+    make_trainer(tmp_path, pruning, max_epochs=1).fit(module)
     assert sum(int(zero.sum()) for zero in before.values()) == 270  # of 360
     after = dict(module.named_parameters())
     assert all(not after[name][zero].any() for name, zero in before.items())
@@ -498,10 +505,10 @@ def test_a_second_fit_keeps_the_zeros_of_the_first(tmp_path: Path) -> None:
 
 def test_fine_tuning_a_sparse_model_keeps_its_zeros(tmp_path: Path) -> None:
     module = Module()
-    first(module)[:, ::2] = 0.0
-    trainer(tmp_path, PruningCallback(keep_zeros=True), max_epochs=1).fit(module)
-    assert not first(module)[:, ::2].any()
-    assert first(module)[:, 1::2].all()
+    first_weight(module)[:, ::2] = 0.0
+    make_trainer(tmp_path, PruningCallback(keep_zeros=True), max_epochs=1).fit(module)
+    assert not first_weight(module)[:, ::2].any()
+    assert first_weight(module)[:, 1::2].all()
 
 
 def test_a_schedule_without_metric_prunes_to_its_sparsity(tmp_path: Path) -> None:
@@ -533,7 +540,7 @@ def floored(metric: str = "accuracy") -> PruningCallback:
             {"selection": ["*"]},
             r"selection must be a Selection, or a function .* or None, but is \['\*'\]",
         ),
-        ({"optimizer": "0"}, "optimizer must be the number of an optimizer, .* but is '0'"),
+        ({"optimizer": "0"}, "optimizer must be the index of an optimizer, .* but is '0'"),
     ],
 )
 def test_conflicting_arguments_are_rejected(arguments: dict[str, Any], message: str) -> None:
@@ -542,7 +549,7 @@ def test_conflicting_arguments_are_rejected(arguments: dict[str, Any], message: 
 
 
 def test_a_metric_that_is_not_logged_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(PrunusError, match=r"no metric 'accuracy'; what is logged is val_loss: "):
+    with pytest.raises(PrunusError, match=r"no metric 'accuracy'; it logged val_loss: "):
         fitted(tmp_path, floored())
 
 
@@ -558,7 +565,7 @@ def test_a_metric_without_validation_data_is_rejected(tmp_path: Path) -> None:
             return DataLoader(TensorDataset(*(part[:0] for part in tanh_batch())))
 
     with pytest.raises(PrunusError, match="no batches to validate on, so the metric 'accuracy' is"):
-        trainer(tmp_path, floored()).fit(Empty())
+        make_trainer(tmp_path, floored()).fit(Empty())
 
 
 @pytest.mark.filterwarnings("ignore:.*length of `DataLoader`")
@@ -568,36 +575,36 @@ def test_validation_without_batches_is_rejected(tmp_path: Path, epochs: int, tra
         def val_dataloader(self) -> Any:
             return DataLoader(TensorDataset(*(part[:0] for part in tanh_batch())))
 
-    made = trainer(
+    trainer = make_trainer(
         tmp_path, floored(), num_sanity_val_steps=0, check_val_every_n_epoch=2, max_epochs=epochs
     )
     with pytest.raises(PrunusError, match="no batches to validate on"):
-        made.fit(Empty())
-    assert made.current_epoch == trained
+        trainer.fit(Empty())
+    assert trainer.current_epoch == trained
 
 
 def test_validation_data_may_be_loaded_after_the_first_epoch(tmp_path: Path) -> None:
-    """Without a first validation the Trainer knows of none before the first epoch has ended."""
+    # Without a sanity check Lightning knows no validation data until the first epoch has ended.
     pruning = PruningCallback(
         schedule=IterativePruning(), metric="val_loss", floor=99.0, mode="min"
     )
-    trainer(tmp_path, pruning, num_sanity_val_steps=0, check_val_every_n_epoch=2, max_epochs=4).fit(
-        Module()
-    )
+    make_trainer(
+        tmp_path, pruning, num_sanity_val_steps=0, check_val_every_n_epoch=2, max_epochs=4
+    ).fit(Module())
     assert pruner_of(pruning).sparsity > 0
 
 
 def test_a_strategy_that_shards_the_model_is_rejected(tmp_path: Path) -> None:
-    made = trainer(tmp_path, PruningCallback())
-    made.strategy.world_size = 2
+    trainer = make_trainer(tmp_path, PruningCallback())
+    trainer.strategy.world_size = 2
     with pytest.raises(
         PrunusError, match=r'the strategy is SingleDeviceStrategy: .*strategy="ddp"'
     ):
-        made.fit(Module())
+        trainer.fit(Module())
 
 
 class Shared(Module):
-    """Logs the mean over all processes, or what each one has for itself."""
+    """Logs the mean loss of all processes, or each process's own."""
 
     def __init__(self, sync: bool) -> None:
         super().__init__()
@@ -613,21 +620,21 @@ class Shared(Module):
 
 
 class Alike(Callback):
-    """Makes sure that the two processes delivered the same, and both a sparse network."""
+    """Checks that both processes delivered the same sparse network."""
 
     def __init__(self, pruning: PruningCallback) -> None:
         self.pruning = pruning
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        mine = torch.cat([weight.detach().flatten() for weight in pl_module.parameters()])
-        assert torch.equal(*trainer.strategy.all_gather(mine))
+        own = torch.cat([weight.detach().flatten() for weight in pl_module.parameters()])
+        assert torch.equal(*trainer.strategy.all_gather(own))
         assert self.pruning.pruner is not None
         assert self.pruning.pruner.sparsity == pytest.approx(1 - 0.6**3, abs=5e-3)
 
 
 @pytest.mark.filterwarnings("default")
 def test_two_processes_prune_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Else Lightning leaves the processes as many threads, and OpenMP's do not survive a fork.
+    # If it is set Lightning keeps several threads, and those of OpenMP do not survive a fork.
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     pruning = PruningCallback(
         RelevancePenalty(1e-3, ExponentialRelevance(0.5, relative=True)),
@@ -641,17 +648,40 @@ def test_two_processes_prune_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "devices": 2,
         "use_distributed_sampler": False,
     }
-    # The last of four prunings comes when there is no validation left to measure it.
-    trainer(tmp_path, pruning, Alike(pruning), **changes).fit(Shared(sync=True))
+    # No validation is left to measure the state after the last of four prunings.
+    make_trainer(tmp_path, pruning, Alike(pruning), **changes).fit(Shared(sync=True))
     with pytest.raises(ProcessRaisedException, match="all processes must have the same validation"):
-        trainer(tmp_path, pruning, **changes).fit(Shared(sync=False))
+        make_trainer(tmp_path, pruning, **changes).fit(Shared(sync=False))
 
 
 def test_a_checkpoint_saved_without_the_callback_is_rejected(tmp_path: Path) -> None:
     def saver() -> ModelCheckpoint:
         return ModelCheckpoint(tmp_path, save_last=True)
 
-    trainer(tmp_path, saver(), max_epochs=1).fit(Module())
-    made = trainer(tmp_path, PruningCallback(), saver())
+    make_trainer(tmp_path, saver(), max_epochs=1).fit(Module())
+    trainer = make_trainer(tmp_path, PruningCallback(), saver())
     with pytest.raises(CheckpointError, match=r"last\.ckpt has no state of a PruningCallback"):
-        made.fit(Module(), ckpt_path=str(tmp_path / "last.ckpt"))
+        trainer.fit(Module(), ckpt_path=str(tmp_path / "last.ckpt"))
+
+
+def test_a_selection_and_its_masks_may_be_objects(tmp_path: Path) -> None:
+    module = Module()
+    selection = select(module, include="net.0.weight")
+    mask = torch.ones(24, 12, dtype=torch.bool)
+    mask[::2] = False
+    pruning = PruningCallback(selection=selection, masks={"net.0.weight": mask})
+    make_trainer(tmp_path, pruning, max_epochs=1).fit(module)
+    assert pruner_of(pruning).selection is selection
+    assert torch.equal(first_weight(module) != 0, mask)
+
+
+def test_without_keep_best_the_last_state_is_delivered(tmp_path: Path) -> None:
+    pruning = PruningCallback(
+        schedule=IterativePruning(fraction=0.5),
+        metric="val_loss",
+        floor=100.0,
+        mode="min",
+        keep_best=False,
+    )
+    make_trainer(tmp_path, pruning, max_epochs=2).fit(Module())
+    assert pruner_of(pruning).sparsity == 0.75

@@ -1,4 +1,4 @@
-"""Pruning inside the Trainer: zeros, resumption, ties, delivery, and what is refused."""
+"""Tests of the callback for the Trainer: zeros, resumption, ties, delivery and rejections."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from helpers.states import same, states_equal
-from integrations.trainers import WORDS, Sentences, bart, gpt2, stateful, trainer
+from integrations.trainers import VOCABULARY, Sentences, bart, gpt2, make_trainer, stateful
 from prunus import (
     CheckpointError,
     ExponentialRelevance,
@@ -46,6 +46,8 @@ from prunus import (
 from prunus._utils.files import load_tree
 from prunus.integrations.transformers import STATE_FILE, PruningCallback
 
+pytestmark = pytest.mark.frameworks
+
 
 def everything(model: nn.Module) -> Any:
     return select(model, biases=True, norms=True)
@@ -56,17 +58,17 @@ def zeros(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 class Watch(TrainerCallback):
-    """Looks after every step whether a removed weight has come back."""
+    """Checks after every step that removed weights are zero."""
 
     def __init__(self, pruning: PruningCallback) -> None:
-        self.pruning, self.seen = pruning, 0
+        self.pruning, self.checked = pruning, 0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         assert self.pruning.pruner is not None
         for name, mask in self.pruning.pruner.masks.active().items():
             weight = self.pruning.pruner.selection[name].parameter.detach()
             assert int(torch.count_nonzero(weight[~mask])) == 0
-            self.seen += 1
+            self.checked += 1
 
 
 @pytest.mark.parametrize("optimizer", ["adamw_torch", "adamw_torch_fused"])
@@ -75,51 +77,53 @@ def test_zeros_hold_through_decay_accumulation_and_clipping(tmp_path: Path, opti
         RelevancePenalty(1e-3), GradualPruning(sparsity=0.9, begin=2, end=10), selection=everything
     )
     watch = Watch(callback)
-    made = trainer(tmp_path, callback, watch, gradient_accumulation_steps=4, optim=optimizer)
-    made.train()
+    trainer = make_trainer(
+        tmp_path, callback, watch, gradient_accumulation_steps=4, optim=optimizer
+    )
+    trainer.train()
     assert callback.pruner is not None
     assert callback.pruner.sparsity == pytest.approx(0.9, abs=1e-3)
-    assert watch.seen > 20
+    assert watch.checked > 20
 
 
 def test_zeros_hold_under_bfloat16_autocast(tmp_path: Path) -> None:
     callback = PruningCallback(RelevancePenalty(1e-3), OneShot(sparsity=0.8, at=3))
     watch = Watch(callback)
-    made = trainer(tmp_path, callback, watch, bf16=True, max_steps=6)
+    trainer = make_trainer(tmp_path, callback, watch, bf16=True, max_steps=6)
     types = set()
-    layer = made.model.transformer.h[0].mlp.c_fc
+    layer = trainer.model.transformer.h[0].mlp.c_fc
     layer.register_forward_hook(lambda _, __, output: types.add((layer.weight.dtype, output.dtype)))
-    made.train()
+    trainer.train()
     assert types == {(torch.float32, torch.bfloat16)}
     assert callback.pruner is not None
     assert callback.pruner.sparsity == pytest.approx(0.8, abs=1e-3)
-    assert watch.seen == 4 * len(callback.pruner.selection)  # after the steps 3 to 6
+    assert watch.checked == 4 * len(callback.pruner.selection)  # after the steps 3 to 6
 
 
-@pytest.mark.filterwarnings("default")  # the compiler has some of its own
+@pytest.mark.filterwarnings("default")  # the compiler warns too
 def test_a_compiled_model_prunes_as_the_plain_one(tmp_path: Path) -> None:
     def trained(folder: str, **changes: Any) -> nn.Module:
         callback = PruningCallback(RelevancePenalty(1e-3), GradualPruning(sparsity=0.8, end=4))
-        made = trainer(tmp_path / folder, callback, max_steps=6, **changes)
-        made.train()
+        trainer = make_trainer(tmp_path / folder, callback, max_steps=6, **changes)
+        trainer.train()
         assert callback.pruner is not None
         assert callback.pruner.sparsity == pytest.approx(0.8, abs=1e-3)
-        model: nn.Module = made.model
+        model: nn.Module = trainer.model
         return model
 
-    # With the eager backend, for no compiler may be assumed to be installed.
+    # With the eager backend, as there may be no compiler.
     compiled = trained("compiled", torch_compile=True, torch_compile_backend="eager")
     assert states_equal(compiled, trained("plain"))
 
 
-def test_relevance_does_not_depend_on_the_trainers_clipping(tmp_path: Path) -> None:
+def test_relevance_is_measured_before_clipping(tmp_path: Path) -> None:
     def shrunk(max_grad_norm: float) -> tuple[torch.Tensor, Any]:
         model = gpt2().eval()  # without dropout, which would make gradients differ
         before = model.transformer.wte.weight.detach().clone()
         callback = PruningCallback(
             RelevancePenalty(0.5, ExponentialRelevance(1e-3), apply="decoupled")
         )
-        made = trainer(
+        trainer = make_trainer(
             tmp_path,
             callback,
             model=model,
@@ -129,10 +133,10 @@ def test_relevance_does_not_depend_on_the_trainers_clipping(tmp_path: Path) -> N
             eval_strategy="no",
             save_strategy="no",
         )
-        made.model.train = lambda mode=True: made.model
+        trainer.model.train = lambda mode=True: trainer.model
         gradients: list[torch.Tensor] = []  # of the two micro-batches, before they are clipped
         model.transformer.wte.weight.register_hook(lambda grad: gradients.append(grad.clone()))
-        made.train()
+        trainer.train()
         after: torch.Tensor = model.transformer.wte.weight.detach()
         return after / before, sum(gradients)
 
@@ -144,20 +148,20 @@ def test_relevance_does_not_depend_on_the_trainers_clipping(tmp_path: Path) -> N
         torch.testing.assert_close(quotient, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_clipping_is_the_trainers_own_to_the_bit(tmp_path: Path) -> None:
-    plain = trainer(tmp_path / "a", max_grad_norm=0.1, max_steps=4)
+def test_clipping_equals_the_trainers_bit_for_bit(tmp_path: Path) -> None:
+    plain = make_trainer(tmp_path / "a", max_grad_norm=0.1, max_steps=4)
     plain.train()
     callback = PruningCallback()
-    ours = trainer(tmp_path / "b", callback, max_grad_norm=0.1, max_steps=4)
-    ours.train()
-    assert states_equal(plain.model, ours.model)
+    pruned = make_trainer(tmp_path / "b", callback, max_grad_norm=0.1, max_steps=4)
+    pruned.train()
+    assert states_equal(plain.model, pruned.model)
     norms = [
-        [entry["grad_norm"] for entry in made.state.log_history if "grad_norm" in entry]
-        for made in (plain, ours)
+        [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
+        for trainer in (plain, pruned)
     ]
     assert norms[0] == norms[1]
     assert norms[0]
-    assert ours.args.max_grad_norm == 0.1
+    assert pruned.args.max_grad_norm == 0.1
     saved = torch.load(tmp_path / "b/checkpoint-4/training_args.bin", weights_only=False)
     assert saved.max_grad_norm == 0.1
 
@@ -171,20 +175,20 @@ class Stop(TrainerCallback):
 
 
 @pytest.fixture(scope="module")
-def unstopped(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    made = trainer(tmp_path_factory.mktemp("unstopped"), stateful())
-    made.train()
-    return made
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    trainer = make_trainer(tmp_path_factory.mktemp("uninterrupted"), stateful())
+    trainer.train()
+    return trainer
 
 
-# Drawn once; "save" is between the Trainer's part of the checkpoint and the event for ours.
+# Drawn once. "save" kills after the Trainer has written its files and before the callback has.
 _DRAW = random.Random(20261122)
 KILLS = [(_DRAW.randint(5, 23), event) for event in ("step", "evaluate", "save")]
 
 
 @pytest.mark.parametrize(("step", "event"), KILLS)
-def test_a_killed_and_resumed_run_equals_the_unstopped_one(
-    tmp_path: Path, unstopped: Any, step: int, event: str
+def test_a_killed_and_resumed_run_equals_the_uninterrupted_one(
+    tmp_path: Path, uninterrupted: Any, step: int, event: str
 ) -> None:
     program = Path(__file__).with_name("trainers.py")
     done = subprocess.run(
@@ -193,61 +197,64 @@ def test_a_killed_and_resumed_run_equals_the_unstopped_one(
         check=False,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
-    made = trainer(tmp_path, stateful())
-    made.train(resume_from_checkpoint=True)
-    assert states_equal(made.model, unstopped.model)
-    last = f"checkpoint-{made.state.global_step}/{STATE_FILE}"
-    ours, theirs = load_tree(tmp_path / last), load_tree(Path(unstopped.args.output_dir) / last)
-    assert same(ours, theirs)
-    assert ours["pruner"]["prunings"] == 6
+    trainer = make_trainer(tmp_path, stateful())
+    trainer.train(resume_from_checkpoint=True)
+    assert states_equal(trainer.model, uninterrupted.model)
+    last = f"checkpoint-{trainer.state.global_step}/{STATE_FILE}"
+    resumed, expected = (
+        load_tree(tmp_path / last),
+        load_tree(Path(uninterrupted.args.output_dir) / last),
+    )
+    assert same(resumed, expected)
+    assert resumed["pruner"]["prunings"] == 6
 
 
-def test_resuming_from_another_directory_needs_its_name(tmp_path: Path, unstopped: Any) -> None:
-    checkpoint = Path(unstopped.args.output_dir) / "checkpoint-20"
+def test_resuming_from_another_directory_needs_its_name(tmp_path: Path, uninterrupted: Any) -> None:
+    checkpoint = Path(uninterrupted.args.output_dir) / "checkpoint-20"
     with pytest.raises(CheckpointError, match="resume_from="):
-        trainer(tmp_path, stateful()).train(resume_from_checkpoint=str(checkpoint))
+        make_trainer(tmp_path, stateful()).train(resume_from_checkpoint=str(checkpoint))
     callback = stateful(resume_from=checkpoint)
-    made = trainer(tmp_path, callback)
-    made.train(resume_from_checkpoint=str(checkpoint))
-    assert states_equal(made.model, unstopped.model)
+    trainer = make_trainer(tmp_path, callback)
+    trainer.train(resume_from_checkpoint=str(checkpoint))
+    assert states_equal(trainer.model, uninterrupted.model)
 
 
-def test_a_checkpoint_of_another_step_is_refused(tmp_path: Path, unstopped: Any) -> None:
-    source = Path(unstopped.args.output_dir)
+def test_a_checkpoint_of_another_step_is_rejected(tmp_path: Path, uninterrupted: Any) -> None:
+    source = Path(uninterrupted.args.output_dir)
     callback = stateful(resume_from=source / "checkpoint-24")
     with pytest.raises(CheckpointError, match="resumed at step 20.* is of step 24"):
-        trainer(tmp_path, callback).train(resume_from_checkpoint=str(source / "checkpoint-20"))
+        make_trainer(tmp_path, callback).train(resume_from_checkpoint=str(source / "checkpoint-20"))
 
 
-def test_a_metric_of_compute_metrics_is_found_by_name(tmp_path: Path) -> None:
-    given = iter([0.9, 0.9, 0.1, 0.9, 0.9, 0.9])
+def test_a_metric_of_compute_metrics_reaches_the_schedule(tmp_path: Path) -> None:
+    metrics = iter([0.9, 0.9, 0.1, 0.9, 0.9, 0.9])
     callback = PruningCallback(
         schedule=IterativePruning(fraction=0.5), metric="agreement", floor=0.5
     )
-    made = trainer(tmp_path, callback)
-    made.compute_metrics = lambda _: {"agreement": next(given)}
-    made.train()
-    seen = [entry for entry in made.state.log_history if "sparsity" in entry]
+    trainer = make_trainer(tmp_path, callback)
+    trainer.compute_metrics = lambda _: {"agreement": next(metrics)}
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "sparsity" in entry]
     prunable = select(gpt2()).prunable
-    kept = [round((1 - entry["sparsity"]) * prunable) for entry in seen]
+    kept = [round((1 - entry["sparsity"]) * prunable) for entry in logged]
     half = [prunable]
     for met in (True, True, False, True, True):
         half.append(half[-1] - round(0.5 * half[-1]) if met else half[-1])
     assert kept == pytest.approx(half, abs=2)
-    assert seen[2]["removed"] == 0
+    assert logged[2]["removed"] == 0
 
 
-def test_tied_tensors_are_one_and_stay_tied_through_save_and_load(tmp_path: Path) -> None:
+def test_tied_tensors_share_a_mask_and_stay_tied_in_saved_models(tmp_path: Path) -> None:
     callback = PruningCallback(
         RelevancePenalty(1e-3), OneShot(sparsity=0.75, at=2), selection=everything
     )
     model = bart()
-    made = trainer(tmp_path / "run", callback, model=model, max_steps=6)
-    made.train()
+    trainer = make_trainer(tmp_path / "run", callback, model=model, max_steps=6)
+    trainer.train()
     assert callback.pruner is not None
     shared = callback.pruner.selection["model.shared.weight"]
     assert "lm_head.weight" in shared.aliases
-    assert shared.prunable == (WORDS - 1) * 16  # the padding word's row does not count
+    assert shared.prunable == (VOCABULARY - 1) * 16  # without the row of the padding token
     total = sum(p.numel() for p in model.parameters())
     assert callback.pruner.selection.prunable == total - 16
     model.save_pretrained(tmp_path / "saved")
@@ -258,9 +265,9 @@ def test_tied_tensors_are_one_and_stay_tied_through_save_and_load(tmp_path: Path
 
 def test_fine_tuning_a_loaded_sparse_model_keeps_its_zeros(tmp_path: Path) -> None:
     first = PruningCallback(schedule=OneShot(sparsity=0.75, at=2), selection=everything)
-    made = trainer(tmp_path / "run", first, max_steps=4)
-    made.train()
-    made.save_model(str(tmp_path / "saved"))
+    trainer = make_trainer(tmp_path / "run", first, max_steps=4)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
 
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     before = zeros(loaded)
@@ -268,25 +275,25 @@ def test_fine_tuning_a_loaded_sparse_model_keeps_its_zeros(tmp_path: Path) -> No
         sum(int(z.sum()) for z in before.values()) / sum(z.numel() for z in before.values()) > 0.7
     )
     second = PruningCallback(keep_zeros=True, selection=everything)
-    trainer(tmp_path / "tuned", second, model=loaded, max_steps=6).train()
+    make_trainer(tmp_path / "tuned", second, model=loaded, max_steps=6).train()
     after = zeros(loaded)
     assert all(torch.equal(before[name] & after[name], before[name]) for name in before)
 
-    # Without asking for it they come back, as one would expect of a model loaded as dense.
+    # Without keep_zeros the zeros are trained like all other weights.
     revived = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
-    trainer(tmp_path / "dense", model=revived, max_steps=2).train()
+    make_trainer(tmp_path / "dense", model=revived, max_steps=2).train()
     assert any(int((before[n] & ~z).sum()) for n, z in zeros(revived).items())
 
 
 def test_a_second_training_keeps_the_zeros_of_the_first(tmp_path: Path) -> None:
     schedule = OneShot(sparsity=0.75, at=2)
     callback = PruningCallback(schedule=schedule)
-    made = trainer(tmp_path, callback, max_steps=4)
-    made.train()
-    before = zeros(made.model)
+    trainer = make_trainer(tmp_path, callback, max_steps=4)
+    trainer.train()
+    before = zeros(trainer.model)
     schedule.sparsity = 0.9
-    made.train()
-    after = zeros(made.model)
+    trainer.train()
+    after = zeros(trainer.model)
     assert all(torch.equal(before[name] & after[name], before[name]) for name in before)
     assert callback.pruner is not None
     assert callback.pruner.sparsity == pytest.approx(0.9, abs=1e-3)
@@ -296,7 +303,7 @@ def test_a_pretrained_model_is_pruned_by_the_same_callback(tmp_path: Path) -> No
     gpt2().save_pretrained(tmp_path / "pretrained")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "pretrained")
     callback = PruningCallback(RelevancePenalty(1e-3), GradualPruning(sparsity=0.8, end=8))
-    trainer(tmp_path / "run", callback, model=model).train()
+    make_trainer(tmp_path / "run", callback, model=model).train()
     assert isinstance(model, GPT2LMHeadModel)
     assert callback.pruner is not None
     assert callback.pruner.sparsity == pytest.approx(0.8, abs=1e-3)
@@ -320,27 +327,27 @@ def test_the_seq2seq_trainer_prunes_with_label_smoothing_and_generation(tmp_path
         disable_tqdm=True,
         use_cpu=True,
     )
-    made = Seq2SeqTrainer(
+    trainer = Seq2SeqTrainer(
         model=bart(),
         args=arguments,
         train_dataset=Sentences(32, seed=1),
         eval_dataset=Sentences(8, seed=2),
-        compute_metrics=lambda made: {"length": float(made.predictions.shape[1])},
+        compute_metrics=lambda prediction: {"length": float(prediction.predictions.shape[1])},
         callbacks=[callback],
     )
-    made.train()
+    trainer.train()
     assert callback.pruner is not None
     # Two evaluations, the second of which is delivered as the sparsest that met the floor.
     assert callback.pruner.sparsity == pytest.approx(0.5, abs=1e-2)
 
 
-def test_the_best_model_is_not_a_denser_one_without_a_word(
+def test_a_denser_best_model_is_replaced_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     # The first evaluation is the best, and of the dense network; the floor is met by all.
-    given = iter([0.9, 0.8, 0.7, 0.6, 0.4, 0.4])
+    metrics = iter([0.9, 0.8, 0.7, 0.6, 0.4, 0.4])
     callback = PruningCallback(schedule=IterativePruning(fraction=0.5), metric="metric", floor=0.5)
-    made = trainer(
+    trainer = make_trainer(
         tmp_path,
         callback,
         load_best_model_at_end=True,
@@ -348,23 +355,23 @@ def test_the_best_model_is_not_a_denser_one_without_a_word(
         greater_is_better=True,
         save_total_limit=None,
     )
-    made.compute_metrics = lambda _: {"metric": next(given)}
+    trainer.compute_metrics = lambda _: {"metric": next(metrics)}
     with caplog.at_level(logging.WARNING, logger="prunus"):
-        made.train()
-    assert "load_best_model_at_end brought back" in caplog.text
+        trainer.train()
+    assert "load_best_model_at_end loaded" in caplog.text
     assert "of sparsity 0.8750, is delivered instead" in caplog.text
-    weights = select(made.model)
+    weights = select(trainer.model)
     kept = sum(int(torch.count_nonzero(t.parameter)) for t in weights.values())
     assert 1 - kept / weights.prunable == pytest.approx(0.875, abs=1e-3)
 
 
-def test_evaluating_after_training_removes_nothing(tmp_path: Path) -> None:
+def test_evaluation_after_training_removes_nothing(tmp_path: Path) -> None:
     callback = stateful()
-    made = trainer(tmp_path, callback, max_steps=8)
-    made.train()
-    before = zeros(made.model)
-    made.evaluate()
-    after = zeros(made.model)
+    trainer = make_trainer(tmp_path, callback, max_steps=8)
+    trainer.train()
+    before = zeros(trainer.model)
+    trainer.evaluate()
+    after = zeros(trainer.model)
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
@@ -373,7 +380,7 @@ def test_an_unmet_floor_is_rejected_at_the_end(tmp_path: Path) -> None:
         schedule=IterativePruning(fraction=0.5), metric="loss", floor=1e-09, mode="min"
     )
     with pytest.raises(FloorNotReachedError, match="no validation met the floor"):
-        trainer(tmp_path, callback, max_steps=4).train()
+        make_trainer(tmp_path, callback, max_steps=4).train()
 
 
 @pytest.mark.parametrize(
@@ -387,6 +394,9 @@ def test_an_unmet_floor_is_rejected_at_the_end(tmp_path: Path) -> None:
         ({"selection": ["*"]}, "selection must be a Selection, or a function that returns one"),
         ({"score": TaylorScore}, "score must be a Score, but is the class TaylorScore"),
         ({"min_density": 1.0}, "min_density must be from 0 to below 1, but is 1.0"),
+        ({"mode": "most"}, "mode must be 'max' or 'min', but is 'most'"),
+        ({"masks": [0]}, r"masks must be masks by name or None, but is \[0\]"),
+        ({"masks": {}, "keep_zeros": True}, "masks and keep_zeros=True both set the first masks"),
     ],
 )
 def test_conflicting_arguments_are_rejected(arguments: dict[str, Any], message: str) -> None:
@@ -400,59 +410,59 @@ def floored() -> PruningCallback:
 
 def test_a_metric_that_the_evaluation_does_not_return_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(PrunusError, match=r"no metric 'bleu'; it returned .*eval_loss"):
-        trainer(tmp_path, floored()).train()
+        make_trainer(tmp_path, floored()).train()
 
 
 def test_disabled_evaluation_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(PrunusError, match="evaluation is disabled"):
-        trainer(tmp_path, floored(), eval_strategy="no").train()
+        make_trainer(tmp_path, floored(), eval_strategy="no").train()
 
 
 def test_loading_the_best_model_without_a_metric_is_rejected(tmp_path: Path) -> None:
     callback = PruningCallback(schedule=OneShot(sparsity=0.5))
     with pytest.raises(PrunusError, match="load_best_model_at_end the callback needs metric="):
-        trainer(tmp_path, callback, load_best_model_at_end=True).train()
+        make_trainer(tmp_path, callback, load_best_model_at_end=True).train()
 
 
-def test_a_schedule_that_waits_for_an_evaluation_needs_no_metric(tmp_path: Path) -> None:
-    made = trainer(tmp_path, PruningCallback(schedule=OneShot(sparsity=0.5)), max_steps=8)
-    made.eval_dataset = {"one": Sentences(8, seed=3), "other": Sentences(8, seed=4)}
-    made.train()
-    removed = [entry["removed"] for entry in made.state.log_history if "removed" in entry]
+def test_a_schedule_without_metric_prunes_at_the_first_evaluation(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, PruningCallback(schedule=OneShot(sparsity=0.5)), max_steps=8)
+    trainer.eval_dataset = {"one": Sentences(8, seed=3), "other": Sentences(8, seed=4)}
+    trainer.train()
+    removed = [entry["removed"] for entry in trainer.state.log_history if "removed" in entry]
     assert removed[0] > 0
     assert removed == [removed[0], 0]  # at the first of two evaluations, each of two sets
 
 
-def test_a_model_whose_tied_tensors_were_untied_is_rejected(tmp_path: Path) -> None:
+def test_a_model_with_untied_embeddings_is_rejected(tmp_path: Path) -> None:
     model = gpt2()
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
     with pytest.raises(PrunusError, match=r"are two tensors.*tie_weights"):
-        trainer(tmp_path, PruningCallback(), model=model).train()
+        make_trainer(tmp_path, PruningCallback(), model=model).train()
 
 
-def test_a_checkpoint_made_without_the_callback_is_rejected(tmp_path: Path) -> None:
-    trainer(tmp_path, Stop(4)).train()
+def test_a_checkpoint_saved_without_the_callback_is_rejected(tmp_path: Path) -> None:
+    make_trainer(tmp_path, Stop(4)).train()
     with pytest.raises(
-        CheckpointError, match=r"has no prunus\.safetensors.*it was made without this callback"
+        CheckpointError, match=r"has no prunus\.safetensors.*it was saved without this callback"
     ):
-        trainer(tmp_path, PruningCallback()).train(resume_from_checkpoint=True)
+        make_trainer(tmp_path, PruningCallback()).train(resume_from_checkpoint=True)
 
 
 @pytest.mark.parametrize("metric", ["eval_one_loss", "other_loss"])
-def test_the_metric_of_one_of_several_evaluation_sets(tmp_path: Path, metric: str) -> None:
+def test_the_metric_may_be_of_one_of_several_evaluation_sets(tmp_path: Path, metric: str) -> None:
     pruning = PruningCallback(
         schedule=IterativePruning(fraction=0.5), metric=metric, floor=100.0, mode="min"
     )
-    made = trainer(tmp_path, pruning, max_steps=8)
-    made.eval_dataset = {"one": Sentences(8, seed=3), "other": Sentences(8, seed=4)}
-    made.train()
-    removed = [entry["removed"] for entry in made.state.log_history if "removed" in entry]
+    trainer = make_trainer(tmp_path, pruning, max_steps=8)
+    trainer.eval_dataset = {"one": Sentences(8, seed=3), "other": Sentences(8, seed=4)}
+    trainer.train()
+    removed = [entry["removed"] for entry in trainer.state.log_history if "removed" in entry]
     assert len(removed) == 2
     assert all(removed)
 
 
 class Interrupt(TrainerCallback):
-    """Stops the process's training, but not the process, as Ctrl-C does in a notebook."""
+    """Interrupts the training but not the process, as Ctrl-C does in a notebook."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -465,23 +475,23 @@ class Interrupt(TrainerCallback):
 
 def _two_processes(folder: str) -> None:
     torch.set_num_threads(1)
-    everywhere = {"ddp_backend": "gloo", "max_steps": 10}
-    straight, stopped = Path(folder) / "straight", Path(folder) / "stopped"
-    whole = trainer(straight, stateful(), **everywhere)
+    arguments = {"ddp_backend": "gloo", "max_steps": 10}
+    whole_folder, stopped_folder = Path(folder) / "whole", Path(folder) / "stopped"
+    whole = make_trainer(whole_folder, stateful(), **arguments)
     assert whole.args.world_size == 2
     whole.train()
     pruning = stateful()
-    trainer(stopped, Stop(6), pruning, **everywhere).train()
-    again = trainer(stopped, pruning := stateful(), **everywhere)
+    make_trainer(stopped_folder, Stop(6), pruning, **arguments).train()
+    again = make_trainer(stopped_folder, pruning := stateful(), **arguments)
     again.train(resume_from_checkpoint=True)
     assert states_equal(again.model, whole.model)
     assert pruning.pruner is not None
     assert pruning.pruner.sparsity > 0.3
     assert not pruning.pruner.masks.revived()
-    # The same in the other process, which had other sentences to learn from.
-    mine = torch.cat([weight.detach().flatten() for weight in again.model.parameters()])
-    both = [torch.empty_like(mine) for _ in range(2)]
-    torch.distributed.all_gather(both, mine)
+    # Equal in the other process, which trained on other sentences.
+    own = torch.cat([weight.detach().flatten() for weight in again.model.parameters()])
+    both = [torch.empty_like(own) for _ in range(2)]
+    torch.distributed.all_gather(both, own)
     assert torch.equal(*both)
 
 
@@ -491,8 +501,10 @@ def test_two_processes_prune_alike_and_resume(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("start", [False, True], ids=["", "eval_on_start"])
-def test_resuming_the_same_trainer_equals_the_unstopped_one(tmp_path: Path, start: bool) -> None:
-    def built(folder: str, *more: TrainerCallback) -> tuple[Any, PruningCallback]:
+def test_resuming_the_same_trainer_equals_the_uninterrupted_one(
+    tmp_path: Path, start: bool
+) -> None:
+    def build(folder: str, *more: TrainerCallback) -> tuple[Any, PruningCallback]:
         schedule = (
             IterativePruning(fraction=0.2)
             if start
@@ -505,40 +517,40 @@ def test_resuming_the_same_trainer_equals_the_unstopped_one(tmp_path: Path, star
             floor=10.0 if start else None,
             mode="min",
         )
-        return trainer(tmp_path / folder, pruning, *more, eval_on_start=start), pruning
+        return make_trainer(tmp_path / folder, pruning, *more, eval_on_start=start), pruning
 
-    whole, _ = built("whole")
+    whole, _ = build("whole")
     whole.train()
-    stopped, pruning = built("stopped", Interrupt(11))
+    stopped, pruning = build("stopped", Interrupt(11))
     with pytest.raises(KeyboardInterrupt):
         stopped.train()
     assert pruning.pruner is not None
     before = pruning.pruner.sparsity
-    stopped.evaluate()  # to have a look
+    stopped.evaluate()  # which is not counted
     assert pruning.pruner.sparsity == before
     stopped.train(resume_from_checkpoint=True)
     assert states_equal(whole.model, stopped.model)
 
 
-def test_clipping_survives_a_training_that_was_broken_off(tmp_path: Path) -> None:
-    made = trainer(tmp_path, PruningCallback(), Interrupt(2), max_grad_norm=0.1)
+def test_an_interrupted_training_leaves_the_clipping_unchanged(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, PruningCallback(), Interrupt(2), max_grad_norm=0.1)
     with pytest.raises(KeyboardInterrupt):
-        made.train()
-    torch.save(made.args, tmp_path / "args.bin")
+        trainer.train()
+    torch.save(trainer.args, tmp_path / "args.bin")
     assert torch.load(tmp_path / "args.bin", weights_only=False).max_grad_norm == 0.1
-    again = PruningCallback()
-    other = trainer(tmp_path, again, max_steps=2)
-    other.args.max_grad_norm = made.args.max_grad_norm  # as when the same arguments are used
+    second = PruningCallback()
+    other = make_trainer(tmp_path, second, max_steps=2)
+    other.args.max_grad_norm = trainer.args.max_grad_norm  # as when the same arguments are used
     other.train()
-    assert again.pruner is not None
-    assert again.pruner.max_grad_norm == other.args.max_grad_norm == 0.1
+    assert second.pruner is not None
+    assert second.pruner.max_grad_norm == other.args.max_grad_norm == 0.1
 
 
-def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
+def test_the_state_of_another_run_is_rejected(tmp_path: Path) -> None:
     for folder, seed in (("a", 0), ("b", 7)):
-        made = trainer(tmp_path / folder, stateful(), max_steps=8, seed=seed)
-        made.train()
-    resumed = trainer(tmp_path / "b", stateful())
+        trainer = make_trainer(tmp_path / folder, stateful(), max_steps=8, seed=seed)
+        trainer.train()
+    resumed = make_trainer(tmp_path / "b", stateful())
     with pytest.raises(CheckpointError, match=r"is of another run .* not zero in .*resume_from="):
         resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-8"))
 
@@ -549,26 +561,24 @@ class SaveTwice(TrainerCallback):
 
 
 def test_saving_twice_at_one_step_leaves_one_state(tmp_path: Path) -> None:
-    made = trainer(tmp_path, stateful(), SaveTwice())
-    made.train()
+    trainer = make_trainer(tmp_path, stateful(), SaveTwice())
+    trainer.train()
     assert load_tree(tmp_path / "checkpoint-24" / STATE_FILE)["step"] == 24
     assert not list(tmp_path.glob(".checkpoint-*"))
 
 
-@pytest.mark.parametrize("unfit", ["deepspeed", "fsdp", "enable_jit_checkpoint"])
-def test_trainer_arguments_that_the_callback_cannot_serve_are_rejected(
-    tmp_path: Path, unfit: str
-) -> None:
-    made = trainer(tmp_path, PruningCallback())
-    setattr(made.args, unfit, True)
-    with pytest.raises(PrunusError, match=f"does not work with {unfit}"):
-        made.callback_handler.on_train_begin(made.args, made.state, made.control)
+@pytest.mark.parametrize("argument", ["deepspeed", "fsdp", "enable_jit_checkpoint"])
+def test_unsupported_trainer_arguments_are_rejected(tmp_path: Path, argument: str) -> None:
+    trainer = make_trainer(tmp_path, PruningCallback())
+    setattr(trainer.args, argument, True)
+    with pytest.raises(PrunusError, match=f"does not work with {argument}"):
+        trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
 
 
-def test_a_head_tied_to_the_decoders_own_embedding_is_tied(tmp_path: Path) -> None:
+def test_a_head_tied_to_the_decoders_embedding_is_accepted(tmp_path: Path) -> None:
     config = MarianConfig(
-        vocab_size=WORDS,
-        decoder_vocab_size=WORDS,
+        vocab_size=VOCABULARY,
+        decoder_vocab_size=VOCABULARY,
         share_encoder_decoder_embeddings=False,
         max_position_embeddings=8,
         d_model=16,
@@ -584,16 +594,43 @@ def test_a_head_tied_to_the_decoders_own_embedding_is_tied(tmp_path: Path) -> No
         forced_eos_token_id=2,
     )
     callback = PruningCallback(schedule=OneShot(sparsity=0.5, at=1))
-    trainer(tmp_path, callback, model=MarianMTModel(config), max_steps=2).train()
+    make_trainer(tmp_path, callback, model=MarianMTModel(config), max_steps=2).train()
     assert callback.pruner is not None
     assert callback.pruner.sparsity == pytest.approx(0.5, abs=1e-3)
 
 
-def test_the_default_selection_may_be_narrowed(tmp_path: Path) -> None:
+def test_tensors_excluded_from_the_selection_are_not_pruned(tmp_path: Path) -> None:
     callback = PruningCallback(
         schedule=OneShot(sparsity=0.9, at=1),
         selection=functools.partial(select, exclude="transformer.wte"),
     )
-    made = trainer(tmp_path, callback, max_steps=2, eval_strategy="no")
-    made.train()
-    assert int((made.model.transformer.wte.weight == 0).sum()) == 0
+    trainer = make_trainer(tmp_path, callback, max_steps=2, eval_strategy="no")
+    trainer.train()
+    assert int((trainer.model.transformer.wte.weight == 0).sum()) == 0
+
+
+def test_a_selection_and_its_masks_may_be_objects(tmp_path: Path) -> None:
+    model = gpt2()
+    selection = select(model, include="transformer.h.0.mlp.c_fc.weight")
+    mask = torch.ones(16, 64, dtype=torch.bool)
+    mask[:, ::2] = False
+    callback = PruningCallback(selection=selection, masks={"transformer.h.0.mlp.c_fc.weight": mask})
+    make_trainer(tmp_path, callback, model=model, max_steps=2, eval_strategy="no").train()
+    assert callback.pruner is not None
+    assert callback.pruner.selection is selection
+    weight = model.transformer.h[0].mlp.c_fc.weight.detach()
+    assert torch.equal(weight != 0, mask)
+
+
+def test_without_keep_best_the_last_state_is_delivered(tmp_path: Path) -> None:
+    callback = PruningCallback(
+        schedule=IterativePruning(fraction=0.5),
+        metric="loss",
+        floor=100.0,
+        mode="min",
+        keep_best=False,
+    )
+    make_trainer(tmp_path, callback, max_steps=8).train()
+    assert callback.pruner is not None
+    # After both evaluations, of which no one has measured the second state.
+    assert callback.pruner.sparsity == pytest.approx(0.75, abs=1e-3)

@@ -1,4 +1,4 @@
-"""Small models and Trainers; as a program, a training that kills itself at a step."""
+"""Small transformers models and Trainers; as a program, a training that kills itself."""
 
 from __future__ import annotations
 
@@ -29,31 +29,31 @@ from prunus import (
 )
 from prunus.integrations.transformers import PruningCallback
 
-WORDS, LENGTH = 19, 8
+VOCABULARY, LENGTH = 19, 8
 
 
 class Sentences(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """Sequences in which each word is the one before it plus a step of one's own."""
+    """Sequences of tokens with a constant difference, which each sequence draws."""
 
     def __init__(self, count: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        start = torch.randint(WORDS, (count, 1), generator=generator)
+        start = torch.randint(VOCABULARY, (count, 1), generator=generator)
         step = torch.randint(1, 4, (count, 1), generator=generator)
-        self.words = (start + step * torch.arange(LENGTH)) % WORDS
+        self.tokens = (start + step * torch.arange(LENGTH)) % VOCABULARY
 
     def __len__(self) -> int:
-        return len(self.words)
+        return len(self.tokens)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {"input_ids": self.words[index], "labels": self.words[index].clone()}
+        return {"input_ids": self.tokens[index], "labels": self.tokens[index].clone()}
 
 
 def gpt2() -> GPT2LMHeadModel:
-    """A decoder whose head is tied to its embedding, with dropout."""
+    """Return a decoder with dropout whose head is tied to its embedding."""
     set_seed(0)
     return GPT2LMHeadModel(
         GPT2Config(
-            vocab_size=WORDS,
+            vocab_size=VOCABULARY,
             n_positions=LENGTH,
             n_embd=16,
             n_layer=2,
@@ -65,11 +65,11 @@ def gpt2() -> GPT2LMHeadModel:
 
 
 def bart() -> BartForConditionalGeneration:
-    """An encoder and a decoder that share one embedding with the head, and a padding word."""
+    """Return an encoder and a decoder that share an embedding, tied to the head, with padding."""
     set_seed(0)
     return BartForConditionalGeneration(
         BartConfig(
-            vocab_size=WORDS,
+            vocab_size=VOCABULARY,
             max_position_embeddings=LENGTH,
             d_model=16,
             encoder_layers=1,
@@ -87,8 +87,10 @@ def bart() -> BartForConditionalGeneration:
     )
 
 
-def trainer(out: Path, *callbacks: TrainerCallback, model: Any = None, **changes: Any) -> Trainer:
-    """A Trainer of 24 steps with an evaluation and a checkpoint every four."""
+def make_trainer(
+    out: Path, *callbacks: TrainerCallback, model: Any = None, **changes: Any
+) -> Trainer:
+    """Return a Trainer of 24 steps with an evaluation and a checkpoint every four."""
     arguments: dict[str, Any] = {
         "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 2,
@@ -117,7 +119,7 @@ def trainer(out: Path, *callbacks: TrainerCallback, model: Any = None, **changes
 
 
 def stateful(resume_from: Path | None = None) -> PruningCallback:
-    """A callback all of whose parts have something to remember."""
+    """Return a callback of which every part has a state."""
     return PruningCallback(
         RelevancePenalty(
             LinearDecayStrength(1e-2, steps=6), ExponentialRelevance(0.1), smoothing=0.9
@@ -132,7 +134,7 @@ def stateful(resume_from: Path | None = None) -> PruningCallback:
 
 
 class Kill(TrainerCallback):
-    """Ends the process without a word, as a power cut does, after a step or within a save."""
+    """Kills the process, as a power failure would, after a step or within a save."""
 
     def __init__(self, step: int, event: str) -> None:
         self.step, self.event = step, event
@@ -152,7 +154,7 @@ class Kill(TrainerCallback):
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # as many as the test has
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # as in the test
     killer = Kill(int(sys.argv[2]), sys.argv[3])
-    # The killer's turn comes first, before the pruner hears of the event.
-    trainer(Path(sys.argv[1]), killer, stateful()).train()
+    # The killer is first, so that it kills before the pruner handles the event.
+    make_trainer(Path(sys.argv[1]), killer, stateful()).train()

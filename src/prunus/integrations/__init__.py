@@ -1,1 +1,1 @@
-"""Thin adapters to the trainers people use. Each imports its framework; prunus imports none."""
+"""Adapters to the trainers of other libraries, which are imported only when an adapter is."""

@@ -1,4 +1,4 @@
-"""Pruning in training loops on Hugging Face's ``accelerate``."""
+"""The pruner for training loops with Hugging Face's ``accelerate``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from prunus._utils.checks import raise_problems, type_problem
 from prunus._utils.files import load_tree, save_tree
 from prunus.errors import CheckpointError, PrunusError, listing
-from prunus.integrations.common import STATE_FILE
+from prunus.integrations.common import STATE_FILE, check_unsharded
 from prunus.penalties.relevance import RelevancePenalty
 from prunus.pruner import Pruner
 from prunus.schedules import Schedule
@@ -21,6 +21,7 @@ from prunus.schedules import Schedule
 try:
     from accelerate import Accelerator
     from accelerate.optimizer import AcceleratedOptimizer
+    from accelerate.utils import DistributedType
 except ImportError as error:
     raise ImportError(
         "prunus.integrations.accelerate needs the 'accelerate' extra: "
@@ -29,26 +30,30 @@ except ImportError as error:
 
 __all__ = ["AcceleratedPruner"]
 
+_SHARDING = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM)
+"""The accelerator's backends under which a process does not hold the whole model."""
+
 
 class AcceleratedPruner(Pruner):
-    """A :class:`~prunus.Pruner` of what ``accelerator.prepare`` returned.
+    """A :class:`~prunus.Pruner` of the model and optimizer that ``accelerator.prepare`` returns.
 
-    It listens to the optimizer within the prepared one, and so to the steps that are really taken:
-    to none while ``accelerator.accumulate`` gathers gradients, and to none that the gradient scaler
-    skips. In several processes each has a pruner, and all remove the same weights; the metric must
-    be the same in all, computed from what ``accelerator.gather_for_metrics`` collects.
+    It attaches to the optimizer inside the prepared one, so that it counts the steps that are
+    really taken: none while ``accelerator.accumulate`` accumulates gradients, and none that the
+    gradient scaler skips. In several processes each builds a pruner, and all remove the same
+    weights; the metric must be equal in all of them, computed from the outputs that
+    ``accelerator.gather_for_metrics`` collects.
 
-    ``accelerator.save_state`` saves its whole state beside the rest, as ``prunus.safetensors`` (of
-    a second pruner ``prunus_1.safetensors``), and ``accelerator.load_state`` brings it back: a run
-    resumed so equals, to the last bit, the run that was never stopped. It is not registered by
-    ``register_for_checkpointing``, which would pickle it. ``save_state`` writes file by file, so a
-    run that may be killed should save to a new folder each time.
+    ``accelerator.save_state`` saves its state as ``prunus.safetensors`` (that of a second pruner as
+    ``prunus_1.safetensors``), and ``accelerator.load_state`` loads it: a resumed run equals the
+    uninterrupted one bit for bit. It is not registered by ``register_for_checkpointing``, which
+    would pickle it. ``save_state`` writes one file after another, so a run that may be killed
+    should save to a new folder each time.
 
-    Instead of calling ``accelerator.clip_grad_norm_``, which makes weights look less relevant than
-    they are, give it ``max_grad_norm``: the same rule, applied after relevance has been read.
+    Pass ``max_grad_norm`` instead of calling ``accelerator.clip_grad_norm_``, which makes weights
+    look less relevant than they are: it clips by the same rule after relevance has been measured.
 
     Args:
-        accelerator: What prepared the model and the optimizer.
+        accelerator: The accelerator that prepared the model and the optimizer.
         model: The prepared model.
         optimizer: The prepared optimizer.
         penalty: As for :class:`~prunus.Pruner`.
@@ -56,8 +61,10 @@ class AcceleratedPruner(Pruner):
         options: The other arguments of :class:`~prunus.Pruner`, by name.
 
     Raises:
-        PrunusError: As for :class:`~prunus.Pruner`; or the optimizer is not a prepared one, or the
-            accelerator shards the model in a way that this class does not know.
+        ArgumentTypeError: ``accelerator`` is not an accelerator, or as for
+            :class:`~prunus.Pruner`.
+        PrunusError: The optimizer was not prepared, the model is sharded over processes, or as for
+            :class:`~prunus.Pruner`.
 
     Example:
         >>> accelerator = Accelerator(cpu=True)
@@ -83,87 +90,82 @@ class AcceleratedPruner(Pruner):
         **options: Any,
     ) -> None:
         _check_prepared(accelerator, optimizer)
-        super().__init__(
-            model,
-            _bare(optimizer),
-            penalty,
-            schedule,
-            **options,
-        )
-        if self.selection.process_group.sharded:
+        super().__init__(model, _unwrapped(optimizer), penalty, schedule, **options)
+        try:
+            check_unsharded(self.selection, type(self).__name__)
+        except PrunusError:
             super().detach()
-            raise PrunusError(
-                "AcceleratedPruner works where each process holds the whole model, but this one is "
-                "sharded over processes: use prunus.Pruner, and save its state by "
-                "torch.distributed.checkpoint"
-            )
+            raise
         self._accelerator = accelerator
-        self._file = _enlist(self)
-        self._loaded: Path | None = None
+        self._file_name = _register(self)
+        self._loaded_file: Path | None = None
         self._handles = [
             accelerator.register_save_state_pre_hook(self._save),
             accelerator.register_load_state_pre_hook(self._load),
-            # Away from what the compiler traces, which would compile anew after each load.
+            # Disabled for the compiler, which would compile again after each load.
             self.optimizer.register_step_pre_hook(
                 torch.compiler.disable(self._check_loaded)  # type: ignore[no-untyped-call]
             ),
         ]
 
     def detach(self) -> None:
-        """Stop, and leave the accelerator's checkpoints too."""
+        """Detach from the optimizer and from the accelerator's checkpoints."""
         for handle in self._handles:
             handle.remove()
         _pruners[self._accelerator].discard(self)
         super().detach()
 
     def _save(self, models: list[nn.Module], weights: list[Any], folder: str) -> None:
+        """Save the state; a hook of ``accelerator.save_state``."""
         del models, weights
         state, accelerator = self.state_dict(), self._accelerator
         on_each_node = accelerator.project_configuration.save_on_each_node
         if accelerator.is_local_main_process if on_each_node else accelerator.is_main_process:
-            save_tree(Path(folder) / self._file, state)
+            save_tree(Path(folder) / self._file_name, state)
 
     def _load(self, models: list[nn.Module], folder: str) -> None:
+        """Load the state; a hook of ``accelerator.load_state``."""
         del models
-        file = Path(folder) / self._file
+        file = Path(folder) / self._file_name
         if not file.is_file():
             raise CheckpointError(
-                f"{folder} has no {self._file}: it was saved without this pruner. Load it before "
-                "you build the pruner, or call detach() on pruners that are no longer used"
+                f"{folder} has no {self._file_name}: it was saved without this pruner. Load it "
+                "before you build the pruner, or call detach() on pruners that are no longer used"
             )
         self.load_state_dict(load_tree(file))
-        self._loaded = file
+        self._loaded_file = file
 
     def _check_loaded(self, *_: Any) -> None:
-        """Refuse the weights of another moment before the first step hides that they were.
+        """Check at the first step after a load that the weights are of the same checkpoint.
 
-        Not earlier, for the accelerator loads the weights after it has called for the pruner's
-        state, or someone else's hook loads them.
+        That step would hide that they are not. An earlier check is not possible, because the
+        accelerator, or a third-party hook, loads the weights after the pruner's state.
         """
-        file, self._loaded = self._loaded, None
-        revived = self.masks.revived() if file else {}
-        if revived:
+        file, self._loaded_file = self._loaded_file, None
+        nonzero = self.masks.revived() if file else {}
+        if nonzero:
             raise CheckpointError(
-                f"the model's weights are not of the moment when {file} was saved: weights that "
-                f"were removed are not zero in {listing(list(revived))}. The process was perhaps "
-                "killed as it overwrote this folder: take another one, and save to a new folder "
+                f"the model's weights were not saved together with {file}: weights that were "
+                f"removed are not zero in {listing(list(nonzero))}. The process may have been "
+                "killed while it overwrote this folder: load another one, and save to a new folder "
                 "each time"
             )
 
 
 _pruners: MutableMapping[Accelerator, WeakSet[AcceleratedPruner]] = WeakKeyDictionary()
+"""The attached pruners of each accelerator."""
 
 
-def _enlist(pruner: AcceleratedPruner) -> str:
-    """Return a file name that no other pruner of the accelerator has, numbered as its files are."""
+def _register(pruner: AcceleratedPruner) -> str:
+    """Return the first numbered file name that no other pruner of the accelerator has."""
     others = _pruners.setdefault(pruner._accelerator, WeakSet())
-    used, path = {other._file for other in others}, Path(STATE_FILE)
+    used, path = {other._file_name for other in others}, Path(STATE_FILE)
     names = (f"{path.stem}_{i}{path.suffix}" if i else STATE_FILE for i in range(len(used) + 1))
     others.add(pruner)
     return next(name for name in names if name not in used)
 
 
-def _bare(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+def _unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     while isinstance(optimizer, AcceleratedOptimizer):
         optimizer = optimizer.optimizer
     return optimizer
@@ -179,10 +181,11 @@ def _check_prepared(accelerator: Accelerator, optimizer: torch.optim.Optimizer) 
             fix="AcceleratedPruner(accelerator, model, optimizer, ...)",
         )
     )
-    unfit = accelerator.distributed_type.value
-    if unfit in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
+    if accelerator.distributed_type in _SHARDING:
         raise PrunusError(
-            f"AcceleratedPruner works where each process holds the whole model, but this is {unfit}"
+            "AcceleratedPruner works if each process holds the whole model, but the accelerator "
+            f"uses {accelerator.distributed_type.value}: use DistributedDataParallel instead, or "
+            "fully_shard in a custom loop with prunus.Pruner"
         )
     if not isinstance(optimizer, AcceleratedOptimizer):
         raise PrunusError(

@@ -1,101 +1,218 @@
-"""What the adapters to trainers share. It imports no trainer."""
+"""Arguments and steps that the adapters share, without importing any trainer."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from prunus._engine.preconditions import argument_problems
 from prunus._utils.checks import raise_problems, type_problem
-from prunus.constraint import Constraint
-from prunus.errors import PrunusError
+from prunus._utils.fields import value_problems
+from prunus.constraint import Constraint, Mode
+from prunus.errors import ArgumentError, PrunusError
 from prunus.masks import Masks
 from prunus.penalties.relevance import RelevancePenalty
-from prunus.pruner import Pruner
+from prunus.pruner import Pruner, Validation
 from prunus.schedules import Schedule
 from prunus.scores import Score
-from prunus.selection import Selection, select
+from prunus.selection import Selection, as_selection, select
 
-__all__ = ["STATE_FILE", "check_given", "let_go", "starting_masks", "trained"]
+__all__ = [
+    "STATE_FILE",
+    "CallbackArguments",
+    "check_unsharded",
+    "select_trained",
+    "step_and_log",
+]
 
 STATE_FILE = "prunus.safetensors"
-"""The pruner's file in a checkpoint that is a folder."""
+"""Name of the pruner's file in a checkpoint that is a folder."""
+
+_LOG = logging.getLogger(__name__)
 
 
-def check_given(
-    *,
-    penalty: RelevancePenalty | None,
-    schedule: Schedule | None,
-    score: Score | None,
-    min_density: float,
-    selection: Selection | Callable[[nn.Module], Selection] | None,
-    constraint: Constraint,
-    metric: str | None,
-    mend: str,
-) -> Schedule:
-    """Make sure that a callback can work with what it was given, before any training begins.
+@dataclass(frozen=True, kw_only=True)
+class CallbackArguments:
+    """The arguments of a callback from which it builds a pruner when training begins.
 
     Args:
         penalty: As for :class:`~prunus.Pruner`.
         schedule: As for :class:`~prunus.Pruner`.
+        metric: Name of the validation metric, or None.
+        floor: As for :class:`~prunus.Pruner`.
+        mode: As for :class:`~prunus.Pruner`.
+        dense_metric: As for :class:`~prunus.Pruner`.
         score: As for :class:`~prunus.Pruner`.
-        min_density: As for :class:`~prunus.Pruner`.
         selection: As for :class:`~prunus.Pruner`.
-        constraint: Of the metric.
-        metric: The metric's name, or None.
-        mend: How to name one.
+        masks: As for :class:`~prunus.Pruner`.
+        keep_zeros: Whether to start from the masks of the weights that are zero already.
+        min_density: As for :class:`~prunus.Pruner`.
+        keep_best: As for :class:`~prunus.Pruner`.
+    """
 
-    Returns:
-        The schedule; one that removes nothing, if none was given.
+    penalty: RelevancePenalty | None
+    schedule: Schedule | None
+    metric: str | None
+    floor: float | str | None
+    mode: Mode
+    dense_metric: float | None
+    score: Score | None
+    selection: Selection | Callable[[nn.Module], Selection] | None
+    masks: Mapping[str, torch.Tensor] | None
+    keep_zeros: bool
+    min_density: float
+    keep_best: bool
+
+    def check(self, naming: str) -> None:
+        """Check the arguments before any training begins.
+
+        Args:
+            naming: How to name a metric, for the message.
+
+        Raises:
+            ArgumentError: An argument is out of range, the metric is missing, or it is a loss that
+                ``mode`` maximizes, or ``masks`` and ``keep_zeros`` are both passed.
+            ArgumentTypeError: Arguments have the wrong type.
+        """
+        raise_problems(
+            *argument_problems(
+                self.penalty, self.schedule, self.score, self.min_density, self.selection
+            ),
+            *value_problems(
+                Constraint,
+                {"floor": self.floor, "mode": self.mode, "dense_metric": self.dense_metric},
+            ),
+            type_problem("metric", self.metric, str, "the name of a metric", optional=True),
+            type_problem("masks", self.masks, Mapping, "masks by name", optional=True),
+        )
+        schedule = Schedule() if self.schedule is None else self.schedule
+        if self.metric is None and (schedule.needs_metric or self.floor is not None):
+            raise ArgumentError(
+                f"{type(schedule).__name__} with floor={self.floor!r} needs the validation metric: "
+                f"{naming}"
+            )
+        if self.metric is not None and self.metric.endswith("loss") and self.mode == "max":
+            raise ArgumentError(
+                f'the metric {self.metric!r} is a loss, which is better if smaller: pass mode="min"'
+            )
+        if self.masks is not None and self.keep_zeros:
+            raise ArgumentError("masks and keep_zeros=True both set the first masks: pass only one")
+
+    @property
+    def uses_gradient(self) -> bool:
+        """Whether the penalty or the score reads gradients."""
+        return self.penalty is not None or (self.score is not None and self.score.uses_gradient)
+
+    def attach(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        module: nn.Module,
+        default_selection: Callable[[nn.Module], Selection],
+        earlier: Pruner | None,
+        resumed: bool,
+        max_grad_norm: float | None,
+    ) -> Pruner:
+        """Build the pruner of a training.
+
+        Args:
+            model: The model as it is trained, possibly inside DistributedDataParallel.
+            optimizer: The optimizer within all wrappers.
+            module: The model inside its wrappers.
+            default_selection: Selects the tensors if no ``selection`` was passed.
+            earlier: The pruner of an earlier training, which is detached. If it was of the same
+                model the weights that it removed stay removed.
+            resumed: Whether the masks will be loaded from a checkpoint.
+            max_grad_norm: As for :class:`~prunus.Pruner`.
+
+        Raises:
+            PrunusError: The model is sharded over processes, or as for :class:`~prunus.Pruner`.
+        """
+        masks = self.masks
+        if earlier is not None:
+            masks = dict(earlier.masks) if earlier.model is module else masks
+            earlier.detach()
+        selected = as_selection(
+            default_selection if self.selection is None else self.selection, module
+        )
+        check_unsharded(selected, "this callback")
+        if resumed:
+            masks = None
+        elif masks is None and self.keep_zeros:
+            masks = Masks.from_zeros(selected)
+        return Pruner(
+            model,
+            optimizer,
+            self.penalty,
+            self.schedule,
+            floor=self.floor,
+            mode=self.mode,
+            dense_metric=self.dense_metric,
+            score=self.score,
+            selection=selected,
+            masks=masks,
+            min_density=self.min_density,
+            keep_best=self.keep_best,
+            max_grad_norm=max_grad_norm,
+        )
+
+
+def check_unsharded(selection: Selection, adapter: str) -> None:
+    """Check that each process holds the whole model.
+
+    Args:
+        selection: The tensors to prune.
+        adapter: Name of the adapter, for the message.
 
     Raises:
-        PrunusError: An argument has the wrong type or is out of range, the schedule needs a metric
-            and gets none, or the metric is a loss and ``mode`` is "max".
+        PrunusError: The model is sharded over processes.
     """
-    raise_problems(
-        *argument_problems(penalty, schedule, score, min_density, selection),
-        type_problem("metric", metric, str, "the name of a metric", optional=True),
-    )
-    schedule = Schedule() if schedule is None else schedule
-    if metric is None and (schedule.needs_metric or constraint.floor is not None):
+    if selection.process_group.sharded:
         raise PrunusError(
-            f"{type(schedule).__name__} with floor={constraint.floor!r} needs the validation "
-            f"metric: {mend}"
+            f"{adapter} works if each process holds the whole model, but this model is sharded "
+            "over processes: train it in a custom loop with prunus.Pruner, and save its state "
+            "with torch.distributed.checkpoint"
         )
-    if metric is not None and metric.endswith("loss") and constraint.mode == "max":
-        raise PrunusError(
-            f'the metric {metric!r} is a loss, of which less is better: pass mode="min"'
-        )
-    return schedule
 
 
-def trained(
-    model: nn.Module, trains: Callable[[nn.Parameter], bool] = lambda tensor: tensor.requires_grad
+def select_trained(
+    model: nn.Module,
+    is_trained: Callable[[nn.Parameter], bool] = lambda parameter: parameter.requires_grad,
 ) -> Selection:
-    """Select what :func:`~prunus.select` does, without the tensors that are not trained.
+    """Return the selection of :func:`~prunus.select` without the tensors that are not trained.
 
     Args:
         model: Any module.
-        trains: Says whether a tensor is trained. Default: whether it is not frozen.
+        is_trained: Returns whether a tensor is trained. Default: whether it requires gradients.
     """
-    if all(trains(parameter) for parameter in model.parameters()):
-        return select(model)  # for a pattern that excludes nothing is refused
-    return select(model, exclude=lambda _name, tensor, _module: not trains(tensor))
+    if all(is_trained(parameter) for parameter in model.parameters()):
+        return select(model)  # which rejects a pattern that excludes nothing
+    return select(model, exclude=lambda _name, tensor, _module: not is_trained(tensor))
 
 
-def let_go(pruner: Pruner | None, model: nn.Module) -> Mapping[str, torch.Tensor] | None:
-    """Detach the pruner of an earlier training; return its masks if that was of the same model."""
-    if pruner is None:
-        return None
-    masks = dict(pruner.masks) if pruner.model is model else None
-    pruner.detach()
-    return masks
+def step_and_log(
+    pruner: Pruner, name: str | None, metric: float | None
+) -> tuple[float, Validation]:
+    """Call ``pruner.step(metric)`` and log its result.
 
+    Args:
+        pruner: The pruner.
+        name: Name of the metric, or None.
+        metric: The metric, or None.
 
-def starting_masks(
-    held: Mapping[str, torch.Tensor] | None, selection: Selection, keep_zeros: bool
-) -> Mapping[str, torch.Tensor] | None:
-    """Return the masks to start from: those held, or if asked for those of the zeros there are."""
-    return Masks.from_zeros(selection) if held is None and keep_zeros else held
+    Returns:
+        The sparsity at which the metric was measured, and what ``pruner.step`` returned.
+    """
+    sparsity, validation = pruner.sparsity, pruner.step(metric)
+    _LOG.info(
+        "%s at sparsity %.4f; %d weights removed",
+        "validation" if metric is None else f"{name} {metric:.6g}",
+        sparsity,
+        validation.removed,
+    )
+    return sparsity, validation
