@@ -142,7 +142,7 @@ def check_messages(messages: dict[str, str]) -> None:
         "all processes must have the same weights of 0.weight to remove (the sum of their "
         "positions), which is "
     )
-    assert "Let each start from the same state" in messages["weights"]
+    assert "Start all of them from the same state" in messages["weights"]
     assert messages["sparsity"] == "0.0"  # unchanged
     assert messages["revived"].startswith(
         "all processes must have the same number of removed weights that are not zero, which "
