@@ -45,17 +45,19 @@ ROOT = Path(__file__).resolve().parents[2]
 # Each module below src/prunus/, and the tests that have to detect a change of it.
 MODULES: dict[str, list[str]] = {
     "constraint.py": ["tests/test_constraint.py", "tests/test_schedules.py"],
-    "export/encodings.py": [
-        "tests/export/test_encodings.py",
-        "tests/export/test_round_trips.py",
-        "tests/export/test_damaged_files.py",
-    ],
     "masks.py": ["tests/test_masks.py", "tests/test_removal.py"],
-    "penalties/coefficients.py": ["tests/test_coefficients.py"],
-    "penalties/strengths.py": ["tests/test_strengths.py"],
     "schedules.py": ["tests/test_schedules.py"],
     "scores.py": ["tests/test_scores.py"],
     "selection.py": ["tests/test_selection.py"],
+    "export/encodings.py": ["tests/export/test_encodings.py", "tests/export/test_round_trips.py"],
+    "penalties/application.py": ["tests/penalties/test_applications.py"],
+    "penalties/averages.py": ["tests/penalties/test_averages.py"],
+    "penalties/coefficients.py": ["tests/penalties/test_coefficients.py"],
+    "penalties/decoupled_application.py": ["tests/penalties/test_applications.py"],
+    "penalties/formula.py": ["tests/penalties/test_formula.py"],
+    "penalties/gradient_application.py": ["tests/penalties/test_applications.py"],
+    "penalties/loss_application.py": ["tests/penalties/test_applications.py"],
+    "penalties/strengths.py": ["tests/penalties/test_strengths.py"],
     "_engine/kth_smallest.py": ["tests/test_threshold.py"],
 }
 

@@ -1,0 +1,69 @@
+"""Moving averages of gradient magnitudes: values computed by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from helpers.data import normal
+from prunus._utils.chunks import CPU_CHUNK
+from prunus.penalties.averages import MagnitudeAverages
+
+
+def test_the_first_gradients_are_averaged_plainly_and_later_ones_exponentially() -> None:
+    averages = MagnitudeAverages(smoothing=0.75)  # plainly over the first 1 / (1 − 0.75) = 4
+    expected = [4.0, 3.0, 7 / 3, 2.0, 3.0, 2.25]  # 2 + (6 − 2) / 4, then 3 + (0 − 3) / 4
+    for count, (gradient, average) in enumerate(
+        zip([4.0, -2.0, 1.0, -1.0, 6.0, 0.0], expected, strict=True), start=1
+    ):
+        averages.update("w", torch.tensor([gradient]))
+        torch.testing.assert_close(averages.tensors["w"], torch.tensor([average]))
+        assert averages.counts == {"w": count}
+
+
+def test_each_tensor_has_an_average_of_its_own() -> None:
+    averages = MagnitudeAverages(smoothing=0.5)
+    averages.update("a", torch.tensor([1.0, -3.0]))
+    averages.update("b", torch.tensor([[5.0]]))
+    averages.update("b", torch.tensor([[1.0]]))
+    assert averages.tensors["a"].tolist() == [1.0, 3.0]
+    assert averages.tensors["b"].tolist() == [[3.0]]
+    assert averages.counts == {"a": 1, "b": 2}
+
+
+@pytest.mark.parametrize("scale", [4.0, torch.tensor(4.0)])
+def test_the_scale_is_divided_out_and_the_gradient_unchanged(scale: torch.Tensor | float) -> None:
+    averages = MagnitudeAverages(smoothing=0.5)
+    gradient = torch.tensor([8.0, -2.0])
+    averages.update("w", gradient, scale)
+    assert averages.tensors["w"].tolist() == [2.0, 0.5]
+    assert gradient.tolist() == [8.0, -2.0]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wide"),
+    [
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_averages_have_at_least_32_bits(dtype: torch.dtype, wide: torch.dtype) -> None:
+    averages = MagnitudeAverages(smoothing=0.5)
+    for gradient in (3.0, 1.0):
+        averages.update("w", torch.tensor([gradient], dtype=dtype))
+        assert averages.tensors["w"].dtype == wide
+    assert averages.tensors["w"].tolist() == [2.0]
+    averages.tensors["w"] = torch.tensor([4.0], dtype=torch.float64)  # of a wider model
+    averages.update("w", torch.tensor([2.0], dtype=dtype))
+    assert averages.tensors["w"].dtype == wide
+    assert averages.tensors["w"].tolist() == [3.0]
+
+
+def test_a_tensor_of_several_chunks_is_averaged_whole() -> None:
+    averages = MagnitudeAverages(smoothing=0.5)
+    one, two = (normal(CPU_CHUNK + 5, seed=seed) for seed in (1, 2))
+    averages.update("w", one)
+    averages.update("w", two)
+    torch.testing.assert_close(averages.tensors["w"], (one.abs() + two.abs()) / 2)
