@@ -56,6 +56,20 @@ def test_every_bit_is_restored_as_specified(
             assert tensor_bytes(csr.values()) == tensor_bytes(state["a"].reshape(-1)[positions])
 
 
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_tensors_that_are_decoded_in_several_blocks_are_restored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    monkeypatch.setattr("prunus.export.encodings._BLOCK", 64)
+    kept = scattered((300, 70), 0.05, torch.uint8, 3) != 0
+    weight = kept * torch.arange(1.0, 21_001).reshape(300, 70)
+    save_sparse({"a": weight}, tmp_path / "a", encoding=encoding)
+    with SparseFile(tmp_path / "a") as file:
+        assert file.info("a").encoding == encoding
+        assert tensor_bytes(file.get_tensor("a")) == tensor_bytes(weight)
+        assert tensor_bytes(file.get_csr("a").to_dense()) == tensor_bytes(weight)
+
+
 SPECIAL = [0x80000000, 0x7FC00001, 0xFFFFFFFF, 0x7F800000, 0x00000001]
 """-0.0, two NaN with payloads, infinity, the smallest number above 0."""
 

@@ -4,5 +4,6 @@ from prunus.export.csr_export import to_csr
 from prunus.export.onnx_export import OnnxReport, to_onnx
 from prunus.export.report import ExportReport
 from prunus.export.sparse_export import to_sparse
+from prunus.export.sparse_format import TensorInfo
 
-__all__ = ["ExportReport", "OnnxReport", "to_csr", "to_onnx", "to_sparse"]
+__all__ = ["ExportReport", "OnnxReport", "TensorInfo", "to_csr", "to_onnx", "to_sparse"]
