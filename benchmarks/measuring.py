@@ -19,23 +19,23 @@ from prunus._utils.system_info import system_info
 __all__ = ["RESULTS", "options", "rounded", "save", "thin", "write_record"]
 
 RESULTS = Path(__file__).resolve().parent / "results"
-"""Where the committed result files are."""
+"""Folder of the committed result files."""
 
 
 def options(description: str, name: str) -> argparse.ArgumentParser:
-    """Return the options that all benchmarks share; ``name`` is that of the result file."""
+    """Return the options that all benchmarks share; ``name`` names the result file."""
     parser = argparse.ArgumentParser(description=description)
     default = RESULTS / f"{name}.json"
     parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--quick", action="store_true", help="a few rounds: does it run at all?")
-    parser.add_argument("--out", type=Path, default=default, help="default: beside the benchmarks")
+    parser.add_argument("--out", type=Path, default=default, help="default: %(default)s")
     return parser
 
 
 @torch.no_grad()
 def thin(model: nn.Module, sparsity: float) -> None:
-    """Zero that share of every matrix of a model, at random places."""
+    """Set this fraction of every matrix of a model to zero, at random places."""
     for parameter in model.parameters():
         if parameter.dim() > 1:
             parameter[torch.rand_like(parameter) < sparsity] = 0
@@ -81,6 +81,6 @@ def rounded(value: Any, digits: int) -> Any:
 
 
 def _shown(argument: str) -> str:
-    """Return an argument as it is, but a path from the root as its last part only."""
+    """Return an argument, with an absolute path reduced to its last part."""
     option, equals, value = argument.rpartition("=")
     return option + equals + (Path(value).name if Path(value).is_absolute() else value)

@@ -1,4 +1,4 @@
-"""Running a function in several processes that can talk, and what each of them returned."""
+"""A function run in several processes of one group, and the results of all of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def run_in_processes(count: int, work: Callable[..., Any], *arguments: Any) -> l
             _process, (count, folder, work, arguments), nprocs=count, start_method="spawn"
         )
         paths = [Path(folder) / f"{rank}.pt" for rank in range(count)]
-        # Written by ourselves a moment ago.
+        # Pickles written by these processes.
         return [torch.load(path, weights_only=False) for path in paths]
 
 

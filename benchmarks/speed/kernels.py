@@ -1,9 +1,9 @@
-"""Time sparse layers against dense ones, torch's CSR, and what the machine could do at most.
+"""Sparse layers beside dense ones, torch's CSR, and the limits of the machine.
 
-Of each shape, batch and sparsity the calls take turns: torch's dense layer, in the better of its
-layouts; the sparse layer on activations that lie feature by feature (for convolutions: as torch has
-them), and on such as lie item by item, transposed on the way in and out; torch's CSR matrix on the
-former. Weights are random, and so is where their zeros are.
+For each shape, batch and sparsity the calls are interleaved: torch's dense layer, in the faster of
+its layouts; the sparse layer on activations stored feature by feature (for convolutions: in torch's
+layout), and on activations stored item by item, transposed before and after; torch's CSR matrix on
+the former. Weights and the positions of their zeros are random.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MATRICES = ((256, 256), (1024, 1024), (4096, 1024), (1024, 4096), (4096, 4096))
 BATCHES = (1, 16, 64, 100, 256)
 CONVOLUTIONS = ((16, 32, 3), (32, 16, 3), (64, 8, 3), (64, 32, 3), (128, 16, 3), (64, 16, 1),
                 (256, 16, 1))  # fmt: skip
-"""Channels, height and width, and kernel: those of ResNets for 32×32 images and larger ones."""
+"""Channels, height and width, and kernel, as in ResNets for images of 32×32 and more."""
 
 IMAGES = (1, 16)
 
@@ -64,14 +64,14 @@ def _linear(shape: tuple[int, int], batch: int, sparsity: float) -> _Case:
     thin(linear, sparsity)
     by_item = torch.randn(batch, inputs)
     by_feature = by_item.t().contiguous()
-    sparse, through = SparseLinear(linear), SparseLinear(linear, by_item=True)
-    given = by_feature.t()
+    sparse, transposing = SparseLinear(linear), SparseLinear(linear, by_item=True)
+    stored = by_feature.t()
     csr = linear.weight.to_sparse_csr()
     about = {"layer": "linear", "shape": [outputs, inputs], "batch": batch, "sparsity": sparsity}
     calls: dict[str, Callable[[], object]] = {
         "dense": lambda: linear(by_item),
-        "sparse": lambda: sparse(given),
-        "sparse, by item": lambda: through(by_item),
+        "sparse": lambda: sparse(stored),
+        "sparse, by item": lambda: transposing(by_item),
         "csr": lambda: csr @ by_feature,
     }
     return about, calls, 2.0 * float((linear.weight != 0).sum()) * batch
@@ -115,7 +115,7 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _peak() -> float:
-    """Return the arithmetic of one thread without misses: one row over 64 floats of one address."""
+    """Return the GFLOP/s of one thread without cache misses: one row over the same 64 floats."""
     elements = 1 << 16
     rows = SparseRows(torch.ones(1, elements), None)
     rows.columns.zero_()
@@ -139,7 +139,7 @@ def _peak() -> float:
 
 
 def _bandwidth() -> float:
-    """Return the gigabytes that copying 256 MB moves in a second, read and written."""
+    """Return the gigabytes per second read and written by a copy of 256 MB."""
     source, target = torch.ones(1 << 26), torch.empty(1 << 26)
     seconds = interleaved({"copy": lambda: target.copy_(source)}, rounds=10)["copy"]
     return 2 * 4 * source.numel() / float(seconds.min()) / 1e9

@@ -1,11 +1,11 @@
-"""What pruning costs where several processes hold a model together, measured and on paper.
+"""Cost of pruning a sharded model, measured on one machine and estimated for more.
 
-Weak scaling: the model grows with the number of processes, each of which holds as many weights as
-one alone does. Measured are one pruning event, an optimizer's step with and without prunus, and the
-bytes that prunus hands to collectives, which must be as many as the formula says. The processes
-talk over gloo on one machine; with more processes than cores they wait for each other's turns, so
-times beyond that say little of more machines. The table on paper takes the bytes from the formula
-and the times from assumptions that stand beside it.
+Weak scaling: the model grows with the number of processes, and the number of weights in each is
+constant. Measured are one pruning, an optimizer's step with and without prunus, and the bytes that
+prunus passes to collectives, which must match the formula. The processes communicate by gloo on one
+machine; with more processes than cores they wait for each other, so that these times tell little
+about more machines. The estimates take the bytes from the formula and the times from the
+assumptions beside them.
 
 Run from the repository's root: ``python -m benchmarks.speed.many_processes``
 """
@@ -32,7 +32,7 @@ from benchmarks.measuring import options, save
 from prunus import ExponentialRelevance, Pruner, RelevancePenalty
 
 LAYERS, WIDTH, ROWS = 8, 512, 512
-"""Of one process's share: 8 layers of 512 x 512, so 2.1 M weights."""
+"""Shard of one process: 8 layers of 512 x 512, so 2.1 M weights."""
 
 NUMBER = 8
 """Bytes of a count, and of a mean."""
@@ -42,7 +42,7 @@ DIGITS = (1 << 11) + (1 << 11) + (1 << 10)
 
 ASSUMPTIONS: dict[str, Any] = {
     "gpu memory, bytes/s": 3.35e12,
-    "share of it that a pass reaches": 0.3,
+    "fraction of it that a pass reaches": 0.3,
     "bytes read or written for each weight and pass": 14,
     "passes over a process's weights in one event": 7,
     "seconds until a collective over two processes begins": 20e-6,
@@ -55,18 +55,18 @@ and keys of a float32 weight; a Transformer of 32 layers."""
 
 
 def event_bytes(tensors: int) -> int:
-    """Return what one pruning event hands to collectives: it does not grow with the weights.
+    """Return the bytes that one pruning passes to collectives, independent of the weights.
 
-    Candidates and NaN of each tensor, the digits, what falls in each tensor, what is left in each.
-    Each round in which the guard protects a tensor comes on top.
+    They are candidates and NaN of each tensor, the digits, and the removed and remaining weights of
+    each tensor. Each round in which the guard protects a tensor adds to them.
     """
     return NUMBER * (2 * tensors + DIGITS + tensors + tensors)
 
 
 def tie_bytes(tensors: int, length: int) -> int:
-    """Return what comes on top where equal scores part, in a tensor of that many weights.
+    """Return the additional bytes where equal scores are split, in a tensor of that many weights.
 
-    How many there are in each tensor, and the digits of their positions in that one.
+    They are the number of ties in each tensor, and the digits of their positions in that tensor.
     """
     bits = length.bit_length()
     digits = [min(11, high) for high in range(bits, 0, -11)]
@@ -74,19 +74,19 @@ def tie_bytes(tensors: int, length: int) -> int:
 
 
 def step_bytes(tensors: int) -> int:
-    """Return what a step hands to a collective, with a relative coefficient: one mean a tensor."""
+    """Return the bytes that a step with a relative coefficient passes: one mean per tensor."""
     return NUMBER * tensors
 
 
 def network(processes: int) -> nn.Module:
     torch.manual_seed(0)
-    # So that each process holds as many rows of each layer, whatever their number.
+    # Each process holds ROWS rows of each layer.
     return nn.Sequential(*(nn.Linear(WIDTH, ROWS * processes, bias=False) for _ in range(LAYERS)))
 
 
 @contextmanager
 def counted() -> Iterator[list[int]]:
-    """Count the bytes handed to all_reduce."""
+    """Record the bytes of each call of all_reduce."""
     sent: list[int] = []
     true = dist.all_reduce
 
@@ -163,25 +163,25 @@ def work(rank: int, processes: int, folder: str, rounds: int) -> None:
     dist.destroy_process_group()
 
 
-def on_paper(weights: float, processes: int) -> dict[str, float]:
-    """Work out one pruning event from the assumptions."""
+def estimate(weights: float, processes: int) -> dict[str, float]:
+    """Return the estimate of one pruning from the assumptions."""
     known, tensors = ASSUMPTIONS, ASSUMPTIONS["tensors"]
-    held = weights / processes
-    reach = known["gpu memory, bytes/s"] * known["share of it that a pass reaches"]
+    shard = weights / processes
+    reach = known["gpu memory, bytes/s"] * known["fraction of it that a pass reaches"]
     passes = known["passes over a process's weights in one event"]
-    local = held * passes * known["bytes read or written for each weight and pass"] / reach
+    local = shard * passes * known["bytes read or written for each weight and pass"] / reach
     sent = event_bytes(tensors) * 2 * (processes - 1) / processes
     latency = known["seconds until a collective over two processes begins"]
     collectives = 6  # the survey, three digits, what falls, what is left
     rounds = 2 * math.log2(processes) if processes > 1 else 0
-    talking = collectives * rounds * latency + sent / known["network, bytes/s for each GPU"]
+    communicating = collectives * rounds * latency + sent / known["network, bytes/s for each GPU"]
     return {
         "weights": weights,
         "processes": processes,
         "bytes_sent_by_each": round(sent),
         "seconds_at_the_weights": local,
-        "seconds_talking": talking,
-        "seconds": local + talking,
+        "seconds_communicating": communicating,
+        "seconds": local + communicating,
     }
 
 
@@ -198,16 +198,16 @@ def main() -> None:
             start_processes(  # type: ignore[no-untyped-call]
                 work, (processes, folder, rounds), nprocs=processes, start_method="spawn"
             )
-            # Written by ourselves a moment ago.
+            # A pickle written by these processes.
             measured.append(torch.load(Path(folder) / "figures.pt", weights_only=False))
         print(measured[-1])
-    paper = [on_paper(weights, p) for weights in (1e9, 7e9, 70e9) for p in (1, 8, 64, 1024)]
-    for row in paper:
+    estimates = [estimate(weights, p) for weights in (1e9, 7e9, 70e9) for p in (1, 8, 64, 1024)]
+    for row in estimates:
         print(row)
     save(
         arguments.out,
         arguments.seed,
-        {"measured": measured, "paper": {"assumptions": ASSUMPTIONS, "events": paper}},
+        {"measured": measured, "paper": {"assumptions": ASSUMPTIONS, "events": estimates}},
     )
 
 

@@ -1,8 +1,8 @@
-"""Time whole sparse networks: dense, compact, with sparse layers, and in onnxruntime.
+"""Latency of whole sparse networks: dense, compact, with sparse layers, and in onnxruntime.
 
-As `prunus bench` does: the calls take turns, in one process and with as many threads each, and the
-outputs of all are compared with the dense network's. LeNets come from finished runs of their
-recipes; the other networks have random weights, and zeros at random. For example::
+As in `prunus bench`, the calls are interleaved in one process, with the same number of threads, and
+all outputs are compared with the dense network's. LeNets are loaded from finished runs of their
+recipes; the other networks have random weights with zeros at random places. For example::
 
     prunus run mnist-lenet300 --data FOLDER --out RUN
     python -m benchmarks.speed.networks --threads 1 --run RUN
@@ -25,7 +25,7 @@ from prunus.recipes.run.finished import file_metadata, load_finished
 
 @dataclass(frozen=True)
 class Case:
-    """A network to be timed."""
+    """Network to be timed."""
 
     name: str
     model: nn.Module
@@ -36,7 +36,13 @@ class Case:
 def main() -> None:
     parser = options(__doc__.splitlines()[0], "networks")
     parser.set_defaults(threads=1)
-    parser.add_argument("--run", type=Path, action="append", default=[], help="of a LeNet's recipe")
+    parser.add_argument(
+        "--run",
+        type=Path,
+        action="append",
+        default=[],
+        help="directory of a finished run of a LeNet's recipe",
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)

@@ -1,21 +1,21 @@
-"""What a training step costs with prunus, as a multiple of the same step with AdamW and no more.
+"""Time of a training step with prunus, as a multiple of the same step with AdamW alone.
 
-Every variant owns a copy of the model and its optimizer and takes the same batches; a step is
-zero_grad, forward, backward, optimizer step and whatever the variant adds. All variants of a case
-take turns in one process. The ratio is the median over the rounds of (median step of the variant in
-the round) / (median step of AdamW in the same round); a drift of the machine cancels out of it.
+Every variant owns a copy of the model and its optimizer and trains on the same batches; a step is
+zero_grad, forward, backward, optimizer step and the additions of the variant. All variants of a
+case are interleaved in one process. The ratio is the median over the rounds of (median step of the
+variant in the round) / (median step of AdamW in the same round); a drift of the machine cancels.
 
-Whether the C library hands freed memory back to the system, only to fetch it again page by page in
-the next step, depends on what else lives on the heap and can double the time of AdamW itself. So by
-default freed memory is kept, where the library is glibc. That makes every step as fast as it can
-be and the ratios reproducible; ``--system-allocator`` leaves the library as it is.
+Whether the C library returns freed memory to the system, and fetches it again page by page in the
+next step, depends on other objects on the heap and can double the time of AdamW itself. So by
+default freed memory is kept, where the library is glibc. That makes every step as fast as possible
+and the ratios reproducible; ``--system-allocator`` leaves the library unchanged.
 
 On some processors PyTorch's square root takes several times as long where many numbers are exactly
-0, as the second moments of removed weights are, so that AdamW itself slows down once weights are
-removed by whatever means. ``--fused`` takes AdamW's fused form, which knows no such thing.
+0, as the second moments of removed weights are, so that AdamW itself is slower once weights are
+removed by any means. ``--fused`` selects AdamW's fused form, which is not affected.
 
-That the penalties compared are the same one is checked, too: after the first step prunus's closed
-form and the authors' two backward passes have to agree.
+The benchmark also checks that the compared penalties are the same: after the first step, prunus's
+closed form and the authors' two backward passes must agree.
 
 Run from the repository's root: ``python -m benchmarks.speed.step_overhead``
 """
@@ -50,7 +50,7 @@ Step = Callable[[torch.Tensor, torch.Tensor], None]
 
 
 def plain(model: nn.Module, optimizer: torch.optim.Optimizer) -> Step:
-    """AdamW and nothing else."""
+    """Return a step of AdamW alone."""
 
     def step(inputs: torch.Tensor, labels: torch.Tensor) -> None:
         optimizer.zero_grad()
@@ -66,14 +66,14 @@ def pruned(
     apply: Apply = "gradient",
     sparsity: float = 0.0,
 ) -> Step:
-    """The same loop with a pruner attached to the optimizer, which keeps it alive."""
+    """Return the same step with a pruner attached to the optimizer, which keeps it alive."""
     pruner = Pruner(model, optimizer, RelevancePenalty(strength=STRENGTH, apply=apply))
     pruner.prune(sparsity=sparsity)
     return plain(model, optimizer)
 
 
 def two_backward_passes(model: nn.Module, optimizer: torch.optim.Optimizer) -> Step:
-    """R = γ · Σ exp(−|∂L/∂w|/α) · w² as a term of the loss, as the authors compute it."""
+    """Return a step with R = γ · Σ exp(−|∂L/∂w|/α) · w² in the loss, as the authors compute it."""
     weights = [target.parameter for target in select(model).values()]
 
     def step(inputs: torch.Tensor, labels: torch.Tensor) -> None:
@@ -91,7 +91,7 @@ def two_backward_passes(model: nn.Module, optimizer: torch.optim.Optimizer) -> S
 
 
 def lobster(model: nn.Module, optimizer: torch.optim.Optimizer) -> Step:
-    """LOBSTER's w ← w − λ · w · relu(1 − |∂L/∂w|) after the step, tensor by tensor."""
+    """Return a step followed by LOBSTER's w ← w − λ · w · relu(1 − |∂L/∂w|) for each tensor."""
     weights = [target.parameter for target in select(model).values()]
     inner = plain(model, optimizer)
 
@@ -138,7 +138,7 @@ class Block(nn.Module):
 
 
 def resnet32() -> nn.Sequential:
-    """The ResNet-32 of He et al. for CIFAR-10, widths 16-32-64, shortcut A: 464,154 parameters."""
+    """Return He et al.'s ResNet-32 for CIFAR-10: widths 16-32-64, option A, 464,154 parameters."""
     widths = [16] * 6 + [32] * 5 + [64] * 5
     return nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1, bias=False),
@@ -153,19 +153,19 @@ def resnet32() -> nn.Sequential:
 
 @dataclass(frozen=True)
 class Case:
-    """What to train and how long.
+    """Model, batch and number of timed steps.
 
     Attributes:
-        name: How the case is called.
-        build: Makes the model.
-        parameters: How many it must have.
-        shape: Of a batch.
-        classes: How many the labels have.
-        rounds: How many rounds to time.
+        name: Name of the case.
+        build: Builds the model.
+        parameters: Expected number of parameters.
+        shape: Shape of a batch.
+        classes: Number of classes of the labels.
+        rounds: Number of timed rounds.
         calls: Timed steps per round.
-        warm: Untimed steps before them: a state that fits the caches would stay there in a loop of
-            its own, and must not seem slower because others took their turns.
-        goal: The ratio that prunus with dense masks should not exceed.
+        warm: Untimed steps before them, which load the state into the caches, where it would stay
+            without the other variants.
+        goal: Upper bound of the ratio of prunus with dense masks.
     """
 
     name: str
@@ -239,7 +239,7 @@ def _next(step: Step, feed: itertools.cycle[tuple[torch.Tensor, torch.Tensor]]) 
 
 
 def _check_same(ours: nn.Module, theirs: nn.Module) -> None:
-    """Check that two models took the same step; where a gradient is all but 0, Adam divides it."""
+    """Check that two models took the same step; Adam magnifies gradients close to 0."""
     for name, weight in theirs.named_parameters():
         torch.testing.assert_close(
             ours.get_parameter(name), weight, rtol=1e-5, atol=LEARNING_RATE / 10
@@ -259,8 +259,8 @@ def _table(case: Case, figures: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure all cases, print a table of each, write the result file."""
-    parser = options("What a training step costs with prunus.", "step_overhead")
-    parser.add_argument("--system-allocator", action="store_true", help="leave it as it is")
+    parser = options("Time of a training step with prunus.", "step_overhead")
+    parser.add_argument("--system-allocator", action="store_true", help="keep its defaults")
     parser.add_argument("--fused", action="store_true", help="AdamW(..., fused=True)")
     arguments = parser.parse_args()
     kept = not arguments.system_allocator and keep_freed_memory()

@@ -1,11 +1,11 @@
-"""The k-th smallest magnitude over many tensors: prunus against joining them all.
+"""The k-th smallest magnitude over many tensors: prunus beside concatenating them.
 
-Time is the median of calls that take turns in one process. Extra memory is the peak of the resident
-set during one call above its size just before, in a fresh process for each method that holds the
-weights and has called the method once on a few of them; it counts whatever the method allocates, by
-PyTorch or past it. The peak is reset through Linux's /proc/self/clear_refs, because the one that
-``getrusage`` reports includes what importing and the parent process once used; so the benchmark
-needs Linux. Every call has to find the same value.
+Time is the median of interleaved calls in one process. Extra memory is the peak of the resident set
+during one call minus its size before the call, in a new process for each method that holds the
+weights and has called the method once on a few of them; it includes all allocations, by PyTorch or
+not. The peak is reset through Linux's /proc/self/clear_refs, because the one that ``getrusage``
+reports includes imports and the parent process; so the benchmark needs Linux. Every call must find
+the same value.
 
 Run from the repository's root: ``python -m benchmarks.speed.threshold``
 """
@@ -28,13 +28,13 @@ from prunus._utils.chunks import chunks
 from prunus._utils.timing import interleaved, spread
 
 TENSORS = 8
-SHARE = 0.9
+FRACTION = 0.9
 
 Weights = Sequence[torch.Tensor]
 
 
 def prunus(weights: Weights, k: int, masks: Weights | None = None) -> float:
-    """Take prunus._engine.kth_smallest.kth_smallest, fed as pruning feeds it."""
+    """Compute it by prunus._engine.kth_smallest, called as pruning calls it."""
 
     def scores() -> Iterator[ScoreChunk]:
         for i, weight in enumerate(weights):
@@ -46,18 +46,18 @@ def prunus(weights: Weights, k: int, masks: Weights | None = None) -> float:
 
 
 def kthvalue(weights: Weights, k: int) -> float:
-    """Take torch.kthvalue of the concatenation."""
+    """Compute it by torch.kthvalue of the concatenation."""
     return torch.cat([weight.abs() for weight in weights]).kthvalue(k).values.item()
 
 
 def topk(weights: Weights, k: int) -> float:
-    """Take torch.topk of the concatenation, from the top: the fewer elements."""
-    joined = torch.cat([weight.abs() for weight in weights])
-    return joined.topk(joined.numel() - k + 1, sorted=False).values.min().item()
+    """Compute it by torch.topk of the concatenation, from the top, where fewer elements are."""
+    magnitudes = torch.cat([weight.abs() for weight in weights])
+    return magnitudes.topk(magnitudes.numel() - k + 1, sorted=False).values.min().item()
 
 
 def sort(weights: Weights, k: int) -> float:
-    """Take torch.sort of the concatenation."""
+    """Compute it by torch.sort of the concatenation."""
     return torch.cat([weight.abs() for weight in weights]).sort().values[k - 1].item()
 
 
@@ -71,21 +71,21 @@ METHODS: dict[str, Callable[..., float]] = {
 
 
 def prepared(method: str, total: int, seed: int) -> Callable[[], float]:
-    """Make ``total`` weights, in tensors of growing sizes, and bind a method to them."""
+    """Return a call of a method on ``total`` weights, in tensors of growing sizes."""
     generator = torch.Generator().manual_seed(seed)
     ends = [total * i * (i + 1) // (TENSORS * (TENSORS + 1)) for i in range(TENSORS + 1)]
     weights = [
         torch.empty(end - start).normal_(generator=generator)
         for start, end in itertools.pairwise(ends)
     ]
-    call = functools.partial(METHODS[method], weights, round(SHARE * total))
+    call = functools.partial(METHODS[method], weights, round(FRACTION * total))
     if method.endswith("masks"):
         call.keywords["masks"] = [torch.ones_like(w, dtype=torch.bool) for w in weights]
     return call
 
 
 def extra_bytes(method: str, total: int, seed: int, threads: int) -> tuple[int, float]:
-    """Return how far a call raises this process's peak, and what it finds; for a new process."""
+    """Return by how much a call raises the peak of this new process, and the value it finds."""
     torch.set_num_threads(threads)
     prepared(method, min(total, 1 << 18), seed)()
     call = prepared(method, total, seed)
@@ -123,7 +123,7 @@ def measure(total: int, *, rounds: int, seed: int, threads: int) -> dict[str, An
 
 
 def _table(total: int, figures: dict[str, Any]) -> str:
-    lines = [f"\n{total:,} float32 weights in {TENSORS} tensors, k = {SHARE:.0%}"]
+    lines = [f"\n{total:,} float32 weights in {TENSORS} tensors, k = {FRACTION:.0%}"]
     lines.append(f"{'method':20}{'ms':>10}   {'quartiles':24}{'extra MiB':>10}{'of weights':>12}")
     for name, f in figures.items():
         quartiles = f"{f['quartile_1_ms']:.1f} to {f['quartile_3_ms']:.1f}"
@@ -145,7 +145,7 @@ def main() -> None:
         figures = measure(total, rounds=rounds, seed=arguments.seed, threads=arguments.threads)
         print(_table(total, figures), flush=True)
         results.append({"weights": total, "rounds": rounds, "methods": figures})
-    save(arguments.out, arguments.seed, {"tensors": TENSORS, "share": SHARE, "sizes": results})
+    save(arguments.out, arguments.seed, {"tensors": TENSORS, "share": FRACTION, "sizes": results})
 
 
 if __name__ == "__main__":

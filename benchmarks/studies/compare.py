@@ -1,14 +1,14 @@
-"""Prune the same dense networks by several methods to several ratios, and set the results beside.
+"""Comparison of methods that prune the same dense networks to several compression ratios.
 
-Per seed one dense network is trained, and every method starts from a copy of it, with the same
-epochs, batches and schedule. Every run is a process of its own and reads the test split once, at
-its end. The result file is written after each run, and runs that it holds are not repeated, so that
-the benchmark can be stopped and started again with the same command. For example::
+For each seed one dense network is trained, and every method starts from a copy of it, with the same
+epochs, batches and schedule. Every run is a separate process and reads the test split once, at its
+end. The result file is written after each run, and its runs are not repeated, so that the benchmark
+can be stopped and continued with the same command. For example::
 
     python -m benchmarks.studies.compare shakespeare-lm --set autocast=true --ratios 10 5 --out FILE
 
-The committed result files hold all their runs: without ``--out`` nothing is trained, and what is
-there is printed.
+The committed result files are complete: without ``--out`` nothing is trained, and their tables are
+printed.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ L2_STRENGTHS = {
     "taskmaster-dialogue": 0.03,
     "shakespeare-lm": 0.03,
 }
-"""γ of plain L2, which spares no weight, so that less of it is ruinous than of relevance.
+"""γ of plain L2, which shrinks every weight and needs smaller values than relevance.
 
 Chosen on the validation splits of Tiny Shakespeare and of Multi30k, with seeds that are not among
-the default ones, and carried over to the dialogues from the former by the sum of a run's learning
-rates, which is what γ is multiplied by in the course of it."""
+the default ones, and transferred from the former to the dialogues by the sum of a run's learning
+rates, by which γ is multiplied in the course of the run."""
 
 
 def changes(recipe: str, method: str) -> list[str]:
-    """Return what a method changes in the recipe's settings."""
+    """Return the changes that a method makes to the recipe's settings."""
     strength = [f"strength={L2_STRENGTHS[recipe]}"] if recipe in L2_STRENGTHS else []
     return {"relevance": [], "L2": ["penalty=l2", *strength], "no penalty": ["penalty=none"]}[
         method
@@ -59,8 +59,8 @@ def main() -> None:
     parser.add_argument("--ratios", type=float, nargs="+", required=True)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--out", type=Path, help="the result file; default: beside the benchmarks")
-    parser.add_argument("--runs", type=Path, help="keep the runs here; default: nowhere")
+    parser.add_argument("--out", type=Path, help="the result file; default: in benchmarks/results")
+    parser.add_argument("--runs", type=Path, help="keep the runs here; default: delete them")
     arguments = parser.parse_args()
     own = [s for s in arguments.settings if s.partition("=")[0] in ("ratio", "penalty", "strength")]
     if own:
@@ -75,7 +75,7 @@ def main() -> None:
         "settings": settings,
         "methods": {method: changes(recipe.name, method) for method in METHODS},
     }
-    record = _begun(out, wanted)
+    record = _started(out, wanted)
     before = len(record["runs"])
     with tempfile.TemporaryDirectory() as parent:
         folder = arguments.runs or Path(parent)
@@ -83,7 +83,7 @@ def main() -> None:
             dense: Path | None = None
             for ratio in arguments.ratios:
                 for method in arguments.methods:
-                    if _held(record, method, ratio, seed):
+                    if _holds(record, method, ratio, seed):
                         continue
                     path = folder / f"{recipe.name}-{seed}-{method.replace(' ', '-')}-{ratio:g}"
                     dense = dense or _finished(folder, f"{recipe.name}-{seed}-")
@@ -114,36 +114,36 @@ def main() -> None:
 
 
 def digits(record: dict[str, Any]) -> int:
-    """Return how many decimals the metric is worth."""
+    """Return the number of decimals shown of the metric."""
     metric = record["runs"][0]["summary"]["metric"]["name"]
     return 3 if metric == "bits per character" else 2
 
 
 def spread(values: Sequence[float], decimals: int, sign: str = "") -> str:
-    """Write a mean and, of several values, their standard deviation."""
+    """Return a mean and, for several values, their standard deviation as text."""
     deviation = f" ± {statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):{sign}.{decimals}f}{deviation}"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one method reached at one ratio, over the seeds."""
+    """Results of one method at one ratio, over the seeds."""
 
     sparsity: float
     seeds: list[int]
     dense: list[float]
-    """What each seed's dense network reaches."""
+    """The test metric of each seed's dense network."""
     values: list[float]
 
     def only(self, seeds: Collection[int]) -> Outcome:
-        """Return the same of some seeds."""
+        """Return the results of these seeds alone."""
         places = [i for i, seed in enumerate(self.seeds) if seed in seeds]
         dense, values = ([own[i] for i in places] for own in (self.dense, self.values))
         return Outcome(self.sparsity, [self.seeds[i] for i in places], dense, values)
 
     @property
     def gaps(self) -> list[float]:
-        """Each seed's value less that of its dense network."""
+        """Each seed's value minus that of its dense network."""
         return [value - dense for value, dense in zip(self.values, self.dense, strict=True)]
 
 
@@ -184,25 +184,23 @@ def table(record: dict[str, Any]) -> list[str]:
     return rows
 
 
-def _begun(out: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+def _started(out: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     if not out.exists():
         return {**wanted, "runs": []}
     record: dict[str, Any] = json.loads(out.read_text())
     differing = [key for key in wanted if record.get(key) != wanted[key]]
     if differing:
-        sys.exit(
-            f"{out.name} was made with other {', '.join(differing)}: give another file by --out"
-        )
+        sys.exit(f"{out.name} has other {', '.join(differing)}: name another file by --out")
     return record
 
 
-def _held(record: dict[str, Any], method: str, ratio: float, seed: int) -> bool:
+def _holds(record: dict[str, Any], method: str, ratio: float, seed: int) -> bool:
     wanted = (method, ratio, seed)
     return wanted in [(r["method"], r["ratio"], r["summary"]["seed"]) for r in record["runs"]]
 
 
 def _finished(folder: Path, prefix: str) -> Path | None:
-    """Return a run of this seed whose dense network is there already."""
+    """Return a finished run of this seed, with its dense network."""
     found = sorted(folder.glob(f"{prefix}*/summary.json"))
     return found[0].parent if found else None
 

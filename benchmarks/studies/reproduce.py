@@ -1,7 +1,7 @@
-"""Run a recipe once per seed by the command, and keep mean and spread of what it came to.
+"""Reproduction of a recipe over several seeds, with mean and spread of its results.
 
-Each run is a process of its own. The test split is read by each run once, at its end, and decides
-nothing. For example::
+Each run is a separate process. Each run reads the test split once, at its end, for no decision. For
+example::
 
     python -m benchmarks.studies.reproduce mnist-lenet300 --data FOLDER
 """
@@ -54,7 +54,7 @@ def main() -> None:
             summaries.append(json.loads((out / "summary.json").read_text()))
     figures = {name: _spread([f(s) for s in summaries]) for name, f in FIGURES.items()}
     record = {
-        # Not where the data lay on this machine, but what they are.
+        # Without the path of the data on this machine.
         "commands": [
             " ".join(["prunus", *_command(recipe.name, seed, arguments.settings)[3:]])
             for seed in arguments.seeds

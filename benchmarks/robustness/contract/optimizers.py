@@ -1,4 +1,4 @@
-"""Every optimizer of torch.optim that takes dense gradients, ready to be built by name."""
+"""Every optimizer of ``torch.optim`` that accepts dense gradients, by name."""
 
 from __future__ import annotations
 
@@ -33,4 +33,4 @@ OPTIMIZERS: dict[str, Build] = {
     "LBFGS line search": lambda p: torch.optim.LBFGS(p, line_search_fn="strong_wolfe"),
     "Muon": lambda p: torch.optim.Muon(p, lr=0.01),
 }
-"""Names for test parametrization, and how to build each."""
+"""Constructors by name; the names parametrize tests."""

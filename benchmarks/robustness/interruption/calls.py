@@ -1,7 +1,7 @@
-"""The command, disturbed at the n-th of the calls by which it changes its run's directory.
+"""Disturbance of the command at the n-th call that changes its run's directory.
 
-It is killed there, or from there on the disk is full. Killing is by SIGKILL, just before the call;
-of a write a part is done first, so that what it leaves is torn. Python's audit events report the
+The process is killed there, or the disk is full from there on. It is killed by SIGKILL just before
+the call; a write is done in part first, so that the file is torn. Python's audit events report the
 calls; for writes and fsync, which have none, ``io.open`` and ``os.fsync`` are replaced.
 """
 
@@ -23,7 +23,7 @@ from prunus.cli.app import main
 
 __all__ = ["Disturbance", "disturbed"]
 
-# Of each event: what it is called here, and which of its arguments is the path that changes.
+# For each event: its name here, and the position of the argument that is the changed path.
 EVENTS = {
     "open": ("open", 0),
     "os.mkdir": ("mkdir", 0),
@@ -33,22 +33,22 @@ EVENTS = {
     "os.link": ("link", 1),
 }
 CHANGING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-ASIDE = re.compile(r"\.([^/]+)\.[0-9a-f]{8}$")  # what a file is called while it is made
+ASIDE = re.compile(r"\.([^/]+)\.[0-9a-f]{8}$")  # name of a file being written
 
 
 @dataclass(frozen=True)
 class Disturbance:
-    """What happens to a run, and when.
+    """Kind and moment of a disturbance.
 
     Attributes:
-        deed: "kill", or "full" for a disk that is full from then on.
+        action: "kill", or "full" for a disk that is full from then on.
         at: The number of the call, counted from 1; 0 for never.
-        share: How much of that call is done if it is a write, from 0 to 1.
+        fraction: Fraction of that call that is done if it is a write, from 0 to 1.
     """
 
-    deed: Literal["kill", "full"] = "kill"
+    action: Literal["kill", "full"] = "kill"
     at: int = 0
-    share: float = 0.5
+    fraction: float = 0.5
 
 
 class _Watch:
@@ -62,14 +62,14 @@ class _Watch:
         self._true_open, self._true_fsync = io.open, os.fsync
 
     def begin(self, report: Path) -> None:
-        """Watch from now on, for as long as the process lives."""
+        """Watch all calls until the process ends."""
         self._report = report
         sys.addaudithook(self._audited)
         io.open = self._open
         os.fsync = self._fsync  # type: ignore[assignment]
 
     def report(self) -> None:
-        """Write down how many calls there were, and which of them was disturbed."""
+        """Write the number of calls, and which of them was disturbed."""
         descriptor = os.open(self._report, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.write(descriptor, json.dumps({"calls": self.calls, "where": self.where}).encode())
         os.close(descriptor)
@@ -103,17 +103,17 @@ class _Watch:
         self._true_fsync(descriptor)
 
     def write(self, file: _Torn, content: memoryview) -> None:
-        """Count a write, and tear it if it is the one."""
+        """Count a write, and tear it if it is disturbed."""
         self._written = os.fspath(file.name)
         if self._strikes("write", self._written, needs_room=True):
-            if self.calls == self._disturbance.at:  # later there is no room even for a part
-                file.complete(content[: int(len(content) * self._disturbance.share)])
+            if self.calls == self._disturbance.at:  # later writes have no room at all
+                file.complete(content[: int(len(content) * self._disturbance.fraction)])
             self._strike()
 
     def _strikes(self, call: str, path: str | os.PathLike[str], *, needs_room: bool) -> bool:
         self.calls += 1
-        deed, at = self._disturbance.deed, self._disturbance.at
-        strikes = self.calls == at if deed == "kill" else needs_room and 0 < at <= self.calls
+        action, at = self._disturbance.action, self._disturbance.at
+        strikes = self.calls == at if action == "kill" else needs_room and 0 < at <= self.calls
         if strikes and not self.where:
             shown = os.path.relpath(path, self._below)
             self.where = f"{call} " + ASIDE.sub(r"\1", shown)
@@ -121,7 +121,7 @@ class _Watch:
 
     def _strike(self) -> None:
         self.report()
-        if self._disturbance.deed == "kill":
+        if self._disturbance.action == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -146,14 +146,14 @@ class _Torn(io.FileIO):
 def disturbed(
     command: Sequence[str], below: Path, disturbance: Disturbance, output: Path, report: Path
 ) -> None:
-    """Run the command in this process; all it prints goes to the file ``output``.
+    """Run the command in this process, with its output in the file ``output``.
 
     Args:
         command: Its arguments.
         below: The run's directory.
-        disturbance: What happens to it.
-        output: Takes what it prints.
-        report: Takes, as JSON, how many calls there were and which of them was disturbed.
+        disturbance: Kind and moment of the disturbance.
+        output: File for its output.
+        report: File for the number of calls and the disturbed call, as JSON.
     """
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (sys.stdout, sys.stderr):
