@@ -58,7 +58,11 @@ MODULES: dict[str, list[str]] = {
     "penalties/gradient_application.py": ["tests/penalties/test_applications.py"],
     "penalties/loss_application.py": ["tests/penalties/test_applications.py"],
     "penalties/strengths.py": ["tests/penalties/test_strengths.py"],
+    "_engine/clipping.py": ["tests/engine/test_clipping.py"],
+    "_engine/gradients.py": ["tests/engine/test_gradients.py"],
     "_engine/kth_smallest.py": ["tests/test_threshold.py"],
+    "_engine/observation.py": ["tests/engine/test_observation.py"],
+    "_engine/step_state.py": ["tests/engine/test_step_state.py"],
 }
 
 WANTED = 85.0

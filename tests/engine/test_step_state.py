@@ -1,0 +1,192 @@
+"""What is remembered from step to step: saved, checked and restored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from prunus import (
+    CheckpointError,
+    ConstantRelevance,
+    MagnitudeScore,
+    Selection,
+    TaylorScore,
+    select,
+)
+from prunus._engine.observation import GradientObserver
+from prunus._engine.step_state import StepState
+from prunus.penalties.averages import MagnitudeAverages
+from prunus.penalties.decoupled_application import DecoupledApplication
+from prunus.penalties.formula import PenaltyFormula
+from prunus.penalties.gradient_application import GradientApplication
+
+
+def selection_of(dtype: torch.dtype = torch.float32) -> Selection:
+    model = nn.ModuleDict({"a": nn.Linear(2, 1, bias=False), "b": nn.Linear(1, 1, bias=False)})
+    return select(model.to(dtype))
+
+
+class Parts:
+    """A state with the objects that it saves."""
+
+    def __init__(
+        self,
+        selection: Selection,
+        *,
+        score: Any = None,
+        smoothing: float = 0.5,
+        application: Any = DecoupledApplication,
+    ) -> None:
+        self.observer = GradientObserver(score or TaylorScore(), selection)
+        self.averages = MagnitudeAverages(smoothing)
+        formula = PenaltyFormula(ConstantRelevance(), 2)
+        self.application = application and application(formula, selection, dict)
+        self.state = StepState(selection, self.observer, self.averages, self.application)
+
+
+def filled(selection: Selection) -> Parts:
+    parts = Parts(selection)
+    parts.observer.memory = {"a.weight": torch.tensor([[1.0, 2.0]])}
+    parts.averages.tensors = {"b.weight": torch.tensor([[3.0]])}
+    parts.averages.counts = {"b.weight": 7}
+    parts.application.remainders = {"a.weight": torch.tensor([[0.25, 0.5]])}
+    return parts
+
+
+def listed(state: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {
+        key: {n: v.tolist() if isinstance(v, torch.Tensor) else v for n, v in entries.items()}
+        for key, entries in state.items()
+    }
+
+
+def test_the_state_holds_what_is_remembered_and_how_often_it_was_updated() -> None:
+    state = filled(selection_of()).state.state_dict(complete=False)
+    assert listed(state) == {
+        "score": {"a.weight": [[1.0, 2.0]]},
+        "averages": {"b.weight": [[3.0]]},
+        "remainders": {"a.weight": [[0.25, 0.5]]},
+        "averaged": {"b.weight": 7},
+        "observed": {"a.weight": 1},
+    }
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wide"),
+    [(torch.bfloat16, torch.float32), (torch.float16, torch.float32)],
+)
+def test_a_complete_state_holds_zeros_for_what_may_be_remembered_later(
+    dtype: torch.dtype, wide: torch.dtype
+) -> None:
+    parts = filled(selection_of(dtype))
+    parts.observer.memory = {"a.weight": torch.tensor([[1.0, 2.0]], dtype=dtype)}
+    state = parts.state.state_dict(complete=True)
+    assert listed(state) == {
+        "score": {"a.weight": [[1.0, 2.0]], "b.weight": [[0.0]]},
+        "averages": {"b.weight": [[3.0]], "a.weight": [[0.0, 0.0]]},
+        "remainders": {"a.weight": [[0.25, 0.5]], "b.weight": [[0.0]]},
+        "averaged": {"b.weight": 7, "a.weight": 0},
+        "observed": {"a.weight": 1, "b.weight": 0},
+    }
+    for key in ("score", "averages", "remainders"):
+        assert all(tensor.dtype == wide for tensor in state[key].values())
+    assert parts.application.remainders.keys() == {"a.weight"}  # not filled up itself
+
+
+def test_a_complete_state_has_no_place_for_what_is_never_remembered() -> None:
+    selection = selection_of()
+    idle = Parts(selection, score=MagnitudeScore(), smoothing=0.0)
+    assert not any(idle.state.state_dict(complete=True).values())
+    without = Parts(selection, score=MagnitudeScore(), smoothing=0.0, application=None)
+    assert not any(without.state.state_dict(complete=True).values())
+    other = Parts(selection_of(torch.bfloat16), application=GradientApplication)
+    assert other.state.state_dict(complete=True)["remainders"] == {}
+    wide = Parts(selection_of(torch.float64))
+    state = wide.state.state_dict(complete=True)
+    assert state["remainders"] == {}
+    assert state["score"]["a.weight"].dtype == torch.float64
+
+
+def test_a_state_is_restored_as_copies() -> None:
+    state = filled(selection_of()).state.state_dict(complete=False)
+    restored = Parts(selection_of())
+    restored.state.check(state)
+    restored.state.load_state_dict({**state, "other": {"ignored": 1}})
+    assert listed(restored.state.state_dict(complete=False)) == listed(state)
+    assert restored.averages.counts == {"b.weight": 7}
+    state["score"]["a.weight"].zero_()
+    assert restored.observer.memory["a.weight"].tolist() == [[1.0, 2.0]]
+    without = Parts(selection_of(), application=None)
+    without.state.load_state_dict(state)
+    assert without.averages.tensors["b.weight"].tolist() == [[3.0]]
+
+
+def test_placeholders_are_not_restored() -> None:
+    complete = filled(selection_of(torch.bfloat16)).state.state_dict(complete=True)
+    restored = Parts(selection_of(torch.bfloat16))
+    restored.state.load_state_dict(complete)
+    assert list(restored.observer.memory) == ["a.weight"]
+    assert list(restored.averages.tensors) == ["b.weight"]
+    assert restored.averages.counts == {"b.weight": 7}
+
+
+def test_restored_tensors_have_their_own_type_and_the_memory_order_of_the_weights() -> None:
+    layer = nn.Conv2d(2, 3, 3, bias=False)
+    layer.weight = nn.Parameter(layer.weight.to(memory_format=torch.channels_last))
+    parts = Parts(select(layer))
+    memory = torch.arange(54.0, dtype=torch.float64).reshape(3, 2, 3, 3)
+    state: dict[str, dict[str, Any]] = {
+        "score": {"weight": memory},
+        "observed": {"weight": 1},
+        "averages": {},
+        "averaged": {},
+        "remainders": {},
+    }
+    parts.state.load_state_dict(state)
+    restored = parts.observer.memory["weight"]
+    assert restored.stride() == layer.weight.stride()
+    assert restored.dtype == torch.float64
+    assert torch.equal(restored, memory)
+
+
+EMPTY: dict[str, dict[str, Any]] = {
+    "score": {},
+    "averages": {},
+    "remainders": {},
+    "averaged": {},
+    "observed": {},
+}
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (
+            {"score": {"x": torch.ones(1)}, "averaged": {"y": 1, "x": 0}},
+            "^this is the state of another model: it has x, y$",
+        ),
+        ({"observed": {"z": 1}}, "^this is the state of another model: it has z$"),
+        (
+            {"averaged": {"a.weight": -1}, "observed": {"b.weight": 1.5}},
+            "^this is the state of another model: it has a.weight as -1, b.weight as 1.5$",
+        ),
+        (
+            {"score": {"a.weight": 3}, "remainders": {"b.weight": torch.ones(2, 1)}},
+            r"^this is the state of another model: it has a.weight as int, "
+            r"b.weight of \(2, 1\) for \(1, 1\)$",
+        ),
+        (
+            {"score": {"b.weight": torch.ones(2)}, "averages": {"b.weight": torch.ones(2)}},
+            r"it has b.weight of \(2,\) for \(1, 1\)$",
+        ),
+    ],
+)
+def test_every_foreign_entry_is_named(entries: dict[str, Any], message: str) -> None:
+    state = Parts(selection_of()).state
+    state.check(EMPTY)
+    state.check({**EMPTY, "averaged": {"a.weight": 0}})
+    with pytest.raises(CheckpointError, match=message):
+        state.check({**EMPTY, **entries})
