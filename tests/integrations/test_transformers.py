@@ -1,13 +1,9 @@
-"""Tests of the callback for the Trainer: zeros, resumption, ties, delivery and rejections."""
+"""Tests of the callback for the Trainer: zeros, clipping, ties, selection and delivery."""
 
 from __future__ import annotations
 
 import functools
 import logging
-import random
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +13,6 @@ from torch import nn
 
 pytest.importorskip("transformers")
 
-from accelerate import debug_launcher
 from transformers import (
     AutoModelForCausalLM,
     BartForConditionalGeneration,
@@ -29,22 +24,25 @@ from transformers import (
     TrainerCallback,
 )
 
-from helpers.states import same, states_equal
-from integrations.trainers import VOCABULARY, Sentences, bart, gpt2, make_trainer, stateful
+from helpers.states import states_equal
+from integrations.transformers_trainers import (
+    VOCABULARY,
+    Interrupt,
+    Sentences,
+    bart,
+    gpt2,
+    make_trainer,
+    stateful,
+)
 from prunus import (
-    CheckpointError,
     ExponentialRelevance,
-    FloorNotReachedError,
     GradualPruning,
     IterativePruning,
     OneShot,
-    PrunusError,
     RelevancePenalty,
-    TaylorScore,
     select,
 )
-from prunus._utils.files import load_tree
-from prunus.integrations.transformers import STATE_FILE, PruningCallback
+from prunus.integrations.transformers import PruningCallback
 
 pytestmark = pytest.mark.frameworks
 
@@ -164,66 +162,6 @@ def test_clipping_equals_the_trainers_bit_for_bit(tmp_path: Path) -> None:
     assert pruned.args.max_grad_norm == 0.1
     saved = torch.load(tmp_path / "b/checkpoint-4/training_args.bin", weights_only=False)
     assert saved.max_grad_norm == 0.1
-
-
-class Stop(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        control.should_training_stop = state.global_step >= self.step
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    trainer = make_trainer(tmp_path_factory.mktemp("uninterrupted"), stateful())
-    trainer.train()
-    return trainer
-
-
-# Drawn once. "save" kills after the Trainer has written its files and before the callback has.
-_DRAW = random.Random(20261122)
-KILLS = [(_DRAW.randint(5, 23), event) for event in ("step", "evaluate", "save")]
-
-
-@pytest.mark.parametrize(("step", "event"), KILLS)
-def test_a_killed_and_resumed_run_equals_the_uninterrupted_one(
-    tmp_path: Path, uninterrupted: Any, step: int, event: str
-) -> None:
-    program = Path(__file__).with_name("trainers.py")
-    done = subprocess.run(
-        [sys.executable, str(program), str(tmp_path), str(step), event],
-        capture_output=True,
-        check=False,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
-    trainer = make_trainer(tmp_path, stateful())
-    trainer.train(resume_from_checkpoint=True)
-    assert states_equal(trainer.model, uninterrupted.model)
-    last = f"checkpoint-{trainer.state.global_step}/{STATE_FILE}"
-    resumed, expected = (
-        load_tree(tmp_path / last),
-        load_tree(Path(uninterrupted.args.output_dir) / last),
-    )
-    assert same(resumed, expected)
-    assert resumed["pruner"]["prunings"] == 6
-
-
-def test_resuming_from_another_directory_needs_its_name(tmp_path: Path, uninterrupted: Any) -> None:
-    checkpoint = Path(uninterrupted.args.output_dir) / "checkpoint-20"
-    with pytest.raises(CheckpointError, match="resume_from="):
-        make_trainer(tmp_path, stateful()).train(resume_from_checkpoint=str(checkpoint))
-    callback = stateful(resume_from=checkpoint)
-    trainer = make_trainer(tmp_path, callback)
-    trainer.train(resume_from_checkpoint=str(checkpoint))
-    assert states_equal(trainer.model, uninterrupted.model)
-
-
-def test_a_checkpoint_of_another_step_is_rejected(tmp_path: Path, uninterrupted: Any) -> None:
-    source = Path(uninterrupted.args.output_dir)
-    callback = stateful(resume_from=source / "checkpoint-24")
-    with pytest.raises(CheckpointError, match="resumed at step 20.* is of step 24"):
-        make_trainer(tmp_path, callback).train(resume_from_checkpoint=str(source / "checkpoint-20"))
 
 
 def test_a_metric_of_compute_metrics_reaches_the_schedule(tmp_path: Path) -> None:
@@ -375,55 +313,6 @@ def test_evaluation_after_training_removes_nothing(tmp_path: Path) -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_an_unmet_floor_is_rejected_at_the_end(tmp_path: Path) -> None:
-    callback = PruningCallback(
-        schedule=IterativePruning(fraction=0.5), metric="loss", floor=1e-09, mode="min"
-    )
-    with pytest.raises(FloorNotReachedError, match="no validation met the floor"):
-        make_trainer(tmp_path, callback, max_steps=4).train()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"schedule": IterativePruning(), "floor": 1.0}, "needs the validation metric"),
-        ({"schedule": OneShot(sparsity=0.5), "floor": 1.0}, "needs the validation metric"),
-        ({"metric": "eval_loss"}, 'mode="min"'),
-        ({"metric": 3}, "metric must be the name of a metric or None, but is 3"),
-        ({"penalty": OneShot(sparsity=0.5)}, "penalty must be a RelevancePenalty or None, but is"),
-        ({"selection": ["*"]}, "selection must be a Selection, or a function that returns one"),
-        ({"score": TaylorScore}, "score must be a Score, but is the class TaylorScore"),
-        ({"min_density": 1.0}, "min_density must be from 0 to below 1, but is 1.0"),
-        ({"mode": "most"}, "mode must be 'max' or 'min', but is 'most'"),
-        ({"masks": [0]}, r"masks must be masks by name or None, but is \[0\]"),
-        ({"masks": {}, "keep_zeros": True}, "masks and keep_zeros=True both set the first masks"),
-    ],
-)
-def test_conflicting_arguments_are_rejected(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(PrunusError, match=message):
-        PruningCallback(**arguments)
-
-
-def floored() -> PruningCallback:
-    return PruningCallback(schedule=IterativePruning(), metric="bleu", floor=0.5)
-
-
-def test_a_metric_that_the_evaluation_does_not_return_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(PrunusError, match=r"no metric 'bleu'; it returned .*eval_loss"):
-        make_trainer(tmp_path, floored()).train()
-
-
-def test_disabled_evaluation_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(PrunusError, match="evaluation is disabled"):
-        make_trainer(tmp_path, floored(), eval_strategy="no").train()
-
-
-def test_loading_the_best_model_without_a_metric_is_rejected(tmp_path: Path) -> None:
-    callback = PruningCallback(schedule=OneShot(sparsity=0.5))
-    with pytest.raises(PrunusError, match="load_best_model_at_end the callback needs metric="):
-        make_trainer(tmp_path, callback, load_best_model_at_end=True).train()
-
-
 def test_a_schedule_without_metric_prunes_at_the_first_evaluation(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, PruningCallback(schedule=OneShot(sparsity=0.5)), max_steps=8)
     trainer.eval_dataset = {"one": Sentences(8, seed=3), "other": Sentences(8, seed=4)}
@@ -431,21 +320,6 @@ def test_a_schedule_without_metric_prunes_at_the_first_evaluation(tmp_path: Path
     removed = [entry["removed"] for entry in trainer.state.log_history if "removed" in entry]
     assert removed[0] > 0
     assert removed == [removed[0], 0]  # at the first of two evaluations, each of two sets
-
-
-def test_a_model_with_untied_embeddings_is_rejected(tmp_path: Path) -> None:
-    model = gpt2()
-    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
-    with pytest.raises(PrunusError, match=r"are two tensors.*tie_weights"):
-        make_trainer(tmp_path, PruningCallback(), model=model).train()
-
-
-def test_a_checkpoint_saved_without_the_callback_is_rejected(tmp_path: Path) -> None:
-    make_trainer(tmp_path, Stop(4)).train()
-    with pytest.raises(
-        CheckpointError, match=r"has no prunus\.safetensors.*it was saved without this callback"
-    ):
-        make_trainer(tmp_path, PruningCallback()).train(resume_from_checkpoint=True)
 
 
 @pytest.mark.parametrize("metric", ["eval_one_loss", "other_loss"])
@@ -461,77 +335,6 @@ def test_the_metric_may_be_of_one_of_several_evaluation_sets(tmp_path: Path, met
     assert all(removed)
 
 
-class Interrupt(TrainerCallback):
-    """Interrupts the training but not the process, as Ctrl-C does in a notebook."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == self.step:
-            self.step = -1
-            raise KeyboardInterrupt
-
-
-def _two_processes(folder: str) -> None:
-    torch.set_num_threads(1)
-    arguments = {"ddp_backend": "gloo", "max_steps": 10}
-    whole_folder, stopped_folder = Path(folder) / "whole", Path(folder) / "stopped"
-    whole = make_trainer(whole_folder, stateful(), **arguments)
-    assert whole.args.world_size == 2
-    whole.train()
-    pruning = stateful()
-    make_trainer(stopped_folder, Stop(6), pruning, **arguments).train()
-    again = make_trainer(stopped_folder, pruning := stateful(), **arguments)
-    again.train(resume_from_checkpoint=True)
-    assert states_equal(again.model, whole.model)
-    assert pruning.pruner is not None
-    assert pruning.pruner.sparsity > 0.3
-    assert not pruning.pruner.masks.revived()
-    # Equal in the other process, which trained on other sentences.
-    own = torch.cat([weight.detach().flatten() for weight in again.model.parameters()])
-    both = [torch.empty_like(own) for _ in range(2)]
-    torch.distributed.all_gather(both, own)
-    assert torch.equal(*both)
-
-
-@pytest.mark.filterwarnings("default")
-def test_two_processes_prune_alike_and_resume(tmp_path: Path) -> None:
-    debug_launcher(_two_processes, (str(tmp_path),))
-
-
-@pytest.mark.parametrize("start", [False, True], ids=["", "eval_on_start"])
-def test_resuming_the_same_trainer_equals_the_uninterrupted_one(
-    tmp_path: Path, start: bool
-) -> None:
-    def build(folder: str, *more: TrainerCallback) -> tuple[Any, PruningCallback]:
-        schedule = (
-            IterativePruning(fraction=0.2)
-            if start
-            else GradualPruning(sparsity=0.9, end=20, every=1)
-        )
-        pruning = PruningCallback(
-            RelevancePenalty(1e-2),
-            schedule,
-            metric="loss",
-            floor=10.0 if start else None,
-            mode="min",
-        )
-        return make_trainer(tmp_path / folder, pruning, *more, eval_on_start=start), pruning
-
-    whole, _ = build("whole")
-    whole.train()
-    stopped, pruning = build("stopped", Interrupt(11))
-    with pytest.raises(KeyboardInterrupt):
-        stopped.train()
-    assert pruning.pruner is not None
-    before = pruning.pruner.sparsity
-    stopped.evaluate()  # which is not counted
-    assert pruning.pruner.sparsity == before
-    stopped.train(resume_from_checkpoint=True)
-    assert states_equal(whole.model, stopped.model)
-
-
 def test_an_interrupted_training_leaves_the_clipping_unchanged(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, PruningCallback(), Interrupt(2), max_grad_norm=0.1)
     with pytest.raises(KeyboardInterrupt):
@@ -544,35 +347,6 @@ def test_an_interrupted_training_leaves_the_clipping_unchanged(tmp_path: Path) -
     other.train()
     assert second.pruner is not None
     assert second.pruner.max_grad_norm == other.args.max_grad_norm == 0.1
-
-
-def test_the_state_of_another_run_is_rejected(tmp_path: Path) -> None:
-    for folder, seed in (("a", 0), ("b", 7)):
-        trainer = make_trainer(tmp_path / folder, stateful(), max_steps=8, seed=seed)
-        trainer.train()
-    resumed = make_trainer(tmp_path / "b", stateful())
-    with pytest.raises(CheckpointError, match=r"is of another run .* not zero in .*resume_from="):
-        resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-8"))
-
-
-class SaveTwice(TrainerCallback):
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        control.should_save = True
-
-
-def test_saving_twice_at_one_step_leaves_one_state(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, stateful(), SaveTwice())
-    trainer.train()
-    assert load_tree(tmp_path / "checkpoint-24" / STATE_FILE)["step"] == 24
-    assert not list(tmp_path.glob(".checkpoint-*"))
-
-
-@pytest.mark.parametrize("argument", ["deepspeed", "fsdp", "enable_jit_checkpoint"])
-def test_unsupported_trainer_arguments_are_rejected(tmp_path: Path, argument: str) -> None:
-    trainer = make_trainer(tmp_path, PruningCallback())
-    setattr(trainer.args, argument, True)
-    with pytest.raises(PrunusError, match=f"does not work with {argument}"):
-        trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
 
 
 def test_a_head_tied_to_the_decoders_embedding_is_accepted(tmp_path: Path) -> None:

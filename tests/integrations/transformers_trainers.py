@@ -153,6 +153,28 @@ class Kill(TrainerCallback):
         self._kill(state, "save")
 
 
+class Stop(TrainerCallback):
+    """Stops the training after a step, as a user would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_training_stop = state.global_step >= self.step
+
+
+class Interrupt(TrainerCallback):
+    """Interrupts the training but not the process, as Ctrl-C does in a notebook."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self.step:
+            self.step = -1
+            raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # as in the test
     killer = Kill(int(sys.argv[2]), sys.argv[3])

@@ -1,0 +1,91 @@
+"""Tests of the callback for the Trainer: arguments and models that are rejected."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+pytest.importorskip("transformers")
+
+
+from integrations.transformers_trainers import (
+    gpt2,
+    make_trainer,
+)
+from prunus import (
+    FloorNotReachedError,
+    IterativePruning,
+    OneShot,
+    PrunusError,
+    TaylorScore,
+)
+from prunus.integrations.transformers import PruningCallback
+
+pytestmark = pytest.mark.frameworks
+
+
+def test_an_unmet_floor_is_rejected_at_the_end(tmp_path: Path) -> None:
+    callback = PruningCallback(
+        schedule=IterativePruning(fraction=0.5), metric="loss", floor=1e-09, mode="min"
+    )
+    with pytest.raises(FloorNotReachedError, match="no validation met the floor"):
+        make_trainer(tmp_path, callback, max_steps=4).train()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"schedule": IterativePruning(), "floor": 1.0}, "needs the validation metric"),
+        ({"schedule": OneShot(sparsity=0.5), "floor": 1.0}, "needs the validation metric"),
+        ({"metric": "eval_loss"}, 'mode="min"'),
+        ({"metric": 3}, "metric must be the name of a metric or None, but is 3"),
+        ({"penalty": OneShot(sparsity=0.5)}, "penalty must be a RelevancePenalty or None, but is"),
+        ({"selection": ["*"]}, "selection must be a Selection, or a function that returns one"),
+        ({"score": TaylorScore}, "score must be a Score, but is the class TaylorScore"),
+        ({"min_density": 1.0}, "min_density must be from 0 to below 1, but is 1.0"),
+        ({"mode": "most"}, "mode must be 'max' or 'min', but is 'most'"),
+        ({"masks": [0]}, r"masks must be masks by name or None, but is \[0\]"),
+        ({"masks": {}, "keep_zeros": True}, "masks and keep_zeros=True both set the first masks"),
+    ],
+)
+def test_conflicting_arguments_are_rejected(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(PrunusError, match=message):
+        PruningCallback(**arguments)
+
+
+def floored() -> PruningCallback:
+    return PruningCallback(schedule=IterativePruning(), metric="bleu", floor=0.5)
+
+
+def test_a_metric_that_the_evaluation_does_not_return_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(PrunusError, match=r"no metric 'bleu'; it returned .*eval_loss"):
+        make_trainer(tmp_path, floored()).train()
+
+
+def test_disabled_evaluation_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(PrunusError, match="evaluation is disabled"):
+        make_trainer(tmp_path, floored(), eval_strategy="no").train()
+
+
+def test_loading_the_best_model_without_a_metric_is_rejected(tmp_path: Path) -> None:
+    callback = PruningCallback(schedule=OneShot(sparsity=0.5))
+    with pytest.raises(PrunusError, match="load_best_model_at_end the callback needs metric="):
+        make_trainer(tmp_path, callback, load_best_model_at_end=True).train()
+
+
+def test_a_model_with_untied_embeddings_is_rejected(tmp_path: Path) -> None:
+    model = gpt2()
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    with pytest.raises(PrunusError, match=r"are two tensors.*tie_weights"):
+        make_trainer(tmp_path, PruningCallback(), model=model).train()
+
+
+@pytest.mark.parametrize("argument", ["deepspeed", "fsdp", "enable_jit_checkpoint"])
+def test_unsupported_trainer_arguments_are_rejected(tmp_path: Path, argument: str) -> None:
+    trainer = make_trainer(tmp_path, PruningCallback())
+    setattr(trainer.args, argument, True)
+    with pytest.raises(PrunusError, match=f"does not work with {argument}"):
+        trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
