@@ -32,7 +32,9 @@ from prunus import (
     Pruner,
     PrunusError,
     RelevancePenalty,
+    Selection,
     TaylorScore,
+    select,
 )
 from prunus._utils.files import load_tree
 from prunus.integrations.accelerate import AcceleratedPruner
@@ -275,6 +277,25 @@ def test_a_model_wrapped_by_the_accelerator_is_pruned_inside(settings: dict[str,
         optimizer.zero_grad()
     kept = sum(int(t.parameter.count_nonzero()) for t in pruner.selection.values())
     assert kept == 360 - round(0.8 * 360)
+
+
+def only_first(model: nn.Module) -> Selection:
+    return select(model, include="0.weight")
+
+
+@pytest.mark.parametrize("as_object", [True, False], ids=["object", "function"])
+def test_a_selection_is_an_object_or_a_function(as_object: bool) -> None:
+    accelerator = Accelerator(cpu=True)
+    bare = dropout_network()
+    model, optimizer = accelerator.prepare(bare, adamw(bare))
+    selection = only_first(bare) if as_object else only_first
+    mask = torch.ones(24, 12, dtype=torch.bool)
+    mask[::2] = False
+    pruner = AcceleratedPruner(
+        accelerator, model, optimizer, selection=selection, masks={"0.weight": mask}
+    )
+    assert list(pruner.selection) == ["0.weight"]
+    assert torch.equal(first_weight(bare) != 0, mask)
 
 
 def test_two_pruners_save_separate_files(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Shards of tensors that several processes hold together.
 
 ``fully_shard`` and ``parallelize_module`` turn parameters into tensors of
-`torch.distributed.tensor`, of which each process has a shard in memory: a box, stored as an
+`torch.distributed.tensor`, of which each process has a shard in memory: a block, stored as an
 ordinary tensor. Operations on single weights work on the shard; only counts over the whole tensor
 are summed over processes (:mod:`prunus._distributed.process_group`). An ordinary tensor is its own
 and only shard.
