@@ -49,8 +49,8 @@ class Layout(Rule):
         unchanged = call.out.shape == source.shape
         is_vector = sum(size > 1 for size in source.shape) == 1
         if call.op in _INDEXING and source.static and is_vector and not unchanged:
-            # For another input the model may select other elements of a static vector, as the first
-            # n positions of a table, so that these may differ from those.
+            # For an input of another length the model may select other elements of a static vector,
+            # such as the first n positions of a table, and these may have other values.
             for output in call.outputs:
                 output.varies = torch.ones_like(output.varies)
         for dim, units in source.units.items():
