@@ -28,6 +28,10 @@ CONTRADICTORY: dict[str, tuple[Any, str]] = {
         "index of a must be .*, but is '\\[\\]'",
     ),
     "no shape": ({"tensors": {"a": {"index": "gaps"}}}, "no valid shape of a"),
+    "shape without dimensions": (
+        {"tensors": {"a": {"shape": [], "index": "gaps"}}},
+        "no valid shape of a",
+    ),
     "negative size": (
         {"tensors": {"a": {"shape": [-1, 50], "index": "gaps"}}},
         "no valid shape of a",
@@ -213,3 +217,11 @@ def test_empty_tensor_with_an_overflowing_shape_is_rejected(tmp_path: Path, size
     text = json.dumps({"a": entry}).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text)
     assert_rejected(path, "a has a shape that no tensor can have|not a whole safetensors file")
+
+
+def test_type_that_torch_does_not_have_is_rejected(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    entry = {"dtype": "F8_E8M0", "shape": [2], "data_offsets": [0, 2]}
+    text = json.dumps({"a": entry}).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(2))
+    assert_rejected(path, "a has the type F8_E8M0, which this torch does not have")

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from helpers.comparisons import assert_states_identical
 from prunus import PrunusError, SparseFile, SparseFileError, load_sparse, save_sparse
 from prunus.errors import ArgumentError, ArgumentTypeError
+from prunus.export.encodings import ENCODINGS
 
 from .files import assert_rejected, write_example
 
@@ -57,6 +59,16 @@ def test_stored_elements_are_returned_in_order(tmp_path: Path) -> None:
     with SparseFile(tmp_path / "a") as file:
         assert file.get_elements("a").tolist() == [1.5, -2.0, 3.0]
         assert file.get_elements("b").tolist() == [0.0, 7.0]
+
+
+def test_stored_bytes_are_those_of_elements_and_index(tmp_path: Path) -> None:
+    for encoding in ENCODINGS:
+        path = write_example(tmp_path / encoding, encoding)
+        parts = {name: x for name, x in load_file(path).items() if name.startswith("a")}
+        assert len(parts) == 1 + len(ENCODINGS[encoding].parts)
+        with SparseFile(path) as file:
+            assert file.info("a").stored_bytes == sum(part.nbytes for part in parts.values())
+            assert file.info("b").stored_bytes == 12
 
 
 def test_unknown_names_and_scalars_are_rejected(tmp_path: Path) -> None:
