@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from helpers.peers import PeerGroup
 from prunus import CheckpointError, Masks, PrunusError, select
-from prunus.masks import clear_
+from prunus.masks import candidates, clear_
 
 
 def masks_of(*shapes: tuple[int, ...]) -> Masks:
@@ -139,3 +141,165 @@ def test_foreign_masks_are_refused_and_change_nothing() -> None:
     assert masks.kept == 10
     with pytest.raises(PrunusError, match=r"weight0: expected .* \(4,\), got torch.float32"):
         masks.intersect_({"weight0": torch.ones(4), "weight1": torch.ones(3, 2).bool()})
+
+
+def linear_masks(**attributes: Any) -> tuple[Any, Masks]:
+    """Return a layer of 2 × 4 ones and masks of it; its process group may be replaced."""
+    layer = nn.Linear(4, 2, bias=False)
+    nn.init.ones_(layer.weight)
+    selection = select(layer)
+    for name, value in attributes.items():
+        setattr(selection, name, value)
+    return layer, Masks(selection)
+
+
+def test_a_mask_has_the_memory_order_of_its_weight_and_counts_as_full() -> None:
+    layer = nn.Conv2d(2, 3, 3, bias=False)
+    layer.weight = nn.Parameter(layer.weight.to(memory_format=torch.channels_last))
+    masks = Masks(select(layer))
+    assert masks["weight"].stride() == layer.weight.stride()
+    assert masks["weight"].dtype == torch.bool
+    assert masks.kept_in("weight") == 54
+    assert repr(masks) == "Masks(1 tensors, sparsity 0.0000)"
+
+
+def test_masks_stay_in_force_until_their_last_user_detaches() -> None:
+    layer = nn.Linear(2, 1, bias=False)
+    one, two = Masks.attached(select(layer)), Masks.attached(select(layer))
+    one["weight"][0, 0] = False
+    one.detach()
+    three = Masks.attached(select(layer))
+    assert three["weight"] is two["weight"]
+    assert three.kept == 1
+    two.detach()
+    three.detach()
+    three.detach()  # has no effect
+    fresh = Masks.attached(select(layer))
+    assert fresh.kept == 2
+    three.detach()
+    assert Masks.attached(select(layer))["weight"] is fresh["weight"]
+
+
+def test_masks_that_are_not_attached_have_no_effect_on_others() -> None:
+    layer = nn.Linear(2, 1, bias=False)
+    Masks(select(layer))["weight"][0, 0] = False
+    assert Masks.attached(select(layer)).kept == 2
+
+
+def test_counts_of_sharded_masks_are_those_of_all_processes() -> None:
+    _, masks = linear_masks(process_group=PeerGroup(others=torch.tensor([5])))
+    assert masks.kept == 8  # as long as nothing was removed
+    masks["weight"][0, :3] = False
+    with pytest.raises(PrunusError, match="the mask of weight, which several processes hold"):
+        masks.kept_in("weight")
+    masks.recount()
+    assert masks.kept_in("weight") == 5 + 5
+    _, masks = linear_masks(process_group=PeerGroup(others=torch.tensor([3]), counted=(False,)))
+    masks["weight"][0, :3] = False
+    masks.recount()
+    assert masks.kept == 3
+
+
+def test_weights_that_returned_are_counted_over_all_processes() -> None:
+    layer, masks = linear_masks()
+    assert masks.revived() == {}
+    masks["weight"][0, :3] = False
+    masks["weight"][1] = False
+    assert masks.revived() == {"weight": 7}
+    masks.apply_()
+    assert masks.revived() == {}
+    layer.weight.data[0, 1:] = 2.0  # of which the last is kept
+    assert masks.revived() == {"weight": 2}
+    for counted, count in ((True, 7 + 4), (False, 4)):
+        group = PeerGroup(others=torch.tensor([4]), counted=(counted,))
+        layer, masks = linear_masks(process_group=group)
+        masks["weight"][0, :3] = False
+        masks["weight"][1] = False
+        masks.recount()
+        assert masks.revived() == {"weight": count}
+
+
+def test_only_tensors_that_lost_weights_are_active() -> None:
+    masks = masks_of((2,), (3,), (4,))
+    assert masks.active() == {}
+    assert masks.active() == {}
+    masks["weight1"][0] = False
+    for _ in range(2):
+        assert list(masks.active()) == ["weight1"]
+        assert masks.active()["weight1"] is masks["weight1"]
+    masks["weight2"][0] = False
+    assert list(masks.active()) == ["weight1", "weight2"]
+    masks["weight1"][0] = True
+    assert list(masks.active()) == ["weight2"]
+
+
+def test_a_mask_follows_its_tensor_to_another_device_with_its_count() -> None:
+    layer, masks = linear_masks()
+    masks["weight"][0, 0] = False
+    assert masks.kept == 7
+    # The meta device is the only second device of every machine. It has no values to count again.
+    torch.utils.swap_tensors(layer.weight, nn.Parameter(torch.empty(2, 4, device="meta")))
+    assert masks["weight"].device.type == "meta"
+    assert masks.kept == 7
+    layer, masks = linear_masks()
+    masks["weight"][0, 0] = False
+    torch.utils.swap_tensors(layer.weight, nn.Parameter(torch.empty(2, 4, device="meta")))
+    with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
+        _ = masks.kept  # has to be counted again
+
+
+def test_padding_rows_are_kept_by_masks_of_zeros_only_where_there_are_any() -> None:
+    model = nn.ModuleList([nn.Linear(2, 1, bias=False), nn.Embedding(2, 1, padding_idx=1)])
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    masks = Masks.from_zeros(select(model))
+    assert masks["0.weight"].tolist() == [[False, False]]
+    assert masks["1.weight"].tolist() == [[False], [True]]
+    assert (masks.kept, masks.density, masks.sparsity) == (0, 0.0, 1.0)
+
+
+def test_every_entry_that_does_not_fit_is_named() -> None:
+    masks = masks_of((4,), (3, 2), (2,))
+    right = torch.zeros(2, 1, dtype=torch.uint8)
+    with pytest.raises(
+        CheckpointError,
+        match=r"^the masks are of another model: weight0: \(4,\) needs torch.uint8 of shape "
+        r"\(4, 1\), got 3, weight1: \(3, 2\) needs .*, got torch.float32 of shape \(3, 1\)$",
+    ):
+        masks.check_packed({"weight0": 3, "weight1": torch.zeros(3, 1), "weight2": right})  # type: ignore[dict-item]
+    with pytest.raises(CheckpointError, match="missing none; unknown other$"):
+        masks.differences({**masks, "other": right})
+    with pytest.raises(CheckpointError, match="missing weight1, weight2; unknown none$"):
+        masks.intersect_({"weight0": masks["weight0"]})
+    bad = torch.ones(3, dtype=torch.bool)
+    with pytest.raises(
+        PrunusError,
+        match=r"^these masks do not fit: weight0: expected a boolean tensor of shape \(4,\), got "
+        r"None, weight2: expected .* \(2,\), got torch.bool of shape \(3,\)$",
+    ):
+        masks.differences({"weight0": None, "weight1": masks["weight1"], "weight2": bad})  # type: ignore[dict-item]
+    assert masks.kept == 12
+
+
+def test_a_selection_is_required() -> None:
+    with pytest.raises(PrunusError, match=r"selection must be a Selection.*prunus\.select"):
+        Masks(nn.Linear(2, 2))  # type: ignore[arg-type]
+
+
+def test_intersecting_with_masks_of_a_full_tensor_changes_nothing() -> None:
+    masks = masks_of((3, 2))
+    masks["weight0"][0] = False
+    masks.intersect_({"weight0": torch.ones(3, 2, dtype=torch.bool)})
+    assert masks["weight0"].tolist() == [[False, False], [True, True], [True, True]]
+
+
+def test_candidates_are_the_kept_weights_outside_of_the_padding_row() -> None:
+    embedding = nn.Embedding(3, 2, padding_idx=1)
+    masks = Masks(select(embedding))
+    masks["weight"][0, 0] = False
+    found = candidates(masks.selection["weight"], masks["weight"])
+    assert found.tolist() == [[False, True], [False, False], [True, True]]
+    assert masks["weight"][1].all()
+    plain = masks_of((2,))
+    mask = plain["weight0"]
+    assert candidates(plain.selection["weight0"], mask) is mask

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from engine.peers import PeerGroup
 from helpers.data import normal
+from helpers.peers import PeerGroup
 from prunus import PrunusError
 from prunus._distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from prunus._engine.clipping import GradientClipping

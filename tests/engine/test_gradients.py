@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.peers import PeerGroup, single_process_mesh
+from helpers.peers import PeerGroup, single_process_mesh
 from prunus import PrunusError, select
 from prunus._engine.gradients import (
     check_dense,

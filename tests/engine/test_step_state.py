@@ -1,4 +1,4 @@
-"""What is remembered from step to step: saved, checked and restored."""
+"""The state that is kept from step to step: saved, checked and restored."""
 
 from __future__ import annotations
 
