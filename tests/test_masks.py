@@ -233,17 +233,22 @@ def test_only_tensors_that_lost_weights_are_active() -> None:
     assert list(masks.active()) == ["weight2"]
 
 
+def move_to_meta(parameter: nn.Parameter) -> None:
+    moved = nn.Parameter(torch.empty_like(parameter, device="meta"))
+    torch.utils.swap_tensors(parameter, moved)  # type: ignore[no-untyped-call]
+
+
 def test_a_mask_follows_its_tensor_to_another_device_with_its_count() -> None:
     layer, masks = linear_masks()
     masks["weight"][0, 0] = False
     assert masks.kept == 7
     # The meta device is the only second device of every machine. It has no values to count again.
-    torch.utils.swap_tensors(layer.weight, nn.Parameter(torch.empty(2, 4, device="meta")))
+    move_to_meta(layer.weight)
     assert masks["weight"].device.type == "meta"
     assert masks.kept == 7
     layer, masks = linear_masks()
     masks["weight"][0, 0] = False
-    torch.utils.swap_tensors(layer.weight, nn.Parameter(torch.empty(2, 4, device="meta")))
+    move_to_meta(layer.weight)
     with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
         _ = masks.kept  # has to be counted again
 
