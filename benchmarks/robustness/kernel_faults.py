@@ -1,0 +1,393 @@
+"""Faults to plant into the sparse runtime, and their planting while it is imported.
+
+Mutation tools do not reach the kernels, because Numba compiles them from generated code. Each fault
+replaces one passage of one source file, without changing the file: an import hook changes the text.
+As a pytest plugin, this module plants the fault named by the environment variable
+``PLANTED_FAULT``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Any
+
+import pytest
+
+__all__ = ["FAULTS", "Fault", "find_fault", "freshly_imported"]
+
+PACKAGE = "prunus.runtime"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault of the sparse runtime.
+
+    Attributes:
+        name: Names the fault.
+        module: Module to change, relative to ``prunus.runtime``.
+        original: Passage of its source, which occurs once.
+        replacement: Passage in its place.
+        case: Name of the comparison in ``tests/runtime/test_planted_faults.py`` that finds it.
+    """
+
+    name: str
+    module: str
+    original: str
+    replacement: str
+    case: str
+
+    @property
+    def full_module(self) -> str:
+        """Full name of the module to change."""
+        return f"{PACKAGE}.{self.module}"
+
+    @property
+    def in_kernel(self) -> bool:
+        """Whether the fault changes compiled code, so that kernels on disk must not be used."""
+        return self.module.startswith("kernels.")
+
+    @property
+    def in_convolution(self) -> bool:
+        """Whether the comparison that finds the fault is one of a convolution."""
+        return "image" in self.case or "padding" in self.case
+
+    def plant(self, source: str) -> str:
+        """Return the source of the module with the fault.
+
+        Raises:
+            ValueError: The original passage does not occur exactly once.
+        """
+        if (found := source.count(self.original)) != 1:
+            raise ValueError(
+                f"{self.name}: the passage to replace must occur once in {self.full_module}, but "
+                f"occurs {found} times: {self.original!r}. Adapt the table of faults"
+            )
+        return source.replace(self.original, self.replacement)
+
+
+FAULTS: Sequence[Fault] = (
+    Fault(
+        "wrong tail lane",
+        "tiling",
+        "4 * (items - tile.lanes) - table[-1, 1]",
+        "4 * max(0, items - tile.lanes - 1) - table[-1, 1]",
+        "items in place",
+    ),
+    Fault(
+        "first lane of a vector reads its neighbour",
+        "kernels.vectors",
+        "code.multiply_add(weight, code.load(address), total)",
+        "code.multiply_add(weight, code.shuffle(code.load(address), code.load(address), "
+        "[1, *range(1, width)]), total)",
+        "items in place",
+    ),
+    Fault(
+        "dropped last row",
+        "kernels.matrix",
+        "stop = min(start + product.chunk, last)",
+        "stop = min(start + product.chunk, last - 1)",
+        "items in place",
+    ),
+    Fault(
+        "dropped last row of a product with a vector",
+        "kernels.matrix",
+        "for row in range(first, last):\n            begin",
+        "for row in range(first, last - 1):\n            begin",
+        "single item",
+    ),
+    Fault(
+        "off-by-one offset of a weight in an image",
+        "convolution_plan",
+        "return as_index(offsets,",
+        "return as_index(np.maximum(offsets - 1, 0),",
+        "padded image",
+    ),
+    Fault(
+        "swapped row bounds between threads",
+        "kernels.matrix",
+        "first, last = int_at(bounds, thread), int_at(bounds, thread + 1)",
+        "first, last = int_at(bounds, thread + 1), int_at(bounds, thread)",
+        "items in two threads",
+    ),
+    Fault(
+        "swapped row bounds between threads of a product with a vector",
+        "kernels.matrix",
+        "rows(record, int_at(bounds, thread), int_at(bounds, thread + 1), x, y)",
+        "rows(record, int_at(bounds, thread + 1), int_at(bounds, thread), x, y)",
+        "single item in two threads",
+    ),
+    Fault(
+        "swapped channel bounds between threads",
+        "kernels.convolution",
+        "first, last = int_at(bounds, thread), int_at(bounds, thread + 1)",
+        "first, last = int_at(bounds, thread + 1), int_at(bounds, thread)",
+        "image in two threads",
+    ),
+    Fault(
+        "row between two threads left out",
+        "kernels.matrix",
+        "first, last = int_at(bounds, thread), int_at(bounds, thread + 1)",
+        "first, last = int_at(bounds, thread) + min(thread, 1), int_at(bounds, thread + 1)",
+        "items in two threads",
+    ),
+    Fault(
+        "image between two threads left out",
+        "kernels.convolution",
+        "thread * total // threads, (thread + 1) * total // threads",
+        "thread * total // threads + min(thread, 1), (thread + 1) * total // threads",
+        "images in two threads",
+    ),
+    Fault(
+        "missing bias",
+        "kernels.matrix",
+        "tail, float_at(weight.bias, row), floor,",
+        "tail, np.float32(0), floor,",
+        "items in place",
+    ),
+    Fault(
+        "missing bias of a product with a vector",
+        "kernels.matrix",
+        "total += float_at(weight.bias, row)",
+        "total += np.float32(0)",
+        "single item",
+    ),
+    Fault(
+        "bias added to every partial sum",
+        "kernels.vectors",
+        "many = sums + zeros * (times - 1)",
+        "many = sums * times",
+        "items in place",
+    ),
+    Fault(
+        "products after the last full round left out",
+        "kernels.vectors",
+        "total: list[Any] = self.loop(k, end, 1, many[:count], body)[0]",
+        "total: list[Any] = many[:count]",
+        "single item",
+    ),
+    Fault(
+        "wrong index width in the plan",
+        "rows",
+        "if limit <= 1 << 16:",
+        "if limit <= 1 << 17:",
+        "32-bit indices",
+    ),
+    Fault(
+        "wrong index width in the kernel",
+        "kernels.vectors",
+        "index_type = ir.IntType(bits)",
+        "index_type = ir.IntType(min(bits, 16))",
+        "32-bit indices",
+    ),
+    Fault(
+        "wrong padding above an image",
+        "convolution_plan",
+        "top=geometry.padding[0][0]",
+        "top=0",
+        "padded image",
+    ),
+    Fault(
+        "wrong side of an uneven padding",
+        "convolution_plan",
+        "left=geometry.padding[1][0]",
+        "left=geometry.padding[1][1]",
+        "uneven padding",
+    ),
+    Fault(
+        "wrong part of a plane divided by a stride",
+        "kernels.convolution",
+        "offset = (place % stride) * stride * phase",
+        "offset = (place % stride) * phase",
+        "strided image",
+    ),
+    Fault(
+        "stride ignored within a line",
+        "convolution_plan",
+        "layout.line + along // stride",
+        "layout.line + along // 1 % layout.line",
+        "strided image",
+    ),
+    Fault(
+        "dilation ignored",
+        "convolution_plan",
+        "down, along = down * geometry.dilation[0], along * geometry.dilation[1]",
+        "down, along = down * 1, along * 1",
+        "dilated image",
+    ),
+    Fault(
+        "all groups read the first one",
+        "convolution_plan",
+        "channel += np.repeat(group, counts)",
+        "channel += 0 * np.repeat(group, counts)",
+        "grouped image",
+    ),
+    Fault(
+        "last panel of a batch left out",
+        "tiling",
+        "torch.arange(math.ceil(items / tile.width))",
+        "torch.arange(items // tile.width)",
+        "items in panels",
+    ),
+    Fault(
+        "last item of a batch not transposed",
+        "kernels.layout",
+        "for row in range(whole_rows, rows):",
+        "for row in range(whole_rows, rows - 1):",
+        "items in panels",
+    ),
+    Fault(
+        "last feature of whole squares not transposed",
+        "kernels.layout",
+        "for column in range(whole_columns, columns):",
+        "for column in range(whole_columns, columns - 1):",
+        "items in panels",
+    ),
+    Fault(
+        "square transposed without its last step",
+        "kernels.vectors",
+        "for _step in range(half.bit_length()):",
+        "for _step in range(half.bit_length() - 1):",
+        "items in panels",
+    ),
+    Fault(
+        "ReLU not applied",
+        "rows",
+        "rectified=int(rectified)",
+        "rectified=0",
+        "items with ReLU",
+    ),
+    Fault(
+        "ReLU always applied",
+        "rows",
+        "rectified=int(rectified)",
+        "rectified=1",
+        "items in place",
+    ),
+    Fault(
+        "ReLU keeps the smaller number",
+        "kernels.vectors",
+        "return self.builder.select(below, floor, value)",
+        "return self.builder.select(below, value, floor)",
+        "items with ReLU",
+    ),
+    Fault(
+        "pooling keeps the smaller number",
+        "kernels.vectors",
+        'above = self.builder.fcmp_ordered(">", right, left)',
+        'above = self.builder.fcmp_ordered("<", right, left)',
+        "pooled image",
+    ),
+    Fault(
+        "pooling reads every line",
+        "kernels.convolution",
+        "row * down * x_line",
+        "row * x_line",
+        "pooled image",
+    ),
+    Fault(
+        "pooling takes neighbouring windows",
+        "kernels.vectors",
+        "range(0, 2 * count, 2)",
+        "range(0, count)",
+        "pooled image",
+    ),
+)
+"""The faults. None reads or writes memory that the kernels do not own."""
+
+
+def find_fault(name: str) -> Fault:
+    """Return the fault with a name.
+
+    Raises:
+        ValueError: There is none.
+    """
+    for fault in FAULTS:
+        if fault.name == name:
+            return fault
+    raise ValueError(f"no fault is named {name!r}, but there are {[each.name for each in FAULTS]}")
+
+
+class _PlantingLoader(SourceFileLoader):
+    """A loader of a module's source that plants a fault into it."""
+
+    def __init__(self, name: str, path: str, fault: Fault) -> None:
+        super().__init__(name, path)
+        self.fault = fault
+
+    def get_code(self, fullname: str) -> CodeType:
+        source = self.fault.plant(Path(self.path).read_text(encoding="utf-8"))
+        return compile(source, self.path, "exec", dont_inherit=True)
+
+
+class _PlantingFinder(MetaPathFinder):
+    """A finder of the module that a fault is planted into."""
+
+    def __init__(self, fault: Fault) -> None:
+        self.fault = fault
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != self.fault.full_module or path is None:
+            return None
+        file = str(Path(next(iter(path))) / f"{fullname.rpartition('.')[2]}.py")
+        return importlib.util.spec_from_file_location(
+            fullname, file, loader=_PlantingLoader(fullname, file, self.fault)
+        )
+
+
+@contextmanager
+def freshly_imported(fault: Fault | None, cache: Path) -> Iterator[tuple[Any, Any]]:
+    """Import the sparse runtime once more, with a fault, and compile its kernels into a new cache.
+
+    Args:
+        fault: The fault; None for none.
+        cache: An empty folder for compiled kernels.
+
+    Yields:
+        The classes ``SparseLinear`` and ``SparseConv``.
+    """
+    import numba
+
+    import prunus
+
+    finders = [] if fault is None else [_PlantingFinder(fault)]
+    names = [name for name in sys.modules if f"{name}.".startswith(f"{PACKAGE}.")]
+    former = {name: sys.modules.pop(name) for name in names}
+    attribute, folder = prunus.runtime, numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = str(cache)
+    sys.meta_path[:0] = finders
+    try:
+        linear = importlib.import_module(f"{PACKAGE}.linear")
+        convolution = importlib.import_module(f"{PACKAGE}.convolution")
+        yield linear.SparseLinear, convolution.SparseConv
+    finally:
+        for finder in finders:
+            sys.meta_path.remove(finder)
+        for name in [name for name in sys.modules if f"{name}.".startswith(f"{PACKAGE}.")]:
+            del sys.modules[name]
+        sys.modules.update(former)
+        prunus.runtime, numba.config.CACHE_DIR = attribute, folder
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests() -> None:
+    """Plant the fault that the environment names, before any test imports the runtime."""
+    if name := os.environ.get("PLANTED_FAULT"):
+        assert not any(f"{each}.".startswith(f"{PACKAGE}.") for each in sys.modules)
+        sys.meta_path.insert(0, _PlantingFinder(find_fault(name)))
+        # A failure is not shrunk, for which Numba would compile a kernel for each attempt.
+        from hypothesis import Phase, settings
+
+        settings.register_profile("planted", phases=[Phase.explicit, Phase.generate])
+        settings.load_profile("planted")

@@ -1,0 +1,126 @@
+"""Tests that the comparison with float64 finds faults planted into kernels and plans."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.robustness.kernel_faults import FAULTS, Fault, freshly_imported
+from helpers.comparisons import assert_layer_matches_float64
+from helpers.sparse_models import sparsify_with_zero_rows
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _restored_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def linear_case(
+    inputs: int,
+    outputs: int,
+    items: int,
+    *,
+    sparsity: float = 0.5,
+    by_feature: bool = True,
+    rectified: bool = False,
+    threads: int = 1,
+) -> Callable[[Any, Any], None]:
+    """Return the comparison of a linear layer with float64, given both classes of layers."""
+
+    def compare(sparse_linear: Any, _: Any) -> None:
+        torch.set_num_threads(threads)
+        linear = nn.Linear(inputs, outputs)
+        sparsify_with_zero_rows(linear, sparsity)
+        x = torch.randn(items, inputs)
+        x = x.t().contiguous().t() if by_feature else x
+        expected = nn.Sequential(linear, nn.ReLU()) if rectified else linear
+        assert_layer_matches_float64(sparse_linear(linear, rectified=rectified), expected, x)
+
+    return compare
+
+
+def image_case(
+    conv: Callable[[], nn.Conv1d | nn.Conv2d],
+    *shape: int,
+    pool: tuple[int, int] | None = None,
+    threads: int = 1,
+) -> Callable[[Any, Any], None]:
+    """Return the comparison of a convolution with float64, given both classes of layers."""
+
+    def compare(_: Any, sparse_conv: Any) -> None:
+        torch.set_num_threads(threads)
+        layer = conv()
+        sparsify_with_zero_rows(layer, 0.3)
+        pooling = None if pool is None else nn.MaxPool2d(*pool)
+        expected = layer if pooling is None else nn.Sequential(layer, pooling)
+        assert_layer_matches_float64(sparse_conv(layer, pool=pooling), expected, torch.randn(shape))
+
+    return compare
+
+
+CASES: dict[str, Callable[[Any, Any], None]] = {
+    "items in place": linear_case(40, 21, 37),
+    "items in panels": linear_case(40, 21, 37, by_feature=False),
+    "items with ReLU": linear_case(40, 21, 37, rectified=True),
+    "items in two threads": linear_case(600, 500, 64, threads=2),
+    "single item": linear_case(41, 21, 1, sparsity=0.0),
+    "single item in two threads": linear_case(600, 500, 1, sparsity=0.2, threads=2),
+    "32-bit indices": linear_case(70_000, 3, 4, sparsity=0.99),
+    "padded image": image_case(lambda: nn.Conv2d(4, 8, 3, padding=1), 2, 4, 12, 11),
+    "uneven padding": image_case(lambda: nn.Conv1d(3, 5, 4, padding="same"), 2, 3, 50),
+    "strided image": image_case(lambda: nn.Conv2d(4, 8, 3, stride=2, padding=1), 2, 4, 13, 15),
+    "dilated image": image_case(lambda: nn.Conv2d(4, 8, 3, dilation=2), 2, 4, 13, 15),
+    "grouped image": image_case(lambda: nn.Conv2d(4, 8, 3, groups=2), 2, 4, 13, 15),
+    "image in two threads": image_case(
+        lambda: nn.Conv2d(16, 24, 3, padding=1), 1, 16, 24, 24, threads=2
+    ),
+    "images in two threads": image_case(
+        lambda: nn.Conv2d(16, 24, 3, padding=1), 5, 16, 24, 24, threads=2
+    ),
+    "pooled image": image_case(lambda: nn.Conv2d(4, 6, 3), 2, 4, 15, 18, pool=(2, 2)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_comparison_accepts_the_runtime_without_a_fault(case: str) -> None:
+    from prunus.runtime.convolution import SparseConv
+    from prunus.runtime.linear import SparseLinear
+
+    CASES[case](SparseLinear, SparseConv)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_comparison_finds_planted_fault(fault: Fault, tmp_path: Path) -> None:
+    with (
+        freshly_imported(fault, tmp_path) as classes,
+        pytest.raises(AssertionError, match="outputs are beyond their bounds"),
+    ):
+        CASES[fault.case](*classes)
+
+
+def test_planting_leaves_the_runtime_as_it_was(tmp_path: Path) -> None:
+    import prunus.runtime.linear
+
+    before = prunus.runtime, prunus.runtime.linear.SparseLinear
+    with freshly_imported(FAULTS[0], tmp_path) as (sparse_linear, _):
+        assert sparse_linear is not before[1]
+    assert (prunus.runtime, prunus.runtime.linear.SparseLinear) == before
+    CASES["items in place"](before[1], None)
+
+
+def test_fault_whose_passage_is_gone_is_reported() -> None:
+    fault = Fault("gone", "rows", "no such passage", "", "items in place")
+    with pytest.raises(ValueError, match=r"gone: .* must occur once in prunus.runtime.rows, but"):
+        fault.plant("another source")
