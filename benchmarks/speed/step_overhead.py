@@ -225,7 +225,7 @@ CASES = [
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc not to return memory to the system; return whether it is glibc and agreed."""
+    """Configure glibc to keep freed memory; return whether that succeeded."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     trim_threshold, mmap_threshold = -1, -3
     return mallopt is not None and all(
