@@ -13,7 +13,7 @@ import typer
 
 from helpers.commands import SHORT, prunus, settings, summary
 from prunus.cli.app import app
-from prunus.recipes.registry import RECIPES, find
+from prunus.recipes.registry import RECIPES, find_recipe
 
 
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -114,7 +114,7 @@ def test_every_setting_of_a_recipe_is_explained(name: str) -> None:
     # The last column, whose lines are joined, for the table breaks long ones.
     rows = [line.split("│") for line in outcome.out.splitlines() if line.startswith("│")]
     explained = " ".join(row[-2].strip() for row in rows)
-    for setting, _, _, meaning in find(name).config.described():
+    for setting, _, _, meaning in find_recipe(name).config.described():
         assert meaning.endswith("."), setting
         assert meaning in explained, setting
 

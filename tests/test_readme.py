@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.figures.pages import render
-from prunus.recipes.registry import RECIPES, find
+from prunus.recipes.registry import RECIPES, find_recipe
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 
@@ -27,7 +27,7 @@ def test_the_commands_name_recipes_and_settings_that_exist() -> None:
     for line in lines:
         recipe, *rest = shlex.split(line, comments=True)
         settings = [value for flag, value in pairwise(rest) if flag == "--set"]
-        find(recipe).config.changed(settings)
+        find_recipe(recipe).config.changed(settings)
 
 
 def test_every_recipe_is_in_the_changelog() -> None:

@@ -20,7 +20,7 @@ from torch import nn
 from benchmarks.measuring import options, save, thin
 from prunus._inference.model_calls import ExampleInputs
 from prunus.bench import bench
-from prunus.recipes.run.finished import file_metadata, load_finished
+from prunus.recipes.run.loading import file_metadata, load_trained
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ def main() -> None:
 
 def _trained(runs: list[Path]) -> Iterator[Case]:
     for run in runs:
-        network = load_finished(run / "model.safetensors")
+        network = load_trained(run / "model.safetensors")
         name = str(file_metadata(run / "model.safetensors")["recipe"])
-        yield Case(name, network.model, network.example, (1, 256))
+        yield Case(name, network.model, network.example_inputs, (1, 256))
 
 
 def _random() -> Iterator[Case]:

@@ -39,7 +39,7 @@ from benchmarks.measuring import options, save
 from prunus import Pruner, RelevancePenalty, select
 from prunus._utils.timing import interleaved, spread
 from prunus.penalties.relevance import Apply
-from prunus.recipes.tasks.models import lenet300, perceptron
+from prunus.recipes.tasks.architectures import lenet300, perceptron
 
 LEARNING_RATE = 1e-4  # Low, so that hundreds of steps on a few batches stay ordinary steps.
 STRENGTH = 1e-5

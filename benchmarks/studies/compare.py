@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measuring import RESULTS, write_record
-from prunus.recipes.registry import find
+from prunus.recipes.registry import find_recipe
 
 METHODS = ("relevance", "L2", "no penalty")
 
@@ -65,7 +65,7 @@ def main() -> None:
     own = [s for s in arguments.settings if s.partition("=")[0] in ("ratio", "penalty", "strength")]
     if own:
         parser.error(f"the comparison itself sets what --set {own[0]} would change")
-    recipe = find(arguments.recipe)
+    recipe = find_recipe(arguments.recipe)
     settings = recipe.config.changed(arguments.settings).as_dict()
     default = RESULTS / f"compare-{recipe.name}.json"
     out: Path = arguments.out or default

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measuring import RESULTS, write_record
-from prunus.recipes.registry import find
+from prunus.recipes.registry import find_recipe
 
 Summary = dict[str, Any]
 
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--name", help="of the result file; default: the recipe")
     arguments = parser.parse_args()
-    recipe = find(arguments.recipe)
+    recipe = find_recipe(arguments.recipe)
     summaries = []
     with tempfile.TemporaryDirectory() as parent:
         for seed in arguments.seeds:

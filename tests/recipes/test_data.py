@@ -15,7 +15,7 @@ import torch
 
 from helpers.commands import prunus, settings, summary
 from prunus.errors import DataError, PrunusError
-from prunus.recipes.data.images import Images, digits, hub_images, shifted
+from prunus.recipes.data.images import Images, load_digits, load_hub_images, shift_images
 from prunus.recipes.registry import RECIPES
 from prunus.recipes.tasks.classification import ImageConfig
 
@@ -63,7 +63,7 @@ def write(
 def load(
     folder: Path | str, *, size: tuple[int, int] = (28, 28), validation: float = 0.25, seed: int = 0
 ) -> Images:
-    return hub_images(str(folder), size=size, validation=validation, seed=seed)
+    return load_hub_images(str(folder), size=size, validation=validation, seed=seed)
 
 
 def flat(inputs: torch.Tensor) -> Counter[bytes]:
@@ -365,14 +365,14 @@ def test_a_missing_scikit_learn_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     for name in ("sklearn", "sklearn.datasets"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(PrunusError, match=r"needs? .*pip install 'prunus\[cli\]'"):
-        digits(0.2, 0)
+        load_digits(0.2, 0)
 
 
 def test_the_digits_are_scikit_learns_and_every_fifth_is_for_testing() -> None:
-    from sklearn.datasets import load_digits
+    from sklearn import datasets as embedded
 
-    pixels, labels = load_digits(return_X_y=True)
-    images = digits(0.2, seed=5)
+    pixels, labels = embedded.load_digits(return_X_y=True)
+    images = load_digits(0.2, seed=5)
     assert (len(images.train), len(images.validation), len(images.test)) == (1150, 288, 359)
     assert images.test.labels.tolist() == labels[4::5].tolist()
     # Undo the normalization: pixels are whole numbers from 0 to 16, 0 among them.
@@ -392,14 +392,14 @@ def test_the_digits_are_scikit_learns_and_every_fifth_is_for_testing() -> None:
 
 
 def test_the_seed_decides_which_digits_are_validated_on() -> None:
-    one, again, other = (digits(0.2, seed) for seed in (0, 0, 1))
+    one, again, other = (load_digits(0.2, seed) for seed in (0, 0, 1))
     assert torch.equal(one.validation.inputs, again.validation.inputs)
     assert flat(one.validation.inputs) != flat(other.validation.inputs)
 
 
 def test_shifted_images_are_the_same_elsewhere() -> None:
     images = torch.rand(50, 2, 5, 6) + 1
-    moved = shifted(images, 2, torch.Generator().manual_seed(0))
+    moved = shift_images(images, 2, torch.Generator().manual_seed(0))
     room = torch.full((50, 2, 9, 10), images.min().item())
     room[:, :, 2:7, 2:8] = images
     seen = set()
@@ -413,7 +413,7 @@ def test_shifted_images_are_the_same_elsewhere() -> None:
         assert len(places) == 1
         seen.update(places)
     assert len(seen) > 15  # of 25, in 50 draws
-    assert shifted(images, 0, torch.Generator()) is images
+    assert shift_images(images, 0, torch.Generator()) is images
 
 
 @pytest.mark.parametrize(

@@ -28,16 +28,16 @@ from transformers.pytorch_utils import Conv1D
 
 from helpers.commands import metrics, prunus, settings, summary
 from prunus.errors import DataError, PrunusError
-from prunus.recipes.data.texts import Pairs, dialogues, texts, translations
-from prunus.recipes.data.tokenizer import trained
+from prunus.recipes.data.texts import TextPairs, load_dialogues, load_texts, load_translations
+from prunus.recipes.data.tokenizer import train_tokenizer
 from prunus.recipes.registry import RECIPES
 from prunus.recipes.run.directory import RunDirectory
-from prunus.recipes.run.finished import load_finished
+from prunus.recipes.run.loading import load_trained
 from prunus.recipes.run.training import Stopped, run
-from prunus.recipes.tasks.language import bucketed
+from prunus.recipes.tasks.language import bucket_by_length
 from prunus.recipes.tasks.language_model import LanguageModel, LanguageModelConfig
 from prunus.recipes.tasks.losses import NO_CLASS, Teacher
-from prunus.recipes.tasks.sequences import SequenceConfig, SequenceToSequence
+from prunus.recipes.tasks.sequence_to_sequence import SequenceConfig, SequenceToSequence
 from recipes.test_resume import KilledError, assert_same_run, at_step
 from recipes.texts import (
     ENGLISH,
@@ -95,14 +95,14 @@ def test_a_recipe_runs_from_a_folder_of_the_same_columns(tmp_path: Path, name: s
     assert tokenizer.decode(tokenizer.encode("fünf, sechs?")) == "fünf, sechs?"
 
     # And what the command exports and times.
-    taken = load_finished(out / "model.safetensors")
-    given: Any = taken.example(2)
+    taken = load_trained(out / "model.safetensors")
+    given: Any = taken.example_inputs(2)
     with torch.no_grad():
         right = loaded.eval()(**given).logits
         assert torch.equal(taken.model(**given).logits, right)
         if name.endswith("lm"):
             assert prunus("export", out, "--to", "compact").code == 0
-            compact = load_finished(out / "model.compact.safetensors").model
+            compact = load_trained(out / "model.compact.safetensors").model
             torch.testing.assert_close(compact(**given).logits, right, rtol=1e-4, atol=1e-5)
 
 
@@ -172,7 +172,7 @@ def test_other_data_are_refused_on_resumption(tmp_path: Path) -> None:
 
 def sequence_task(**changes: Any) -> SequenceToSequence:
     chosen = {**SMALL, "dense_lr": 0.01, "lr": 0.01, "strength": 1.0, "floor": None, **changes}
-    pairs = {split: Pairs(*counting(count, split)) for split, count in SIZES.items()}
+    pairs = {split: TextPairs(*counting(count, split)) for split, count in SIZES.items()}
     return SequenceToSequence(SequenceConfig(**chosen), pairs)
 
 
@@ -215,7 +215,7 @@ def test_pruning_has_a_dropout_of_its_own() -> None:
         model = task.network().train()
         batch = next(task.epoch(torch.Generator().manual_seed(0)))[0]
         before = {task.loss(model, batch).item() for _ in range(4)}
-        task.ready_to_prune(model)
+        task.prepare_pruning(model)
         after = {task.loss(model, batch).item() for _ in range(4)}
         assert len(before) == 4
         assert len(after) == different
@@ -499,7 +499,7 @@ def test_buckets_hold_each_example_once_in_batches_of_the_size(
     lengths: list[int], size: int, seed: int
 ) -> None:
     examples = [(length,) for length in lengths]
-    batches = list(bucketed(examples, size, torch.Generator().manual_seed(seed), pool=3))
+    batches = list(bucket_by_length(examples, size, torch.Generator().manual_seed(seed), pool=3))
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     assert all(len(batch) <= size for batch in batches)
     assert sum(len(batch) < size for batch in batches) <= 1
@@ -508,14 +508,14 @@ def test_buckets_hold_each_example_once_in_batches_of_the_size(
 def test_buckets_save_padding() -> None:
     drawn = torch.randint(1, 50, (4000, 2), generator=torch.Generator().manual_seed(0))
     lengths = [(first, second) for first, second in drawn.tolist()]
-    batches = list(bucketed(lengths, 20, torch.Generator().manual_seed(1), pool=200))
+    batches = list(bucket_by_length(lengths, 20, torch.Generator().manual_seed(1), pool=200))
     for text, most in ((0, 1.02), (1, 1.5)):
         padded = sum(len(batch) * max(lengths[i][text] for i in batch) for batch in batches)
         assert padded < most * sum(length[text] for length in lengths)
 
 
 def test_a_dialogue_becomes_contexts_and_answers(tmp_path: Path) -> None:
-    pairs = dialogues(str(taskmaster4(tmp_path / "set")), turns=2)["validation"]
+    pairs = load_dialogues(str(taskmaster4(tmp_path / "set")), turns=2)["validation"]
     asked, answers = counting(SIZES["validation"], "validation")
     assert pairs.sources[:2] == [asked[0], f"{answers[0]} <turn> and then"]
     assert pairs.targets[:2] == [answers[0], "done"]
@@ -525,12 +525,13 @@ def test_a_dialogue_becomes_contexts_and_answers(tmp_path: Path) -> None:
 def test_running_text_is_joined_by_line_breaks(tmp_path: Path) -> None:
     for split in SIZES:
         write(tmp_path, split, {"text": ["one", "two"]})
-    assert texts(str(tmp_path))["train"] == "one\ntwo"
+    assert load_texts(str(tmp_path))["train"] == "one\ntwo"
 
 
 def test_the_tokenizer_is_the_same_each_time() -> None:
-    made = [trained(counting(200, "a")[1], 280).backend_tokenizer.to_str() for _ in range(3)]
-    assert made[0] == made[1] == made[2]
+    texts = counting(200, "a")[1]
+    trained = [train_tokenizer(texts, 280).backend_tokenizer.to_str() for _ in range(3)]
+    assert trained[0] == trained[1] == trained[2]
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
@@ -543,7 +544,7 @@ def test_any_text_survives_the_tokenizer(text: str) -> None:
 
 def _tokenizer(held: list[Any] = []) -> Any:  # noqa: B006
     if not held:
-        held.append(trained(ENGLISH + GERMAN, 270))
+        held.append(train_tokenizer(ENGLISH + GERMAN, 270))
     return held[0]
 
 
@@ -579,7 +580,7 @@ def test_an_empty_reference_is_rejected(tmp_path: Path) -> None:
 def test_empty_training_pairs_are_left_out(tmp_path: Path) -> None:
     multi30k(tmp_path / "set")
     write(tmp_path / "set", "train", {"en": ["one", "", "two"], "de": ["eins", "zwei", ""]})
-    assert len(translations(str(tmp_path / "set"), ("en", "de"))["train"]) == 1
+    assert len(load_translations(str(tmp_path / "set"), ("en", "de"))["train"]) == 1
 
 
 def test_a_text_longer_than_the_models_positions_is_rejected(tmp_path: Path) -> None:
@@ -705,7 +706,7 @@ def test_settings_out_of_range_are_rejected(setting: dict[str, Any], reason: str
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, absent: str) -> None:
     monkeypatch.setitem(sys.modules, absent, None)
     with pytest.raises(PrunusError, match=r"pip install 'prunus\[language\]'"):
-        trained(["one"], 270)
+        train_tokenizer(["one"], 270)
 
 
 def test_the_papers_settings_are_the_papers() -> None:
@@ -724,4 +725,4 @@ def test_the_papers_settings_are_the_papers() -> None:
 
 def test_a_missing_folder_of_text_is_rejected() -> None:
     with pytest.raises(DataError, match="does not exist"):
-        texts("./nowhere")
+        load_texts("./nowhere")

@@ -171,11 +171,11 @@ def test_a_run_asked_to_terminate_says_how_to_go_on(tmp_path: Path) -> None:
 def test_a_run_asked_to_terminate_before_it_has_begun_saves_its_first_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def find(name: str) -> Recipe:
+    def find_recipe(name: str) -> Recipe:
         os.kill(os.getpid(), signal.SIGTERM)
         return RECIPES[name]
 
-    monkeypatch.setattr("prunus.recipes.registry.find", find)
+    monkeypatch.setattr("prunus.recipes.registry.find_recipe", find_recipe)
     outcome = prunus("run", "digits", *settings(**BRIEF), "--out", tmp_path / "run")
     assert outcome.code == 143
     assert "stopped after step 1 of epoch 1 (dense)" in outcome.out

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from helpers.commands import SHORT, contents, metrics, prunus, settings, summary
 from prunus._utils.files import load_tree, save_tree
-from prunus.recipes.data.images import Split, digits
+from prunus.recipes.data.images import Split, load_digits
 from prunus.recipes.tasks.classification import ImageConfig as Config
 from recipes.test_resume import assert_same_run
 
@@ -95,7 +95,7 @@ def test_the_summary_counts_what_the_files_hold(finished: Path) -> None:
 
 
 def test_the_accuracies_are_those_of_the_saved_networks(finished: Path) -> None:
-    held, images = summary(finished), digits(0.2, 0)
+    held, images = summary(finished), load_digits(0.2, 0)
     for kind, file in (("dense", "checkpoints/dense.safetensors"), ("sparse", "model.safetensors")):
         for split in ("validation", "test"):
             measured = accuracy(finished / file, getattr(images, split))

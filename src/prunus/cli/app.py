@@ -61,9 +61,9 @@ def recipes(
 ) -> None:
     """List the recipes, or the settings of one."""
     from prunus.cli.terminal import recipes_table, settings_table
-    from prunus.recipes.registry import RECIPES, find
+    from prunus.recipes.registry import RECIPES, find_recipe
 
-    table = recipes_table(RECIPES.values()) if name is None else settings_table(find(name))
+    table = recipes_table(RECIPES.values()) if name is None else settings_table(find_recipe(name))
     _Screen().print(table)
 
 
@@ -114,12 +114,12 @@ def _run(
     stop: Callable[[], bool],
 ) -> None:
     from prunus.cli.terminal import Watcher, kinds_table, summary_table
-    from prunus.recipes.registry import find
+    from prunus.recipes.registry import find_recipe
     from prunus.recipes.run.directory import RunDirectory
     from prunus.recipes.run.training import Stopped
     from prunus.recipes.run.training import run as run_recipe
 
-    chosen = find(recipe)
+    chosen = find_recipe(recipe)
     if seed is not None and not 0 <= seed < 2**63:
         raise PrunusError(f"--seed must be 0 or above and below 2**63, but is {seed}")
     if resume and out is None:
@@ -219,13 +219,13 @@ def _export_network(
     from prunus.compaction import compact, save_compact
     from prunus.export import to_onnx
     from prunus.export.paths import output_path
-    from prunus.recipes.run.finished import file_metadata, load_finished
+    from prunus.recipes.run.loading import file_metadata, load_trained
 
     said, out = file_metadata(file), output_path(file, out, to)
     if to == "compact" and "compact" in said:
         raise PrunusError(f"{file} is compact already: export the run that it came from")
-    network = load_finished(file)
-    model, example = network.model, network.example(2)
+    network = load_trained(file)
+    model, example = network.model, network.example_inputs(2)
     try:
         small, report = compact(model, example, return_report=True)
     except PrunusError as refusal:
@@ -267,23 +267,23 @@ def bench(
     from prunus.cli.terminal import bench_sizes, bench_table
     from prunus.export.paths import model_file
     from prunus.export.sparse_reader import load_sparse
-    from prunus.recipes.run.finished import file_metadata, load_finished
-    from prunus.recipes.run.network import Network
+    from prunus.recipes.run.loading import file_metadata, load_trained
+    from prunus.recipes.tasks.exportable import ExportableNetwork
 
     file, console = model_file(path), _Screen()
     said = file_metadata(file)
     if not {"recipe", "csr"} & said.keys():
         matrices = MatrixLayers(load_sparse(file))
-        network = Network(matrices, matrices.example)
+        network = ExportableNetwork(matrices, matrices.example)
         _say(
             console,
             f"{file} does not say of which network it is: its matrices are timed by themselves",
         )
     else:
-        network = load_finished(file)
+        network = load_trained(file)
     done = time_network(
         network.model,
-        network.example,
+        network.example_inputs,
         batches=batch or (1, 64),
         threads=threads or (),
         progress=lambda message: _say(console, message),

@@ -12,16 +12,16 @@ from torch import nn
 
 from prunus.errors import PrunusError, listing, nearest
 from prunus.recipes.config import Config
-from prunus.recipes.data.images import digits, hub_images
-from prunus.recipes.data.texts import TURN, dialogues, texts, translations
-from prunus.recipes.run.network import Network, image_network, language_network
+from prunus.recipes.data.images import load_digits, load_hub_images
+from prunus.recipes.data.texts import TURN_SEPARATOR, load_dialogues, load_texts, load_translations
+from prunus.recipes.tasks.architectures import lenet5, lenet300, perceptron
 from prunus.recipes.tasks.classification import Classification, ImageConfig
+from prunus.recipes.tasks.exportable import ExportableNetwork, image_network, language_network
 from prunus.recipes.tasks.language_model import LanguageModel, LanguageModelConfig
-from prunus.recipes.tasks.models import lenet5, lenet300, perceptron
-from prunus.recipes.tasks.sequences import SequenceConfig, SequenceToSequence
+from prunus.recipes.tasks.sequence_to_sequence import SequenceConfig, SequenceToSequence
 from prunus.recipes.tasks.task import Task
 
-__all__ = ["RECIPES", "Recipe", "find"]
+__all__ = ["RECIPES", "Recipe", "find_recipe"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Recipe:
     columns: str
     config: Config
     prepare: Callable[[Any, str | None, int], Task]
-    network: Callable[[Path], Network] = language_network
+    network: Callable[[Path], ExportableNetwork] = language_network
 
 
 def _digits_recipe(summary: str, config: ImageConfig) -> Recipe:
@@ -54,7 +54,7 @@ def _digits_recipe(summary: str, config: ImageConfig) -> Recipe:
     def prepare(config: ImageConfig, source: str | None, seed: int) -> Task:
         if source is not None:
             raise PrunusError(f"the recipe digits has its data embedded: leave out --data {source}")
-        return Classification(config, digits(config.validation, seed), build)
+        return Classification(config, load_digits(config.validation, seed), build)
 
     return Recipe(
         "digits",
@@ -73,7 +73,7 @@ def _images_recipe(
     size = (28, 28)
 
     def prepare(config: ImageConfig, source: str | None, seed: int) -> Task:
-        images = hub_images(source or data, size=size, validation=config.validation, seed=seed)
+        images = load_hub_images(source or data, size=size, validation=config.validation, seed=seed)
         return Classification(config, images, build)
 
     return Recipe(
@@ -96,7 +96,7 @@ def _translation(
     languages: tuple[str, str],
     subset: str | None = None,
 ) -> Task:
-    return SequenceToSequence(config, translations(source or name, languages, name=subset))
+    return SequenceToSequence(config, load_translations(source or name, languages, name=subset))
 
 
 def _dialogue(
@@ -113,11 +113,11 @@ def _dialogue(
             f"Taskmaster-4 is not on the Hub: give a folder by --data FOLDER, of {_DIALOGUES}; the "
             "dialogues are at github.com/google-research-datasets/Taskmaster"
         )
-    return SequenceToSequence(config, dialogues(source, name=subset), extra=[TURN])
+    return SequenceToSequence(config, load_dialogues(source, name=subset), extra=[TURN_SEPARATOR])
 
 
 def _running_text(config: LanguageModelConfig, source: str | None, seed: int, *, name: str) -> Task:
-    return LanguageModel(config, texts(source or name))
+    return LanguageModel(config, load_texts(source or name))
 
 
 _IMAGES = (
@@ -370,7 +370,7 @@ _BOOK = (
 RECIPES = {recipe.name: recipe for recipe in _BOOK}
 
 
-def find(name: str) -> Recipe:
+def find_recipe(name: str) -> Recipe:
     """Return the recipe of that name.
 
     Raises:

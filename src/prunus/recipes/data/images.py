@@ -13,9 +13,9 @@ import torch
 from torch.nn import functional
 
 from prunus.errors import DataError, PrunusError
-from prunus.recipes.data.hub import load, rows
+from prunus.recipes.data.splits import get_split, load_splits
 
-__all__ = ["Images", "Split", "digits", "hub_images", "shifted"]
+__all__ = ["Images", "Split", "load_digits", "load_hub_images", "shift_images"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ class Images:
     test: Split
 
 
-def digits(validation: float, seed: int) -> Images:
+def load_digits(validation: float, seed: int) -> Images:
     """Scikit-learn's embedded 8×8 digits: 1,797 images, of which every fifth is kept for testing.
 
     Args:
@@ -57,10 +57,10 @@ def digits(validation: float, seed: int) -> Images:
         seed: Decides which.
     """
     try:
-        from sklearn.datasets import load_digits
+        from sklearn import datasets
     except ImportError as error:
         raise PrunusError("the digits need the 'cli' extra: pip install 'prunus[cli]'") from error
-    images, labels = load_digits(return_X_y=True)
+    images, labels = datasets.load_digits(return_X_y=True)
     images = images.reshape(-1, 8, 8)
     test = np.arange(len(labels)) % 5 == 4
     return _images(
@@ -68,7 +68,7 @@ def digits(validation: float, seed: int) -> Images:
     )
 
 
-def hub_images(
+def load_hub_images(
     source: str,
     *,
     size: tuple[int, int],
@@ -90,7 +90,7 @@ def hub_images(
     Raises:
         DataError: The set is absent, empty, damaged, or has other columns, splits or sizes.
     """
-    loaded = load(source)
+    loaded = load_splits(source)
     raw = {
         split: _decode(
             _undecoded(loaded, source, split, columns), source, split, size, classes, columns
@@ -100,7 +100,7 @@ def hub_images(
     return _images(raw["train"], raw["test"], 255.0, validation, seed)
 
 
-def shifted(images: torch.Tensor, most: int, generator: torch.Generator) -> torch.Tensor:
+def shift_images(images: torch.Tensor, most: int, generator: torch.Generator) -> torch.Tensor:
     """Shift each image by random numbers of pixels, filling with the darkest value of all.
 
     Args:
@@ -109,7 +109,7 @@ def shifted(images: torch.Tensor, most: int, generator: torch.Generator) -> torc
         generator: Draws the shifts.
 
     Example:
-        >>> shifted(torch.ones(2, 1, 3, 3), 1, torch.Generator().manual_seed(0)).shape
+        >>> shift_images(torch.ones(2, 1, 3, 3), 1, torch.Generator().manual_seed(0)).shape
         torch.Size([2, 1, 3, 3])
     """
     if most == 0:
@@ -164,7 +164,7 @@ def _undecoded(loaded: Any, source: str, split: str, columns: tuple[str, str]) -
     """Return a split whose images are not decoded yet."""
     import datasets
 
-    found = rows(loaded, source, split, columns)
+    found = get_split(loaded, source, split, columns)
     try:
         return found.cast_column(columns[0], datasets.Image(decode=False))
     except Exception as error:  # one of the many that a cast may raise

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunus.errors import DataError, listing
-from prunus.recipes.data.hub import load, rows
+from prunus.recipes.data.splits import get_split, load_splits
 
-__all__ = ["TURN", "Pairs", "dialogues", "texts", "translations"]
+__all__ = ["TURN_SEPARATOR", "TextPairs", "load_dialogues", "load_texts", "load_translations"]
 
 SPLITS = ("train", "validation", "test")
 
-TURN = "<turn>"
+TURN_SEPARATOR = "<turn>"
 """Stands between the turns of a dialogue's context."""
 
 
 @dataclass(frozen=True)
-class Pairs:
+class TextPairs:
     """What to read and what to write in answer.
 
     Attributes:
@@ -33,9 +33,9 @@ class Pairs:
         return len(self.sources)
 
 
-def translations(
+def load_translations(
     source: str, languages: tuple[str, str], *, name: str | None = None
-) -> dict[str, Pairs]:
+) -> dict[str, TextPairs]:
     """Load sentences in two languages.
 
     Each language is a column of its own, or both are in one column named translation, as in the
@@ -49,20 +49,20 @@ def translations(
     Raises:
         DataError: A split or column is absent, or a sentence is empty.
     """
-    loaded = load(source, name)
+    loaded = load_splits(source, name)
 
     def columns(split: str) -> tuple[Sequence[Any], Sequence[Any]]:
         if split in loaded and "translation" in loaded[split].column_names:
-            both = rows(loaded, source, split, ["translation"], SPLITS)["translation"]
+            both = get_split(loaded, source, split, ["translation"], SPLITS)["translation"]
             _records(both, languages, f"translation of the {split} split of {source}")
             return [pair[languages[0]] for pair in both], [pair[languages[1]] for pair in both]
-        found = rows(loaded, source, split, languages, SPLITS)
+        found = get_split(loaded, source, split, languages, SPLITS)
         return found[languages[0]], found[languages[1]]
 
     return {split: _checked(*columns(split), source, split) for split in SPLITS}
 
 
-def dialogues(source: str, *, name: str | None = None, turns: int = 4) -> dict[str, Pairs]:
+def load_dialogues(source: str, *, name: str | None = None, turns: int = 4) -> dict[str, TextPairs]:
     """Load dialogues as pairs of a context and the assistant's next turn.
 
     The turns are in the columns speaker and text, lists both, or in one column named utterances, a
@@ -76,12 +76,12 @@ def dialogues(source: str, *, name: str | None = None, turns: int = 4) -> dict[s
     Raises:
         DataError: A split or column is absent, there is no assistant in it, or a turn is empty.
     """
-    loaded = load(source, name)
+    loaded = load_splits(source, name)
 
     def read(split: str) -> Iterator[tuple[list[str], list[str]]]:
         where = f"the {split} split of {source}"
         if split in loaded and "utterances" in loaded[split].column_names:
-            column = rows(loaded, source, split, ["utterances"], SPLITS)["utterances"]
+            column = get_split(loaded, source, split, ["utterances"], SPLITS)["utterances"]
             for number, turns_ in enumerate(column):
                 _records(
                     _list(turns_, f"utterances of {where}", number),
@@ -90,7 +90,7 @@ def dialogues(source: str, *, name: str | None = None, turns: int = 4) -> dict[s
                 )
                 yield [turn["speaker"] for turn in turns_], [turn["text"] for turn in turns_]
             return
-        found = rows(loaded, source, split, ["speaker", "text"], SPLITS)
+        found = get_split(loaded, source, split, ["speaker", "text"], SPLITS)
         for number, (who, what) in enumerate(zip(found["speaker"], found["text"], strict=True)):
             speakers = _list(who, f"speaker of {where}", number)
             said = _list(what, f"text of {where}", number)
@@ -108,7 +108,7 @@ def dialogues(source: str, *, name: str | None = None, turns: int = 4) -> dict[s
             _texts([*speakers, *said], f"dialogue {number} of the {split} split of {source}")
             for i in range(1, len(said)):
                 if speakers[i].lower() == "assistant":
-                    contexts.append(f" {TURN} ".join(said[max(0, i - turns) : i]))
+                    contexts.append(f" {TURN_SEPARATOR} ".join(said[max(0, i - turns) : i]))
                     answers.append(said[i])
         if not answers:
             raise DataError(
@@ -119,16 +119,16 @@ def dialogues(source: str, *, name: str | None = None, turns: int = 4) -> dict[s
     return result
 
 
-def texts(source: str, *, column: str = "text") -> Mapping[str, str]:
+def load_texts(source: str, *, column: str = "text") -> Mapping[str, str]:
     """Load running text; the rows of a split are joined by line breaks.
 
     Raises:
         DataError: A split or the column is absent, or all of it is empty.
     """
-    loaded = load(source)
+    loaded = load_splits(source)
     result = {}
     for split in SPLITS:
-        parts = rows(loaded, source, split, [column], SPLITS)[column]
+        parts = get_split(loaded, source, split, [column], SPLITS)[column]
         _texts(parts, f"the column {column} of the {split} split of {source}")
         joined = "\n".join(parts)
         if not joined.strip():
@@ -166,7 +166,7 @@ def _records(values: Iterable[Any], fields: Sequence[str], where: str) -> None:
             )
 
 
-def _checked(sources: Sequence[Any], targets: Sequence[Any], source: str, split: str) -> Pairs:
+def _checked(sources: Sequence[Any], targets: Sequence[Any], source: str, split: str) -> TextPairs:
     empty = [
         str(i)
         for i, (a, b) in enumerate(zip(sources, targets, strict=True))
@@ -181,4 +181,4 @@ def _checked(sources: Sequence[Any], targets: Sequence[Any], source: str, split:
         )
     left_out = set(map(int, empty))
     kept = [i for i in range(len(sources)) if i not in left_out]
-    return Pairs([sources[i] for i in kept], [targets[i] for i in kept])
+    return TextPairs([sources[i] for i in kept], [targets[i] for i in kept])

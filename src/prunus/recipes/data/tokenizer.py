@@ -8,12 +8,12 @@ from typing import Any
 from prunus.errors import DataError
 from prunus.recipes.tasks.language import missing_extra
 
-__all__ = ["BOS", "EOS", "PAD", "trained"]
+__all__ = ["BOS", "EOS", "PAD", "train_tokenizer"]
 
 BOS, PAD, EOS, UNKNOWN = "<s>", "<pad>", "</s>", "<unk>"
 
 
-def trained(texts: Iterable[str], size: int, extra: Sequence[str] = ()) -> Any:
+def train_tokenizer(texts: Iterable[str], size: int, extra: Sequence[str] = ()) -> Any:
     """Train a tokenizer for ``transformers``. Any text survives encoding and decoding.
 
     Args:
@@ -29,7 +29,7 @@ def trained(texts: Iterable[str], size: int, extra: Sequence[str] = ()) -> Any:
         PrunusError: The libraries for it are not installed.
 
     Example:
-        >>> tokenizer = trained(["to be or not to be, that is the question"] * 9, 280)
+        >>> tokenizer = train_tokenizer(["to be or not to be, that is the question"] * 9, 280)
         >>> tokenizer.decode(tokenizer.encode("or not, Ümläute?"))
         'or not, Ümläute?'
     """

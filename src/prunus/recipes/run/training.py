@@ -30,7 +30,7 @@ from prunus.recipes.registry import Recipe
 from prunus.recipes.run.directory import RunDirectory
 from prunus.recipes.run.layer_types import densities_by_layer_type
 from prunus.recipes.run.progress import Epoch, Progress
-from prunus.recipes.run.weights import load_into, to_bytes
+from prunus.recipes.run.weight_file import encode_weights, load_weights
 from prunus.recipes.tasks.losses import Teacher
 from prunus.recipes.tasks.task import Evaluation, Lesson, Task
 from prunus.selection import nonzero_parameters, select, total_parameters
@@ -211,7 +211,7 @@ class _Training:
             )
         try:
             if state["phase"] == "prune":  # found now rather than when it is needed, at the end
-                load_into(self.task.network(), self.directory.dense)
+                load_weights(self.task.network(), self.directory.dense)
             self.model.load_state_dict(state["model"])
             self.order.set_state(state["order"])
             torch.set_rng_state(state["rng"])
@@ -254,7 +254,7 @@ class _Training:
             "rng": torch.get_rng_state(),
         }
         save_tree(self.directory.after_dense, after)
-        write_atomically(self.directory.dense, to_bytes(self.model, recipe=self.recipe.name))
+        write_atomically(self.directory.dense, encode_weights(self.model, recipe=self.recipe.name))
 
     def check_donor(self) -> None:
         """Make sure that the run whose dense network is to be taken has the same one."""
@@ -289,7 +289,7 @@ class _Training:
 
     def _adopt(self, other: RunDirectory) -> None:
         """Take the dense network of another run."""
-        load_into(self.model, other.dense)
+        load_weights(self.model, other.dense)
         self.progress.say(f"the dense network is that of {other.path}")
         self.dense_validation = self._validate("dense", self.config.dense_epochs).metric
         names = self.config.of_lessons
@@ -314,7 +314,7 @@ class _Training:
                 f"{constraint.bound:.4f}, so nothing may be removed: {mend} "
                 "the floor or raise dense_epochs"
             )
-        self.task.ready_to_prune(self.model)
+        self.task.prepare_pruning(self.model)
         dense = functools.cache(self._dense_network)  # loaded once, and only if someone asks
         if self.config.distillation:
             self.teacher = Teacher(dense(), self.config.distillation)
@@ -346,7 +346,7 @@ class _Training:
                 f"the ratio {self.config.ratio:g} was not reached: nothing sparser than what is "
                 "delivered met the floor"
             )
-        content = to_bytes(self.model, recipe=self.recipe.name, sparsity=pruner.sparsity)
+        content = encode_weights(self.model, recipe=self.recipe.name, sparsity=pruner.sparsity)
         write_atomically(self.directory.model, content)
         self.task.publish(self.model, self.directory.path)
         self.clock.charge("prune")
@@ -355,7 +355,7 @@ class _Training:
     def _dense_network(self) -> nn.Module:
         """Return the dense network, for the sparse one to learn from."""
         network = copy.deepcopy(self.model)  # a new one would draw from the random numbers
-        load_into(network, self.directory.dense)
+        load_weights(network, self.directory.dense)
         return network.eval().requires_grad_(False)
 
     def _lessons(self, dense: Callable[[], nn.Module]) -> list[Lesson]:
@@ -564,7 +564,7 @@ class _Training:
     def summary(self) -> dict[str, Any]:
         """Measure both networks on the test split, for the first and only time."""
         sparse = self._measured(self.model)
-        dense = self._measured(load_into(self.task.network(), self.directory.dense))
+        dense = self._measured(load_weights(self.task.network(), self.directory.dense))
         parameters, nonzero = total_parameters(self.model), nonzero_parameters(self.model)
         return {
             "recipe": self.recipe.name,

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from prunus.recipes.config import Config
-from prunus.recipes.data.images import Images, Split, shifted
+from prunus.recipes.data.images import Images, Split, shift_images
 from prunus.recipes.tasks.losses import Teacher, cross_entropy
 from prunus.recipes.tasks.task import Evaluation, Lesson, fingerprint
 
@@ -76,7 +76,7 @@ class Classification:
         for batch in torch.split(
             torch.randperm(len(train), generator=order), self._config.batch_size
         ):
-            inputs = shifted(train.inputs[batch], self._config.shift, order)
+            inputs = shift_images(train.inputs[batch], self._config.shift, order)
             yield [(inputs, train.labels[batch])]
 
     def size(self, batch: _Batch) -> int:
@@ -88,7 +88,7 @@ class Classification:
         inputs, labels = batch
         return cross_entropy(lambda network: (network(inputs), labels), model, teacher)
 
-    def ready_to_prune(self, model: nn.Module) -> None:
+    def prepare_pruning(self, model: nn.Module) -> None:
         """Change nothing."""
 
     def lessons(self, dense: Callable[[], nn.Module]) -> Iterator[tuple[float, Lesson]]:

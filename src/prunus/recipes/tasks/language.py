@@ -16,12 +16,12 @@ from prunus.recipes.config import Config
 
 __all__ = [
     "LanguageConfig",
-    "accumulated",
     "adam",
-    "bucketed",
+    "bucket_by_length",
+    "choose_attention",
+    "group_into_steps",
     "missing_extra",
     "publish",
-    "ready_for_autocast",
     "set_dropout",
 ]
 
@@ -89,7 +89,7 @@ def adam(config: LanguageConfig, model: nn.Module, lr: float) -> torch.optim.Opt
     )
 
 
-def bucketed(
+def bucket_by_length(
     lengths: Sequence[tuple[int, ...]],
     size: int,
     order: torch.Generator,
@@ -108,7 +108,7 @@ def bucketed(
 
     Example:
         >>> lengths = [(5,), (1,), (4,), (2,)]
-        >>> batches = bucketed(lengths, 2, torch.Generator().manual_seed(0), pool=2)
+        >>> batches = bucket_by_length(lengths, 2, torch.Generator().manual_seed(0), pool=2)
         >>> sorted(sorted(lengths[i] for i in batch) for batch in batches)
         [[(1,), (2,)], [(4,), (5,)]]
     """
@@ -121,7 +121,7 @@ def bucketed(
         yield batches[i]
 
 
-def ready_for_autocast(model: Any, config: LanguageConfig) -> None:
+def choose_attention(model: Any, config: LanguageConfig) -> None:
     """Choose the attention of a model of `transformers` that is fast in bfloat16.
 
     torch's fused attention has a backward pass on the CPU that takes five times as long in bfloat16
@@ -149,11 +149,11 @@ def set_dropout(model: nn.Module, probability: float | None) -> None:
             setattr(module, name, probability)
 
 
-def accumulated(batches: Iterator[Any], count: int) -> Iterator[list[Any]]:
+def group_into_steps(batches: Iterator[Any], count: int) -> Iterator[list[Any]]:
     """Group batches to steps.
 
     Example:
-        >>> list(accumulated(iter("abc"), 2))
+        >>> list(group_into_steps(iter("abc"), 2))
         [['a', 'b'], ['c']]
     """
     step: list[Any] = []

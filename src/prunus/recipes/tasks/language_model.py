@@ -14,13 +14,13 @@ from torch import nn
 
 from prunus.constraint import Mode
 from prunus.errors import DataError
-from prunus.recipes.data.tokenizer import trained
+from prunus.recipes.data.tokenizer import train_tokenizer
 from prunus.recipes.tasks.language import (
     LanguageConfig,
-    accumulated,
     adam,
+    choose_attention,
+    group_into_steps,
     publish,
-    ready_for_autocast,
     set_dropout,
 )
 from prunus.recipes.tasks.losses import Teacher, cross_entropy
@@ -59,7 +59,8 @@ class LanguageModel:
 
     def __init__(self, config: LanguageModelConfig, texts: Mapping[str, str]) -> None:
         self._config, self._texts = config, texts
-        self.tokenizer = trained(texts["train"].splitlines(keepends=True), config.vocabulary)
+        lines = texts["train"].splitlines(keepends=True)
+        self.tokenizer = train_tokenizer(lines, config.vocabulary)
         self._words = {
             split: torch.tensor(self.tokenizer(text)["input_ids"]) for split, text in texts.items()
         }
@@ -97,7 +98,7 @@ class LanguageModel:
                 eos_token_id=tokenizer.eos_token_id,
             )
         )
-        ready_for_autocast(model, config)
+        choose_attention(model, config)
         return model
 
     def optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
@@ -115,7 +116,7 @@ class LanguageModel:
             words[begins[:, None] + torch.arange(length + 1)]
             for begins in torch.split(shuffled, self._config.batch_size)
         )
-        return accumulated(batches, self._config.accumulation)
+        return group_into_steps(batches, self._config.accumulation)
 
     def size(self, batch: torch.Tensor) -> int:
         """Return the number of words to predict."""
@@ -133,7 +134,7 @@ class LanguageModel:
         smoothing = self._config.label_smoothing
         return cross_entropy(predict, model, teacher, label_smoothing=smoothing)
 
-    def ready_to_prune(self, model: nn.Module) -> None:
+    def prepare_pruning(self, model: nn.Module) -> None:
         """Set the dropout."""
         set_dropout(model, self._config.pruning_dropout)
 

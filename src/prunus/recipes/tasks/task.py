@@ -82,7 +82,7 @@ class Task(Protocol):
         """Return the mean loss of a batch, against what is right and what a teacher predicts."""
         ...
 
-    def ready_to_prune(self, model: nn.Module) -> None:
+    def prepare_pruning(self, model: nn.Module) -> None:
         """Change a network that was built for the dense training to what the pruning wants."""
         ...
 

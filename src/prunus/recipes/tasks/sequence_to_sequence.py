@@ -13,16 +13,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from prunus.errors import DataError
-from prunus.recipes.data.texts import Pairs
-from prunus.recipes.data.tokenizer import trained
+from prunus.recipes.data.texts import TextPairs
+from prunus.recipes.data.tokenizer import train_tokenizer
 from prunus.recipes.tasks.language import (
     LanguageConfig,
-    accumulated,
     adam,
-    bucketed,
+    bucket_by_length,
+    choose_attention,
+    group_into_steps,
     missing_extra,
     publish,
-    ready_for_autocast,
     set_dropout,
 )
 from prunus.recipes.tasks.losses import NO_CLASS, Teacher, cross_entropy
@@ -108,12 +108,12 @@ class SequenceToSequence:
     metric = "BLEU"
 
     def __init__(
-        self, config: SequenceConfig, pairs: Mapping[str, Pairs], extra: Sequence[str] = ()
+        self, config: SequenceConfig, pairs: Mapping[str, TextPairs], extra: Sequence[str] = ()
     ) -> None:
         self._config, self._pairs = config, pairs
         train = pairs["train"]
         both = [text for pair in (train.sources, train.targets) for text in pair]
-        self.tokenizer = trained(both, config.vocabulary, extra)
+        self.tokenizer = train_tokenizer(both, config.vocabulary, extra)
         self._encoded = {split: self._encode(split) for split in pairs}
         batches = math.ceil(len(self._encoded["train"]) / config.batch_size)
         self.steps_per_epoch = math.ceil(batches / config.accumulation)
@@ -176,7 +176,7 @@ class SequenceToSequence:
                 forced_eos_token_id=None,
             )
         )
-        ready_for_autocast(model, config)
+        choose_attention(model, config)
         return model
 
     def optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
@@ -190,9 +190,9 @@ class SequenceToSequence:
         lengths = [(len(b), len(a)) for a, b in zip(data.sources, data.targets, strict=True)]
         batches = (
             self._batch(data, indices)
-            for indices in bucketed(lengths, self._config.batch_size, order)
+            for indices in bucket_by_length(lengths, self._config.batch_size, order)
         )
-        return accumulated(batches, self._config.accumulation)
+        return group_into_steps(batches, self._config.accumulation)
 
     def _batch(self, data: _Encoded, indices: Sequence[int]) -> _Batch:
         return _Batch(
@@ -216,7 +216,7 @@ class SequenceToSequence:
             lambda network: self._predict(network, batch), model, teacher, label_smoothing=smoothing
         )
 
-    def ready_to_prune(self, model: nn.Module) -> None:
+    def prepare_pruning(self, model: nn.Module) -> None:
         """Set the dropout."""
         set_dropout(model, self._config.pruning_dropout)
 

@@ -12,10 +12,10 @@ from prunus.errors import CheckpointError, PrunusError
 from prunus.export.model_loading import load_state
 from prunus.export.sparse_reader import load_sparse
 
-__all__ = ["load_into", "to_bytes"]
+__all__ = ["encode_weights", "load_weights"]
 
 
-def to_bytes(model: nn.Module, **about: str | float) -> bytes:
+def encode_weights(model: nn.Module, **about: str | float) -> bytes:
     """Return a safetensors file of a network, with facts about it in its metadata."""
     # A tied tensor once, by its first name: safetensors refuses tensors that share memory.
     aliases = _aliases(model)
@@ -28,7 +28,7 @@ def to_bytes(model: nn.Module, **about: str | float) -> bytes:
     return save(tensors, {"prunus": json.dumps(about)})
 
 
-def load_into(model: nn.Module, path: Path) -> nn.Module:
+def load_weights(model: nn.Module, path: Path) -> nn.Module:
     """Load such a file, or a sparse one, into a network of the same shape, and return that.
 
     Raises:

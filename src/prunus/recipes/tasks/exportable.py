@@ -14,31 +14,31 @@ from prunus._inference.model_calls import ExampleInputs
 from prunus.errors import PrunusError
 from prunus.recipes.tasks.language import missing_extra
 
-__all__ = ["Network", "image_network", "language_network"]
+__all__ = ["ExportableNetwork", "image_network", "language_network"]
 
 _WORDS = 32
 """How many random words, at most, each text of a language network's example has."""
 
 
 @dataclass(frozen=True)
-class Network:
+class ExportableNetwork:
     """A network, and what it is called with.
 
     Attributes:
         model: The network, in evaluation mode.
-        example: Returns random inputs for a batch of that size.
+        example_inputs: Returns random inputs for a batch of that size.
     """
 
     model: nn.Module
-    example: Callable[[int], ExampleInputs]
+    example_inputs: Callable[[int], ExampleInputs]
 
 
-def image_network(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> Network:
+def image_network(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> ExportableNetwork:
     """Return a network of images of that shape, with new random weights."""
-    return Network(build().eval(), lambda batch: torch.rand(batch, *shape))
+    return ExportableNetwork(build().eval(), lambda batch: torch.rand(batch, *shape))
 
 
-def language_network(file: Path) -> Network:
+def language_network(file: Path) -> ExportableNetwork:
     """Return a network of the form that ``pretrained/`` beside a run's file describes.
 
     Its example are texts of 32 random words, or as many as it has positions.
@@ -71,7 +71,7 @@ def language_network(file: Path) -> Network:
     names = ["input_ids", *(["decoder_input_ids"] if two_sided else [])]
     length = min(_WORDS, config.max_position_embeddings)
 
-    def example(batch: int) -> ExampleInputs:
+    def example_inputs(batch: int) -> ExampleInputs:
         return {name: torch.randint(config.vocab_size, (batch, length)) for name in names}
 
-    return Network(model, example)
+    return ExportableNetwork(model, example_inputs)

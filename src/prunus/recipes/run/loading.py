@@ -11,11 +11,11 @@ import torch
 from prunus.compaction import load_compact
 from prunus.errors import PrunusError
 from prunus.export.sparse_reader import SparseFile
-from prunus.recipes.registry import find
-from prunus.recipes.run.network import Network
-from prunus.recipes.run.weights import load_into
+from prunus.recipes.registry import find_recipe
+from prunus.recipes.tasks.exportable import ExportableNetwork
+from prunus.recipes.run.weight_file import load_weights
 
-__all__ = ["file_metadata", "load_finished"]
+__all__ = ["file_metadata", "load_trained"]
 
 
 def file_metadata(file: Path) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def file_metadata(file: Path) -> dict[str, Any]:
         return opened.metadata()
 
 
-def load_finished(file: Path) -> Network:
+def load_trained(file: Path) -> ExportableNetwork:
     """Return the network in a file that a run has written, or that was exported from one.
 
     Args:
@@ -50,8 +50,8 @@ def load_finished(file: Path) -> Network:
             "here: give the directory of a run, or call prunus from Python, where your network is"
         )
     with torch.random.fork_rng(devices=[]):
-        network = find(recipe).network(file)
+        network = find_recipe(recipe).network(file)
     if "compact" in said:
         return dataclasses.replace(network, model=load_compact(file, network.model))
-    load_into(network.model, file)
+    load_weights(network.model, file)
     return network

@@ -9,10 +9,10 @@ from typing import Any
 
 from prunus.errors import DataError, PrunusError, listing
 
-__all__ = ["load", "rows"]
+__all__ = ["get_split", "load_splits"]
 
 
-def load(source: str, name: str | None = None) -> Any:
+def load_splits(source: str, name: str | None = None) -> Any:
     """Load all splits, once.
 
     Args:
@@ -53,7 +53,7 @@ def load(source: str, name: str | None = None) -> Any:
         raise DataError(f"cannot load {source}: {hint} ({cause})") from error
 
 
-def rows(
+def get_split(
     loaded: Any,
     source: str,
     split: str,
@@ -63,7 +63,7 @@ def rows(
     """Return a split, which must have rows and the given columns.
 
     Args:
-        loaded: What :func:`load` returned.
+        loaded: What :func:`load_splits` returned.
         source: What it was loaded from, for messages.
         split: Which split.
         columns: The names of the columns that are needed.
