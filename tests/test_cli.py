@@ -114,7 +114,7 @@ def test_every_setting_of_a_recipe_is_explained(name: str) -> None:
     # The last column, whose lines are joined, for the table breaks long ones.
     rows = [line.split("│") for line in outcome.out.splitlines() if line.startswith("│")]
     explained = " ".join(row[-2].strip() for row in rows)
-    for setting, _, _, meaning in find_recipe(name).config.described():
+    for setting, _, _, meaning in find_recipe(name).config.rows():
         assert meaning.endswith("."), setting
         assert meaning in explained, setting
 

@@ -27,7 +27,7 @@ def test_the_commands_name_recipes_and_settings_that_exist() -> None:
     for line in lines:
         recipe, *rest = shlex.split(line, comments=True)
         settings = [value for flag, value in pairwise(rest) if flag == "--set"]
-        find_recipe(recipe).config.changed(settings)
+        find_recipe(recipe).config.with_settings(settings)
 
 
 def test_every_recipe_is_in_the_changelog() -> None:

@@ -66,7 +66,7 @@ def main() -> None:
     if own:
         parser.error(f"the comparison itself sets what --set {own[0]} would change")
     recipe = find_recipe(arguments.recipe)
-    settings = recipe.config.changed(arguments.settings).as_dict()
+    settings = recipe.config.with_settings(arguments.settings).as_dict()
     default = RESULTS / f"compare-{recipe.name}.json"
     out: Path = arguments.out or default
     wanted = {

@@ -61,7 +61,7 @@ def main() -> None:
         ],
         "data": recipe.data,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "settings": recipe.config.changed(arguments.settings).as_dict(),
+        "settings": recipe.config.with_settings(arguments.settings).as_dict(),
         "figures": figures,
         "runs": summaries,
     }

@@ -67,7 +67,13 @@ def test_the_version() -> None:
 
 def test_a_recipes_settings_are_shown() -> None:
     out = prunus("recipes", "mnist-lenet5").out
-    for part in ("ratio", "200.1", "relevance, lobster, l2, l1 or none", "start", "fresh"):
+    for part in (
+        "ratio",
+        "200.1",
+        "relevance, lobster, l2, l1 or none",
+        "initial_weights",
+        "random",
+    ):
         assert part in out
     prunus("recipes", "mnist").refused("there is no recipe 'mnist'")
 
@@ -75,7 +81,7 @@ def test_a_recipes_settings_are_shown() -> None:
 def test_taylor_in_the_loss_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
     chosen = settings(**BRIEF, score="taylor", apply="loss")
     prunus("run", "digits", *chosen, "--out", tmp_path / "run").refused(
-        "choose another way or score"
+        "choose another apply or score"
     )
 
 

@@ -33,7 +33,7 @@ SETTINGS: dict[str, tuple[str, Any, dict[str, str]]] = {
     "epochs": ("7", 7, {"none": WHOLE, "1e3": WHOLE, "0": "at least 1", "-3": "at least 1"}),
     "batch_size": ("64", 64, {"all": WHOLE, "0": "at least 1"}),
     "dense_lr": ("1e-3", 1e-3, {"x": NUMBER, "0": "above 0", "-1": "above 0", "nan": "above 0"}),
-    "lr": ("0.5", 0.5, {"0,5": NUMBER, "0": "above 0", "nan": "above 0"}),
+    "lr": ("0.5", 0.5, {"0,5": NUMBER, "0": "above 0", "nan": "above 0", "inf": "a finite number"}),
     "strength": (
         "0",
         0.0,
@@ -41,21 +41,33 @@ SETTINGS: dict[str, tuple[str, Any, dict[str, str]]] = {
     ),
     "ratio": ("40", 40.0, {"x": NUMBER, "1": "above 1", "0": "above 1", "nan": "above 1"}),
     "warmup": ("0.5", 0.5, {"x": NUMBER, "1": "from 0 to below 1", "nan": "from 0 to below 1"}),
-    "max_grad_norm": ("1", 1.0, {"x": NUMBER, "-1": "0 or above", "inf": "0 or above and"}),
+    "max_grad_norm": (
+        "1",
+        1.0,
+        {"x": NUMBER, "-1": "at least 0", "inf": "a finite number of at least 0"},
+    ),
     "autocast": ("true", True, {"bf16": "true or false", "1": "true or false"}),
     "distillation": ("0.5", 0.5, {"x": NUMBER, "1.1": "from 0 to 1", "-0.1": "from 0 to 1"}),
-    "start": ("fresh", "fresh", {"warm": "dense or fresh"}),
+    "initial_weights": ("random", "random", {"fresh": "dense or random"}),
     "penalty": ("l1", "l1", {"L1": "relevance, lobster, l2, l1 or none", "": "relevance"}),
-    "strength_follows": ("linear", "linear", {"cosine": "constant, lr or linear"}),
+    "strength_schedule": ("linear", "linear", {"cosine": "constant, lr or linear"}),
     "alpha": ("2", 2.0, {"x": NUMBER, "0": "above 0", "inf": "a finite number above 0"}),
     "relative": ("FALSE", False, {"no": "true or false", "1": "true or false"}),
     "smoothing": ("0.9", 0.9, {"x": NUMBER, "1": "from 0 to below 1", "nan": "from 0 to below 1"}),
     "apply": ("loss", "loss", {"hook": "gradient, loss or decoupled"}),
     "schedule": ("oneshot", "oneshot", {"cubic": "iterative, gradual or oneshot"}),
-    "begin": ("0.1", 0.1, {"x": NUMBER, "-0.1": "from 0 to below end", "0.6": "below end"}),
-    "end": ("1", 1.0, {"x": NUMBER, "0": "above 0 and at most 1", "1.1": "above 0 and at most 1"}),
-    "fraction": ("0.3", 0.3, {"x": NUMBER}),
-    "patience": ("3", 3, {"x": WHOLE, "-1": "0 or above"}),
+    "schedule_begin": (
+        "0.1",
+        0.1,
+        {"x": NUMBER, "-0.1": "from 0 to below 1", "0.6": "must be below schedule_end=0.6"},
+    ),
+    "schedule_end": (
+        "1",
+        1.0,
+        {"x": NUMBER, "0": "above 0 and at most 1", "1.1": "above 0 and at most 1"},
+    ),
+    "fraction": ("0.3", 0.3, {"x": NUMBER, "0": "above 0 and below 1", "1": "above 0 and below 1"}),
+    "patience": ("3", 3, {"x": WHOLE, "-1": "at least 0"}),
     "floor": ("dense-0.01", "dense-0.01", {"nonsense": FLOOR, "nan": FLOOR, "dense/2": FLOOR}),
     "score": ("taylor", "taylor", {"size": "magnitude, taylor or random"}),
     "biases": ("true", True, {"yes": "true or false", "": "true or false"}),
@@ -66,7 +78,7 @@ SETTINGS: dict[str, tuple[str, Any, dict[str, str]]] = {
         0.25,
         {"x": NUMBER, "0": "above 0 and below 1", "1": "above 0 and below 1", "nan": "above 0"},
     ),
-    "shift": ("2", 2, {"x": WHOLE, "-1": "0 or above"}),
+    "shift": ("2", 2, {"x": WHOLE, "-1": "at least 0"}),
     "momentum": ("0", 0.0, {"x": NUMBER, "1": "from 0 to below 1", "-0.1": "from 0 to below 1"}),
 }
 
@@ -78,7 +90,7 @@ def test_every_setting_is_tested_here() -> None:
 @pytest.mark.parametrize("key", SETTINGS)
 def test_a_setting_is_read(key: str) -> None:
     text, value, _ = SETTINGS[key]
-    changed = BASE.changed([f"{key}={text}"])
+    changed = BASE.with_settings([f"{key}={text}"])
     assert getattr(changed, key) == value
     assert type(getattr(changed, key)) is type(value)
     assert changed.as_dict() == {**BASE.as_dict(), key: value}
@@ -90,10 +102,10 @@ def test_a_setting_is_read(key: str) -> None:
 )
 def test_a_wrong_value_is_refused_by_name_with_the_reason(key: str, text: str, reason: str) -> None:
     with pytest.raises(PrunusError, match=re.escape(reason)) as caught:
-        BASE.changed([f"{key}={text}"])
+        BASE.with_settings([f"{key}={text}"])
     assert key in str(caught.value)
     shown = {text, repr(text)} | ({repr(float(text))} if _is_number(text) else set())
-    assert any(form in str(caught.value) for form in shown), "what was received is said"
+    assert any(form in str(caught.value) for form in shown), "the message shows the value"
 
 
 def _is_number(text: str) -> bool:
@@ -118,7 +130,7 @@ def _is_number(text: str) -> bool:
     ],
 )
 def test_the_floor_is_none_a_number_or_relative(text: str, value: float | str | None) -> None:
-    floor = BASE.changed([f"floor={text}"]).floor
+    floor = BASE.with_settings([f"floor={text}"]).floor
     assert floor == value
     assert type(floor) is type(value)
 
@@ -126,7 +138,7 @@ def test_the_floor_is_none_a_number_or_relative(text: str, value: float | str | 
 @pytest.mark.parametrize("text", ["nonsense", "", "inf", "nan", "dense-", "dense-x", "0.9-dense"])
 def test_any_other_floor_is_refused(text: str) -> None:
     with pytest.raises(PrunusError, match=re.escape(FLOOR)):
-        BASE.changed([f"floor={text}"])
+        BASE.with_settings([f"floor={text}"])
 
 
 @pytest.mark.parametrize(
@@ -140,26 +152,26 @@ def test_any_other_floor_is_refused(text: str) -> None:
 )
 def test_an_unknown_key_names_the_nearest(slip: str, meant: str) -> None:
     with pytest.raises(PrunusError, match=rf"no setting '{slip}'; did you mean .*\b{meant}\b"):
-        BASE.changed([f"{slip}=1"])
+        BASE.with_settings([f"{slip}=1"])
 
 
 def test_an_unknown_key_like_no_other_names_all() -> None:
     with pytest.raises(PrunusError, match="no setting 'zzzzz'; known: " + ", ".join(SETTINGS)):
-        BASE.changed(["zzzzz=1"])
+        BASE.with_settings(["zzzzz=1"])
 
 
 def test_a_setting_without_an_equals_sign_is_refused() -> None:
     with pytest.raises(PrunusError, match="'epochs' is not of the form key=value"):
-        BASE.changed(["epochs"])
+        BASE.with_settings(["epochs"])
 
 
 def test_the_last_of_two_values_counts() -> None:
-    assert BASE.changed(["epochs=3", "epochs=5"]).epochs == 5
+    assert BASE.with_settings(["epochs=3", "epochs=5"]).epochs == 5
 
 
 def test_mistakes_of_form_are_all_listed_in_one_message() -> None:
     with pytest.raises(PrunusError) as caught:
-        BASE.changed(["epoch=3", "lr=fast", "score=size", "biases", "relative=2"])
+        BASE.with_settings(["epoch=3", "lr=fast", "score=size", "biases", "relative=2"])
     assert re.sub(r"(?<=did you mean )[^?]*\bepochs\b[^?]*", "epochs", str(caught.value)).split(
         "; "
     ) == [
@@ -174,27 +186,29 @@ def test_mistakes_of_form_are_all_listed_in_one_message() -> None:
 
 def test_one_mistake_is_named_once() -> None:
     with pytest.raises(PrunusError) as caught:
-        BASE.changed(["schedule=iterative", "patience=-1"])
-    assert str(caught.value) == "patience must be 0 or above, but is -1"
+        BASE.with_settings(["schedule=iterative", "patience=-1"])
+    assert str(caught.value) == "patience must be at least 0, but is -1"
 
 
 def test_values_out_of_range_are_all_listed_in_one_message() -> None:
     with pytest.raises(PrunusError) as caught:
-        BASE.changed(["epochs=0", "lr=-1", "momentum=1", "validation=1", "end=2", "ratio=0.5"])
+        BASE.with_settings(
+            ["epochs=0", "lr=-1", "momentum=1", "validation=1", "schedule_end=2", "ratio=0.5"]
+        )
     assert str(caught.value) == (
-        "epochs must be at least 1, but is 0; lr must be above 0 and finite, but is -1.0; "
-        "end must be above 0 and at most 1, but is 2.0; ratio must be above 1 (or 0, with the "
-        "iterative schedule alone, for no target), but is 0.5; momentum must be "
-        "from 0 to below 1, but is 1.0; validation must be above 0 and below 1, but is 1.0"
+        "epochs must be at least 1, but is 0; lr must be above 0, but is -1.0; ratio must be above "
+        "1 (or 0 for no target, with schedule=iterative alone), but is 0.5; schedule_end must be "
+        "above 0 and at most 1, but is 2.0; validation must be above 0 and below 1, but is 1.0; "
+        "momentum must be from 0 to below 1, but is 1.0"
     )
 
 
 def test_mistakes_that_different_parts_find_are_all_listed_in_one_message() -> None:
     with pytest.raises(PrunusError) as caught:
-        BASE.changed(["epochs=0", "strength=-1", "alpha=0", "floor=nonsense"])
+        BASE.with_settings(["epochs=0", "strength=-1", "alpha=0", "floor=nonsense"])
     missing = [
         part
-        for part in ("epochs must be", "a strength must be", "alpha must be", "floor must be")
+        for part in ("epochs must be", "strength must be", "alpha must be", "floor must be")
         if part not in str(caught.value)
     ]
     assert missing == []
@@ -202,32 +216,35 @@ def test_mistakes_that_different_parts_find_are_all_listed_in_one_message() -> N
 
 def test_a_mistake_of_form_and_a_value_out_of_range_are_both_listed() -> None:
     with pytest.raises(PrunusError, match=r"(?s)(?=.*lr must be a number)(?=.*epochs must be at)"):
-        BASE.changed(["lr=fast", "epochs=0"])
+        BASE.with_settings(["lr=fast", "epochs=0"])
 
 
 @pytest.mark.parametrize("text", ["0", "1", "-0.5", "nan"])
-def test_the_fraction_of_the_iterative_schedule_is_checked_before_training(text: str) -> None:
+@pytest.mark.parametrize("schedule", ["iterative", "gradual"])
+def test_the_fraction_is_checked_with_every_schedule(schedule: str, text: str) -> None:
     with pytest.raises(PrunusError, match="fraction must be .*above 0 and below 1, but is"):
-        BASE.changed(["schedule=iterative", f"fraction={text}"])
+        BASE.with_settings([f"schedule={schedule}", f"fraction={text}"])
 
 
 def test_only_the_iterative_schedule_knows_no_target() -> None:
-    assert BASE.changed(["schedule=iterative", "ratio=0"]).ratio == 0
+    assert BASE.with_settings(["schedule=iterative", "ratio=0"]).ratio == 0
     for schedule in ("gradual", "oneshot"):
         with pytest.raises(PrunusError, match="ratio must be above 1 .* but is 0.0"):
-            BASE.changed([f"schedule={schedule}", "ratio=0"])
+            BASE.with_settings([f"schedule={schedule}", "ratio=0"])
 
 
 def test_begin_must_come_before_end() -> None:
-    with pytest.raises(PrunusError, match="begin must be from 0 to below end, but is 0.7"):
-        BASE.changed(["begin=0.7"])
-    assert BASE.changed(["begin=0.7", "end=0.8"]).begin == 0.7
+    message = "schedule_begin must be below schedule_end=0.6, but is 0.7"
+    with pytest.raises(PrunusError, match=message):
+        BASE.with_settings(["schedule_begin=0.7"])
+    changed = BASE.with_settings(["schedule_begin=0.7", "schedule_end=0.8"])
+    assert changed.schedule_begin == 0.7
 
 
 @given(st.text(), st.text())
 def test_any_text_is_a_setting_or_a_users_mistake(key: str, text: str) -> None:
     try:
-        changed = BASE.changed([f"{key}={text}"])
+        changed = BASE.with_settings([f"{key}={text}"])
     except PrunusError as error:
         assert str(error)  # noqa: PT017
     else:
@@ -236,11 +253,11 @@ def test_any_text_is_a_setting_or_a_users_mistake(key: str, text: str) -> None:
 
 
 @given(st.sampled_from(sorted(SETTINGS)), st.text(alphabet="0123456789.-+einfasdu_ ") | st.text())
-@example("begin", "nan")
-@example("end", "inf")
+@example("schedule_begin", "nan")
+@example("schedule_end", "inf")
 def test_any_value_is_taken_or_a_users_mistake(key: str, text: str) -> None:
     try:
-        changed = BASE.changed([f"{key}={text}"])
+        changed = BASE.with_settings([f"{key}={text}"])
     except PrunusError as error:
         assert key in str(error) or "floor" in key  # noqa: PT017
     else:
@@ -250,7 +267,9 @@ def test_any_value_is_taken_or_a_users_mistake(key: str, text: str) -> None:
 
 def test_a_value_of_every_recipe_survives_its_own_text() -> None:
     for recipe in RECIPES.values():
-        again = recipe.config.changed([f"{k}={v}" for k, v in recipe.config.as_dict().items()])
+        again = recipe.config.with_settings(
+            [f"{k}={v}" for k, v in recipe.config.as_dict().items()]
+        )
         assert again == recipe.config
 
 
@@ -266,19 +285,21 @@ def test_a_value_of_every_recipe_survives_its_own_text() -> None:
 def test_the_penalty_is_the_named_one(
     penalty: str, coefficient: object, power: int, smoothing: float
 ) -> None:
-    made = BASE.changed([f"penalty={penalty}", "apply=gradient", "smoothing=0.7"]).make_penalty(5)
-    assert made is not None
-    assert (made.coefficient, made.power, made.apply) == (coefficient, power, "gradient")
-    assert made.smoothing == smoothing
+    built = BASE.with_settings(
+        [f"penalty={penalty}", "apply=gradient", "smoothing=0.7"]
+    ).make_penalty(5)
+    assert built is not None
+    assert (built.coefficient, built.power, built.apply) == (coefficient, power, "gradient")
+    assert built.smoothing == smoothing
 
 
 def test_smoothing_is_not_for_the_penalty_in_the_loss() -> None:
-    with pytest.raises(PrunusError, match='smoothing needs apply="gradient" or "decoupled"'):
-        BASE.changed(["apply=loss", "smoothing=0.7"])
+    with pytest.raises(PrunusError, match="smoothing needs apply=gradient or apply=decoupled"):
+        BASE.with_settings(["apply=loss", "smoothing=0.7"])
 
 
 def test_no_penalty_is_none() -> None:
-    assert BASE.changed(["penalty=none"]).make_penalty(5) is None
+    assert BASE.with_settings(["penalty=none"]).make_penalty(5) is None
 
 
 @pytest.mark.parametrize(
@@ -289,36 +310,36 @@ def test_no_penalty_is_none() -> None:
         ("linear", LinearDecayStrength(0.01, 5)),
     ],
 )
-def test_the_strength_follows_what_is_named(follows: str, strength: object) -> None:
-    made = BASE.changed([f"strength_follows={follows}"]).make_penalty(5)
-    assert made is not None
-    assert made.strength == strength
+def test_the_strength_schedule_what_is_named(follows: str, strength: object) -> None:
+    built = BASE.with_settings([f"strength_schedule={follows}"]).make_penalty(5)
+    assert built is not None
+    assert built.strength == strength
 
 
 def test_the_schedule_is_the_named_one() -> None:
-    def made(*settings: str) -> object:
-        config = BASE.changed(settings)
+    def build(*settings: str) -> object:
+        config = BASE.with_settings(settings)
         return config.make_schedule(kept=25, prunable=100, steps=1000)
 
-    constraint = BASE.changed(["floor=dense-0.1"]).make_constraint(0.75)
+    constraint = BASE.with_settings(["floor=dense-0.1"]).make_constraint(0.75)
     assert constraint == Constraint("dense-0.1", "max", 0.75)
-    assert made("schedule=iterative", "fraction=0.5") == IterativePruning(
+    assert build("schedule=iterative", "fraction=0.5") == IterativePruning(
         fraction=0.5, target=0.75, patience=None
     )
-    assert made("schedule=iterative", "ratio=0", "patience=4") == IterativePruning(
+    assert build("schedule=iterative", "ratio=0", "patience=4") == IterativePruning(
         target=None, patience=4
     )
     # From step 100 to 600, in a hundred removals.
-    assert made("schedule=gradual", "begin=0.1") == GradualPruning(
+    assert build("schedule=gradual", "schedule_begin=0.1") == GradualPruning(
         kept=25, begin=100, end=600, every=5
     )
-    assert made("schedule=oneshot", "begin=0.5") == OneShot(sparsity=0.75, at=500)
-    assert made("schedule=oneshot") == OneShot(sparsity=0.75, at=1)
+    assert build("schedule=oneshot", "schedule_begin=0.5") == OneShot(sparsity=0.75, at=500)
+    assert build("schedule=oneshot") == OneShot(sparsity=0.75, at=1)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 50])
 def test_the_gradual_schedule_fits_the_shortest_run(steps: int) -> None:
-    config = BASE.changed(["begin=0.98", "end=1"])
+    config = BASE.with_settings(["schedule_begin=0.98", "schedule_end=1"])
     schedule = config.make_schedule(kept=1, prunable=2, steps=steps)
     assert isinstance(schedule, GradualPruning)
     assert 0 <= schedule.begin < schedule.end <= steps
@@ -329,12 +350,12 @@ def test_the_gradual_schedule_fits_the_shortest_run(steps: int) -> None:
     [("magnitude", MagnitudeScore()), ("taylor", TaylorScore()), ("random", RandomScore())],
 )
 def test_the_score_is_the_named_one(name: str, score: object) -> None:
-    assert BASE.changed([f"score={name}"]).make_score() == score
+    assert BASE.with_settings([f"score={name}"]).make_score() == score
 
 
 def test_the_method_names_penalty_way_schedule_and_score() -> None:
     assert BASE.method == "relevance (decoupled), gradual, magnitude"
-    other = BASE.changed(["penalty=none", "schedule=oneshot", "score=random"])
+    other = BASE.with_settings(["penalty=none", "schedule=oneshot", "score=random"])
     assert other.method == "none, oneshot, random"
 
 
@@ -342,4 +363,4 @@ def test_not_a_number_is_never_a_setting() -> None:
     for key, (_, value, _) in SETTINGS.items():
         if isinstance(value, float) or key == "floor":
             with pytest.raises(PrunusError, match="nan"):
-                BASE.changed([f"{key}={math.nan}", "schedule=iterative"])
+                BASE.with_settings([f"{key}={math.nan}", "schedule=iterative"])

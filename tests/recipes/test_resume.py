@@ -29,11 +29,11 @@ CHOSEN: dict[str, Any] = {
     "dense_epochs": 3,
     "epochs": 5,
     "schedule": "gradual",
-    "end": 0.9,
+    "schedule_end": 0.9,
     "ratio": 30,
     "score": "taylor",
     "strength": 1,
-    "strength_follows": "linear",
+    "strength_schedule": "linear",
     "floor": "dense-0.3",
 }
 STEPS = 36  # per epoch
@@ -273,18 +273,18 @@ def test_a_stop_around_any_write_changes_no_bit(
     [
         {"schedule": "iterative", "fraction": 0.5, "ratio": 30},
         {"schedule": "iterative", "fraction": 0.99, "ratio": 0, "patience": 3},
-        {"schedule": "oneshot", "begin": 0.5},
+        {"schedule": "oneshot", "schedule_begin": 0.5},
         {"score": "random", "floor": "none"},
         {
             "apply": "loss",
             "penalty": "l1",
             "strength": 1e-4,
-            "strength_follows": "constant",
+            "strength_schedule": "constant",
             "score": "magnitude",
         },
-        {"apply": "gradient", "strength_follows": "lr"},
+        {"apply": "gradient", "strength_schedule": "lr"},
         {"min_density": 0.02, "biases": "false"},
-        {"start": "fresh", "floor": "none", "shift": 1},
+        {"initial_weights": "random", "floor": "none", "shift": 1},
     ],
     ids=lambda choice: "-".join(map(str, choice.values())),
 )

@@ -213,7 +213,7 @@ def choices() -> list[dict[str, str]]:
 
     ways = [{"penalty": p, "apply": w} for p in options("penalty") for w in options("apply")]
     whens = [{"schedule": s, "score": c} for s in options("schedule") for c in options("score")]
-    follows = [{"strength_follows": f} for f in options("strength_follows")]
+    follows = [{"strength_schedule": f} for f in options("strength_schedule")]
     others = [{"relative": "false"}, {"momentum": "0"}, {"warmup": "0"}, {"min_density": "0.01"}]
     return ways + whens + follows + others
 
@@ -351,7 +351,7 @@ def test_a_floor_that_fresh_weights_never_meet_is_refused(tmp_path: Path) -> Non
         schedule="oneshot",
         ratio=5000,
         floor="dense-0.001",
-        start="fresh",
+        initial_weights="random",
     )
     outcome = prunus("run", "digits", *chosen, "--out", tmp_path / "run")
     outcome.refused(

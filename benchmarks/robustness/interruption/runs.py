@@ -29,11 +29,11 @@ SETTINGS: dict[str, Any] = {
     "epochs": 4,
     "batch_size": 32,
     "schedule": "gradual",
-    "end": 0.9,
+    "schedule_end": 0.9,
     "ratio": 30,
     "score": "taylor",
     "strength": 1,
-    "strength_follows": "linear",
+    "strength_schedule": "linear",
     "floor": "dense-0.3",
 }
 TIMEOUT = 300.0  # seconds

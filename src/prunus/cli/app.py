@@ -133,11 +133,11 @@ def _run(
                 f"{directory.path} holds a run of the recipe {held['recipe']}, not {recipe}: "
                 f"prunus run {held['recipe']} --out ... --resume goes on with it"
             )
-        config = type(config).restored(held["config"], directory.config)
+        config = type(config).from_dict(held["config"], directory.config)
         seed = held["seed"] if seed is None else seed
         data = held["data"] if data is None else data
         dense = Path(held["dense"]) if dense is None and held["dense"] else dense
-    config = config.changed(settings)
+    config = config.with_settings(settings)
     console = _Screen()
     watcher = Watcher(console)
     try:

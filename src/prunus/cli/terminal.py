@@ -235,7 +235,7 @@ def settings_table(recipe: Recipe) -> Table:
     table.add_column("value", overflow="fold")
     table.add_column("takes", overflow="fold")
     table.add_column("what it is", overflow="fold")
-    for row in recipe.config.described():
+    for row in recipe.config.rows():
         table.add_row(*map(Text, row))
     place = "data: " + " or ".join(filter(None, [recipe.data, recipe.columns and _GIVEN]))
     table.caption = f"{place}, of {recipe.columns}" if recipe.columns else place

@@ -1,20 +1,22 @@
-"""The settings that all recipes share, each of which ``--set key=value`` may change."""
+"""The settings of recipes, each of which ``--set key=value`` may change.
+
+The bounds and the help text of a setting are written once, in its field; the checks, the command
+and the table of settings read them from there.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import math
-import re
-import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, Union
+from typing import Any, ClassVar, Literal, Self
 
+from prunus._utils.checks import number_problem, problem_of, raise_problems
+from prunus._utils.fields import help_of, number, setting
 from prunus.constraint import Constraint, Mode
-from prunus.errors import CheckpointError, PrunusError, listing, nearest
+from prunus.errors import ArgumentError, CheckpointError, PrunusError, listing, nearest
 from prunus.penalties.coefficients import (
     Coefficient,
     ConstantRelevance,
@@ -28,168 +30,229 @@ from prunus.penalties.strengths import (
     LinearDecayStrength,
     Strength,
 )
+from prunus.recipes.setting_values import SettingRow, describe_type, fits_type, parse_value
 from prunus.schedules import GradualPruning, IterativePruning, OneShot, Schedule
 from prunus.scores import MagnitudeScore, RandomScore, Score, TaylorScore
 
 __all__ = ["Config"]
 
-_ARGUMENT = re.compile(r"^ {4}(\w+): (.*(?:\n {8,}.*)*)", re.MULTILINE)
-"""An argument's line in a docstring, and those that go on from it."""
+
+class _RatioCheck:
+    """The check of a compression ratio, where 0 stands for no target."""
+
+    def problem(self, name: str, value: Any) -> str | None:
+        if value == 0 or number_problem(name, value, above=1) is None:
+            return None
+        return (
+            f"{name} must be above 1 (or 0 for no target, with schedule=iterative alone), but is "
+            f"{value!r}"
+        )
+
+
+class _FloorCheck:
+    """The check of a floor, which :class:`~prunus.constraint.Constraint` defines."""
+
+    def problem(self, name: str, value: Any) -> str | None:
+        return problem_of(Constraint, value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """How a recipe trains and prunes.
+    """The settings that all recipes share; those of a task are added by its subclass.
 
-    Args:
-        dense_epochs: Epochs of ordinary training first, of the network that the sparse one is
-            compared with.
-        epochs: Epochs of pruning, recovery included.
-        batch_size: Examples per step.
-        dense_lr: Peak learning rate of the dense training.
-        lr: Peak learning rate of the pruning.
-        warmup: The share of the steps over which the learning rate rises; it falls along a cosine
-            to 0 in the rest.
-        distillation: The share of the pruning's loss that asks for the dense network's predictions
-            instead of the right ones; 0 for none. It costs a forward pass of the dense network.
-        start: What pruning starts from: "dense", the trained network, or "fresh", new random
-            weights that are pruned while they learn.
-        max_grad_norm: What the norm of all gradients is clipped to; 0 for no clipping.
-        autocast: Whether to train with matrix products in bfloat16. Weights, gradients and what is
-            made of them stay in float32, and so does all measuring.
-        penalty: "relevance" for the paper's, whose coefficient falls exponentially with the
-            gradient; "lobster", linearly; "l2" and "l1", not at all; or "none".
-        strength: The factor γ of the penalty.
-        strength_follows: "lr" for γ times the learning rate, "linear" for a fall to 0 over an
-            epoch, started again at each pruning, "constant".
-        alpha: The scale of the gradient in the coefficient.
-        relative: Whether alpha is in multiples of each tensor's mean gradient magnitude.
-        smoothing: The weight of the past in the average of gradient magnitudes that the coefficient
-            of "relevance" and "lobster" sees; 0 for the gradient of each step alone.
-        apply: How the penalty is applied: "gradient", added to it before the step; "loss", as a
-            term in it; or "decoupled", by shrinking the weights after the step.
-        schedule: "iterative" for the paper's, which removes a fraction whenever the floor is met;
-            "gradual", along a cubic curve to the ratio; or "oneshot", all at once.
-        ratio: The compression ratio to reach: all parameters / non-zero ones; 0 for no target,
-            which only the iterative schedule knows.
-        begin: The share of the pruning epochs at which the gradual schedule begins.
-        end: The share at which it reaches the ratio.
-        fraction: What the iterative schedule removes each time, of what is left.
-        patience: Validations below the floor after which the iterative schedule stops; 0 for never.
-        floor: The validation metric that the delivered network must meet, such as "dense-0.005".
-        score: What is removed first: the smallest by "magnitude", by "taylor", which is the weight
-            times its gradient, or "random" ones.
-        biases: Whether biases may be removed too.
-        norms: Whether the weights of normalization layers may be removed too.
-        min_density: The share of each tensor that stays.
+    The help text of each field describes it.
 
     Raises:
-        PrunusError: A value is out of range.
+        ArgumentError: Values are out of bounds or conflict; every one is listed.
     """
 
-    dense_epochs: int
-    epochs: int
-    batch_size: int
-    dense_lr: float
-    lr: float
-    strength: float
-    ratio: float
-    warmup: float = 0.1
-    max_grad_norm: float = 0.0
-    autocast: bool = False
-    distillation: float = 0.0
-    start: Literal["dense", "fresh"] = "dense"
-    penalty: Literal["relevance", "lobster", "l2", "l1", "none"] = "relevance"
-    strength_follows: Literal["constant", "lr", "linear"] = "lr"
-    alpha: float = 0.1
-    relative: bool = True
-    smoothing: float = 0.0
-    apply: Apply = "decoupled"
-    schedule: Literal["iterative", "gradual", "oneshot"] = "gradual"
-    begin: float = 0.0
-    end: float = 0.6
-    fraction: float = 0.1
-    patience: int = 0
-    floor: float | str | None = None
-    score: Literal["magnitude", "taylor", "random"] = "magnitude"
-    biases: bool = True
-    norms: bool = False
-    min_density: float = 0.0
+    dense_epochs: int = number(
+        whole=True,
+        least=1,
+        help="Epochs of ordinary training, which come first and train the dense network.",
+    )
+    epochs: int = number(whole=True, least=1, help="Epochs of pruning, including recovery.")
+    batch_size: int = number(whole=True, least=1, help="Examples per batch.")
+    dense_lr: float = number(above=0, help="Peak learning rate of the dense training.")
+    lr: float = number(above=0, help="Peak learning rate of the pruning epochs.")
+    strength: float = number(least=0, help="Strength of the penalty, the factor γ.")
+    ratio: float = setting(
+        check=_RatioCheck(),
+        help="Compression ratio to reach: all parameters / non-zero parameters; 0 for no target, "
+        "which only schedule=iterative accepts.",
+    )
+    warmup: float = number(
+        0.1,
+        least=0,
+        below=1,
+        help="Fraction of the steps over which the learning rate rises; over the others it falls "
+        "to 0 along a cosine.",
+    )
+    max_grad_norm: float = number(
+        0.0, least=0, help="Largest norm of all gradients, to which they are clipped; 0 for none."
+    )
+    autocast: bool = setting(
+        False,
+        help="Whether to train with matrix products in bfloat16. Weights, gradients and all "
+        "measurements stay in float32.",
+    )
+    distillation: float = number(
+        0.0,
+        least=0,
+        most=1,
+        help="Fraction of the loss in the pruning epochs that compares with the predictions of the "
+        "dense network instead of the labels; 0 for none. Costs a forward pass of the dense "
+        "network.",
+    )
+    initial_weights: Literal["dense", "random"] = setting(
+        "dense",
+        help='Weights that pruning starts from: "dense", those of the dense network, or "random", '
+        "newly initialized ones.",
+    )
+    penalty: Literal["relevance", "lobster", "l2", "l1", "none"] = setting(
+        "relevance",
+        help='Penalty: "relevance", the paper\'s, whose coefficient falls exponentially with the '
+        'gradient; "lobster", whose coefficient falls linearly; "l2" and "l1", whose coefficient '
+        'is constant; or "none".',
+    )
+    strength_schedule: Literal["constant", "lr", "linear"] = setting(
+        "lr",
+        help='Course of the strength: "constant"; "lr", γ times the learning rate; or "linear", a '
+        "decay to 0 over an epoch that restarts at each pruning.",
+    )
+    alpha: float = number(0.1, above=0, help="Scale of the gradient in the penalty's coefficient.")
+    relative: bool = setting(
+        True, help="Whether alpha is in multiples of each tensor's mean gradient magnitude."
+    )
+    smoothing: float = number(
+        0.0,
+        least=0,
+        below=1,
+        help="Weight of the past in the moving average of gradient magnitudes from which "
+        '"relevance" and "lobster" compute the coefficient; 0 for the gradient of each step alone.',
+    )
+    apply: Apply = setting(  # noqa: RUF009 - returns a field
+        "decoupled",
+        help='How the penalty is applied: "gradient", added to the gradient before the step; '
+        '"loss", as a term in the loss; or "decoupled", by shrinking the weights after the step.',
+    )
+    schedule: Literal["iterative", "gradual", "oneshot"] = setting(
+        "gradual",
+        help='Schedule: "iterative", the paper\'s, which removes a fraction whenever the floor is '
+        'met; "gradual", along a cubic curve to the ratio; or "oneshot", all at once.',
+    )
+    schedule_begin: float = number(
+        0.0,
+        least=0,
+        below=1,
+        help='Fraction of the pruning epochs after which "gradual" begins and "oneshot" removes.',
+    )
+    schedule_end: float = number(
+        0.6,
+        above=0,
+        most=1,
+        help='Fraction of the pruning epochs after which "gradual" has reached the ratio.',
+    )
+    fraction: float = number(
+        0.1,
+        above=0,
+        below=1,
+        help='Fraction of the remaining weights that "iterative" removes each time.',
+    )
+    patience: int = number(
+        0,
+        whole=True,
+        least=0,
+        help='Consecutive validations below the floor after which "iterative" stops; 0 for never.',
+    )
+    floor: float | str | None = setting(
+        None,
+        check=_FloorCheck(),
+        help="Bound on the validation metric that the delivered network must meet: a number, or "
+        'relative to the dense network, such as "dense-0.005".',
+    )
+    score: Literal["magnitude", "taylor", "random"] = setting(
+        "magnitude",
+        help='Score whose smallest values are removed first: "magnitude"; "taylor", the weight '
+        'times its gradient; or "random".',
+    )
+    biases: bool = setting(True, help="Whether biases may be removed too.")
+    norms: bool = setting(
+        False, help="Whether the weights of normalization layers may be removed too."
+    )
+    min_density: float = number(
+        0.0, least=0, below=1, help="Smallest fraction of each tensor's weights to keep."
+    )
 
     mode: ClassVar[Mode] = "max"
-    """Whether the recipe's metric is to be maximised ("max") or minimised ("min")."""
+    """Whether the task's metric is to be maximised ("max") or minimised ("min")."""
 
-    after_dense: ClassVar[tuple[str, ...]] = ()
-    """A task's own settings that its dense network does not depend on: of measuring and pruning."""
+    pruning_settings: ClassVar[tuple[str, ...]] = ()
+    """The task's own settings that only measurement and pruning depend on, not the dense network.
+    """
 
-    of_lessons: ClassVar[tuple[str, ...]] = ()
-    """Those among them on which it depends what the dense network makes of the training data."""
+    teacher_settings: ClassVar[tuple[str, ...]] = ()
+    """The settings that the teacher outputs depend on."""
 
     def __post_init__(self) -> None:
-        problems: list[str] = []
+        problems = self._field_problems()
+        raise_problems(*problems.values(), *self._conflicts(problems.keys()))
 
-        def check(holds: bool, name: str, wanted: str) -> None:
-            if not holds:
-                problems.append(f"{name} must be {wanted}, but is {getattr(self, name)!r}")
+    def _field_problems(self) -> dict[str, str]:
+        """Return what is wrong with each field by itself."""
+        hints, problems = self._hints(), {}
+        for field in dataclasses.fields(self):
+            value, hint = getattr(self, field.name), hints[field.name]
+            if check := field.metadata["check"]:
+                problem = check.problem(field.name, value)
+            else:
+                fits = fits_type(value, hint)
+                problem = None if fits else _type_problem(field.name, value, hint)
+            if problem is not None:
+                problems[field.name] = problem
+        return problems
 
-        self._check(check)
+    def _conflicts(self, wrong: Collection[str]) -> Iterator[str]:
+        """Yield the conflicts between settings.
+
+        Args:
+            wrong: The names of the settings that are wrong by themselves.
+        """
         if self.score == "taylor" and self.apply == "loss" and self.penalty != "none":
-            problems.append(
+            yield (
                 "score=taylor needs the gradient of the loss alone, which apply=loss does not "
-                "give: choose another apply or score"
+                "provide: choose another apply or score"
             )
-        # What the parts check themselves, before anything is trained.
-        named = {problem.partition(" ")[0] for problem in problems}
-        parts: tuple[Callable[[], object], ...] = (
-            lambda: self.make_strength(steps_per_epoch=1),
-            self.make_coefficient,
-            lambda: self.make_penalty(steps_per_epoch=1),
-            self.make_constraint,
-            lambda: self.make_schedule(kept=1, prunable=2, steps=1000),
-        )
-        for part in parts:
-            try:
-                part()
-            except PrunusError as error:
-                if str(error).partition(" ")[0] not in named:
-                    problems.append(str(error))
-            except (ValueError, OverflowError):
-                if not problems:  # else it cannot work with what was named already, such as NaN
-                    raise
-        if problems:
-            raise PrunusError("; ".join(dict.fromkeys(problems)))
+        averages = self.penalty in ("relevance", "lobster") and "smoothing" not in wrong
+        if averages and self.smoothing and self.apply == "loss":
+            yield (
+                "smoothing needs apply=gradient or apply=decoupled, but is "
+                f"{self.smoothing!r} with apply=loss: choose another apply, or smoothing=0"
+            )
+        if self.ratio == 0 and self.schedule != "iterative":
+            yield (
+                f"ratio must be above 1 with schedule={self.schedule}, but is {self.ratio!r}; "
+                "only schedule=iterative accepts 0, for no target"
+            )
+        bounds_known = not {"schedule_begin", "schedule_end"} & set(wrong)
+        if bounds_known and self.schedule_begin >= self.schedule_end:
+            yield (
+                f"schedule_begin must be below schedule_end={self.schedule_end!r}, but is "
+                f"{self.schedule_begin!r}"
+            )
 
-    def _check(self, check: Callable[[bool, str, str], None]) -> None:
-        """Check the ranges of the settings; a task's own settings come on top."""
-        for name in ("dense_epochs", "epochs", "batch_size"):
-            check(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("dense_lr", "lr"):
-            check(0 < getattr(self, name) < math.inf, name, "above 0 and finite")
-        for name in ("warmup", "min_density", "smoothing"):
-            check(0 <= getattr(self, name) < 1, name, "from 0 to below 1")
-        check(0 <= self.distillation <= 1, "distillation", "from 0 to 1")
-        check(0 <= self.begin < self.end, "begin", "from 0 to below end")
-        check(0 < self.end <= 1, "end", "above 0 and at most 1")
-        check(self.patience >= 0, "patience", "0 or above")
-        check(0 <= self.max_grad_norm < math.inf, "max_grad_norm", "0 or above and finite")
-        check(
-            1 < self.ratio < math.inf or (self.ratio == 0 and self.schedule == "iterative"),
-            "ratio",
-            "above 1 (or 0, with the iterative schedule alone, for no target)",
-        )
-
-    def changed(self, settings: Iterable[str]) -> Self:
+    def with_settings(self, settings: Iterable[str]) -> Self:
         """Return this configuration with ``key=value`` settings applied.
 
         Raises:
-            PrunusError: A key is unknown or a value has the wrong form; every one is listed.
+            ArgumentError: A key is unknown or a value cannot be used; every one is listed.
         """
         hints = self._hints()
         problems, changes = [], {}
-        for setting in settings:
-            key, equals, text = setting.partition("=")
+        for text in settings:
+            key, equals, value = text.partition("=")
             if not equals:
-                problems.append(f"{setting!r} is not of the form key=value")
+                problems.append(f"{text!r} is not of the form key=value")
             elif key not in hints:
                 near = nearest(key, hints)
                 problems.append(
@@ -198,69 +261,73 @@ class Config:
                 )
             else:
                 try:
-                    changes[key] = _parse(text, hints[key])
+                    changes[key] = parse_value(value, hints[key])
                 except ValueError:
-                    problems.append(f"{key} must be {_describe(hints[key])}, but is {text!r}")
+                    problems.append(_type_problem(key, value, hints[key]))
         changed = self
         try:
             changed = dataclasses.replace(self, **changes)
         except PrunusError as error:
             problems.append(str(error))
         if problems:
-            raise PrunusError("; ".join(problems))
+            raise ArgumentError("; ".join(problems))
         return changed
 
     @classmethod
-    def restored(cls, settings: Mapping[str, Any], path: Path) -> Self:
-        """Return the configuration that :meth:`as_dict` gave.
+    def from_dict(cls, settings: Mapping[str, Any], path: Path) -> Self:
+        """Return the configuration that :meth:`as_dict` returned.
 
         Args:
-            settings: The settings.
-            path: Where they are from, for the message.
+            settings: The settings by name.
+            path: The file that they were read from, for the message.
 
         Raises:
-            CheckpointError: It is not one, or one of another version.
+            CheckpointError: Settings are missing, unknown or of another type.
+            ArgumentError: Values are out of bounds or conflict.
         """
-        names = {field.name for field in dataclasses.fields(cls)}
-        if set(settings) != names:
+        hints = cls._hints()
+        if settings.keys() != hints.keys():
             raise CheckpointError(
                 f"the settings in {path} are those of another version: missing "
-                f"{listing(sorted(names - set(settings))) or 'none'}; unknown "
-                f"{listing(sorted(set(settings) - names)) or 'none'}"
+                f"{listing(sorted(hints.keys() - settings.keys())) or 'none'}; unknown "
+                f"{listing(sorted(settings.keys() - hints.keys())) or 'none'}"
             )
-        hints = cls._hints()
         damaged = [
-            f"{name} must be {_describe(hints[name])}, but is {value!r}"
+            _type_problem(name, value, hints[name])
             for name, value in settings.items()
-            if not _fits(value, hints[name])
+            if not fits_type(value, hints[name])
         ]
         if damaged:
             raise CheckpointError(f"the settings in {path} are damaged: {'; '.join(damaged)}")
         return cls(**settings)
 
-    def described(self) -> list[tuple[str, str, str, str]]:
-        """Return each setting's name, its value, what it takes, and what it means."""
+    def as_dict(self) -> dict[str, Any]:
+        """Return the settings by name."""
+        return dataclasses.asdict(self)
+
+    def rows(self) -> list[SettingRow]:
+        """Return the rows of a table of the settings."""
         hints = self._hints()
-        meanings = {
-            name: " ".join(meaning.replace("``", "").split())
-            for kind in reversed(type(self).mro())
-            # Some versions of Python take the indentation away by themselves.
-            for name, meaning in _ARGUMENT.findall(inspect.cleandoc(kind.__doc__ or ""))
-        }
         return [
-            (name, str(value), _describe(hints[name]), meanings.get(name, ""))
-            for name, value in self.as_dict().items()
+            SettingRow(
+                field.name,
+                str(getattr(self, field.name)),
+                describe_type(hints[field.name]),
+                help_of(field),
+            )
+            for field in dataclasses.fields(self)
         ]
 
     @classmethod
     def _hints(cls) -> dict[str, Any]:
+        """Return the type of each setting by its name."""
         hints = typing.get_type_hints(cls)
         return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
-    def of_dense(self) -> dict[str, Any]:
-        """Return the settings that the dense network's training depends on."""
-        own = {field.name for field in dataclasses.fields(Config)}
-        shared = {
+    def dense_settings(self) -> dict[str, Any]:
+        """Return the settings that the dense network depends on."""
+        shared = {field.name for field in dataclasses.fields(Config)}
+        dense = {
             "dense_epochs",
             "batch_size",
             "dense_lr",
@@ -271,21 +338,17 @@ class Config:
         return {
             name: value
             for name, value in self.as_dict().items()
-            if name in shared or name not in own.union(self.after_dense)
+            if name in dense or name not in shared.union(self.pruning_settings)
         }
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the settings by name."""
-        return dataclasses.asdict(self)
 
     @property
     def method(self) -> str:
-        """Name the method for tables: penalty, way, schedule and score."""
+        """The method in a few words, for tables: penalty, its application, schedule and score."""
         penalty = self.penalty if self.penalty == "none" else f"{self.penalty} ({self.apply})"
         return f"{penalty}, {self.schedule}, {self.score}"
 
     def make_penalty(self, steps_per_epoch: int) -> RelevancePenalty | None:
-        """Build the penalty, or None if there shall be none."""
+        """Build the penalty; None with penalty=none."""
         if self.penalty == "none":
             return None
         coefficient = self.make_coefficient()
@@ -294,19 +357,19 @@ class Config:
             coefficient,
             power=1 if self.penalty == "l1" else 2,
             apply=self.apply,
-            # A constant coefficient needs no average to be the same at each step.
+            # A constant coefficient is the same at each step without an average.
             smoothing=0.0 if isinstance(coefficient, ConstantRelevance) else self.smoothing,
         )
 
     def make_strength(self, steps_per_epoch: int) -> Strength:
         """Build the strength."""
-        if self.strength_follows == "linear":
+        if self.strength_schedule == "linear":
             return LinearDecayStrength(self.strength, steps_per_epoch)
         strengths: Mapping[str, type[ConstantStrength | LearningRateStrength]] = {
             "constant": ConstantStrength,
             "lr": LearningRateStrength,
         }
-        return strengths[self.strength_follows](self.strength)
+        return strengths[self.strength_schedule](self.strength)
 
     def make_coefficient(self) -> Coefficient:
         """Build the irrelevance coefficient."""
@@ -324,21 +387,22 @@ class Config:
         """Build the schedule.
 
         Args:
-            kept: How many prunable weights the ratio leaves.
-            prunable: How many there are.
-            steps: How many optimizer steps the pruning epochs have.
+            kept: The number of prunable weights to keep in the end.
+            prunable: The number of prunable weights.
+            steps: The number of optimizer steps in the pruning epochs.
         """
         if self.schedule == "iterative":
             target = 1 - kept / prunable if self.ratio else None
             patience = self.patience or None
             return IterativePruning(fraction=self.fraction, target=target, patience=patience)
         if self.schedule == "gradual":
-            end = max(1, round(self.end * steps))
-            begin = min(end - 1, round(self.begin * steps))
+            end = max(1, round(self.schedule_end * steps))
+            begin = min(end - 1, round(self.schedule_begin * steps))
             # About a hundred removals, whatever the length of the run.
             every = max(1, (end - begin) // 100)
             return GradualPruning(kept=kept, begin=begin, end=end, every=every)
-        return OneShot(sparsity=1 - kept / prunable, at=max(1, round(self.begin * steps)))
+        at = max(1, round(self.schedule_begin * steps))
+        return OneShot(sparsity=1 - kept / prunable, at=at)
 
     def make_score(self) -> Score:
         """Build the score."""
@@ -350,51 +414,5 @@ class Config:
         return scores[self.score]
 
 
-def _options(hint: Any) -> tuple[Any, ...]:
-    union = typing.get_origin(hint) in (Union, types.UnionType)
-    return typing.get_args(hint) if union else (hint,)
-
-
-def _parse(text: str, hint: Any) -> Any:
-    """Read ``text`` as the first of the types in ``hint`` that it fits."""
-    for option in _options(hint):
-        if typing.get_origin(option) is Literal:
-            if text in typing.get_args(option):
-                return text
-        elif option is bool:
-            if text.lower() in ("true", "false"):
-                return text.lower() == "true"
-        elif option is type(None):
-            if text.lower() == "none":
-                return None
-        elif option is str:
-            if text.lower() != "none":
-                return text
-        else:
-            try:
-                return option(text)
-            except ValueError:
-                continue
-    raise ValueError(text)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Say whether a value that was read back is of a type in ``hint``."""
-    return any(
-        value in typing.get_args(option)
-        if typing.get_origin(option) is Literal
-        # A float that is whole may have been written by hand; and bool is an int to Python.
-        else type(value) in ((int, float) if option is float else (option,))
-        for option in _options(hint)
-    )
-
-
-def _describe(hint: Any) -> str:
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    parts = []
-    for option in _options(hint):
-        if typing.get_origin(option) is Literal:
-            parts += [str(value) for value in typing.get_args(option)]
-        else:
-            parts.append("none" if option is type(None) else words[option])
-    return ", ".join(parts[:-1]) + (" or " if len(parts) > 1 else "") + parts[-1]
+def _type_problem(name: str, value: Any, hint: Any) -> str:
+    return f"{name} must be {describe_type(hint)}, but is {value!r}"

@@ -265,8 +265,8 @@ class _Training:
                 f"the run in {other.path} is of the recipe {identity['recipe']}, not "
                 f"{self.recipe.name}: choose another --dense"
             )
-        held = type(self.config).restored(identity["config"], other.config).of_dense()
-        wanted = self.config.of_dense()
+        held = type(self.config).from_dict(identity["config"], other.config).dense_settings()
+        wanted = self.config.dense_settings()
         for key in ("seed", "data"):
             held[key], wanted[key] = identity[key], self.identity[key]
         differences = [
@@ -292,7 +292,7 @@ class _Training:
         load_weights(self.model, other.dense)
         self.progress.say(f"the dense network is that of {other.path}")
         self.dense_validation = self._validate("dense", self.config.dense_epochs).metric
-        names = self.config.of_lessons
+        names = self.config.teacher_settings
         own, others = self.config.as_dict(), other.read_config()["config"]
         if other.lessons.exists() and all(own[name] == others[name] for name in names):
             keep_as(other.lessons, self.directory.lessons)
@@ -320,13 +320,13 @@ class _Training:
             self.teacher = Teacher(dense(), self.config.distillation)
         self.task.learn(self._lessons(dense))
         resumed = self._resumes("prune")
-        if self.config.start == "fresh" and not resumed:
+        if self.config.initial_weights == "random" and not resumed:
             self.model.load_state_dict(self.task.network().state_dict())
         optimizer, scheduler = self._optimizer(self.config.lr, self.config.epochs)
         pruner = self._pruner(optimizer)
         phase = _Phase("prune", optimizer, scheduler, pruner)
         done = self._take_over(phase)
-        if self.config.start == "dense" and not resumed:
+        if self.config.initial_weights == "dense" and not resumed:
             # The dense network is the first state that meets the floor, and what is delivered if no
             # sparser one does.
             pruner.consider(self.dense_validation)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from prunus._utils.fields import number
 from prunus.recipes.config import Config
 from prunus.recipes.data.images import Images, Split, shift_images
 from prunus.recipes.tasks.losses import Teacher, cross_entropy
@@ -24,27 +25,21 @@ _Batch = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class ImageConfig(Config):
-    """The settings of image classification, on top of those of :class:`Config`.
+    """The settings of image classification, in addition to those of :class:`Config`."""
 
-    Args:
-        validation: The share of the training split set apart for validation.
-        shift: Training images are shifted at random by up to so many pixels each way, anew at every
-            step, for both networks; 0 for not at all.
-        momentum: Of SGD with Nesterov's momentum, for both trainings.
-
-    Raises:
-        PrunusError: A value is out of range.
-    """
-
-    validation: float = 1 / 12
-    shift: int = 0
-    momentum: float = 0.9
-
-    def _check(self, check: Callable[[bool, str, str], None]) -> None:
-        super()._check(check)
-        check(0 <= self.momentum < 1, "momentum", "from 0 to below 1")
-        check(0 < self.validation < 1, "validation", "above 0 and below 1")
-        check(self.shift >= 0, "shift", "0 or above")
+    validation: float = number(
+        1 / 12, above=0, below=1, help="Fraction of the training split to set apart for validation."
+    )
+    shift: int = number(
+        0,
+        whole=True,
+        least=0,
+        help="Largest number of pixels by which training images are shifted each way, drawn again "
+        "at every step, for both networks; 0 for no shift.",
+    )
+    momentum: float = number(
+        0.9, least=0, below=1, help="Nesterov momentum of SGD, for both trainings."
+    )
 
 
 class Classification:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,6 +11,8 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from prunus._utils.checks import number_problem
+from prunus._utils.fields import number, setting
 from prunus.errors import PrunusError
 from prunus.recipes.config import Config
 
@@ -26,59 +28,66 @@ __all__ = [
 ]
 
 
+class _VocabularyCheck:
+    """The check of a vocabulary's size."""
+
+    def problem(self, name: str, value: Any) -> str | None:
+        if number_problem(name, value, whole=True, above=264) is None:
+            return None
+        return f"{name} must be above 264, for 256 bytes and special tokens, but is {value!r}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class LanguageConfig(Config):
-    """The settings of language recipes, on top of those of :class:`Config`.
+    """The settings of language tasks, in addition to those of :class:`Config`."""
 
-    Args:
-        vocabulary: Words of the tokenizer, 256 bytes and a few special ones included.
-        length: The most words in a sequence; the model has as many positions.
-        width: Features of each word within the model.
-        layers: Layers of the decoder, and of the encoder if there is one.
-        heads: Attention heads of each layer.
-        feed_forward: Width of the feed-forward layers.
-        dropout: Probability of dropout.
-        pruning_dropout: Probability of dropout in the pruning epochs, where the network has fewer
-            weights and so less need of it; none for that of ``dropout``.
-        label_smoothing: Share of the target probability that goes to all words alike.
-        accumulation: Batches whose gradients make one step.
-        beta1: Adam's decay of the mean.
-        beta2: Adam's decay of the squares.
+    vocabulary: int = setting(
+        check=_VocabularyCheck(),
+        help="Tokens of the tokenizer, including 256 bytes and a few special ones.",
+    )
+    length: int = number(
+        whole=True,
+        least=2,
+        help="Most tokens in a sequence, which is the number of positions of the model.",
+    )
+    width: int = number(whole=True, least=1, help="Features of each token within the model.")
+    layers: int = number(
+        whole=True, least=1, help="Layers of the decoder, and of the encoder if there is one."
+    )
+    heads: int = number(whole=True, least=1, help="Attention heads of each layer.")
+    feed_forward: int = number(whole=True, least=1, help="Width of the feed-forward layers.")
+    dropout: float = number(0.1, least=0, below=1, help="Probability of dropout.")
+    pruning_dropout: float | None = number(
+        None,
+        least=0,
+        below=1,
+        optional=True,
+        help="Probability of dropout in the pruning epochs, where the network has fewer weights "
+        "and needs less of it; none for the value of dropout.",
+    )
+    label_smoothing: float = number(
+        0.0,
+        least=0,
+        below=1,
+        help="Fraction of the target probability that is spread evenly over all tokens.",
+    )
+    accumulation: int = number(
+        1, whole=True, least=1, help="Batches whose gradients are accumulated in a step."
+    )
+    beta1: float = number(0.9, least=0, below=1, help="Adam's decay of the mean gradient.")
+    beta2: float = number(0.98, least=0, below=1, help="Adam's decay of the squared gradient.")
 
-    Raises:
-        PrunusError: A value is out of range.
-    """
+    pruning_settings: ClassVar[tuple[str, ...]] = ("pruning_dropout",)
 
-    vocabulary: int
-    length: int
-    width: int
-    layers: int
-    heads: int
-    feed_forward: int
-    dropout: float = 0.1
-    pruning_dropout: float | None = None
-    label_smoothing: float = 0.0
-    accumulation: int = 1
-    beta1: float = 0.9
-    beta2: float = 0.98
-
-    after_dense: ClassVar[tuple[str, ...]] = ("pruning_dropout",)
-
-    def _check(self, check: Callable[[bool, str, str], None]) -> None:
-        super()._check(check)
-        check(self.vocabulary > 264, "vocabulary", "above 264, for bytes and special words")
-        check(self.length > 1, "length", "at least 2")
-        for name in ("width", "layers", "heads", "feed_forward", "accumulation"):
-            check(getattr(self, name) >= 1, name, "at least 1")
-        check(self.heads < 1 or self.width % self.heads == 0, "width", "a multiple of heads")
-        for name in ("dropout", "label_smoothing", "beta1", "beta2"):
-            check(0 <= getattr(self, name) < 1, name, "from 0 to below 1")
-        if self.pruning_dropout is not None:
-            check(0 <= self.pruning_dropout < 1, "pruning_dropout", "from 0 to below 1, or none")
-            check(
-                self.dropout > 0 or self.pruning_dropout == 0,
-                "pruning_dropout",
-                "0 or none where dropout is 0",
+    def _conflicts(self, wrong: Collection[str]) -> Iterator[str]:
+        yield from super()._conflicts(wrong)
+        if not {"width", "heads"} & set(wrong) and self.width % self.heads:
+            yield f"width must be a multiple of heads={self.heads}, but is {self.width}"
+        known = not {"dropout", "pruning_dropout"} & set(wrong)
+        if known and self.dropout == 0 and self.pruning_dropout:
+            yield (
+                "pruning_dropout must be 0 or none where dropout is 0, but is "
+                f"{self.pruning_dropout!r}"
             )
 
 

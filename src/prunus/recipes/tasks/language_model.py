@@ -31,11 +31,7 @@ __all__ = ["LanguageModel", "LanguageModelConfig"]
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageModelConfig(LanguageConfig):
-    """The settings of language modelling: those of :class:`LanguageConfig`.
-
-    Raises:
-        PrunusError: A value is out of range.
-    """
+    """The settings of language modelling: those of :class:`LanguageConfig`."""
 
     mode: ClassVar[Mode] = "min"
 

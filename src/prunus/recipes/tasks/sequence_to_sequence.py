@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from prunus._utils.fields import number, setting
 from prunus.errors import DataError
 from prunus.recipes.data.texts import TextPairs
 from prunus.recipes.data.tokenizer import train_tokenizer
@@ -36,44 +37,45 @@ _WRITTEN_AT_ONCE = 128
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceConfig(LanguageConfig):
-    """The settings of translation and dialogue, on top of those of :class:`LanguageConfig`.
+    """The settings of translation and dialogue, in addition to those of :class:`LanguageConfig`."""
 
-    Args:
-        beams: Width of the beam search by which the finished networks write.
-        validation_beams: The same at each validation; 1 for greedy, which is several times faster.
-        length_penalty: Exponent of the length by which the beam search divides.
-        validation_pairs: How many pairs to write answers to at each validation; 0 for all.
-        sequence_distillation: Whether the sparse network learns to write what the dense one wrote,
-            by the search of ``beams``, for each text to learn from, instead of the references.
-            These answers are easier to learn for a network that has few weights, because unlike
-            people's they are all of one mind (Kim and Rush, arXiv 1606.07947).
+    beams: int = number(
+        4, whole=True, least=1, help="Width of the beam search by which finished networks write."
+    )
+    validation_beams: int = number(
+        1,
+        whole=True,
+        least=1,
+        help="Width of the beam search at each validation; 1 for greedy search, which is several "
+        "times faster.",
+    )
+    length_penalty: float = number(
+        1.0, least=0, help="Exponent of the length by which beam search divides."
+    )
+    validation_pairs: int = number(
+        0, whole=True, least=0, help="Pairs to answer at each validation; 0 for all."
+    )
+    sequence_distillation: bool = setting(
+        False,
+        help="Whether the sparse network trains on the outputs of the dense network for each "
+        "training source, by a search of width beams, instead of the references. These outputs "
+        "are easier to learn for a network with few weights, because teacher outputs are more "
+        "consistent than human references (Kim and Rush, arXiv 1606.07947).",
+    )
 
-    Raises:
-        PrunusError: A value is out of range.
-    """
-
-    beams: int = 4
-    validation_beams: int = 1
-    length_penalty: float = 1.0
-    validation_pairs: int = 0
-    sequence_distillation: bool = False
-
-    after_dense: ClassVar[tuple[str, ...]] = (
-        *LanguageConfig.after_dense,
+    pruning_settings: ClassVar[tuple[str, ...]] = (
+        *LanguageConfig.pruning_settings,
         "beams",
         "validation_beams",
         "length_penalty",
         "validation_pairs",
         "sequence_distillation",
     )
-    of_lessons: ClassVar[tuple[str, ...]] = ("sequence_distillation", "beams", "length_penalty")
-
-    def _check(self, check: Callable[[bool, str, str], None]) -> None:
-        super()._check(check)
-        for name in ("beams", "validation_beams"):
-            check(getattr(self, name) >= 1, name, "at least 1")
-        check(self.length_penalty >= 0, "length_penalty", "0 or above")
-        check(self.validation_pairs >= 0, "validation_pairs", "0 or above")
+    teacher_settings: ClassVar[tuple[str, ...]] = (
+        "sequence_distillation",
+        "beams",
+        "length_penalty",
+    )
 
 
 @dataclass(frozen=True)
