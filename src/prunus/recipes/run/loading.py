@@ -1,4 +1,4 @@
-"""Taking up what a run has left behind: its network, with its weights."""
+"""Loading of trained networks from the files of runs."""
 
 from __future__ import annotations
 
@@ -12,46 +12,46 @@ from prunus.compaction import load_compact
 from prunus.errors import PrunusError
 from prunus.export.sparse_reader import SparseFile
 from prunus.recipes.registry import find_recipe
-from prunus.recipes.tasks.exportable import ExportableNetwork
 from prunus.recipes.run.weight_file import load_weights
+from prunus.recipes.tasks.exportable import ExportableNetwork
 
 __all__ = ["file_metadata", "load_trained"]
 
 
 def file_metadata(file: Path) -> dict[str, Any]:
-    """Return what a file says about its network; "recipe" is that by which it was trained.
+    """Return the metadata of a file; "recipe" is the recipe that trained its network.
 
     Raises:
-        PrunusError: It is damaged or no safetensors file.
+        PrunusError: It is damaged or not a safetensors file.
     """
     with SparseFile(file) as opened:
         return opened.metadata()
 
 
 def load_trained(file: Path) -> ExportableNetwork:
-    """Return the network in a file that a run has written, or that was exported from one.
+    """Return the network in a file that a run wrote, or that was exported from a run.
 
     Args:
-        file: ``model.safetensors``, or a sparse or compact file; that of a language model beside
-            the ``pretrained/`` of its run.
+        file: ``model.safetensors``, or a sparse or compact file; for a language model it must be
+            beside ``pretrained/`` of its run.
 
     Raises:
-        PrunusError: It is not of a recipe, damaged, or its run's directory is not complete.
+        PrunusError: The file is damaged or does not name a recipe, or ``pretrained/`` is missing.
     """
-    said = file_metadata(file)
-    if "csr" in said:
+    metadata = file_metadata(file)
+    if "csr" in metadata:
         raise PrunusError(
-            f"{file} holds compressed rows, for other libraries: give the file or the run that it "
-            "was exported from"
+            f"{file} holds compressed sparse rows, for other libraries: pass the file or the run "
+            "that it was exported from"
         )
-    if not isinstance(recipe := said.get("recipe"), str):
+    if not isinstance(recipe := metadata.get("recipe"), str):
         raise PrunusError(
-            f"{file} does not say by which recipe it was trained, so that its network is not known "
-            "here: give the directory of a run, or call prunus from Python, where your network is"
+            f"{file} does not name the recipe that trained it, so its network cannot be built: "
+            "pass the directory of a run, or use prunus from Python with your network"
         )
     with torch.random.fork_rng(devices=[]):
         network = find_recipe(recipe).network(file)
-    if "compact" in said:
+    if "compact" in metadata:
         return dataclasses.replace(network, model=load_compact(file, network.model))
     load_weights(network.model, file)
     return network
