@@ -128,9 +128,9 @@ def test_every_setting_of_a_recipe_is_explained(name: str) -> None:
         (["--set", "epochs"], "'epochs' is not of the form key=value"),
         (["--set", "epochs=0"], "epochs must be at least 1, but is 0"),
         (["--set", "floor=nonsense"], "floor must be a number"),
-        (["--seed", "-1"], "--seed must be 0 or above"),
+        (["--seed", "-1"], "--seed must be at least 0"),
         (["--seed", str(2**64)], "--seed must be"),
-        (["--data", "elsewhere"], "the recipe digits has its data embedded"),
+        (["--data", "elsewhere"], "the recipe digits has embedded data"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else None,
 )

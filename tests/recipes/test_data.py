@@ -162,7 +162,9 @@ def test_a_folder_is_found_by_a_relative_name(
 
 @pytest.mark.parametrize("share", [0.01, 0.99])
 def test_a_share_that_leaves_nothing_is_refused(folder: Path, share: float) -> None:
-    with pytest.raises(DataError, match=rf"share of {share} leaves nothing .* 40 training images"):
+    with pytest.raises(
+        DataError, match=rf"validation={share} leaves no images .* 40 training images"
+    ):
         load(folder, validation=share)
 
 
@@ -187,7 +189,7 @@ def test_a_folder_of_something_else_is_named(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "notes.xyz").write_text("x")
     with pytest.raises(
-        DataError, match=r"cannot load .*set: a file may be empty, cut short or not be"
+        DataError, match=r"cannot load .*set: a file may be empty, truncated, or of"
     ):
         load(tmp_path / "set")
 
@@ -231,7 +233,7 @@ def test_a_truncated_file_is_named(folder: Path, share: float) -> None:
     path = folder / "mnist" / "train-00000-of-00001.parquet"
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(DataError, match=r"cannot load .*set: a file may be empty, cut short"):
+    with pytest.raises(DataError, match=r"cannot load .*set: a file may be empty, truncated"):
         load(folder)
 
 

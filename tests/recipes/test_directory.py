@@ -135,7 +135,7 @@ def test_a_directory_of_other_things_is_refused_with_some_of_them(tmp_path: Path
     for name in "gfedcba":
         (tmp_path / name).write_text("precious")
     prunus("run", "digits", *SHORT, "--out", tmp_path).refused(
-        "is not empty and not a run's (it holds a, b, c, d, e and 2 more); choose another --out"
+        "has other contents than a run (it holds a, b, c, d, e and 2 more); choose another --out"
     )
     assert {name: (tmp_path / name).read_text() for name in "abcdefg"} == dict.fromkeys(
         "abcdefg", "precious"
@@ -144,7 +144,7 @@ def test_a_directory_of_other_things_is_refused_with_some_of_them(tmp_path: Path
 
 def test_a_directory_of_other_things_is_left_exactly_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("x")
-    prunus("run", "digits", *SHORT, "--out", tmp_path).refused("not empty")
+    prunus("run", "digits", *SHORT, "--out", tmp_path).refused("has other contents than a run")
     assert contents(tmp_path) == {"precious": b"x"}
 
 
@@ -157,14 +157,16 @@ def test_an_empty_directory_is_taken(tmp_path: Path) -> None:
 def test_a_run_is_not_begun_over_another(copy: Path) -> None:
     before = contents(copy)
     prunus("run", "digits", *SHORT, "--out", copy).refused(
-        "holds a run already; go on with it by --resume, or choose another --out"
+        "holds a run already; resume it with --resume, or choose another --out"
     )
     assert contents(copy) == before
 
 
 def test_resuming_needs_to_know_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    prunus("run", "digits", "--resume").refused("--resume needs --out: which run shall go on?")
+    prunus("run", "digits", "--resume").refused(
+        "--resume needs --out: pass the directory of the run to resume"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -227,14 +229,19 @@ def test_a_damaged_file_of_the_run_is_named(copy: Path, name: str, content: str)
 @pytest.mark.parametrize(
     ("name", "old", "new", "message"),
     [
-        ("config.json", '"seed": 0', '"seed": "a"', "config.json is damaged: it does not say what"),
+        ("config.json", '"seed": 0', '"seed": "a"', "config.json is damaged: expected the keys"),
         (
             "config.json",
             '"schedule": "',
             '"schedule": "un',
             r"settings in \S*config.json are damaged: schedule must be iterative, .* but is 'un",
         ),
-        ("summary.json", '"kinds"', '"kind"', "summary.json is damaged: it lacks kinds. Delete it"),
+        (
+            "summary.json",
+            '"layer_types"',
+            '"layers"',
+            "summary.json is damaged: it lacks layer_types. Delete it",
+        ),
     ],
 )
 def test_a_changed_file_of_the_run_is_named(
@@ -258,7 +265,7 @@ def test_a_delivered_network_that_was_lost_is_made_anew(copy: Path, damage: str)
         path.write_bytes(path.read_bytes()[:3000])
     outcome = prunus("run", "digits", *SHORT, "--out", copy, "--resume")
     assert outcome.code == 0
-    assert f"{path} is absent or damaged: it is made anew\n" in outcome.out
+    assert f"{path} is absent or damaged: it is written again\n" in outcome.out
     after = contents(copy)
     assert {name for name in before if before[name] != after[name]} <= {"summary.json"}
 
@@ -296,7 +303,7 @@ def test_a_run_that_never_began_leaves_the_working_directory_as_it_was(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     prunus("run", "digits", "--data", "elsewhere").refused(
-        "the recipe digits has its data embedded: leave out --data elsewhere"
+        "the recipe digits has embedded data: leave out --data elsewhere"
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -405,7 +412,7 @@ def test_metrics_are_cut_to_what_the_checkpoint_counts(tmp_path: Path) -> None:
         directory.append_metrics({"epoch": number})
     with directory.metrics.open("a") as file:
         file.write('{"epoch": 3, "los')  # killed while it wrote
-    directory.cut_metrics(2)
+    directory.truncate_metrics(2)
     assert metrics(tmp_path) == [{"epoch": 0}, {"epoch": 1}]
     directory.append_metrics({"epoch": 2})
     assert metrics(tmp_path) == [{"epoch": 0}, {"epoch": 1}, {"epoch": 2}]

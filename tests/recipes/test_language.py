@@ -71,8 +71,8 @@ def test_a_recipe_runs_from_a_folder_of_the_same_columns(tmp_path: Path, name: s
     assert outcome.code == 0, outcome.err
     held = summary(out)
     assert held["compression_ratio"] >= 3
-    assert sum(kind["prunable"] for kind in held["kinds"].values()) <= held["parameters"]
-    assert {"embedding and head", "attention", "feed-forward", "norm"} <= set(held["kinds"])
+    assert sum(counts["prunable"] for counts in held["layer_types"].values()) <= held["parameters"]
+    assert {"embedding and head", "attention", "feed-forward", "norm"} <= set(held["layer_types"])
     assert "embedding and head" in outcome.out
     for network in ("dense", "sparse"):
         assert held[network]["test_perplexity"] == pytest.approx(
@@ -274,7 +274,7 @@ def test_a_run_distils_in_its_pruning_epochs_also_when_resumed(
     dense = load_file(out / "checkpoints" / "dense.safetensors")
     for model, teacher in (*first[12:], *seen):
         assert teacher is not None
-        assert teacher.share == 0.25
+        assert teacher.fraction == 0.25
         assert not teacher.network.training
         assert not any(parameter.requires_grad for parameter in teacher.network.parameters())
         held = teacher.network.state_dict()
@@ -289,7 +289,7 @@ def test_what_the_dense_network_writes_takes_the_place_of_the_references() -> No
     torch.nn.init.normal_(dense.model.shared.weight, std=1.0)  # so that it answers at all
     data = encoded(task, "train")
     end = task.tokenizer.eos_token_id
-    task.learn([lesson for _, lesson in task.lessons(lambda: dense)])
+    task.use_teacher_outputs([output for _, output in task.teacher_outputs(lambda: dense)])
     learnt = encoded(task, "train")
     assert learnt.sources == data.sources
     assert learnt.targets != data.targets
@@ -313,7 +313,7 @@ def test_what_the_dense_network_writes_takes_the_place_of_the_references() -> No
     # What is measured on is not touched, and without the setting nothing is written.
     plain = sequence_task(sequence_distillation=False)
     assert encoded(plain, "validation") == encoded(task, "validation")
-    assert list(plain.lessons(lambda: dense)) == []
+    assert list(plain.teacher_outputs(lambda: dense)) == []
 
 
 def test_teacher_outputs_survive_kills_and_are_reused_with_the_dense_network(
@@ -325,23 +325,23 @@ def test_teacher_outputs_survive_kills_and_are_reused_with_the_dense_network(
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert prunus(*command, "--out", whole).code == 0
     # Private, but the kill has to come between two texts that are written.
-    true_write = SequenceToSequence._write
+    true_generate = SequenceToSequence._generate
     calls: list[int] = []
 
     def count(self: Any, model: Any, sources: Any, beams: int) -> torch.Tensor:
         calls.append(len(sources))
         if calls == [12, 12, 96]:
             raise KilledError  # two validations, and then all texts to learn from
-        return true_write(self, model, sources, beams)
+        return true_generate(self, model, sources, beams)
 
-    monkeypatch.setattr(SequenceToSequence, "_write", count)
+    monkeypatch.setattr(SequenceToSequence, "_generate", count)
     with pytest.raises(KilledError):
         prunus(*command, "--out", stopped)
     with at_step(3, KilledError), pytest.raises(KilledError):
         prunus(*command, "--out", stopped, "--resume")
     assert calls[3:] == [96]
-    lessons = stopped / "checkpoints" / "lessons.safetensors"
-    lessons.write_bytes(lessons.read_bytes()[:-1])
+    outputs = stopped / "checkpoints" / "teacher-outputs.safetensors"
+    outputs.write_bytes(outputs.read_bytes()[:-1])
     outcome = prunus(*command, "--out", stopped, "--resume")
     assert outcome.code == 0
     assert "damaged" in outcome.out
@@ -367,21 +367,21 @@ def test_a_run_stopped_while_teacher_outputs_are_written_stops(tmp_path: Path) -
     chosen = settings(**{**SMALL, **SEARCH, "sequence_distillation": "true"})
     recipe = RECIPES[name]
     config = recipe.config.with_settings([text for text in chosen if text != "--set"])
-    said: list[str] = []
+    messages: list[str] = []
 
     class Watch:
         def begin(self, *_: Any) -> None: ...
         def step(self) -> None: ...
         def epoch(self, *_: Any) -> None: ...
-        def say(self, message: str) -> None:
-            said.append(message)
+        def report(self, message: str) -> None:
+            messages.append(message)
 
     def stop() -> bool:
-        return "writes for the sparse one" in said[-1]
+        return "writes teacher outputs" in messages[-1]
 
     with pytest.raises(Stopped, match="before the first epoch"):
         run(recipe, config, RunDirectory(out), Watch(), data=str(data), stop=stop)
-    assert not (out / "checkpoints" / "lessons.safetensors").exists()
+    assert not (out / "checkpoints" / "teacher-outputs.safetensors").exists()
     summary = run(recipe, config, RunDirectory(out), Watch(), data=str(data), resume=True)
     assert summary["compression_ratio"] >= 3
 
@@ -475,8 +475,8 @@ def test_an_epoch_of_running_text_shows_no_token_twice() -> None:
     text = {split: "\n".join(counting(count, split)[0]) for split, count in SIZES.items()}
     task = language_model(text, length=8, accumulation=2)
     # Private, but only numbered tokens show where a chunk comes from.
-    count = len(task._words["train"])
-    task._words["train"] = torch.arange(count)
+    count = len(task._tokens["train"])
+    task._tokens["train"] = torch.arange(count)
     order = torch.Generator().manual_seed(0)
     steps = list(task.epoch(order))
     assert len(steps) == task.steps_per_epoch
@@ -652,7 +652,7 @@ def test_a_dense_network_of_other_data_is_refused(tmp_path: Path) -> None:
     english, german = counting(SIZES["train"], "others")
     write(data, "train", {"en": english, "de": german})
     outcome = prunus(*command, "--dense", first, "--out", tmp_path / "third")
-    outcome.refused("had other data than those given now")
+    outcome.refused("used other data")
 
 
 def test_a_dialogue_without_an_assistant_is_rejected(tmp_path: Path) -> None:
@@ -671,7 +671,7 @@ def test_a_text_shorter_than_a_chunk_is_rejected(tmp_path: Path) -> None:
     for split in SIZES:
         write(tmp_path / "set", split, {"text": ["one two three four"]})
     refused(
-        tmp_path, "shakespeare-lm", "fewer than a piece of length=4000", length=4000, vocabulary=265
+        tmp_path, "shakespeare-lm", "fewer than a chunk of length=4000", length=4000, vocabulary=265
     )
 
 

@@ -163,8 +163,10 @@ def test_a_run_asked_to_terminate_says_how_to_go_on(tmp_path: Path) -> None:
     finally:
         hook.remove()
     assert outcome.code == 143
-    assert "stopped after step 1 of epoch 1 (dense); prunus run digits --out" in outcome.out
-    assert "--resume goes on" in outcome.out
+    assert (
+        f"stopped after step 1 of epoch 1 (dense); resume with: prunus run digits --out "
+        f"{tmp_path / 'run'} --resume\n"
+    ) in outcome.out
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -197,7 +199,9 @@ def test_a_run_asked_to_terminate_while_it_validates_stops_after_that(
         resume = ["--resume"] if (stopped / "config.json").exists() else []
         outcome = prunus("run", "digits", *settings(**BRIEF), "--out", stopped, *resume)
         assert outcome.code == 143, outcome.err
-        assert f"stopped after epoch {epoch} ({phase}); prunus run digits" in outcome.out
+        assert (
+            f"stopped after epoch {epoch} ({phase}); resume with: prunus run digits" in outcome.out
+        )
     monkeypatch.undo()
     assert prunus("run", "digits", *settings(**BRIEF), "--out", stopped, "--resume").code == 0
     assert_same_run(stopped, whole)
@@ -298,7 +302,7 @@ def test_every_kind_of_run_goes_on_to_the_same_bits(tmp_path: Path, choice: dict
             prunus("run", "digits", *chosen, "--out", stopped, *resume)
     assert [line["phase"] for line in metrics(stopped)] == ["dense", "dense", "prune"]
     done = prunus("run", "digits", *chosen, "--out", stopped, "--resume")
-    assert "prune: 3 epochs, going on after epoch 1\n" in done.out
+    assert "prune: 3 epochs, resuming after epoch 1\n" in done.out
     assert done.code == 0
     assert_same_run(stopped, whole)
 
@@ -309,7 +313,7 @@ def test_a_run_without_a_whole_epoch_begins_anew(tmp_path: Path) -> None:
     with at_step(3, KilledError), pytest.raises(KilledError):
         prunus("run", "digits", *settings(**BRIEF), "--out", stopped)
     done = prunus("run", "digits", *settings(**BRIEF), "--out", stopped, "--resume")
-    assert "no epoch was complete yet, so the run begins anew\n" in done.out
+    assert "no epoch was complete yet, so the run starts again\n" in done.out
     assert_same_run(stopped, whole)
 
 
@@ -322,7 +326,7 @@ def test_a_run_that_lost_its_checkpoints_says_so(tmp_path: Path) -> None:
     for path in (robbed / "checkpoints").iterdir():
         path.unlink()
     done = prunus("run", "digits", *settings(**BRIEF), "--out", robbed, "--resume")
-    assert "its checkpoints are gone, so the run begins anew\n" in done.out
+    assert "its checkpoints are missing, so the run starts again\n" in done.out
     assert_same_run(robbed, whole)
 
 
@@ -333,6 +337,6 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(tmp_path: Path) -> None:
         outcome = prunus("run", "digits", *settings(**BRIEF), "--out", stopped)
     assert outcome.code == 130
     hint = f"--out {stopped} --resume"
-    assert f"interrupted; prunus run digits {hint} goes on\n" in outcome.out
+    assert f"interrupted; resume with: prunus run digits {hint}\n" in outcome.out
     assert prunus("run", "digits", *settings(**BRIEF), *hint.split()).code == 0
     assert_same_run(stopped, whole)

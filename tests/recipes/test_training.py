@@ -68,7 +68,7 @@ def test_the_summary_has_exactly_these_keys(finished: Path) -> None:
         "metric": {"name": None, "mode": None},
         "dense": splits,
         "sparse": splits,
-        "kinds": {"linear": {"prunable": None, "nonzero": None}},
+        "layer_types": {"linear": {"prunable": None, "nonzero": None}},
         "seconds": {"dense": None, "prune": None, "total": None},
         "bytes": {"dense": None, "sparse": None},
     }
@@ -336,7 +336,7 @@ def test_where_no_sparse_network_meets_the_floor_the_dense_one_is_delivered(tmp_
     chosen = settings(dense_epochs=3, epochs=2, schedule="oneshot", ratio=5000, floor="dense-0.001")
     outcome = prunus("run", "digits", *chosen, "--out", tmp_path / "run")
     assert outcome.code == 0
-    assert "the ratio 5000 was not reached: nothing sparser" in outcome.out
+    assert "the ratio 5000 was not reached: no network sparser" in outcome.out
     delivered = load_file(tmp_path / "run" / "model.safetensors")
     dense = load_file(tmp_path / "run" / "checkpoints" / "dense.safetensors")
     assert delivered.keys() == dense.keys()
@@ -393,7 +393,7 @@ def test_where_the_newest_checkpoint_is_damaged_the_one_before_it_is_taken(
     outcome = prunus("run", "digits", *settings(**HARD), "--out", path, "--resume")
     assert outcome.code == 0, outcome.err
     assert str(last) in outcome.out
-    assert "Going on from the one before it" in outcome.out
+    assert "Resuming from the previous one" in outcome.out
     assert_same_run(path, finished)
 
 
@@ -404,7 +404,9 @@ def test_where_both_checkpoints_are_damaged_both_are_named(finished: Path, tmp_p
     alter(path / "checkpoints" / "previous.safetensors")
     before = contents(path)
     outcome = prunus("run", "digits", *settings(**HARD), "--out", path, "--resume")
-    outcome.refused("last.safetensors is damaged", "nor can the one before it be used", "altered")
+    outcome.refused(
+        "last.safetensors is damaged", "the previous one cannot be used either", "altered"
+    )
     assert contents(path) == before
 
 
@@ -438,11 +440,35 @@ def test_a_model_file_in_place_of_the_checkpoint_is_not_resumed_from(unfinished:
     resumed_without_harm(unfinished, "is not a checkpoint of a run: it has tensors only")
 
 
-@pytest.mark.parametrize("key", ["phase", "epoch", "model", "optimizer", "pruner", "rng", "lines"])
-def test_a_checkpoint_that_lacks_a_part_is_not_resumed_from(unfinished: Path, key: str) -> None:
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("phase",),
+        ("epoch",),
+        ("partial_epoch",),
+        ("model",),
+        ("phase_state",),
+        ("phase_state", "optimizer"),
+        ("phase_state", "scheduler"),
+        ("phase_state", "pruner"),
+        ("data_order",),
+        ("random_state",),
+        ("seconds",),
+        ("metric_lines",),
+        ("dense_metric",),
+    ],
+    ids=".".join,
+)
+def test_a_checkpoint_that_lacks_a_part_is_not_resumed_from(
+    unfinished: Path, keys: tuple[str, ...]
+) -> None:
     last = unfinished / "checkpoints" / "last.safetensors"
     tree = load_tree(last)
-    del tree[key]
+    *parents, key = keys
+    part = tree
+    for parent in parents:
+        part = part[parent]
+    del part[key]
     save_tree(last, tree)
     resumed_without_harm(unfinished, "not a checkpoint of this recipe")
 

@@ -1,4 +1,4 @@
-"""The recipes: a task, a network, and settings that are known to work."""
+"""The recipes: each a task, a network, and settings that are known to work."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ __all__ = ["RECIPES", "Recipe", "find_recipe"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """One entry of the recipe book.
+    """A recipe.
 
     Attributes:
-        name: What the command calls it.
-        summary: One line on what it does.
-        data: Where its data come from by default; None if the user has to give them by --data.
-        columns: What a folder given by --data must hold.
+        name: Its name on the command line.
+        summary: One line on what it trains.
+        data: The source of its data by default; None if --data is required.
+        columns: The contents that a folder passed as --data must have.
         config: Its settings.
-        prepare: Loads the data, given the settings, what the user gave as --data (or None), and the
-            seed.
-        network: Builds the network that a file of a run is for, given the file and wanting no data.
+        prepare: Loads the data and returns the task, from the settings, the value of --data (or
+            None) and the seed.
+        network: Builds the network for a file of a run, without its data.
     """
 
     name: str
@@ -53,7 +53,7 @@ def _digits_recipe(summary: str, config: ImageConfig) -> Recipe:
 
     def prepare(config: ImageConfig, source: str | None, seed: int) -> Task:
         if source is not None:
-            raise PrunusError(f"the recipe digits has its data embedded: leave out --data {source}")
+            raise PrunusError(f"the recipe digits has embedded data: leave out --data {source}")
         return Classification(config, load_digits(config.validation, seed), build)
 
     return Recipe(
@@ -110,8 +110,8 @@ def _dialogue(
     source = source or name
     if source is None:
         raise PrunusError(
-            f"Taskmaster-4 is not on the Hub: give a folder by --data FOLDER, of {_DIALOGUES}; the "
-            "dialogues are at github.com/google-research-datasets/Taskmaster"
+            f"Taskmaster-4 is not on the Hub: pass a folder with --data FOLDER, with {_DIALOGUES}; "
+            "the dialogues are at github.com/google-research-datasets/Taskmaster"
         )
     return SequenceToSequence(config, load_dialogues(source, name=subset), extra=[TURN_SEPARATOR])
 
@@ -153,8 +153,8 @@ _LENET5 = ImageConfig(
     shift=1,
 )
 
-# What the paper's two language tasks have in common.
-_PAPERS: dict[str, Any] = {
+# The settings that the paper's two language tasks share.
+_PAPER: dict[str, Any] = {
     "dense_lr": 5e-4,
     "lr": 5e-4,
     "accumulation": 3,
@@ -171,10 +171,10 @@ _PAPERS: dict[str, Any] = {
     "norms": True,
 }
 
-# What the language recipes have in common that are tuned here: relevance over some hundred batches,
-# for one says nothing of the words that it lacks; and a sparse network that has few weights to fit
-# with, so that it learns without dropout.
-_SELECTIVE: dict[str, Any] = {
+# The settings that the other language recipes share. Relevance is averaged over about a hundred
+# batches, because the gradient of one batch is 0 for the tokens that it lacks. Sparse networks
+# train without dropout, because they have few weights to overfit with.
+_TUNED: dict[str, Any] = {
     "max_grad_norm": 1.0,
     "alpha": 0.2,
     "smoothing": 0.99,
@@ -182,9 +182,9 @@ _SELECTIVE: dict[str, Any] = {
     "norms": True,
 }
 
-_BOOK = (
+_ALL = (
     _digits_recipe(
-        "a small perceptron on scikit-learn's 8×8 digits, by the paper's iterative pruning",
+        "a small perceptron on scikit-learn's 8×8 digits, with the paper's iterative pruning",
         ImageConfig(
             dense_epochs=40,
             epochs=100,
@@ -238,7 +238,7 @@ _BOOK = (
         _MULTI30K,
         _TRANSLATIONS,
         SequenceConfig(
-            **_SELECTIVE,
+            **_TUNED,
             dense_epochs=10,
             epochs=12,
             batch_size=32,
@@ -266,7 +266,7 @@ _BOOK = (
         None,
         _DIALOGUES,
         SequenceConfig(
-            **_SELECTIVE,
+            **_TUNED,
             dense_epochs=10,
             epochs=8,
             batch_size=16,
@@ -295,7 +295,7 @@ _BOOK = (
         _SHAKESPEARE,
         _TEXTS,
         LanguageModelConfig(
-            **_SELECTIVE,
+            **_TUNED,
             dense_epochs=8,
             epochs=6,
             batch_size=8,
@@ -317,11 +317,11 @@ _BOOK = (
     ),
     Recipe(
         "wmt14-translation",
-        "the paper's Transformer from English to German on WMT14, by its own settings",
+        "the paper's Transformer from English to German on WMT14, with the paper's settings",
         _WMT14,
         _TRANSLATIONS,
         SequenceConfig(
-            **_PAPERS,
+            **_PAPER,
             dense_epochs=10,
             epochs=20,
             batch_size=128,
@@ -343,11 +343,11 @@ _BOOK = (
     ),
     Recipe(
         "taskmaster1-dialogue",
-        "the paper's dialogue model on Taskmaster-1, by its own settings",
+        "the paper's dialogue model on Taskmaster-1, with the paper's settings",
         _TASKMASTER1,
         _DIALOGUES,
         SequenceConfig(
-            **_PAPERS,
+            **_PAPER,
             dense_epochs=20,
             epochs=40,
             batch_size=64,
@@ -367,14 +367,14 @@ _BOOK = (
     ),
 )
 
-RECIPES = {recipe.name: recipe for recipe in _BOOK}
+RECIPES = {recipe.name: recipe for recipe in _ALL}
 
 
 def find_recipe(name: str) -> Recipe:
-    """Return the recipe of that name.
+    """Return the recipe of a name.
 
     Raises:
-        PrunusError: There is none.
+        PrunusError: There is none of this name.
     """
     if name not in RECIPES:
         near = nearest(name, RECIPES)

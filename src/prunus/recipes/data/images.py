@@ -1,4 +1,4 @@
-"""The data of the recipes, decoded once and kept in memory as tensors."""
+"""Image data sets, decoded once and kept in memory as tensors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Images", "Split", "load_digits", "load_hub_images", "shift_images"]
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Inputs, normalized, with the labels they should get.
+    """Normalized inputs with their labels.
 
     Attributes:
         inputs: Of shape (n, channels, height, width), float32.
@@ -36,12 +36,13 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """The three splits of an image classification task; validation comes out of training.
+    """The three splits of an image data set; validation is set apart from training.
 
     Attributes:
-        train: What the network is trained on.
-        validation: What decides when and how much is pruned, and which state is delivered.
-        test: What nothing is decided by.
+        train: The images to train on.
+        validation: The images that decide when and how much is pruned, and which state is
+            delivered.
+        test: The images that decide nothing.
     """
 
     train: Split
@@ -50,11 +51,11 @@ class Images:
 
 
 def load_digits(validation: float, seed: int) -> Images:
-    """Scikit-learn's embedded 8×8 digits: 1,797 images, of which every fifth is kept for testing.
+    """Load the 8×8 digits embedded in scikit-learn: 1,797 images, every fifth for testing.
 
     Args:
-        validation: The share of the training images that is set apart for validation.
-        seed: Decides which.
+        validation: The fraction of the training images to set apart for validation.
+        seed: The seed of that choice.
     """
     try:
         from sklearn import datasets
@@ -77,18 +78,18 @@ def load_hub_images(
     validation: float,
     seed: int,
 ) -> Images:
-    """Load grey images with labels, from the Hugging Face Hub or a folder laid out alike.
+    """Load grey images with labels from the Hugging Face Hub or a folder of the same layout.
 
     Args:
         source: A name on the Hub, or the path of a folder.
         size: Height and width that the images must have.
-        classes: How many labels there are, from 0.
+        classes: The number of labels, which count from 0.
         columns: The names of the image and the label column.
-        validation: The share of the training images that is set apart for validation.
-        seed: Decides which.
+        validation: The fraction of the training images to set apart for validation.
+        seed: The seed of that choice.
 
     Raises:
-        DataError: The set is absent, empty, damaged, or has other columns, splits or sizes.
+        DataError: The set is missing, empty or damaged, or has other columns, splits or sizes.
     """
     loaded = load_splits(source)
     raw = {
@@ -101,12 +102,12 @@ def load_hub_images(
 
 
 def shift_images(images: torch.Tensor, most: int, generator: torch.Generator) -> torch.Tensor:
-    """Shift each image by random numbers of pixels, filling with the darkest value of all.
+    """Return images shifted by random numbers of pixels and filled with the darkest value.
 
     Args:
         images: Of shape (n, channels, height, width).
-        most: The most pixels to shift by, either way; with 0 the images are returned as they are.
-        generator: Draws the shifts.
+        most: The largest shift in each direction; with 0 the images are returned unchanged.
+        generator: The random numbers of the shifts.
 
     Example:
         >>> shift_images(torch.ones(2, 1, 3, 3), 1, torch.Generator().manual_seed(0)).shape
@@ -115,12 +116,12 @@ def shift_images(images: torch.Tensor, most: int, generator: torch.Generator) ->
     if most == 0:
         return images
     count, _, height, width = images.shape
-    room = functional.pad(images, (most,) * 4, value=images.min().item())
+    padded = functional.pad(images, (most,) * 4, value=images.min().item())
     down, across = torch.randint(2 * most + 1, (2, count, 1), generator=generator)
     rows = (down + torch.arange(height))[:, :, None]
     columns = (across + torch.arange(width))[:, None, :]
     # Indices on both sides of the colour channels move those to the end.
-    return room[torch.arange(count)[:, None, None], :, rows, columns].movedim(-1, 1)
+    return padded[torch.arange(count)[:, None, None], :, rows, columns].movedim(-1, 1)
 
 
 def _decode(
@@ -161,13 +162,13 @@ def _decode(
 
 
 def _undecoded(loaded: Any, source: str, split: str, columns: tuple[str, str]) -> Any:
-    """Return a split whose images are not decoded yet."""
+    """Return a split whose images are still encoded."""
     import datasets
 
     found = get_split(loaded, source, split, columns)
     try:
         return found.cast_column(columns[0], datasets.Image(decode=False))
-    except Exception as error:  # one of the many that a cast may raise
+    except Exception as error:  # a cast may raise many types
         raise DataError(
             f"the column {columns[0]} of {source} holds {found.features[columns[0]]}, not images"
         ) from error
@@ -178,16 +179,16 @@ def _images(
 ) -> Images:
     pixels, labels = _tensors(train, scale)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    held = round(validation * len(labels))
-    if not 0 < held < len(labels):
+    count = round(validation * len(labels))
+    if not 0 < count < len(labels):
         raise DataError(
-            f"a validation share of {validation} leaves nothing to train on or nothing to validate "
-            f"on: there are {len(labels)} training images"
+            f"validation={validation} leaves no images to train on or none to validate on: there "
+            f"are {len(labels)} training images"
         )
-    chosen, rest = order[:held], order[held:]
+    chosen, rest = order[:count], order[count:]
     mean, deviation = pixels[rest].mean(), pixels[rest].std()
     if not deviation > 0:
-        raise DataError("the images of the train split are all of one and the same colour")
+        raise DataError("the images of the train split all have the same single colour")
     test_pixels, test_labels = _tensors(test, scale)
     return Images(
         train=Split((pixels[rest] - mean) / deviation, labels[rest]),

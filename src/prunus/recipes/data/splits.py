@@ -1,4 +1,4 @@
-"""Loading data sets from the Hugging Face Hub, or from a folder laid out like it."""
+"""Data sets from the Hugging Face Hub, or from a folder with the same layout."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["get_split", "load_splits"]
 
 
 def load_splits(source: str, name: str | None = None) -> Any:
-    """Load all splits, once.
+    """Load all splits of a data set.
 
     Args:
         source: A name on the Hub, or the path of a folder.
-        name: Which of several configurations a set on the Hub has.
+        name: The configuration to load, for a set on the Hub that has several.
 
     Raises:
-        DataError: The set is absent, empty or damaged.
-        PrunusError: The libraries for it are not installed.
+        DataError: The set is missing, empty or damaged.
+        PrunusError: The libraries of the hub extra are not installed.
     """
     try:
         import datasets
@@ -38,15 +38,15 @@ def load_splits(source: str, name: str | None = None) -> Any:
     if looks_local and not any(path.is_file() for path in folder.rglob("*")):
         raise DataError(f"the data folder {source} is empty; expected parquet files as on the Hub")
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(logging.CRITICAL)  # what fails is said once, below
+    datasets.logging.set_verbosity(logging.CRITICAL)  # errors are reported once, below
     try:
         named = [] if looks_local or name is None else [name]
         return datasets.load_dataset(str(folder) if looks_local else source, *named)
     except Exception as error:  # the library raises whatever its readers do
-        local = "a file may be empty, cut short or not be what its name says"
+        local = "a file may be empty, truncated, or of another format than its name"
         remote = (
-            "there is no such folder here; and the Hub may be out of reach, lack it, or have it "
-            "with a program of its own, which is not run: give a local folder with --data"
+            "there is no such folder here; and the Hub may be unreachable, lack it, or have it "
+            "with a custom script, which is not run: pass a local folder with --data"
         )
         hint = local if looks_local else remote
         cause = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -60,17 +60,17 @@ def get_split(
     columns: Sequence[str],
     splits: Sequence[str] = ("train", "test"),
 ) -> Any:
-    """Return a split, which must have rows and the given columns.
+    """Return a split, checked to have rows and columns.
 
     Args:
-        loaded: What :func:`load_splits` returned.
-        source: What it was loaded from, for messages.
-        split: Which split.
-        columns: The names of the columns that are needed.
-        splits: The names of all splits that are needed, for messages.
+        loaded: The splits that :func:`load_splits` returned.
+        source: The name or path that they were loaded from, for messages.
+        split: The name of the split.
+        columns: The names of the required columns.
+        splits: The names of all required splits, for messages.
 
     Raises:
-        DataError: The split is absent or empty, or lacks columns.
+        DataError: The split is missing or empty, or lacks columns.
     """
     if split not in loaded:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Texts to learn from: pairs to translate, turns of dialogues, and running text."""
+"""Text data sets: translations, dialogues and running text."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from prunus.recipes.data.splits import get_split, load_splits
 
 __all__ = ["TURN_SEPARATOR", "TextPairs", "load_dialogues", "load_texts", "load_translations"]
 
-SPLITS = ("train", "validation", "test")
+_SPLITS = ("train", "validation", "test")
 
 TURN_SEPARATOR = "<turn>"
-"""Stands between the turns of a dialogue's context."""
+"""The token between the turns of a dialogue's context."""
 
 
 @dataclass(frozen=True)
 class TextPairs:
-    """What to read and what to write in answer.
+    """Pairs of a source and a target text.
 
     Attributes:
-        sources: What to read.
-        targets: What to write, one for each.
+        sources: The texts to read.
+        targets: The reference answers, one for each source.
     """
 
     sources: Sequence[str]
@@ -43,23 +43,23 @@ def load_translations(
 
     Args:
         source: A name on the Hub, or the path of a folder.
-        languages: From which and to which.
-        name: Which configuration of a set on the Hub.
+        languages: The source and the target language.
+        name: The configuration of a set on the Hub.
 
     Raises:
-        DataError: A split or column is absent, or a sentence is empty.
+        DataError: A split or column is missing, or a sentence is empty.
     """
     loaded = load_splits(source, name)
 
     def columns(split: str) -> tuple[Sequence[Any], Sequence[Any]]:
         if split in loaded and "translation" in loaded[split].column_names:
-            both = get_split(loaded, source, split, ["translation"], SPLITS)["translation"]
-            _records(both, languages, f"translation of the {split} split of {source}")
+            both = get_split(loaded, source, split, ["translation"], _SPLITS)["translation"]
+            _check_records(both, languages, f"translation of the {split} split of {source}")
             return [pair[languages[0]] for pair in both], [pair[languages[1]] for pair in both]
-        found = get_split(loaded, source, split, languages, SPLITS)
+        found = get_split(loaded, source, split, languages, _SPLITS)
         return found[languages[0]], found[languages[1]]
 
-    return {split: _checked(*columns(split), source, split) for split in SPLITS}
+    return {split: _checked_pairs(*columns(split), source, split) for split in _SPLITS}
 
 
 def load_dialogues(source: str, *, name: str | None = None, turns: int = 4) -> dict[str, TextPairs]:
@@ -70,52 +70,53 @@ def load_dialogues(source: str, *, name: str | None = None, turns: int = 4) -> d
 
     Args:
         source: A name on the Hub, or the path of a folder.
-        name: Which configuration of a set on the Hub.
-        turns: How many turns before the answer make the context.
+        name: The configuration of a set on the Hub.
+        turns: The number of turns before the answer that form the context.
 
     Raises:
-        DataError: A split or column is absent, there is no assistant in it, or a turn is empty.
+        DataError: A split or column is missing, no turn is the assistant's, or a turn is empty.
     """
     loaded = load_splits(source, name)
 
     def read(split: str) -> Iterator[tuple[list[str], list[str]]]:
         where = f"the {split} split of {source}"
         if split in loaded and "utterances" in loaded[split].column_names:
-            column = get_split(loaded, source, split, ["utterances"], SPLITS)["utterances"]
-            for number, turns_ in enumerate(column):
-                _records(
-                    _list(turns_, f"utterances of {where}", number),
+            column = get_split(loaded, source, split, ["utterances"], _SPLITS)["utterances"]
+            for number, cell in enumerate(column):
+                _check_records(
+                    _list(cell, f"utterances of {where}", number),
                     ("speaker", "text"),
                     f"utterances, row {number} of {where}",
                 )
-                yield [turn["speaker"] for turn in turns_], [turn["text"] for turn in turns_]
+                yield [turn["speaker"] for turn in cell], [turn["text"] for turn in cell]
             return
-        found = get_split(loaded, source, split, ["speaker", "text"], SPLITS)
-        for number, (who, what) in enumerate(zip(found["speaker"], found["text"], strict=True)):
-            speakers = _list(who, f"speaker of {where}", number)
-            said = _list(what, f"text of {where}", number)
-            if len(speakers) != len(said):
+        found = get_split(loaded, source, split, ["speaker", "text"], _SPLITS)
+        rows = zip(found["speaker"], found["text"], strict=True)
+        for number, (speakers_cell, texts_cell) in enumerate(rows):
+            speakers = _list(speakers_cell, f"speaker of {where}", number)
+            texts = _list(texts_cell, f"text of {where}", number)
+            if len(speakers) != len(texts):
                 raise DataError(
-                    f"dialogue {number} of {where} has {len(speakers)} speakers but {len(said)} "
+                    f"dialogue {number} of {where} has {len(speakers)} speakers but {len(texts)} "
                     "turns: each turn needs one"
                 )
-            yield speakers, said
+            yield speakers, texts
 
     result = {}
-    for split in SPLITS:
+    for split in _SPLITS:
         contexts, answers = [], []
-        for number, (speakers, said) in enumerate(read(split)):
-            _texts([*speakers, *said], f"dialogue {number} of the {split} split of {source}")
-            for i in range(1, len(said)):
+        for number, (speakers, texts) in enumerate(read(split)):
+            _check_texts([*speakers, *texts], f"dialogue {number} of the {split} split of {source}")
+            for i in range(1, len(texts)):
                 if speakers[i].lower() == "assistant":
-                    contexts.append(f" {TURN_SEPARATOR} ".join(said[max(0, i - turns) : i]))
-                    answers.append(said[i])
+                    contexts.append(f" {TURN_SEPARATOR} ".join(texts[max(0, i - turns) : i]))
+                    answers.append(texts[i])
         if not answers:
             raise DataError(
                 f"no turn in the {split} split of {source} is the assistant's: the speakers must "
                 'be "user" and "assistant"'
             )
-        result[split] = _checked(contexts, answers, source, split)
+        result[split] = _checked_pairs(contexts, answers, source, split)
     return result
 
 
@@ -123,13 +124,13 @@ def load_texts(source: str, *, column: str = "text") -> Mapping[str, str]:
     """Load running text; the rows of a split are joined by line breaks.
 
     Raises:
-        DataError: A split or the column is absent, or all of it is empty.
+        DataError: A split or the column is missing, or all of it is empty.
     """
     loaded = load_splits(source)
     result = {}
-    for split in SPLITS:
-        parts = get_split(loaded, source, split, [column], SPLITS)[column]
-        _texts(parts, f"the column {column} of the {split} split of {source}")
+    for split in _SPLITS:
+        parts = get_split(loaded, source, split, [column], _SPLITS)[column]
+        _check_texts(parts, f"the column {column} of the {split} split of {source}")
         joined = "\n".join(parts)
         if not joined.strip():
             raise DataError(f"the {split} split of {source} holds no text")
@@ -137,7 +138,7 @@ def load_texts(source: str, *, column: str = "text") -> Mapping[str, str]:
     return result
 
 
-def _texts(values: Iterable[Any], where: str) -> None:
+def _check_texts(values: Iterable[Any], where: str) -> None:
     for value in values:
         if not isinstance(value, str):
             raise DataError(f"{where} must hold texts, but holds {value!r}")
@@ -152,7 +153,7 @@ def _list(value: Any, where: str, number: int) -> list[Any]:
     return value
 
 
-def _records(values: Iterable[Any], fields: Sequence[str], where: str) -> None:
+def _check_records(values: Iterable[Any], fields: Sequence[str], where: str) -> None:
     for number, value in enumerate(values):
         if not isinstance(value, dict):
             raise DataError(
@@ -166,17 +167,19 @@ def _records(values: Iterable[Any], fields: Sequence[str], where: str) -> None:
             )
 
 
-def _checked(sources: Sequence[Any], targets: Sequence[Any], source: str, split: str) -> TextPairs:
+def _checked_pairs(
+    sources: Sequence[Any], targets: Sequence[Any], source: str, split: str
+) -> TextPairs:
     empty = [
         str(i)
         for i, (a, b) in enumerate(zip(sources, targets, strict=True))
         if not (isinstance(a, str) and isinstance(b, str) and a.strip() and b.strip())
     ]
-    # A few may be left out of training, but what is measured on must be as it was published.
+    # A few may be left out of training, but evaluation must use the data as published.
     if empty and (split != "train" or len(empty) == len(sources)):
         raise DataError(
             f"{len(empty):,} of {len(sources):,} pairs of the {split} split of {source} have an "
-            f"empty source or reference, such as number {listing(empty, most=3)}: mend or remove "
+            f"empty source or reference, such as number {listing(empty, most=3)}: fix or remove "
             "them"
         )
     left_out = set(map(int, empty))

@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer, trained on the training split and saved with the run."""
+"""The byte-level BPE tokenizer, trained on the training split and saved with the run."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ BOS, PAD, EOS, UNKNOWN = "<s>", "<pad>", "</s>", "<unk>"
 
 
 def train_tokenizer(texts: Iterable[str], size: int, extra: Sequence[str] = ()) -> Any:
-    """Train a tokenizer for ``transformers``. Any text survives encoding and decoding.
+    """Train a tokenizer for ``transformers``; decoding an encoded text returns the same text.
 
     Args:
-        texts: What to train on.
-        size: How many words it shall have, the 256 bytes and the special ones included.
-        extra: Special words besides those for start, padding, end and unknown.
+        texts: The texts to train on.
+        size: The number of tokens, including 256 bytes and the special tokens.
+        extra: Special tokens besides those for start, padding, end and unknown.
 
     Returns:
-        A ``PreTrainedTokenizerFast`` whose special words have the numbers 0 to 3.
+        A ``PreTrainedTokenizerFast`` whose first special tokens have the ids 0 to 3.
 
     Raises:
-        DataError: The texts are too few for that many words.
-        PrunusError: The libraries for it are not installed.
+        DataError: The texts are too few for that many tokens.
+        PrunusError: The libraries of the language extra are not installed.
 
     Example:
         >>> tokenizer = train_tokenizer(["to be or not to be, that is the question"] * 9, 280)

@@ -1,4 +1,4 @@
-"""The directory of a run: what lies in it, and that only one process writes to it."""
+"""The directory of a run: its files, and a lock so that only one process writes to them."""
 
 from __future__ import annotations
 
@@ -17,25 +17,27 @@ from prunus.export.sparse_reader import load_sparse
 __all__ = ["RunDirectory"]
 
 _SUMMARY = (
-    *("recipe", "seed", "metric", "dense", "sparse", "kinds", "seconds", "bytes"),
+    *("recipe", "seed", "metric", "dense", "sparse", "layer_types", "seconds", "bytes"),
     *("parameters", "nonzero", "sparsity", "compression_ratio"),
 )
-"""What a summary says at least."""
+"""Keys that every summary has."""
 
 
 class RunDirectory:
-    """A run's files.
+    """The files of a run.
 
     Attributes:
         path: The directory.
-        checkpoint: Everything needed to go on, replaced after every epoch.
-        previous: The checkpoint before that, for a machine may come back with the newest damaged.
+        config: The identity of the run: recipe, seed, data and settings.
+        checkpoint: The state to resume from, replaced after every epoch.
+        previous: The checkpoint before that, because a crash may damage the newest one.
         dense: The dense network at the end of its training.
-        after_dense: What else another run needs to go on from there to the same bits.
-        lessons: What the dense network makes of the training data, if the sparse one learns that.
+        after_dense: The random states then, from which another run continues to the same bits.
+        teacher_outputs: The outputs of the dense network for the training data, if the sparse one
+            learns from them.
         model: The delivered sparse network, an ordinary safetensors file.
         metrics: One JSON object per epoch.
-        summary: What the run came to.
+        summary: The sizes and metrics of the result.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,7 +47,7 @@ class RunDirectory:
         self.previous = path / "checkpoints" / "previous.safetensors"
         self.dense = path / "checkpoints" / "dense.safetensors"
         self.after_dense = path / "checkpoints" / "after-dense.safetensors"
-        self.lessons = path / "checkpoints" / "lessons.safetensors"
+        self.teacher_outputs = path / "checkpoints" / "teacher-outputs.safetensors"
         self.model = path / "model.safetensors"
         self.metrics = path / "metrics.jsonl"
         self.summary = path / "summary.json"
@@ -53,10 +55,13 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def claimed(self, *, resume: bool) -> Iterator[None]:
-        """Hold the directory for this process; leave nothing behind if the run never began.
+        """Lock the directory for this process, and remove it if the run never began.
+
+        Args:
+            resume: Whether it must hold a run already; else it must not.
 
         Raises:
-            PrunusError: It is in use, cannot be written, holds something else, or, when resuming,
+            PrunusError: It is in use, cannot be written, has other contents, or, when resuming,
                 holds no run.
         """
         if resume:
@@ -64,8 +69,8 @@ class RunDirectory:
         if self.path.exists() and not self.path.is_dir():
             raise PrunusError(f"the output directory {self.path} is a file; choose another --out")
         if self.path.exists():
-            self._refuse_foreign(resume=resume)
-        made = self._make()
+            self._reject_foreign(resume=resume)
+        created = self._create()
         try:
             with writing(self.path):
                 lock = self._lock.open("a")
@@ -77,8 +82,8 @@ class RunDirectory:
                         f"the output directory {self.path} is in use by another run; wait for it "
                         "or choose another --out"
                     ) from error
-                # Again, for another run may have come and gone since the first look.
-                self._refuse_foreign(resume=resume)
+                # Checked again, because another run may have ended since the first check.
+                self._reject_foreign(resume=resume)
                 self._remove_leftovers()
                 try:
                     yield
@@ -87,35 +92,36 @@ class RunDirectory:
                         self._lock.unlink(missing_ok=True)
         finally:
             if not self.config.exists():
-                for directory in reversed(made):
+                for directory in reversed(created):
                     with contextlib.suppress(OSError):
                         directory.rmdir()
 
-    def _make(self) -> list[Path]:
-        """Create what is missing of the directory; return what was, the outermost first."""
-        wanted = self.checkpoint.parent
-        missing = [path for path in (wanted, *wanted.parents) if not path.exists()][::-1]
-        made = []
+    def _create(self) -> list[Path]:
+        """Create the missing directories; return them, the outermost first."""
+        innermost = self.checkpoint.parent
+        paths = (innermost, *innermost.parents)
+        missing = [path for path in paths if not path.exists()][::-1]
+        created = []
         try:
             with writing(self.path):
                 for path in missing:
                     path.mkdir(exist_ok=True)
-                    made.append(path)
+                    created.append(path)
         except PrunusError:
-            for path in reversed(made):
+            for path in reversed(created):
                 path.rmdir()
             raise
-        return made
+        return created
 
     def _remove_leftovers(self) -> None:
-        """Remove files that were being written aside when a process was killed."""
+        """Remove temporary files of processes that were killed while they wrote."""
         files = (
             self.config,
             self.checkpoint,
             self.previous,
             self.dense,
             self.after_dense,
-            self.lessons,
+            self.teacher_outputs,
             self.model,
             self.metrics,
             self.summary,
@@ -124,11 +130,10 @@ class RunDirectory:
             for leftover in path.parent.glob(f".{path.name}.*"):
                 leftover.unlink()
 
-    def _refuse_foreign(self, *, resume: bool) -> None:
+    def _reject_foreign(self, *, resume: bool) -> None:
         if self.config.exists() and not resume:
             raise PrunusError(
-                f"{self.path} holds a run already; go on with it by --resume, or choose another "
-                "--out"
+                f"{self.path} holds a run already; resume it with --resume, or choose another --out"
             )
         own = {self._lock.name, self.checkpoint.parent.name}
         foreign = sorted(
@@ -138,16 +143,16 @@ class RunDirectory:
         )
         if foreign and not self.config.exists():
             raise PrunusError(
-                f"the output directory {self.path} is not empty and not a run's (it holds "
+                f"the output directory {self.path} has other contents than a run (it holds "
                 f"{listing(foreign, most=5)}); choose another --out"
             )
 
     def write_config(self, identity: dict[str, Any]) -> None:
-        """Write what the run is."""
+        """Write the identity of the run."""
         self._write_json(self.config, identity)
 
     def read_config(self) -> dict[str, Any]:
-        """Return what the run here is.
+        """Return the identity of the run.
 
         Raises:
             PrunusError: There is no run here.
@@ -155,29 +160,34 @@ class RunDirectory:
         """
         if not self.config.is_file():
             raise PrunusError(f"there is no run in {self.path}: it has no config.json")
-        held = _read_json(self.config)
-        kinds = {
+        identity = _read_json(self.config)
+        types = {
             "recipe": str,
             "seed": int,
             "data": str | None,
             "dense": str | None,
             "config": dict,
         }
-        if set(held) != set(kinds) or not all(isinstance(held[k], kinds[k]) for k in kinds):
-            raise CheckpointError(f"{self.config} is damaged: it does not say what the run is")
-        return held
+        if set(identity) != set(types) or not all(
+            isinstance(identity[key], types[key]) for key in types
+        ):
+            raise CheckpointError(
+                f"{self.config} is damaged: expected the keys {listing(list(types))}, each of its "
+                "type"
+            )
+        return identity
 
     def check_config(self, identity: dict[str, Any]) -> None:
-        """Make sure that the run here is the one that is to be resumed.
+        """Check that the run here is the one to resume.
 
         Raises:
             CheckpointError: It is another one; every difference is listed.
         """
-        held, wanted = _flat(self.read_config()), _flat(identity)
+        saved, requested = _flat(self.read_config()), _flat(identity)
         differences = [
-            f"{key} was {held.get(key)!r} and is {wanted.get(key)!r}"
-            for key in sorted({*held, *wanted})
-            if held.get(key) != wanted.get(key)
+            f"{key} was {saved.get(key)!r} and is {requested.get(key)!r}"
+            for key in sorted({*saved, *requested})
+            if saved.get(key) != requested.get(key)
         ]
         if differences:
             raise CheckpointError(
@@ -187,30 +197,30 @@ class RunDirectory:
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether there is anything to go on from."""
+        """Whether there is a checkpoint to resume from."""
         return self.checkpoint.exists() or self.previous.exists()
 
     @property
-    def lines(self) -> int:
-        """How many lines of metrics there are."""
+    def metric_lines(self) -> int:
+        """The number of lines in the file of metrics."""
         return self.metrics.read_bytes().count(b"\n") if self.metrics.exists() else 0
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Write a checkpoint, and keep the one before it.
+        """Write a checkpoint, and keep the previous one.
 
         Raises:
-            PrunusError: It cannot be written; the two before it are still there.
+            PrunusError: It cannot be written; the two previous ones are intact.
         """
         save_tree(self.checkpoint, state, previous=self.previous)
 
-    def load_checkpoint(self, say: Callable[[str], None]) -> dict[str, Any]:
-        """Return the newest checkpoint, or if that is damaged the one before it.
+    def load_checkpoint(self, report: Callable[[str], None]) -> dict[str, Any]:
+        """Return the newest checkpoint, or the previous one if the newest is damaged.
 
         Args:
-            say: Is told if it is the one before.
+            report: Receives a message if it is the previous one.
 
         Raises:
-            CheckpointError: There is no other, or both are damaged.
+            CheckpointError: There is none, or both are damaged.
         """
         try:
             return load_tree(self.checkpoint)
@@ -221,28 +231,28 @@ class RunDirectory:
                 state = load_tree(self.previous)
             except CheckpointError as other:
                 raise CheckpointError(
-                    f"{error}; nor can the one before it be used: {other}"
+                    f"{error}; the previous one cannot be used either: {other}"
                 ) from other
-            say(f"{error}. Going on from the one before it")
-        # Or the damaged one would become the one before the next.
+            report(f"{error}. Resuming from the previous one")
+        # Else the damaged one would become the previous one of the next.
         keep_as(self.previous, self.checkpoint)
         return state
 
     def append_metrics(self, record: dict[str, Any]) -> None:
-        """Add a line to the metrics."""
+        """Append a line to the metrics."""
         with writing(self.metrics), self.metrics.open("a") as file:
             file.write(json.dumps(record) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
-    def cut_metrics(self, lines: int) -> None:
-        """Drop what was written after the checkpoint that is resumed from."""
-        held = self.metrics.read_bytes() if self.metrics.exists() else b""
-        content = held.splitlines(keepends=True)
-        write_atomically(self.metrics, b"".join(content[:lines]))
+    def truncate_metrics(self, lines: int) -> None:
+        """Keep the first lines of the metrics: those before the checkpoint to resume from."""
+        content = self.metrics.read_bytes() if self.metrics.exists() else b""
+        kept = content.splitlines(keepends=True)[:lines]
+        write_atomically(self.metrics, b"".join(kept))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Write what the run came to."""
+        """Write the summary."""
         self._write_json(self.summary, summary)
 
     def read_summary(self) -> dict[str, Any] | None:
@@ -254,16 +264,16 @@ class RunDirectory:
         if not self.summary.exists():
             return None
         summary = _read_json(self.summary)
-        lacking = [key for key in _SUMMARY if key not in summary]
-        if lacking:
+        missing = [key for key in _SUMMARY if key not in summary]
+        if missing:
             raise CheckpointError(
-                f"{self.summary} is damaged: it lacks {listing(lacking)}. Delete it, and --resume "
-                "writes it anew"
+                f"{self.summary} is damaged: it lacks {listing(missing)}. Delete it, and --resume "
+                "writes it again"
             )
         return summary
 
-    def delivered(self) -> bool:
-        """Say whether the delivered network is there, and whole."""
+    def model_is_whole(self) -> bool:
+        """Return whether the file of the delivered network exists and is intact."""
         try:
             load_sparse(self.model)
         except PrunusError:
@@ -281,8 +291,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
     if not isinstance(content, dict):
-        kind = type(content).__name__
-        raise CheckpointError(f"{path} is damaged: it holds a {kind}, not an object")
+        name = type(content).__name__
+        raise CheckpointError(f"{path} is damaged: it holds a {name}, not an object")
     return content
 
 

@@ -1,4 +1,4 @@
-"""Where in a network the weights are that stayed: by kind of tensor."""
+"""Densities by layer type: embedding, attention, feed-forward and so on."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _PATTERNS = (
         re.compile(r"(^|\.)(fc\d*|mlp|ffn|feed_forward|intermediate)\.", re.IGNORECASE),
     ),
 )
-"""In this order: the norm of an attention layer is a norm."""
+"""Layer types by patterns of names; the order matters: the norm of an attention layer is a norm."""
 
 
 def layer_type_of(model: nn.Module, target: PrunableTensor) -> str:
-    """Tell embedding, head, attention, feed-forward, norm, convolution and linear tensors apart.
+    """Return the layer type of a tensor.
 
-    An embedding that is tied to the head is "embedding and head". The names that the common
-    implementations use are recognized.
+    It is one of embedding, head, "embedding and head" (if tied), attention, feed-forward, norm,
+    convolution and linear, recognized by the names that common implementations use.
 
     Example:
         >>> from prunus import select
@@ -41,23 +41,24 @@ def layer_type_of(model: nn.Module, target: PrunableTensor) -> str:
         return "embedding and head" if head else "embedding"
     if head:
         return "head"
-    for kind, pattern in _PATTERNS:
+    for layer_type, pattern in _PATTERNS:
         if pattern.search(target.name):
-            return kind
+            return layer_type
     if "Norm" in type(owners[0]).__name__:
         return "norm"
     return "convolution" if target.parameter.dim() > 2 else "linear"
 
 
 def densities_by_layer_type(model: nn.Module, selection: Selection) -> dict[str, dict[str, int]]:
-    """Count prunable and non-zero weights of each kind."""
-    kinds: dict[str, dict[str, int]] = {}
+    """Count prunable and non-zero weights of each layer type."""
+    layer_types: dict[str, dict[str, int]] = {}
     for target in selection.values():
-        counts = kinds.setdefault(layer_type_of(model, target), {"prunable": 0, "nonzero": 0})
+        layer_type = layer_type_of(model, target)
+        counts = layer_types.setdefault(layer_type, {"prunable": 0, "nonzero": 0})
         weight = target.parameter.detach()
         nonzero = int(torch.count_nonzero(weight))
         if target.padding_row is not None:
             nonzero -= int(torch.count_nonzero(weight[target.padding_row]))
         counts["prunable"] += target.prunable
         counts["nonzero"] += nonzero
-    return kinds
+    return layer_types

@@ -1,28 +1,51 @@
-"""What a run tells whoever watches it."""
+"""The progress interface: the events that a run reports while it trains."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["Epoch", "Progress"]
+from prunus.constraint import Constraint
+
+__all__ = ["Epoch", "PhaseStart", "Progress"]
+
+
+@dataclass(frozen=True)
+class PhaseStart:
+    """The start of a phase, or its resumption.
+
+    Attributes:
+        name: "dense" or "prune".
+        metric: The name of the validation metric.
+        constraint: The bound that the metric must meet; None where no floor applies.
+        epochs: The number of epochs of the phase.
+        steps_per_epoch: The number of optimizer steps in each.
+        epochs_done: The number of epochs that are complete already.
+    """
+
+    name: str
+    metric: str
+    constraint: Constraint | None
+    epochs: int
+    steps_per_epoch: int
+    epochs_done: int
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One line of metrics.jsonl.
+    """A complete epoch, which is one line of metrics.jsonl.
 
     Attributes:
         phase: "dense" or "prune".
-        epoch: Counted from 1 within the phase.
+        epoch: Its number within the phase, from 1.
         loss: Mean training loss of the epoch.
         validation_loss: Mean loss on the validation split.
-        validation: The metric there, before this epoch's removal by the iterative schedule.
-        more: Other figures of the validation split.
-        floor: What the metric must reach, or None.
+        validation: The metric there, before the iterative schedule removes weights.
+        more: Further metrics of the validation split.
+        floor: The bound that the metric must meet, or None.
         sparsity: Removed / prunable weights while the metric was measured.
-        removed: How many weights were removed because of it.
-        seconds: Since the run began, earlier parts of a resumed run included.
+        removed: The number of weights removed after this validation.
+        seconds: Time since the run began, including its earlier processes.
     """
 
     phase: str
@@ -38,20 +61,20 @@ class Epoch:
 
 
 class Progress(Protocol):
-    """Watches a run."""
+    """Receives progress callbacks."""
 
-    def begin(self, phase: str, metric: str, epochs: int, steps_per_epoch: int, done: int) -> None:
-        """Hear that a phase, judged by ``metric``, begins or goes on after ``done`` epochs."""
+    def begin(self, phase: PhaseStart) -> None:
+        """Called when a phase starts or resumes."""
         ...
 
     def step(self) -> None:
-        """Hear of a step."""
+        """Called after each optimizer step."""
         ...
 
     def epoch(self, epoch: Epoch) -> None:
-        """Hear of an epoch that is over and saved."""
+        """Called after each epoch, once it is saved."""
         ...
 
-    def say(self, message: str) -> None:
-        """Hear of anything else a user should know."""
+    def report(self, message: str) -> None:
+        """Called with each message for the user."""
         ...

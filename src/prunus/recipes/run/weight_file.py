@@ -1,4 +1,4 @@
-"""A network's weights as one safetensors file, in which a tied tensor lies once."""
+"""Weight files: the weights of a network in one safetensors file, tied tensors stored once."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from prunus.export.sparse_reader import load_sparse
 __all__ = ["encode_weights", "load_weights"]
 
 
-def encode_weights(model: nn.Module, **about: str | float) -> bytes:
-    """Return a safetensors file of a network, with facts about it in its metadata."""
-    # A tied tensor once, by its first name: safetensors refuses tensors that share memory.
+def encode_weights(model: nn.Module, **metadata: str | float) -> bytes:
+    """Return the content of a safetensors file with a network's weights and metadata."""
+    # A tied tensor is stored once, by its first name: safetensors rejects shared memory.
     aliases = _aliases(model)
     tensors = {
         name: tensor.contiguous()
         for name, tensor in model.state_dict().items()
         if name not in aliases
     }
-    # One key of metadata, for the order of several is drawn anew by each writing.
-    return save(tensors, {"prunus": json.dumps(about)})
+    # One key of metadata: with several, safetensors writes them in a random order.
+    return save(tensors, {"prunus": json.dumps(metadata)})
 
 
 def load_weights(model: nn.Module, path: Path) -> nn.Module:
-    """Load such a file, or a sparse one, into a network of the same shape, and return that.
+    """Load a weight file or a sparse file into a network, and return the network.
 
     Raises:
-        CheckpointError: The file is absent, damaged, or of another network.
+        CheckpointError: The file is missing, damaged, or of another network.
     """
     try:
         tensors = load_sparse(path)
@@ -40,8 +40,8 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
         load_state(model, {**tensors, **first}, path)
     except PrunusError as error:
         raise CheckpointError(
-            f"the network {path} is damaged or absent: {error}; restore it from a copy or start "
-            "anew"
+            f"the network {path} is damaged or missing: {error}; restore it from a copy or start "
+            "again"
         ) from error
     return model
 

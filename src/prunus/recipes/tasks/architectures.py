@@ -1,4 +1,4 @@
-"""The networks of the recipes, in the sizes that the literature compares."""
+"""The image networks of the recipes, in the sizes that the literature compares."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["lenet5", "lenet300", "perceptron"]
 
 
 def lenet300() -> nn.Sequential:
-    """LeNet-300-100 for 28×28 images: 266,610 parameters.
+    """Build LeNet-300-100 for 28×28 images: 266,610 parameters.
 
     Example:
         >>> sum(p.numel() for p in lenet300().parameters())
@@ -20,9 +20,9 @@ def lenet300() -> nn.Sequential:
 
 
 def lenet5() -> nn.Sequential:
-    """LeNet-5 with Caffe's widths 20-50-500-10 for 1×28×28 images: 431,080 parameters.
+    """Build LeNet-5 with Caffe's widths 20-50-500-10 for 1×28×28 images: 431,080 parameters.
 
-    With a rectifier after each convolution.
+    A ReLU follows each convolution.
 
     Example:
         >>> sum(p.numel() for p in lenet5().parameters())
@@ -43,7 +43,7 @@ def lenet5() -> nn.Sequential:
 
 
 def perceptron(*widths: int) -> nn.Sequential:
-    """Fully connected layers with rectifiers between them.
+    """Build fully connected layers of these widths with ReLUs between them.
 
     Example:
         >>> sum(p.numel() for p in perceptron(64, 100, 10).parameters())

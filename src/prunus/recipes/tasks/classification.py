@@ -1,4 +1,4 @@
-"""Classifying small images, judged by accuracy."""
+"""The image-classification task, measured by accuracy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from prunus._utils.fields import number
 from prunus.recipes.config import Config
 from prunus.recipes.data.images import Images, Split, shift_images
 from prunus.recipes.tasks.losses import Teacher, cross_entropy
-from prunus.recipes.tasks.task import Evaluation, Lesson, fingerprint
+from prunus.recipes.tasks.task import Evaluation, TeacherOutput, fingerprint
 
 __all__ = ["Classification", "ImageConfig"]
 
@@ -43,12 +43,12 @@ class ImageConfig(Config):
 
 
 class Classification:
-    """A network that tells which of some classes an image is of.
+    """A task for a network that assigns images to classes.
 
     Args:
         config: The settings.
         images: The data.
-        build: Makes the network.
+        build: Builds the network.
     """
 
     metric = "accuracy"
@@ -86,23 +86,25 @@ class Classification:
     def prepare_pruning(self, model: nn.Module) -> None:
         """Change nothing."""
 
-    def lessons(self, dense: Callable[[], nn.Module]) -> Iterator[tuple[float, Lesson]]:
-        """Yield nothing."""
+    def teacher_outputs(
+        self, dense: Callable[[], nn.Module]
+    ) -> Iterator[tuple[float, TeacherOutput]]:
+        """Yield nothing: the sparse network trains on labels."""
         return iter(())
 
-    def learn(self, lessons: Sequence[Lesson]) -> None:
-        """Do nothing, for there are none."""
+    def use_teacher_outputs(self, outputs: Sequence[TeacherOutput]) -> None:
+        """Do nothing, because there are none."""
 
     def validate(self, model: nn.Module) -> Evaluation:
-        """Measure on the images set apart from training."""
+        """Evaluate on the validation images."""
         return _evaluate(model, self._images.validation)
 
     def test(self, model: nn.Module) -> Evaluation:
-        """Measure on the test images."""
+        """Evaluate on the test images."""
         return _evaluate(model, self._images.test)
 
     def publish(self, model: nn.Module, directory: Path) -> None:
-        """Write nothing: the recipe's name says what the weights belong to."""
+        """Write nothing: the recipe builds the network for the weights."""
 
 
 @torch.no_grad()

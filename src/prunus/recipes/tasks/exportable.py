@@ -1,4 +1,4 @@
-"""The finished networks of recipes, and what they are called with."""
+"""Networks with example inputs, as export and timing need them."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from prunus.recipes.tasks.language import missing_extra
 
 __all__ = ["ExportableNetwork", "image_network", "language_network"]
 
-_WORDS = 32
-"""How many random words, at most, each text of a language network's example has."""
+_EXAMPLE_LENGTH = 32
+"""The most tokens in each text of a language network's example inputs."""
 
 
 @dataclass(frozen=True)
 class ExportableNetwork:
-    """A network, and what it is called with.
+    """A network with example inputs.
 
     Attributes:
         model: The network, in evaluation mode.
-        example_inputs: Returns random inputs for a batch of that size.
+        example_inputs: Returns random inputs for a batch size.
     """
 
     model: nn.Module
@@ -34,23 +34,26 @@ class ExportableNetwork:
 
 
 def image_network(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> ExportableNetwork:
-    """Return a network of images of that shape, with new random weights."""
+    """Return a network for images of a shape, with new random weights."""
     return ExportableNetwork(build().eval(), lambda batch: torch.rand(batch, *shape))
 
 
 def language_network(file: Path) -> ExportableNetwork:
-    """Return a network of the form that ``pretrained/`` beside a run's file describes.
+    """Return a network of the architecture in ``pretrained/`` beside a run's file.
 
-    Its example are texts of 32 random words, or as many as it has positions.
+    Its example inputs are texts of 32 random tokens, or as many as it has positions.
+
+    Args:
+        file: The file of the run.
 
     Raises:
-        PrunusError: There is none, it is damaged, or transformers is missing.
+        PrunusError: ``pretrained/`` is missing or damaged, or transformers is not installed.
     """
     folder = file.parent / "pretrained"
     if not folder.is_dir():
         raise PrunusError(
-            f"{file} holds the weights of a language model, whose form is in the directory of its "
-            f"run: {folder} is not there"
+            f"{file} holds the weights of a language model, whose architecture is in the directory "
+            f"of its run: {folder} does not exist"
         )
     try:
         import transformers
@@ -58,18 +61,18 @@ def language_network(file: Path) -> ExportableNetwork:
         raise missing_extra() from missing
     try:
         config: Any = transformers.AutoConfig.from_pretrained(folder)
-        two_sided = bool(config.is_encoder_decoder)
-        config.use_cache = False  # which would be returned, too
-        kind: Any = (
-            transformers.AutoModelForSeq2SeqLM if two_sided else transformers.AutoModelForCausalLM
+        has_encoder = bool(config.is_encoder_decoder)
+        config.use_cache = False  # the cache would be returned too
+        architecture: Any = (
+            transformers.AutoModelForSeq2SeqLM if has_encoder else transformers.AutoModelForCausalLM
         )
-        model: Any = kind.from_config(config).eval()
+        model: Any = architecture.from_config(config).eval()
     except (OSError, ValueError, KeyError, TypeError, AttributeError, PrunusError) as error:
         raise PrunusError(
             f"{folder} is damaged, or not of a language model: {error}; restore it from a copy"
         ) from error
-    names = ["input_ids", *(["decoder_input_ids"] if two_sided else [])]
-    length = min(_WORDS, config.max_position_embeddings)
+    names = ["input_ids", *(["decoder_input_ids"] if has_encoder else [])]
+    length = min(_EXAMPLE_LENGTH, config.max_position_embeddings)
 
     def example_inputs(batch: int) -> ExampleInputs:
         return {name: torch.randint(config.vocab_size, (batch, length)) for name in names}

@@ -1,4 +1,4 @@
-"""What the recipes of translation, dialogue and language modelling share."""
+"""Settings and helpers that all language tasks share."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from prunus.recipes.config import Config
 
 __all__ = [
     "LanguageConfig",
-    "adam",
     "bucket_by_length",
+    "build_adam",
     "choose_attention",
     "group_into_steps",
     "missing_extra",
@@ -91,7 +91,7 @@ class LanguageConfig(Config):
             )
 
 
-def adam(config: LanguageConfig, model: nn.Module, lr: float) -> torch.optim.Optimizer:
+def build_adam(config: LanguageConfig, model: nn.Module, lr: float) -> torch.optim.Optimizer:
     """Build the optimizer of the paper's language tasks."""
     return torch.optim.Adam(
         model.parameters(), lr=lr, betas=(config.beta1, config.beta2), eps=1e-8, fused=True
@@ -105,15 +105,15 @@ def bucket_by_length(
     *,
     pool: int | None = None,
 ) -> Iterator[list[int]]:
-    """Yield the indices of each batch: random order, but batches of like lengths.
+    """Yield the indices of each batch: in random order, but with similar lengths in a batch.
 
     Args:
-        lengths: Of all examples: of each its texts' lengths, first that whose padding costs most.
-        size: Examples in a batch.
-        order: Draws the order.
-        pool: Sort within groups of so many batches, drawn anew each time: the more, the less
-            padding, and the more alike the batches of one epoch and the next. Default: 200, or a
-            quarter of all where that is less.
+        lengths: For each example the lengths of its texts, first that whose padding costs most.
+        size: The number of examples in a batch.
+        order: The random numbers of the data order.
+        pool: The number of batches to sort together, in groups drawn again each time. More means
+            less padding, and more similar batches from one epoch to the next. Default: 200, or a
+            quarter of all batches if that is less.
 
     Example:
         >>> lengths = [(5,), (1,), (4,), (2,)]
@@ -123,25 +123,29 @@ def bucket_by_length(
     """
     pool = min(200, max(1, len(lengths) // (4 * size))) if pool is None else pool
     batches = []
-    for part in torch.split(torch.randperm(len(lengths), generator=order), size * pool):
-        ranked = sorted(part.tolist(), key=lengths.__getitem__)
+    for group in torch.split(torch.randperm(len(lengths), generator=order), size * pool):
+        ranked = sorted(group.tolist(), key=lengths.__getitem__)
         batches += [ranked[i : i + size] for i in range(0, len(ranked), size)]
     for i in torch.randperm(len(batches), generator=order).tolist():
         yield batches[i]
 
 
 def choose_attention(model: Any, config: LanguageConfig) -> None:
-    """Choose the attention of a model of `transformers` that is fast in bfloat16.
+    """Set the attention of a ``transformers`` model to the one that is fast under autocast.
 
-    torch's fused attention has a backward pass on the CPU that takes five times as long in bfloat16
-    as in float32, more than all that autocast gains elsewhere.
+    The backward pass of torch's fused attention takes five times as long in bfloat16 as in float32
+    on the CPU, which is more than autocast gains elsewhere.
     """
     if config.autocast:
         model.set_attn_implementation("eager")
 
 
 def set_dropout(model: nn.Module, probability: float | None) -> None:
-    """Change the dropout of a model of `transformers` wherever it has any; None for no change.
+    """Set the probability of every dropout in a ``transformers`` model that has one above 0.
+
+    Args:
+        model: The model.
+        probability: The new probability; None for no change.
 
     Example:
         >>> model = nn.Sequential(nn.Dropout(0.1), nn.Dropout(0.0))
@@ -152,14 +156,14 @@ def set_dropout(model: nn.Module, probability: float | None) -> None:
     if probability is None:
         return
     for module in model.modules():
-        # Some of its models have modules for it, and others numbers that their layers look up.
+        # Some models have dropout modules, others numbers that their layers read.
         name = "p" if isinstance(module, nn.Dropout) else "dropout"
         if isinstance(getattr(module, name, None), float) and getattr(module, name) > 0:
             setattr(module, name, probability)
 
 
 def group_into_steps(batches: Iterator[Any], count: int) -> Iterator[list[Any]]:
-    """Group batches to steps.
+    """Yield the batches of each step, ``count`` at a time; the last step may have fewer.
 
     Example:
         >>> list(group_into_steps(iter("abc"), 2))
@@ -176,14 +180,14 @@ def group_into_steps(batches: Iterator[Any], count: int) -> Iterator[list[Any]]:
 
 
 def missing_extra() -> PrunusError:
-    """Return the error for a library that is not installed."""
+    """Return the error for a missing library of the language tasks."""
     return PrunusError(
         "recipes on language need the 'language' extra: pip install 'prunus[language]'"
     )
 
 
 def publish(model: Any, tokenizer: Any, directory: Path) -> None:
-    """Write ``pretrained/``, for ``from_pretrained`` of models and tokenizers.
+    """Write model and tokenizer to ``pretrained/``, for ``from_pretrained``.
 
     Raises:
         PrunusError: It cannot be written.
@@ -191,7 +195,7 @@ def publish(model: Any, tokenizer: Any, directory: Path) -> None:
     from transformers.utils import logging
 
     folder = directory / "pretrained"
-    logging.disable_progress_bar()  # the command has its own
+    logging.disable_progress_bar()  # the command shows its own
     try:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Predicting running text, judged by bits per character."""
+"""The language-modelling task, measured in bits per character."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from prunus.errors import DataError
 from prunus.recipes.data.tokenizer import train_tokenizer
 from prunus.recipes.tasks.language import (
     LanguageConfig,
-    adam,
+    build_adam,
     choose_attention,
     group_into_steps,
     publish,
     set_dropout,
 )
 from prunus.recipes.tasks.losses import Teacher, cross_entropy
-from prunus.recipes.tasks.task import Evaluation, Lesson, fingerprint
+from prunus.recipes.tasks.task import Evaluation, TeacherOutput, fingerprint
 
 __all__ = ["LanguageModel", "LanguageModelConfig"]
 
@@ -37,18 +37,18 @@ class LanguageModelConfig(LanguageConfig):
 
 
 class LanguageModel:
-    """A decoder shaped as GPT-2, whose embedding and head are one tensor.
+    """A task for a decoder shaped as GPT-2, whose embedding and head are tied.
 
-    An epoch shows every word once, cut at random into pieces of ``length``. A text to be measured
-    on is cut into such pieces that overlap by half, and of each only the second half counts, so
-    that every word has at least half a length of context (but for the first piece).
+    An epoch contains every token once, in chunks of ``length`` whose boundaries are drawn at
+    random. For evaluation, chunks overlap by half and only the second half of each counts, so that
+    every token has at least half a length of context (except in the first chunk).
 
     Args:
         config: The settings.
         texts: The data, by split.
 
     Raises:
-        DataError: The training text is shorter than a piece.
+        DataError: The training text is shorter than a chunk.
     """
 
     metric = "bits per character"
@@ -57,20 +57,20 @@ class LanguageModel:
         self._config, self._texts = config, texts
         lines = texts["train"].splitlines(keepends=True)
         self.tokenizer = train_tokenizer(lines, config.vocabulary)
-        self._words = {
+        self._tokens = {
             split: torch.tensor(self.tokenizer(text)["input_ids"]) for split, text in texts.items()
         }
-        pieces = (len(self._words["train"]) - 1) // config.length
-        if pieces < 1:
+        chunks = (len(self._tokens["train"]) - 1) // config.length
+        if chunks < 1:
             raise DataError(
-                f"the training text has {len(self._words['train']):,} words, fewer than a piece of "
-                f"length={config.length} and one more: lower length"
+                f"the training text has {len(self._tokens['train']):,} tokens, fewer than a chunk "
+                f"of length={config.length} and one more: lower length"
             )
-        batches = math.ceil(pieces / config.batch_size)
+        batches = math.ceil(chunks / config.batch_size)
         self.steps_per_epoch = math.ceil(batches / config.accumulation)
         self.fingerprint = fingerprint([self.tokenizer.backend_tokenizer.to_str(), *texts.values()])
         self.about: Mapping[str, str] = {
-            "context": f"{config.length // 2} to {config.length} words of a vocabulary of "
+            "context": f"{config.length // 2} to {config.length} tokens of a vocabulary of "
             f"{config.vocabulary}"
         }
 
@@ -99,29 +99,29 @@ class LanguageModel:
 
     def optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
         """Build Adam."""
-        return adam(self._config, model, lr)
+        return build_adam(self._config, model, lr)
 
     def epoch(self, order: torch.Generator) -> Iterator[list[torch.Tensor]]:
-        """Yield the text in pieces of one word more than ``length``, in random order."""
-        words, length = self._words["train"], self._config.length
-        pieces = (len(words) - 1) // length
-        room = len(words) - 1 - pieces * length
-        start = int(torch.randint(room + 1, (), generator=order))
-        shuffled = start + length * torch.randperm(pieces, generator=order)
+        """Yield the text in chunks of one token more than ``length``, in random order."""
+        tokens, length = self._tokens["train"], self._config.length
+        chunks = (len(tokens) - 1) // length
+        remainder = len(tokens) - 1 - chunks * length
+        start = int(torch.randint(remainder + 1, (), generator=order))
+        shuffled = start + length * torch.randperm(chunks, generator=order)
         batches = (
-            words[begins[:, None] + torch.arange(length + 1)]
+            tokens[begins[:, None] + torch.arange(length + 1)]
             for begins in torch.split(shuffled, self._config.batch_size)
         )
         return group_into_steps(batches, self._config.accumulation)
 
     def size(self, batch: torch.Tensor) -> int:
-        """Return the number of words to predict."""
+        """Return the number of tokens to predict."""
         return batch[:, 1:].numel()
 
     def loss(
         self, model: nn.Module, batch: torch.Tensor, teacher: Teacher | None = None
     ) -> torch.Tensor:
-        """Return the cross-entropy of each next word."""
+        """Return the cross-entropy of each next token."""
 
         def predict(network: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
             logits = network(input_ids=batch[:, :-1], use_cache=False).logits
@@ -131,54 +131,63 @@ class LanguageModel:
         return cross_entropy(predict, model, teacher, label_smoothing=smoothing)
 
     def prepare_pruning(self, model: nn.Module) -> None:
-        """Set the dropout."""
+        """Set the dropout of the pruning epochs."""
         set_dropout(model, self._config.pruning_dropout)
 
-    def lessons(self, dense: Callable[[], nn.Module]) -> Iterator[tuple[float, Lesson]]:
-        """Yield nothing."""
+    def teacher_outputs(
+        self, dense: Callable[[], nn.Module]
+    ) -> Iterator[tuple[float, TeacherOutput]]:
+        """Yield nothing: the sparse network trains on labels."""
         return iter(())
 
-    def learn(self, lessons: Sequence[Lesson]) -> None:
-        """Do nothing, for there are none."""
+    def use_teacher_outputs(self, outputs: Sequence[TeacherOutput]) -> None:
+        """Do nothing, because there are none."""
 
     def validate(self, model: nn.Module) -> Evaluation:
-        """Measure on the validation split."""
+        """Evaluate on the validation split."""
         return self._evaluate(model, "validation")
 
     def test(self, model: nn.Module) -> Evaluation:
-        """Measure on the test split."""
+        """Evaluate on the test split."""
         return self._evaluate(model, "test")
 
     @torch.no_grad()
     def _evaluate(self, model: nn.Module, split: str) -> Evaluation:
         model.eval()
-        words, length = self._words[split], self._config.length
-        # The first word is predicted from the start sign.
-        words = torch.cat([torch.tensor([self.tokenizer.bos_token_id]), words])
-        half, total, counted = max(1, length // 2), 0.0, 0
-        begins = list(range(0, max(1, len(words) - 1), half))
-        windows: dict[int, list[tuple[int, torch.Tensor]]] = {}
-        end_before = 0
-        for begin in begins:
-            piece = words[begin : begin + length + 1]
-            end = begin + len(piece) - 1
-            if end <= end_before:
-                break
-            windows.setdefault(len(piece), []).append((end_before - begin, piece))
-            end_before = end
-        for same in windows.values():
-            for i in range(0, len(same), 64):
-                skips, pieces = zip(*same[i : i + 64], strict=True)
-                batch = torch.stack(pieces)
+        total, count = 0.0, 0
+        for windows in self._windows(split).values():
+            for i in range(0, len(windows), 64):
+                skips, chunks = zip(*windows[i : i + 64], strict=True)
+                batch = torch.stack(chunks)
                 logits = model(input_ids=batch[:, :-1], use_cache=False).logits
                 losses = F.cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none")
-                fresh = torch.arange(losses.shape[1]) >= torch.tensor(skips)[:, None]
-                total += float((losses * fresh).sum(dtype=torch.float64))
-                counted += int(fresh.sum())
+                counts = torch.arange(losses.shape[1]) >= torch.tensor(skips)[:, None]
+                total += float((losses * counts).sum(dtype=torch.float64))
+                count += int(counts.sum())
         model.train()
         bits = total / math.log(2) / len(self._texts[split])
-        more = {"perplexity": math.exp(min(total / counted, 700.0))}
-        return Evaluation(total / counted, bits, more)
+        more = {"perplexity": math.exp(min(total / count, 700.0))}
+        return Evaluation(total / count, bits, more)
+
+    def _windows(self, split: str) -> dict[int, list[tuple[int, torch.Tensor]]]:
+        """Return the chunks of a split by their length.
+
+        Each comes with the number of its predictions that the chunk before it makes already.
+        """
+        length = self._config.length
+        # The first token is predicted from the start token.
+        start = torch.tensor([self.tokenizer.bos_token_id])
+        tokens = torch.cat([start, self._tokens[split]])
+        windows: dict[int, list[tuple[int, torch.Tensor]]] = {}
+        end_before = 0
+        for begin in range(0, max(1, len(tokens) - 1), max(1, length // 2)):
+            chunk = tokens[begin : begin + length + 1]
+            end = begin + len(chunk) - 1
+            if end <= end_before:
+                break
+            windows.setdefault(len(chunk), []).append((end_before - begin, chunk))
+            end_before = end
+        return windows
 
     def publish(self, model: nn.Module, directory: Path) -> None:
         """Write model and tokenizer for ``from_pretrained``."""

@@ -1,4 +1,4 @@
-"""What a recipe trains its networks for: to predict what is right, or what a teacher predicts."""
+"""The training loss: cross-entropy against labels, and against the predictions of a teacher."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 __all__ = ["NO_CLASS", "Teacher", "cross_entropy"]
 
 NO_CLASS = -100
-"""Stands for the right class of an item that does not count, such as padding."""
+"""The label of an item that does not count, such as padding."""
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,12 @@ class Teacher:
     """A network whose predictions another one learns from.
 
     Attributes:
-        network: In evaluation mode.
-        share: Of the loss, from 0 to 1.
+        network: The network, in evaluation mode.
+        fraction: The fraction of the loss that compares with its predictions, from 0 to 1.
     """
 
     network: nn.Module
-    share: float
+    fraction: float
 
 
 def cross_entropy(
@@ -35,17 +35,18 @@ def cross_entropy(
     *,
     label_smoothing: float = 0.0,
 ) -> torch.Tensor:
-    """Return the mean cross-entropy against the right classes and against a teacher's.
+    """Return the mean cross-entropy against the labels and against a teacher's predictions.
 
-    With s the teacher's share it is (1 − s) · H(right, model) + s · H(teacher, model), in nats.
+    With f the teacher's fraction it is (1 − f) · H(labels, model) + f · H(teacher, model), in nats.
 
     Args:
-        predict: Returns what a network makes of a batch, logits of shape (items, classes), and the
-            right class of each item, of shape (items,); an item of class :data:`NO_CLASS` does not
+        predict: Returns the logits of a network for a batch, of shape (items, classes), and the
+            label of each item, of shape (items,); an item with label :data:`NO_CLASS` does not
             count.
         model: The network that learns.
-        teacher: The network that it learns from besides, if any.
-        label_smoothing: Share of the right classes' probability that goes to all classes alike.
+        teacher: The teacher, if any.
+        label_smoothing: The fraction of the labels' probability that is spread evenly over all
+            classes.
 
     Source: distillation after Hinton et al., arXiv 1503.02531, at temperature 1.
 
@@ -57,29 +58,29 @@ def cross_entropy(
         >>> for network in (model, dense):
         ...     for parameter in network.parameters():
         ...         _ = nn.init.zeros_(parameter)
-        >>> _ = nn.init.constant_(model.bias[1:], math.log(3))  # gives the right class a quarter
+        >>> _ = nn.init.constant_(model.bias[1:], math.log(3))  # gives the label a quarter
         >>> _ = nn.init.constant_(dense.bias[1:], 100.0)  # is sure of the other one
-        >>> loss = cross_entropy(predict, model, Teacher(dense, share=0.25)).item()
+        >>> loss = cross_entropy(predict, model, Teacher(dense, fraction=0.25)).item()
         >>> math.isclose(loss, -0.75 * math.log(1 / 4) - 0.25 * math.log(3 / 4), rel_tol=1e-6)
         True
     """
-    logits, right = predict(model)
+    logits, labels = predict(model)
     if teacher is None:
         return F.cross_entropy(
-            logits, right, label_smoothing=label_smoothing, ignore_index=NO_CLASS
+            logits, labels, label_smoothing=label_smoothing, ignore_index=NO_CLASS
         )
     wide = torch.promote_types(logits.dtype, torch.float32)
     with torch.no_grad():
-        # Both losses as one, against a mixture of what is right and what is taught, for over many
-        # classes the logarithm of the softmax and its gradient are worth taking but once.
-        counts = (right != NO_CLASS).unsqueeze(1)
-        taught = predict(teacher.network)[0].softmax(dim=-1, dtype=wide)
-        own = 1 - teacher.share
-        taught.mul_(teacher.share).add_(own * label_smoothing / taught.shape[1])
-        taught.scatter_add_(
+        # Both losses are computed as one, against a mixture of labels and predictions, because over
+        # many classes the logarithm of the softmax and its gradient are expensive.
+        counts = (labels != NO_CLASS).unsqueeze(1)
+        mixture = predict(teacher.network)[0].softmax(dim=-1, dtype=wide)
+        rest = 1 - teacher.fraction
+        mixture.mul_(teacher.fraction).add_(rest * label_smoothing / mixture.shape[1])
+        mixture.scatter_add_(
             1,
-            right.clamp(min=0).unsqueeze(1),
-            taught.new_full(counts.shape, own * (1 - label_smoothing)),
+            labels.clamp(min=0).unsqueeze(1),
+            mixture.new_full(counts.shape, rest * (1 - label_smoothing)),
         )
-        taught.mul_(counts)
-    return F.cross_entropy(logits.to(wide), taught, reduction="sum") / counts.sum()
+        mixture.mul_(counts)
+    return F.cross_entropy(logits.to(wide), mixture, reduction="sum") / counts.sum()

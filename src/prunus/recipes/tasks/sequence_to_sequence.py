@@ -1,4 +1,4 @@
-"""Reading one text and writing another, judged by BLEU: translation and dialogue."""
+"""The sequence-to-sequence task, measured by BLEU: translation and dialogue."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from prunus.recipes.data.texts import TextPairs
 from prunus.recipes.data.tokenizer import train_tokenizer
 from prunus.recipes.tasks.language import (
     LanguageConfig,
-    adam,
     bucket_by_length,
+    build_adam,
     choose_attention,
     group_into_steps,
     missing_extra,
@@ -27,12 +27,12 @@ from prunus.recipes.tasks.language import (
     set_dropout,
 )
 from prunus.recipes.tasks.losses import NO_CLASS, Teacher, cross_entropy
-from prunus.recipes.tasks.task import Evaluation, Lesson, fingerprint
+from prunus.recipes.tasks.task import Evaluation, TeacherOutput, fingerprint
 
 __all__ = ["SequenceConfig", "SequenceToSequence"]
 
-_SHOWN = 3
-_WRITTEN_AT_ONCE = 128
+_SAMPLES = 3
+_GENERATION_BATCH = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class SequenceConfig(LanguageConfig):
 
 @dataclass(frozen=True)
 class _Encoded:
-    """A split as numbers."""
+    """A split as token ids."""
 
     sources: list[list[int]]
     targets: list[list[int]]
@@ -96,15 +96,16 @@ class _Batch:
 
 
 class SequenceToSequence:
-    """An encoder and a decoder shaped as BART, whose embeddings and head are one tensor.
+    """A task for an encoder and decoder shaped as BART, whose embeddings and head are tied.
 
     Args:
         config: The settings.
         pairs: The data, by split.
-        extra: Special words of the tokenizer.
+        extra: Further special tokens of the tokenizer.
 
     Raises:
-        DataError: A text to be measured on has more words than the model has positions.
+        DataError: A text of the validation or test split has more tokens than the model has
+            positions.
     """
 
     metric = "BLEU"
@@ -114,7 +115,7 @@ class SequenceToSequence:
     ) -> None:
         self._config, self._pairs = config, pairs
         train = pairs["train"]
-        both = [text for pair in (train.sources, train.targets) for text in pair]
+        both = [text for texts in (train.sources, train.targets) for text in texts]
         self.tokenizer = train_tokenizer(both, config.vocabulary, extra)
         self._encoded = {split: self._encode(split) for split in pairs}
         batches = math.ceil(len(self._encoded["train"]) / config.batch_size)
@@ -124,8 +125,8 @@ class SequenceToSequence:
             + [
                 text
                 for split in pairs.values()
-                for part in (split.sources, split.targets)
-                for text in part
+                for texts in (split.sources, split.targets)
+                for text in texts
             ]
         )
         self._bleu = _bleu()
@@ -137,18 +138,20 @@ class SequenceToSequence:
         pairs, most = self._pairs[split], self._config.length
         end = self.tokenizer.eos_token_id
         columns = [
-            [[*words, end] for words in self.tokenizer(list(part))["input_ids"]]
-            for part in (pairs.sources, pairs.targets)
+            [[*tokens, end] for tokens in self.tokenizer(list(texts))["input_ids"]]
+            for texts in (pairs.sources, pairs.targets)
         ]
         kept = [i for i in range(len(pairs)) if max(len(c[i]) for c in columns) <= most]
         if len(kept) < len(pairs) and split != "train":
-            longest = max(len(words) for column in columns for words in column)
+            longest = max(len(tokens) for column in columns for tokens in column)
             raise DataError(
                 f"{len(pairs) - len(kept):,} of {len(pairs):,} pairs of the {split} split have "
-                f"more than length={most} words, the most {longest}: set length={longest}"
+                f"more than length={most} tokens, at most {longest}: set length={longest}"
             )
         if not kept:
-            raise DataError(f"every pair of the train split has more than length={most} words")
+            raise DataError(
+                f"every pair of the train split has more than length={most} tokens: raise length"
+            )
         return _Encoded(*([column[i] for i in kept] for column in columns))
 
     def network(self) -> nn.Module:
@@ -183,12 +186,12 @@ class SequenceToSequence:
 
     def optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
         """Build Adam."""
-        return adam(self._config, model, lr)
+        return build_adam(self._config, model, lr)
 
     def epoch(self, order: torch.Generator) -> Iterator[list[_Batch]]:
-        """Yield each pair once, in batches of like lengths, in random order."""
+        """Yield each pair once, in batches of similar lengths, in random order."""
         data = self._encoded["train"]
-        # Targets first: a word to write costs the decoder and the head, one to read the encoder.
+        # Targets first: a target token costs the decoder and the head, a source token the encoder.
         lengths = [(len(b), len(a)) for a, b in zip(data.sources, data.targets, strict=True)]
         batches = (
             self._batch(data, indices)
@@ -208,48 +211,54 @@ class SequenceToSequence:
         return torch.tensor([text + [pad] * (longest - len(text)) for text in texts])
 
     def size(self, batch: _Batch) -> int:
-        """Return the number of words to write."""
+        """Return the number of target tokens."""
         return int((batch.target != self.tokenizer.pad_token_id).sum())
 
     def loss(self, model: nn.Module, batch: _Batch, teacher: Teacher | None = None) -> torch.Tensor:
-        """Return the cross-entropy of each next word, given those before it."""
+        """Return the cross-entropy of each next token, given those before it."""
         smoothing = self._config.label_smoothing
         return cross_entropy(
             lambda network: self._predict(network, batch), model, teacher, label_smoothing=smoothing
         )
 
     def prepare_pruning(self, model: nn.Module) -> None:
-        """Set the dropout."""
+        """Set the dropout of the pruning epochs."""
         set_dropout(model, self._config.pruning_dropout)
 
     @torch.no_grad()
-    def lessons(self, dense: Callable[[], nn.Module]) -> Iterator[tuple[float, Lesson]]:
-        """Yield what the dense network writes for the training sources, if that is to be learnt."""
+    def teacher_outputs(
+        self, dense: Callable[[], nn.Module]
+    ) -> Iterator[tuple[float, TeacherOutput]]:
+        """Yield the answers of the dense network to the training sources, with the fraction done.
+
+        Yields nothing without sequence_distillation.
+        """
         if not self._config.sequence_distillation:
             return
         network, sources, done = dense(), self._encoded["train"].sources, 0
-        for indices in _chunks(_longest_first(sources), _WRITTEN_AT_ONCE):
+        for indices in _chunks(_longest_first(sources), _GENERATION_BATCH):
             with torch.autocast("cpu", torch.bfloat16, enabled=self._config.autocast):
-                words = self._write(network, [sources[i] for i in indices], self._config.beams)
+                tokens = self._generate(network, [sources[i] for i in indices], self._config.beams)
             done += len(indices)
-            yield done / len(sources), {"indices": torch.tensor(indices), "words": words}
+            yield done / len(sources), {"indices": torch.tensor(indices), "tokens": tokens}
 
-    def learn(self, lessons: Sequence[Lesson]) -> None:
-        """Take these texts for the references of the training split."""
+    def use_teacher_outputs(self, outputs: Sequence[TeacherOutput]) -> None:
+        """Replace the references of the training split by these answers."""
         end = self.tokenizer.eos_token_id
         targets = list(self._encoded["train"].targets)
-        for lesson in lessons:
-            for i, words in zip(lesson["indices"].tolist(), lesson["words"].tolist(), strict=True):
-                # The first word is the start sign; what follows the end sign is padding.
-                stop = words.index(end) + 1 if end in words else len(words)
-                targets[i] = words[1:stop]
+        for output in outputs:
+            indices, answers = output["indices"].tolist(), output["tokens"].tolist()
+            for i, tokens in zip(indices, answers, strict=True):
+                # The first is the start token; those after the end token are padding.
+                stop = tokens.index(end) + 1 if end in tokens else len(tokens)
+                targets[i] = tokens[1:stop]
         self._encoded["train"] = _Encoded(self._encoded["train"].sources, targets)
 
-    def _write(self, model: Any, sources: Sequence[list[int]], beams: int) -> torch.Tensor:
-        """Return what a network answers, a row of words each, of which the first is the start."""
+    def _generate(self, model: Any, sources: Sequence[list[int]], beams: int) -> torch.Tensor:
+        """Return the network's answers, a row of tokens each, which begin with the start token."""
         padded = self._padded(sources)
         penalty = {"length_penalty": self._config.length_penalty} if beams > 1 else {}
-        written: torch.Tensor = model.generate(
+        answers: torch.Tensor = model.generate(
             input_ids=padded,
             attention_mask=padded != self.tokenizer.pad_token_id,
             max_new_tokens=self._config.length - 1,
@@ -258,10 +267,10 @@ class SequenceToSequence:
             early_stopping=beams > 1,
             **penalty,
         )
-        return written
+        return answers
 
     def _predict(self, model: nn.Module, batch: _Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the logits of all words to write, and the words; padding has no class."""
+        """Return the logits of all target tokens, and their classes; padding has none."""
         start = torch.full_like(batch.target[:, :1], self.tokenizer.bos_token_id)
         logits = model(
             input_ids=batch.source,
@@ -273,14 +282,14 @@ class SequenceToSequence:
         return logits.flatten(0, 1), batch.target.masked_fill(padding, NO_CLASS).flatten()
 
     def validate(self, model: nn.Module) -> Evaluation:
-        """Measure on the validation split, by a fast search."""
+        """Evaluate on the validation split, with the fast search."""
         config = self._config
         return self._evaluate(
             model, "validation", config.validation_beams, config.validation_pairs or None
         )
 
     def test(self, model: nn.Module) -> Evaluation:
-        """Measure on the test split, by the full search."""
+        """Evaluate on the test split, with the full search."""
         return self._evaluate(model, "test", self._config.beams, None)
 
     @torch.no_grad()
@@ -289,25 +298,25 @@ class SequenceToSequence:
         data, pairs = self._encoded[split], self._pairs[split]
         ranked = _longest_first(data.sources)
         total, count = 0.0, 0
-        for indices in _chunks(ranked, _WRITTEN_AT_ONCE):
+        for indices in _chunks(ranked, _GENERATION_BATCH):
             batch = self._batch(data, indices)
-            logits, right = self._predict(model, batch)
-            total += F.cross_entropy(logits, right, reduction="sum", ignore_index=NO_CLASS).item()
+            logits, labels = self._predict(model, batch)
+            total += F.cross_entropy(logits, labels, reduction="sum", ignore_index=NO_CLASS).item()
             count += self.size(batch)
-        written: dict[int, str] = {}
+        answers: dict[int, str] = {}
         answered = [i for i in ranked if most is None or i < most]
-        for indices in _chunks(answered, _WRITTEN_AT_ONCE):
-            made = self._write(model, [data.sources[i] for i in indices], beams)
-            decoded = self.tokenizer.batch_decode(made, skip_special_tokens=True)
-            written.update(zip(indices, map(str.strip, decoded), strict=True))
+        for indices in _chunks(answered, _GENERATION_BATCH):
+            tokens = self._generate(model, [data.sources[i] for i in indices], beams)
+            decoded = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+            answers.update(zip(indices, map(str.strip, decoded), strict=True))
         model.train()
-        order = sorted(written)
+        order = sorted(answers)
         score = self._bleu.corpus_score(
-            [written[i] for i in order], [[pairs.targets[i] for i in order]]
+            [answers[i] for i in order], [[pairs.targets[i] for i in order]]
         )
         self.about["signature"] = str(self._bleu.get_signature())
         samples = [
-            f"    {_short(pairs.sources[i])}  →  {_short(written[i])}" for i in order[:_SHOWN]
+            f"    {_short(pairs.sources[i])}  →  {_short(answers[i])}" for i in order[:_SAMPLES]
         ]
         more = {"perplexity": math.exp(min(total / count, 700.0))}
         return Evaluation(total / count, float(score.score), more, samples)
@@ -330,7 +339,7 @@ def _short(text: str, most: int = 80) -> str:
 
 
 def _longest_first(texts: Sequence[list[int]]) -> list[int]:
-    """Return all indices, so that a batch that does not fit in memory is met at once."""
+    """Return all indices, the longest text first, so that a lack of memory shows at once."""
     return sorted(range(len(texts)), key=lambda i: -len(texts[i]))
 
 

@@ -1,4 +1,4 @@
-"""What a recipe trains on, behind one face: its data, network, loss and measure."""
+"""The task interface: data, network, loss and metric of a recipe."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from torch import nn
 
 from prunus.recipes.tasks.losses import Teacher
 
-__all__ = ["Batch", "Evaluation", "Lesson", "Task", "fingerprint"]
+__all__ = ["Batch", "Evaluation", "Task", "TeacherOutput", "fingerprint"]
 
 Batch = Any
-"""Whatever a task feeds to its network at once."""
+"""The input of one call of a network, of a type that its task defines."""
 
-Lesson = dict[str, torch.Tensor]
-"""What a dense network makes of a part of the training data."""
+TeacherOutput = dict[str, torch.Tensor]
+"""The outputs of the dense network for a part of the training data."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How well a network does on a split.
+    """The metrics of a network on a split.
 
     Attributes:
         loss: The mean loss.
-        metric: What the task is judged by.
-        more: Other figures, by name.
-        samples: A few lines of what the network makes of its inputs, to be read.
+        metric: The metric of the task.
+        more: Further metrics by name.
+        samples: Lines for the user to read, such as inputs with the network's outputs.
     """
 
     loss: float
@@ -40,30 +40,30 @@ class Evaluation:
 
 
 class Task(Protocol):
-    """Data, network, loss and measure of a recipe."""
+    """Data, network, loss and metric of a recipe."""
 
     @property
     def metric(self) -> str:
-        """The name of what it is judged by."""
+        """The name of the metric, such as "accuracy"."""
         ...
 
     @property
     def about(self) -> Mapping[str, str]:
-        """Facts for the summary, such as how the metric was computed."""
+        """Facts for the summary, such as how the metric is computed."""
         ...
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in an epoch."""
+        """The number of optimizer steps in an epoch."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """The same for the same data only."""
+        """A digest of the data."""
         ...
 
     def network(self) -> nn.Module:
-        """Build the dense network, with new random weights."""
+        """Build the dense network with new random weights."""
         ...
 
     def optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
@@ -71,47 +71,56 @@ class Task(Protocol):
         ...
 
     def epoch(self, order: torch.Generator) -> Iterator[Sequence[Batch]]:
-        """Yield the batches of each step of an epoch: several where gradients are accumulated."""
-        ...
+        """Yield the batches of each step of an epoch; several where gradients are accumulated.
 
-    def size(self, batch: Batch) -> int:
-        """Return over how many items the loss of a batch is a mean."""
-        ...
-
-    def loss(self, model: nn.Module, batch: Batch, teacher: Teacher | None = None) -> torch.Tensor:
-        """Return the mean loss of a batch, against what is right and what a teacher predicts."""
-        ...
-
-    def prepare_pruning(self, model: nn.Module) -> None:
-        """Change a network that was built for the dense training to what the pruning wants."""
-        ...
-
-    def lessons(self, dense: Callable[[], nn.Module]) -> Iterator[tuple[float, Lesson]]:
-        """Yield what the dense network, asked for, makes of the training data, and the share done.
-
-        Nothing where the sparse network shall learn what is right. The same at each call.
+        Args:
+            order: The random numbers of the data order, the only ones that may be drawn.
         """
         ...
 
-    def learn(self, lessons: Sequence[Lesson]) -> None:
-        """Train on all of these from now on, in place of what is right."""
+    def size(self, batch: Batch) -> int:
+        """Return the number of items over which the loss of a batch is averaged."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Batch, teacher: Teacher | None = None) -> torch.Tensor:
+        """Return the mean loss of a batch against the labels, and against a teacher if any."""
+        ...
+
+    def prepare_pruning(self, model: nn.Module) -> None:
+        """Change a network from the settings of the dense training to those of pruning."""
+        ...
+
+    def teacher_outputs(
+        self, dense: Callable[[], nn.Module]
+    ) -> Iterator[tuple[float, TeacherOutput]]:
+        """Yield outputs of the dense network for the training data, with the fraction done.
+
+        Yields nothing where the sparse network trains on labels. Each call yields the same.
+
+        Args:
+            dense: Returns the dense network.
+        """
+        ...
+
+    def use_teacher_outputs(self, outputs: Sequence[TeacherOutput]) -> None:
+        """Replace the labels of the training data by these outputs from now on."""
         ...
 
     def validate(self, model: nn.Module) -> Evaluation:
-        """Measure on the validation split."""
+        """Evaluate on the validation split."""
         ...
 
     def test(self, model: nn.Module) -> Evaluation:
-        """Measure on the test split."""
+        """Evaluate on the test split."""
         ...
 
     def publish(self, model: nn.Module, directory: Path) -> None:
-        """Write what a user of the network needs besides its weights."""
+        """Write the files that a user of the network needs besides its weights."""
         ...
 
 
 def fingerprint(parts: Iterable[torch.Tensor | str]) -> str:
-    """Return the same text for the same content only.
+    """Return a digest of tensors and texts.
 
     Example:
         >>> fingerprint(["a", torch.zeros(2)]) == fingerprint(["a", torch.zeros(3)])

@@ -1,0 +1,148 @@
+"""The subcommands on recipes and files: ``recipes``, ``inspect``, ``export`` and ``bench``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from prunus.cli.screen import Screen
+from prunus.errors import PrunusError
+
+__all__ = ["bench", "export", "inspect", "recipes"]
+
+_Network = Annotated[Path, typer.Argument(help="A safetensors file, or the directory of a run.")]
+
+
+def recipes(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="The recipe whose settings to show.", show_default=False),
+    ] = None,
+) -> None:
+    """List the recipes, or the settings of one."""
+    from prunus.cli.tables import recipes_table, settings_table
+    from prunus.recipes.registry import RECIPES, find_recipe
+
+    if name is None:
+        Screen().print(recipes_table(RECIPES.values()))
+    else:
+        Screen().print(settings_table(find_recipe(name)))
+
+
+def inspect(path: _Network) -> None:
+    """Show shape, non-zero elements and density of every tensor."""
+    from prunus.cli.tables import densities_table
+    from prunus.export.inspection import tensor_densities
+    from prunus.export.paths import model_file
+
+    file, screen = model_file(path), Screen()
+    table = densities_table(tensor_densities(file))
+    screen.message(str(file))
+    screen.print(table)
+
+
+def export(
+    path: _Network,
+    to: Annotated[
+        Literal["sparse", "compact", "onnx", "csr"],
+        typer.Option(
+            help="Format: a file without zeros; a smaller network without dead units; ONNX; or "
+            "compressed sparse rows."
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File to write. Default: beside the model, named after the format."),
+    ] = None,
+) -> None:
+    """Write a network in another format: smaller, or for other runtimes."""
+    from prunus.cli.tables import exported_table
+    from prunus.export import to_csr, to_sparse
+    from prunus.export.paths import model_file
+
+    file, screen = model_file(path), Screen()
+    if to == "sparse" or to == "csr":
+        exported = (to_sparse if to == "sparse" else to_csr)(file, out)
+        screen.print(exported_table(exported))
+        written = exported.path
+    else:
+        written = _export_network(file, to, out, screen)
+    screen.message(f"written to {written}")
+
+
+def _export_network(
+    file: Path, to: Literal["compact", "onnx"], out: Path | None, screen: Screen
+) -> Path:
+    from prunus.compaction import compact, save_compact
+    from prunus.export import to_onnx
+    from prunus.export.paths import output_path
+    from prunus.recipes.run.loading import file_metadata, load_trained
+
+    metadata, out = file_metadata(file), output_path(file, out, to)
+    if to == "compact" and "compact" in metadata:
+        raise PrunusError(f"{file} is compact already: export the run that it came from")
+    network = load_trained(file)
+    model, example = network.model, network.example_inputs(2)
+    try:
+        small, report = compact(model, example, return_report=True)
+    except PrunusError as error:
+        if to == "compact":
+            raise
+        screen.message(f"{error}: dead units are kept")
+    else:
+        model = small
+        before, after = report.parameters_before, report.parameters
+        screen.message(f"{before:,} parameters, {after:,} without dead units")
+        if to == "compact":
+            save_compact(small, report, out, metadata={"recipe": metadata["recipe"]})
+            return out
+    written = to_onnx(model, example, out)
+    batches = "of any size" if written.any_batch else "of two"
+    screen.message(
+        f"{written.bytes:,} bytes, for batches {batches}; in onnxruntime no output differs by more "
+        f"than {written.error:.1g} of the largest"
+    )
+    return out
+
+
+def bench(
+    path: _Network,
+    batch: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Batch size; may be repeated. Default: 1 and 64."),
+    ] = None,
+    threads: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Number of threads; may be repeated. Default: 1 and all."),
+    ] = None,
+) -> None:
+    """Time a network dense, compact, with sparse layers and in onnxruntime."""
+    from prunus.bench import MatrixLayers
+    from prunus.bench import bench as time_network
+    from prunus.cli.tables import bench_sizes, bench_table
+    from prunus.export.paths import model_file
+    from prunus.export.sparse_reader import load_sparse
+    from prunus.recipes.run.loading import file_metadata, load_trained
+    from prunus.recipes.tasks.exportable import ExportableNetwork
+
+    file, screen = model_file(path), Screen()
+    if {"recipe", "csr"} & file_metadata(file).keys():
+        network = load_trained(file)
+    else:
+        matrices = MatrixLayers(load_sparse(file))
+        network = ExportableNetwork(matrices, matrices.example)
+        screen.message(f"{file} does not name its recipe: each of its matrices is timed by itself")
+    report = time_network(
+        network.model,
+        network.example_inputs,
+        batches=batch or (1, 64),
+        threads=threads or (),
+        progress=screen.message,
+    )
+    screen.print(bench_table(report))
+    screen.message(bench_sizes(report))
+    for name, reason in report.excluded.items():
+        screen.message(f"{name} excluded: {reason}")
+    screen.message(report.recommendation)

@@ -1,0 +1,96 @@
+"""The progress of a run on the terminal: a live bar, and a plain line per epoch."""
+
+from __future__ import annotations
+
+import time
+
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from prunus.cli.screen import Screen
+from prunus.cli.tables import format_duration
+from prunus.constraint import Constraint
+from prunus.recipes.run.progress import Epoch, PhaseStart
+
+__all__ = ["TerminalProgress"]
+
+
+class TerminalProgress:
+    """Shows the progress of a run: a live bar on a terminal, and a plain line per epoch."""
+
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._phase: PhaseStart | None = None
+        self._started = 0.0
+
+    def begin(self, phase: PhaseStart) -> None:
+        """Start the progress bar of a phase."""
+        self.close()
+        self._phase, self._started = phase, time.perf_counter()
+        resumed = f", resuming after epoch {phase.epochs_done}" if phase.epochs_done else ""
+        self._screen.print(f"[bold]{phase.name}[/bold]: {phase.epochs} epochs{resumed}")
+        if self._screen.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.percentage:3.0f}% {task.fields[left]}"),
+                console=self._screen,
+                transient=True,
+            )
+            self._task = self._bar.add_task(
+                phase.name,
+                total=phase.epochs * phase.steps_per_epoch,
+                completed=phase.epochs_done * phase.steps_per_epoch,
+                left="",
+            )
+            self._bar.start()
+
+    def step(self) -> None:
+        """Advance the bar by one step."""
+        if self._bar is not None and self._task is not None:
+            self._bar.advance(self._task)
+
+    def epoch(self, epoch: Epoch) -> None:
+        """Print the line of an epoch."""
+        phase = self._phase
+        assert phase is not None
+        elapsed = time.perf_counter() - self._started
+        per_epoch = elapsed / (epoch.epoch - phase.epochs_done)
+        left = f"{format_duration(per_epoch * (phase.epochs - epoch.epoch))} left"
+        parts = [
+            f"epoch {epoch.epoch:>{len(str(phase.epochs))}}/{phase.epochs}",
+            f"loss {epoch.loss:.4f}",
+            f"validation {phase.metric} {epoch.validation:.4f}",
+            *(f"{name} {value:.4g}" for name, value in epoch.more.items()),
+        ]
+        if phase.constraint is not None:
+            if phase.constraint.floor is not None:
+                parts.append(compare_with_bound(phase.constraint, epoch.validation))
+            parts.append(f"sparsity {epoch.sparsity:.4f}")
+        self._screen.print("  " + "  ".join([*parts, left]), highlight=False, soft_wrap=True)
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, left=left)
+
+    def report(self, message: str) -> None:
+        """Print a message."""
+        self._screen.message(message)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def compare_with_bound(constraint: Constraint, metric: float) -> str:
+    """Return the bound of a constraint, after the sign that tells whether the metric meets it.
+
+    Example:
+        >>> compare_with_bound(Constraint(0.9), 0.95), compare_with_bound(Constraint(0.9), 0.85)
+        ('≥ floor 0.9000', '< floor 0.9000')
+        >>> compare_with_bound(Constraint(2.5, mode="min"), 2.4)
+        '≤ ceiling 2.5000'
+    """
+    signs, name = (("<", "≥"), "floor") if constraint.mode == "max" else ((">", "≤"), "ceiling")
+    return f"{signs[constraint.met(metric)]} {name} {constraint.bound:.4f}"

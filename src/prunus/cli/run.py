@@ -1,0 +1,182 @@
+"""The subcommand ``prunus run``."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+
+from prunus.cli.screen import Screen
+from prunus.errors import PrunusError
+
+if TYPE_CHECKING:
+    from prunus.recipes.config import Config
+    from prunus.recipes.registry import Recipe
+    from prunus.recipes.run.directory import RunDirectory
+
+__all__ = ["run"]
+
+
+class _Arguments(NamedTuple):
+    """The arguments of a run, of which a resumed run restores those that are None."""
+
+    data: str | None
+    seed: int | None
+    dense: str | None
+
+
+def run(
+    recipe: Annotated[str, typer.Argument(help="A name from `prunus recipes`.")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="A folder or Hub name to use instead of the recipe's own data."),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Seed of weights, data order and validation split. Default: 0."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Directory to write to. Default: a new directory in runs/."),
+    ] = None,
+    dense: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory of another run with this recipe and seed, whose dense network to use "
+            "instead of training one."
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Resume the run in --out, with its own settings."),
+    ] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated."),
+    ] = None,
+) -> None:
+    """Train a recipe: first a dense network, then a sparse one."""
+    # From the start, because imports and data loading before the first step are slow.
+    with _termination() as stop:
+        arguments = _Arguments(data, seed, None if dense is None else str(dense))
+        _run(recipe, arguments, out, set_ or [], resume=resume, stop=stop)
+
+
+def _run(
+    name: str,
+    arguments: _Arguments,
+    out: Path | None,
+    settings: list[str],
+    *,
+    resume: bool,
+    stop: Callable[[], bool],
+) -> None:
+    from prunus.recipes.registry import find_recipe
+    from prunus.recipes.run.directory import RunDirectory
+
+    recipe, seed = find_recipe(name), arguments.seed
+    if seed is not None and not 0 <= seed < 2**63:
+        raise PrunusError(f"--seed must be at least 0 and below 2**63, but is {seed}")
+    if resume and out is None:
+        raise PrunusError("--resume needs --out: pass the directory of the run to resume")
+    directory = RunDirectory(out if out is not None else _new_directory(name, seed or 0))
+    config = recipe.config
+    if resume:
+        config, arguments = _restore(recipe, directory, arguments)
+    _train(recipe, config.with_settings(settings), directory, arguments, resume=resume, stop=stop)
+
+
+def _restore(
+    recipe: Recipe, directory: RunDirectory, arguments: _Arguments
+) -> tuple[Config, _Arguments]:
+    """Return the settings of the run in a directory, and its arguments where none are passed."""
+    identity = directory.read_config()
+    if identity["recipe"] != recipe.name:
+        raise PrunusError(
+            f"{directory.path} holds a run of the recipe {identity['recipe']}, not {recipe.name}: "
+            f"resume it with prunus run {identity['recipe']} --out ... --resume"
+        )
+    config = type(recipe.config).from_dict(identity["config"], directory.config)
+    restored = _Arguments(
+        *(identity[name] if value is None else value for name, value in arguments._asdict().items())
+    )
+    return config, restored
+
+
+def _train(
+    recipe: Recipe,
+    config: Config,
+    directory: RunDirectory,
+    arguments: _Arguments,
+    *,
+    resume: bool,
+    stop: Callable[[], bool],
+) -> None:
+    from prunus.cli.progress import TerminalProgress
+    from prunus.cli.tables import layer_types_table, summary_table
+    from prunus.recipes.run.training import Stopped
+    from prunus.recipes.run.training import run as run_recipe
+
+    screen = Screen()
+    progress = TerminalProgress(screen)
+    try:
+        summary = run_recipe(
+            recipe,
+            config,
+            directory,
+            progress,
+            data=arguments.data,
+            seed=arguments.seed or 0,
+            dense=arguments.dense,
+            resume=resume,
+            stop=stop,
+        )
+    except (KeyboardInterrupt, Stopped) as stopped:
+        progress.close()
+        if directory.config.exists():
+            reason = str(stopped) or "interrupted"
+            command = f"prunus run {recipe.name} --out {shlex.quote(str(directory.path))} --resume"
+            screen.message(f"{reason}; resume with: {command}")
+        raise typer.Exit(143 if isinstance(stopped, Stopped) else 130) from None
+    finally:
+        progress.close()
+    screen.print(summary_table(summary))
+    if len(summary["layer_types"]) > 1:
+        screen.print(layer_types_table(summary))
+    screen.message(f"written to {directory.path}")
+
+
+@contextlib.contextmanager
+def _termination() -> Iterator[Callable[[], bool]]:
+    """Yield a function that returns whether SIGTERM was received; a second one kills at once."""
+    received = threading.Event()
+
+    def handle(*_: object) -> None:
+        received.set()
+        signal.signal(signal.SIGTERM, before)
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield received.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _new_directory(recipe: str, seed: int) -> Path:
+    """Return the first directory in runs/ for a recipe and seed that does not exist yet."""
+
+    def names() -> Iterator[str]:
+        yield f"{recipe}-seed{seed}"
+        number = 2
+        while True:
+            yield f"{recipe}-seed{seed}-{number}"
+            number += 1
+
+    paths = (Path("runs") / name for name in names())
+    return next(path for path in paths if not path.exists())

@@ -1,0 +1,174 @@
+"""The tables that the command prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from prunus.bench import BenchReport
+from prunus.export import ExportReport
+from prunus.export.inspection import TensorDensity
+from prunus.recipes.registry import Recipe
+
+__all__ = [
+    "bench_sizes",
+    "bench_table",
+    "densities_table",
+    "exported_table",
+    "format_duration",
+    "layer_types_table",
+    "recipes_table",
+    "settings_table",
+    "summary_table",
+]
+
+_DATA_OPTION = "--data FOLDER"
+"""The data of a recipe without default data."""
+
+
+def summary_table(summary: Mapping[str, Any]) -> Table:
+    """Return a table of the dense network beside the sparse one."""
+    table = Table(title=f"{summary['recipe']}, seed {summary['seed']}", title_justify="left")
+    table.add_column("")
+    table.add_column("dense", justify="right")
+    table.add_column("sparse", justify="right")
+    metric = summary["metric"]["name"]
+    for split in ("validation", "test"):
+        values = (summary["dense"][split], summary["sparse"][split])
+        table.add_row(f"{split} {metric}", *(f"{value:.4f}" for value in values))
+    parameters, nonzero = summary["parameters"], summary["nonzero"]
+    table.add_row("parameters", f"{parameters:,}", f"{parameters:,}")
+    table.add_row("non-zero", f"{parameters:,}", f"{nonzero:,}")
+    table.add_row("sparsity", "0.0000", f"{summary['sparsity']:.4f}")
+    table.add_row("compression ratio", "1.0", f"{summary['compression_ratio']:.1f}")
+    sizes, seconds = summary["bytes"], summary["seconds"]
+    table.add_row("bytes on disk, zeros stored", f"{sizes['dense']:,}", f"{sizes['sparse']:,}")
+    table.add_row(
+        "training", format_duration(seconds["dense"]), f"+ {format_duration(seconds['prune'])}"
+    )
+    return table
+
+
+def layer_types_table(summary: Mapping[str, Any]) -> Table:
+    """Return a table of prunable and non-zero weights by layer type."""
+    table = Table()
+    for column in ("layer type", "prunable", "non-zero", "density"):
+        table.add_column(column, justify="left" if column == "layer type" else "right")
+    for layer_type, counts in summary["layer_types"].items():
+        prunable, nonzero = counts["prunable"], counts["nonzero"]
+        table.add_row(layer_type, f"{prunable:,}", f"{nonzero:,}", f"{nonzero / prunable:.2%}")
+    return table
+
+
+def densities_table(tensors: Iterable[TensorDensity]) -> Table:
+    """Return a table of tensors with their densities, and the total."""
+    rows = list(tensors)
+    table = Table(show_footer=True)
+    all_elements, all_nonzero = sum(r.numel for r in rows), sum(r.nonzero for r in rows)
+    total = all_nonzero / all_elements if all_elements else 0.0
+    ratio = f"ratio {all_elements / all_nonzero:.1f}" if all_nonzero else "all zero"
+    table.add_column("tensor", footer="all", overflow="fold")
+    table.add_column("shape", justify="right")
+    table.add_column("type")
+    table.add_column("elements", justify="right", footer=f"{all_elements:,}")
+    table.add_column("non-zero", justify="right", footer=f"{all_nonzero:,}")
+    table.add_column("density", justify="right", footer=f"{total:.4%} ({ratio})")
+    for row in rows:
+        shape = "×".join(map(str, row.shape)) or "scalar"
+        table.add_row(
+            Text(row.name),
+            shape,
+            row.dtype,
+            f"{row.numel:,}",
+            f"{row.nonzero:,}",
+            f"{row.density:.4%}",
+        )
+    return table
+
+
+def exported_table(exported: ExportReport) -> Table:
+    """Return a table of the encodings and sizes of tensors in a sparse file, and the total."""
+    table = Table(show_footer=True)
+    table.add_column("tensor", footer="the file", overflow="fold")
+    table.add_column("stored as", footer=f"{exported.source_bytes / exported.bytes:.1f}× smaller")
+    table.add_column("bytes, all elements", justify="right", footer=f"{exported.source_bytes:,}")
+    table.add_column("bytes", justify="right", footer=f"{exported.bytes:,}")
+    for stored in exported.tensors:
+        sizes = (f"{stored.dense_bytes:,}", f"{stored.stored_bytes:,}")
+        table.add_row(Text(stored.name), stored.encoding, *sizes)
+    if exported.bound_bytes:
+        table.caption = (
+            f"{exported.bytes / exported.bound_bytes:.3f} times the lower bound of any file if the "
+            f"zeros are at random places, {exported.bound_bytes:,.0f} bytes"
+        )
+    return table
+
+
+def bench_table(bench: BenchReport) -> Table:
+    """Return a table of the variants of a network: median times, quartiles and speed-up."""
+    table = Table()
+    for column in ("batch", "threads", "network", "ms", "quartiles", "faster"):
+        table.add_column(column, justify="left" if column == "network" else "right")
+    for row in bench.rows:
+        for name, times in row.times.items():
+            first = name == "dense"
+            table.add_row(
+                str(row.batch) if first else "",
+                str(row.threads) if first else "",
+                name,
+                f"{times['median_ms']:.3g}",
+                f"{times['quartile_1_ms']:.3g} to {times['quartile_3_ms']:.3g}",
+                f"{row.times_faster[name]:.2f}×",
+            )
+        table.add_section()
+    return table
+
+
+def bench_sizes(bench: BenchReport) -> str:
+    """Return the numbers of parameters and the sizes on disk, in words."""
+    parameters, sizes = bench.parameters, bench.bytes
+    compact = f", {parameters['compact']:,} without dead units" if "compact" in parameters else ""
+    bound = ""
+    if sizes["bound"]:
+        bound = (
+            f", which is {sizes['sparse'] / sizes['bound']:.3f} times the lower bound of any file "
+            "if the zeros are at random places"
+        )
+    return (
+        f"{parameters['dense']:,} parameters{compact}\n"
+        f"{sizes['dense']:,.0f} bytes, {sizes['sparse']:,.0f} in a sparse file{bound}"
+    )
+
+
+def recipes_table(recipes: Iterable[Recipe]) -> Table:
+    """Return a table of recipes."""
+    table = Table()
+    for column in ("recipe", "description", "data"):
+        table.add_column(column, overflow="fold")
+    for recipe in recipes:
+        table.add_row(recipe.name, recipe.summary, recipe.data or _DATA_OPTION)
+    return table
+
+
+def settings_table(recipe: Recipe) -> Table:
+    """Return a table of the settings of a recipe, with the data that it accepts."""
+    table = Table()
+    table.add_column("setting", no_wrap=True)
+    table.add_column("value", overflow="fold")
+    table.add_column("accepts", overflow="fold")
+    table.add_column("description", overflow="fold")
+    for row in recipe.config.rows():
+        table.add_row(*map(Text, row))
+    place = "data: " + " or ".join(filter(None, [recipe.data, recipe.columns and _DATA_OPTION]))
+    table.caption = f"{place}, with {recipe.columns}" if recipe.columns else place
+    table.caption_justify = "left"
+    return table
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration as h:mm:ss."""
+    return str(timedelta(seconds=round(seconds)))

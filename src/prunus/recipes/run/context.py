@@ -1,0 +1,104 @@
+"""The fixed parts of a run: its settings, task, directory and callbacks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from prunus._engine.removal import least_kept
+from prunus.errors import NonFiniteError, PrunusError
+from prunus.recipes.config import Config
+from prunus.recipes.registry import Recipe
+from prunus.recipes.run.directory import RunDirectory
+from prunus.recipes.run.progress import Progress
+from prunus.recipes.tasks.task import Evaluation, Task
+from prunus.selection import Selection, total_parameters
+
+__all__ = ["RunContext", "Stopped", "weights_to_keep"]
+
+
+class Stopped(Exception):  # noqa: N818 - not an error: the caller asked for it
+    """The run was asked to stop, has saved its state, and can be resumed."""
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """The fixed parts of a run.
+
+    Attributes:
+        recipe: The recipe.
+        config: Its settings.
+        directory: The directory to write to.
+        progress: Receives progress callbacks.
+        task: The task.
+        identity: Recipe, seed, data, donor of the dense network, and settings: two runs with the
+            same identity and data have the same result.
+        selection: The prunable tensors of the network that is trained.
+        kept: The number of prunable weights to keep in the end.
+        stop: Returns whether the run is asked to stop.
+    """
+
+    recipe: Recipe
+    config: Config
+    directory: RunDirectory
+    progress: Progress
+    task: Task
+    identity: dict[str, Any]
+    selection: Selection
+    kept: int
+    stop: Callable[[], bool]
+
+    def validate(self, model: nn.Module, phase: str, epoch: int) -> Evaluation:
+        """Evaluate a network on the validation split after an epoch, and report its samples.
+
+        Raises:
+            NonFiniteError: The loss is NaN or infinite.
+        """
+        evaluation = self.task.validate(model)
+        # The last step of an epoch may have broken the network after the last training loss.
+        self.check_finite(evaluation.loss, phase, epoch * self.task.steps_per_epoch)
+        for line in evaluation.samples:
+            self.progress.report(line)
+        return evaluation
+
+    def check_finite(self, loss: float, phase: str, step: int) -> None:
+        """Check the loss of a step, counted from 1 within its phase.
+
+        Raises:
+            NonFiniteError: The loss is NaN or infinite.
+        """
+        if math.isfinite(loss):
+            return
+        setting = "lr or strength" if phase == "prune" else "dense_lr"
+        epoch = math.ceil(step / self.task.steps_per_epoch)
+        raise NonFiniteError(
+            f"the loss is {loss} at step {step} (epoch {epoch}) of the {phase} training: lower "
+            f"{setting}. The checkpoint of the last whole epoch, if any, is kept in "
+            f"{self.directory.path}"
+        )
+
+
+def weights_to_keep(config: Config, model: nn.Module, selection: Selection) -> int:
+    """Return the number of prunable weights to keep for the compression ratio in the settings.
+
+    Raises:
+        PrunusError: The ratio cannot be reached with these settings.
+    """
+    total, prunable = total_parameters(model), selection.prunable
+    if not config.ratio:
+        return prunable
+    kept = math.floor(total / config.ratio) - (total - prunable)
+    guarded = sum(least_kept(tensor.prunable, config.min_density) for tensor in selection.values())
+    least = max(1, guarded)
+    if kept < least:
+        staying = total - prunable + least
+        raise PrunusError(
+            f"ratio={config.ratio:g} cannot be reached: with biases={config.biases} and "
+            f"min_density={config.min_density:g} at least {staying:,} of {total:,} parameters "
+            f"stay, so the most is {total / staying:.1f}"
+        )
+    return kept

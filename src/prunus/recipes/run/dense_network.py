@@ -1,0 +1,107 @@
+"""The dense network of a run: trained, saved, or adopted from another run."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from prunus._utils.files import keep_as, load_tree, save_tree, write_atomically
+from prunus.errors import PrunusError, listing
+from prunus.recipes.run.context import RunContext
+from prunus.recipes.run.directory import RunDirectory
+from prunus.recipes.run.loop import train
+from prunus.recipes.run.phases import DensePhase
+from prunus.recipes.run.state import RunState
+from prunus.recipes.run.weight_file import encode_weights, load_weights
+
+__all__ = ["check_donor", "frozen_dense_network", "obtain_dense_network"]
+
+
+def obtain_dense_network(context: RunContext, state: RunState) -> None:
+    """Train the dense network, or adopt that of another run.
+
+    Does nothing where the state is that of the pruning phase already.
+    """
+    if state.phase == "prune":
+        return
+    if context.identity["dense"] is None:
+        train(context, state, DensePhase(context, state))
+    else:
+        _adopt(context, state, RunDirectory(Path(context.identity["dense"])))
+    _save(context, state)
+
+
+def check_donor(context: RunContext) -> None:
+    """Check that the run whose dense network is to be adopted has the one of this run.
+
+    Raises:
+        PrunusError: Its recipe, seed, data or settings of the dense training differ; every
+            difference is listed.
+    """
+    donor = RunDirectory(Path(context.identity["dense"]))
+    identity = donor.read_config()
+    if identity["recipe"] != context.recipe.name:
+        raise PrunusError(
+            f"the run in {donor.path} is of the recipe {identity['recipe']}, not "
+            f"{context.recipe.name}: choose another --dense"
+        )
+    config = type(context.config).from_dict(identity["config"], donor.config)
+    theirs, ours = config.dense_settings(), context.config.dense_settings()
+    for key in ("seed", "data"):
+        theirs[key], ours[key] = identity[key], context.identity[key]
+    differences = [
+        f"{key} is {theirs[key]!r} there and {ours[key]!r} here"
+        for key in ours
+        if theirs[key] != ours[key]
+    ]
+    if differences:
+        raise PrunusError(
+            f"the dense network of {donor.path} is another one: {listing(differences)}; choose "
+            "another --dense, or leave it out to train one"
+        )
+    if not donor.dense.is_file():
+        raise PrunusError(f"the run in {donor.path} has not finished its dense training")
+    if load_tree(donor.after_dense).get("data") != context.task.fingerprint:
+        raise PrunusError(
+            f"the run in {donor.path} used other data: pass the same --data, or choose another "
+            "--dense"
+        )
+
+
+def frozen_dense_network(context: RunContext, state: RunState) -> nn.Module:
+    """Return the dense network in evaluation mode, without gradients."""
+    # A copy, because the constructor would draw random numbers.
+    network = load_weights(copy.deepcopy(state.model), context.directory.dense)
+    return network.eval().requires_grad_(False)
+
+
+def _adopt(context: RunContext, state: RunState, donor: RunDirectory) -> None:
+    """Load the dense network of another run, and its teacher outputs where they fit."""
+    load_weights(state.model, donor.dense)
+    context.progress.report(f"the dense network is that of {donor.path}")
+    config = context.config
+    state.dense_metric = context.validate(state.model, "dense", config.dense_epochs).metric
+    ours, theirs = config.as_dict(), donor.read_config()["config"]
+    same = all(ours[name] == theirs[name] for name in config.teacher_settings)
+    if donor.teacher_outputs.exists() and same:
+        keep_as(donor.teacher_outputs, context.directory.teacher_outputs)
+    # From here on the same bits as after a dense training in this run.
+    after = load_tree(donor.after_dense)
+    state.order.set_state(after["data_order"])
+    torch.set_rng_state(after["random_state"])
+
+
+def _save(context: RunContext, state: RunState) -> None:
+    """Write the dense network, and the random states that a run that adopts it needs."""
+    # The same bytes are written again if a run was stopped just after this.
+    after = {
+        "data": context.task.fingerprint,
+        "data_order": state.order.get_state(),
+        "random_state": torch.get_rng_state(),
+    }
+    save_tree(context.directory.after_dense, after)
+    content = encode_weights(state.model, recipe=context.recipe.name)
+    write_atomically(context.directory.dense, content)

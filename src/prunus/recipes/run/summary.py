@@ -1,0 +1,62 @@
+"""The summary of a run: sizes, and metrics of the dense and the sparse network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from prunus._utils.system_info import system_info
+from prunus.recipes.run.context import RunContext
+from prunus.recipes.run.layer_types import densities_by_layer_type
+from prunus.recipes.run.state import RunState
+from prunus.recipes.run.weight_file import load_weights
+from prunus.recipes.tasks.task import Task
+from prunus.selection import nonzero_parameters, total_parameters
+
+__all__ = ["summarize"]
+
+
+def summarize(context: RunContext, state: RunState, sparsity: float) -> dict[str, Any]:
+    """Return the summary, for which both networks are evaluated on the test split.
+
+    This is the first and only use of the test split.
+
+    Args:
+        context: The fixed parts of the run.
+        state: Its state, with the delivered network.
+        sparsity: Removed / prunable weights.
+    """
+    task, directory, model = context.task, context.directory, state.model
+    sparse = _evaluate(task, model)
+    dense = _evaluate(task, load_weights(task.network(), directory.dense))
+    parameters, nonzero = total_parameters(model), nonzero_parameters(model)
+    seconds = {phase: round(spent, 3) for phase, spent in state.clock.seconds.items()}
+    return {
+        "recipe": context.recipe.name,
+        "method": context.config.method,
+        "seed": context.identity["seed"],
+        "parameters": parameters,
+        "nonzero": nonzero,
+        "sparsity": sparsity,
+        "compression_ratio": parameters / nonzero,
+        "metric": {"name": task.metric, "mode": context.config.mode, **task.about},
+        "dense": dense,
+        "sparse": sparse,
+        "layer_types": densities_by_layer_type(model, context.selection),
+        "seconds": {**seconds, "total": round(state.clock.total, 3)},
+        "bytes": {
+            "dense": directory.dense.stat().st_size,
+            "sparse": directory.model.stat().st_size,
+        },
+        "environment": system_info(),
+    }
+
+
+def _evaluate(task: Task, model: nn.Module) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    for split, evaluate in (("validation", task.validate), ("test", task.test)):
+        evaluation = evaluate(model)
+        figures |= {split: evaluation.metric, f"{split}_loss": evaluation.loss}
+        figures |= {f"{split}_{name}": value for name, value in evaluation.more.items()}
+    return figures
