@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from prunus._utils.checks import number_problem, problem_of, raise_problems
-from prunus._utils.fields import help_of, number, setting
+from prunus._utils.checks import number_problem, raise_problems
+from prunus._utils.fields import checked, help_of, number, setting, value_problems
 from prunus.constraint import Constraint, Mode
 from prunus.errors import ArgumentError, CheckpointError, PrunusError, listing, nearest
 from prunus.penalties.coefficients import (
@@ -37,23 +37,17 @@ from prunus.scores import MagnitudeScore, RandomScore, Score, TaylorScore
 __all__ = ["Config"]
 
 
-class _RatioCheck:
-    """The check of a compression ratio, where 0 stands for no target."""
-
-    def problem(self, name: str, value: Any) -> str | None:
-        if value == 0 or number_problem(name, value, above=1) is None:
-            return None
-        return (
-            f"{name} must be above 1 (or 0 for no target, with schedule=iterative alone), but is "
-            f"{value!r}"
-        )
+def _ratio_problem(name: str, value: Any) -> str | None:
+    if value == 0 or number_problem(name, value, above=1) is None:
+        return None
+    return (
+        f"{name} must be above 1 (or 0 for no target, with schedule=iterative alone), but is "
+        f"{value!r}"
+    )
 
 
-class _FloorCheck:
-    """The check of a floor, which :class:`~prunus.constraint.Constraint` defines."""
-
-    def problem(self, name: str, value: Any) -> str | None:
-        return problem_of(Constraint, value)
+def _floor_problem(name: str, value: Any) -> str | None:
+    return next(value_problems(Constraint, {name: value}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +70,8 @@ class Config:
     dense_lr: float = number(above=0, help="Peak learning rate of the dense training.")
     lr: float = number(above=0, help="Peak learning rate of the pruning epochs.")
     strength: float = number(least=0, help="Strength of the penalty, the factor γ.")
-    ratio: float = setting(
-        check=_RatioCheck(),
+    ratio: float = checked(
+        by=_ratio_problem,
         help="Compression ratio to reach: all parameters / non-zero parameters; 0 for no target, "
         "which only schedule=iterative accepts.",
     )
@@ -131,7 +125,7 @@ class Config:
         help="Weight of the past in the moving average of gradient magnitudes from which "
         '"relevance" and "lobster" compute the coefficient; 0 for the gradient of each step alone.',
     )
-    apply: Apply = setting(  # noqa: RUF009 - returns a field
+    apply: Apply = setting(
         "decoupled",
         help='How the penalty is applied: "gradient", added to the gradient before the step; '
         '"loss", as a term in the loss; or "decoupled", by shrinking the weights after the step.',
@@ -165,9 +159,9 @@ class Config:
         least=0,
         help='Consecutive validations below the floor after which "iterative" stops; 0 for never.',
     )
-    floor: float | str | None = setting(
+    floor: float | str | None = checked(
         None,
-        check=_FloorCheck(),
+        by=_floor_problem,
         help="Bound on the validation metric that the delivered network must meet: a number, or "
         'relative to the dense network, such as "dense-0.005".',
     )
@@ -343,7 +337,7 @@ class Config:
 
     @property
     def method(self) -> str:
-        """The method in a few words, for tables: penalty, its application, schedule and score."""
+        """The method in short, for tables: penalty, its application, schedule and score."""
         penalty = self.penalty if self.penalty == "none" else f"{self.penalty} ({self.apply})"
         return f"{penalty}, {self.schedule}, {self.score}"
 

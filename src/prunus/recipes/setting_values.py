@@ -79,7 +79,7 @@ def fits_type(value: Any, hint: Any) -> bool:
 
 
 def describe_type(hint: Any) -> str:
-    """Return the values that ``hint`` allows, in words.
+    """Return a description of the values that ``hint`` allows.
 
     Example:
         >>> describe_type(float | None), describe_type(Literal["dense", "random"])

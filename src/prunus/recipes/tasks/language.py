@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from prunus._utils.checks import number_problem
-from prunus._utils.fields import number, setting
+from prunus._utils.fields import checked, number
 from prunus.errors import PrunusError
 from prunus.recipes.config import Config
 
@@ -28,21 +28,18 @@ __all__ = [
 ]
 
 
-class _VocabularyCheck:
-    """The check of a vocabulary's size."""
-
-    def problem(self, name: str, value: Any) -> str | None:
-        if number_problem(name, value, whole=True, above=264) is None:
-            return None
-        return f"{name} must be above 264, for 256 bytes and special tokens, but is {value!r}"
+def _vocabulary_problem(name: str, value: Any) -> str | None:
+    if number_problem(name, value, whole=True, above=264) is None:
+        return None
+    return f"{name} must be above 264, for 256 bytes and special tokens, but is {value!r}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageConfig(Config):
     """The settings of language tasks, in addition to those of :class:`Config`."""
 
-    vocabulary: int = setting(
-        check=_VocabularyCheck(),
+    vocabulary: int = checked(
+        by=_vocabulary_problem,
         help="Tokens of the tokenizer, including 256 bytes and a few special ones.",
     )
     length: int = number(
