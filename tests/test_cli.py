@@ -1,7 +1,8 @@
-"""The command: its flags, its exit codes, its messages, and what it does not import."""
+"""The command: flags, exit codes, messages and imports."""
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
@@ -13,7 +14,12 @@ import typer
 
 from helpers.commands import SHORT, prunus, settings, summary
 from prunus.cli.app import app
+from prunus.cli.progress import TerminalProgress
+from prunus.cli.screen import Screen
+from prunus.constraint import Constraint, Mode
+from prunus.errors import PeerError
 from prunus.recipes.registry import RECIPES, find_recipe
+from prunus.recipes.run.progress import Epoch, PhaseStart
 
 
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -26,7 +32,7 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
-def test_the_subcommands_and_their_flags_are_these() -> None:
+def test_subcommands_and_flags_are_exactly_these() -> None:
     group = typer.main.get_command(app)
     commands = getattr(group, "commands")  # noqa: B009 - of a type that typer keeps to itself
     flags = {
@@ -46,7 +52,8 @@ def test_the_subcommands_and_their_flags_are_these() -> None:
     }
 
 
-def test_a_terminal_that_cannot_show_every_letter_ends_no_run(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_run_completes_on_a_terminal_that_cannot_encode_every_character(tmp_path: Path) -> None:
     chosen = settings(dense_epochs=1, epochs=1, floor=0.1)
     done = python(
         *("-m", "prunus", "run", "digits", *chosen, "--out", str(tmp_path / "run")),
@@ -60,7 +67,7 @@ def test_a_terminal_that_cannot_show_every_letter_ends_no_run(tmp_path: Path) ->
         assert product in shown.stdout
 
 
-def test_every_recipe_is_listed_with_its_summary_and_data() -> None:
+def test_recipes_are_listed_with_summary_and_data() -> None:
     outcome = prunus("recipes")
     assert outcome.code == 0
     rows = [
@@ -78,14 +85,14 @@ def test_every_recipe_is_listed_with_its_summary_and_data() -> None:
     "flag",
     ["--help", "run --help", "inspect --help", "export --help", "bench --help", "recipes --help"],
 )
-def test_help_is_given(flag: str) -> None:
+def test_help_is_printed(flag: str) -> None:
     outcome = prunus(*flag.split())
     assert outcome.code == 0
     command = " ".join(["prunus", *flag.split()[:-1]])
     assert re.search(rf"Usage: .*{command} \[OPTIONS\]", outcome.out)
 
 
-def test_without_arguments_help_is_given() -> None:
+def test_help_is_printed_without_arguments() -> None:
     outcome = prunus()
     for name in ("Usage: ", "recipes", "run", "inspect", "export", "bench"):
         assert name in outcome.out + outcome.err
@@ -95,28 +102,28 @@ def test_without_arguments_help_is_given() -> None:
     ("slip", "meant"),
     [("digit", "digits"), ("mnist-lenet-300", "mnist-lenet300"), ("fashion", "fashion-lenet5")],
 )
-def test_an_unknown_recipe_names_the_nearest_and_all(slip: str, meant: str) -> None:
+def test_unknown_recipe_suggests_the_nearest_and_lists_all(slip: str, meant: str) -> None:
     prunus("run", slip).refused(
         f"there is no recipe '{slip}'. Did you mean {meant}? The recipes are {', '.join(RECIPES)}"
     )
 
 
-def test_a_recipe_like_no_other_gets_no_guess() -> None:
+def test_unknown_recipe_without_near_match_gets_no_suggestion() -> None:
     outcome = prunus("run", "zzzz")
     outcome.refused("there is no recipe 'zzzz'. The recipes are digits")
     assert "did you mean" not in outcome.err.lower()
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_setting_of_a_recipe_is_explained(name: str) -> None:
+def test_every_setting_has_a_help_text_in_the_table(name: str) -> None:
     outcome = prunus("recipes", name)
     assert outcome.code == 0
-    # The last column, whose lines are joined, for the table breaks long ones.
+    # The lines of the last column are joined, because the table wraps long ones.
     rows = [line.split("│") for line in outcome.out.splitlines() if line.startswith("│")]
     explained = " ".join(row[-2].strip() for row in rows)
-    for setting, _, _, meaning in find_recipe(name).config.rows():
-        assert meaning.endswith("."), setting
-        assert meaning in explained, setting
+    for row in find_recipe(name).config.rows():
+        assert row.help.endswith("."), row.name
+        assert row.help in explained, row.name
 
 
 @pytest.mark.parametrize(
@@ -134,7 +141,7 @@ def test_every_setting_of_a_recipe_is_explained(name: str) -> None:
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else None,
 )
-def test_a_users_mistake_is_one_message_and_exit_code_two(
+def test_user_error_is_one_message_with_exit_code_two(
     tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     prunus("run", "digits", *arguments, "--out", tmp_path / "run").refused(message)
@@ -154,16 +161,14 @@ def test_a_users_mistake_is_one_message_and_exit_code_two(
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else None,
 )
-def test_a_mistake_of_form_is_explained_with_exit_code_two(
-    arguments: list[str], message: str
-) -> None:
+def test_wrong_usage_is_explained_with_exit_code_two(arguments: list[str], message: str) -> None:
     outcome = prunus(*arguments)
     assert outcome.code == 2
     assert message in outcome.err.lower()
     assert "Traceback" not in outcome.err
 
 
-def test_brackets_in_a_directory_are_shown_as_they_are(tmp_path: Path) -> None:
+def test_brackets_in_a_directory_are_printed_unchanged(tmp_path: Path) -> None:
     out = tmp_path / "a[bold]b[/]"
     tiny = settings(dense_epochs=1, epochs=1, batch_size=600, floor="none")
     outcome = prunus("run", "digits", *tiny, "--out", out)
@@ -174,12 +179,13 @@ def test_brackets_in_a_directory_are_shown_as_they_are(tmp_path: Path) -> None:
     prunus("run", "digits", "--out", out).refused(str(out))
 
 
-def test_brackets_in_a_message_are_shown_as_they_are() -> None:
+def test_brackets_in_a_message_are_printed_unchanged() -> None:
     prunus("run", "a[bold]b\\").refused("there is no recipe 'a[bold]b")
 
 
-def test_the_module_is_the_command(tmp_path: Path) -> None:
-    """A whole run and its inspection, each in a process of its own."""
+@pytest.mark.slow
+def test_module_runs_as_the_command(tmp_path: Path) -> None:
+    """A whole run and its inspection, each in a separate process."""
     run = python("-m", "prunus", "run", "digits", *SHORT, "--out", str(tmp_path / "run"))
     assert (run.returncode, run.stderr) == (0, "")
     nonzero = f"{summary(tmp_path / 'run')['nonzero']:,}"
@@ -189,14 +195,56 @@ def test_the_module_is_the_command(tmp_path: Path) -> None:
     assert nonzero in inspected.stdout
 
 
-def test_a_users_mistake_ends_the_process_with_two_and_no_traceback(tmp_path: Path) -> None:
+def test_user_error_exits_with_two_and_no_traceback(tmp_path: Path) -> None:
     process = python("-m", "prunus", "inspect", str(tmp_path / "absent"))
     assert process.returncode == 2
     assert process.stderr == f"error: there is no file or directory {tmp_path / 'absent'}\n"
     assert process.stdout == ""
 
 
-def test_importing_the_library_imports_none_of_the_extras() -> None:
+def test_lost_process_of_a_group_ends_the_command_with_a_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Another process failed: the error of this one is no user error."""
+
+    def fail(*_: object) -> None:
+        raise PeerError("another process of the group did not answer")
+
+    monkeypatch.setattr("prunus.cli.app.app", fail)
+    with pytest.raises(PeerError, match="did not answer"):
+        prunus("recipes")
+
+
+@pytest.mark.parametrize(
+    ("mode", "metric", "line"),
+    [
+        ("max", 0.91, "≥ floor 0.9000"),
+        ("max", 0.9, "≥ floor 0.9000"),
+        ("max", 0.89, "< floor 0.9000"),
+        ("min", 0.89, "≤ ceiling 0.9000"),
+        ("min", 0.9, "≤ ceiling 0.9000"),
+        ("min", 0.91, "> ceiling 0.9000"),
+    ],
+)
+def test_epoch_line_shows_whether_the_metric_meets_the_bound(
+    mode: Mode, metric: float, line: str
+) -> None:
+    output = io.StringIO()
+    progress = TerminalProgress(Screen(file=output, width=200))
+    progress.begin(PhaseStart("prune", "metric", Constraint(0.9, mode), 2, 1, 0))
+    progress.epoch(Epoch("prune", 1, 0.5, 0.5, metric, {}, floor=0.9, sparsity=0.25))
+    assert f"validation metric {metric:.4f}  {line}  sparsity 0.2500  " in output.getvalue()
+
+
+def test_epoch_line_of_the_dense_phase_shows_no_bound() -> None:
+    output = io.StringIO()
+    progress = TerminalProgress(Screen(file=output, width=200))
+    progress.begin(PhaseStart("dense", "metric", None, 2, 1, 0))
+    progress.epoch(Epoch("dense", 1, 0.5, 0.5, 0.95, {"perplexity": 3.0}))
+    assert "validation metric 0.9500  perplexity 3  0:00:00 left\n" in output.getvalue()
+
+
+def test_importing_the_library_imports_no_extras() -> None:
     extras = ("typer", "rich", "datasets", "sklearn", "PIL", "pyarrow", "transformers", "lightning")
     process = python(
         "-c", f"import sys, prunus; print([name for name in {extras} if name in sys.modules])"
@@ -205,7 +253,7 @@ def test_importing_the_library_imports_none_of_the_extras() -> None:
 
 
 @pytest.mark.parametrize("absent", ["typer", "rich.console"])
-def test_a_missing_extra_is_named(absent: str) -> None:
+def test_missing_extra_is_reported(absent: str) -> None:
     process = python(
         "-c", f"import sys; sys.modules[{absent!r}] = None; from prunus.cli.app import main; main()"
     )

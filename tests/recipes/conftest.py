@@ -1,4 +1,4 @@
-"""What the tests of recipes share."""
+"""Fixtures of the tests of recipes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the libraries' own files in the test's directory."""
+    """Keep the caches of the libraries in the directory of the test."""
     datasets = pytest.importorskip("datasets")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)

@@ -1,4 +1,4 @@
-"""What the command says of runs, and how they go on."""
+"""Runs of the command: messages, resumption, adopted dense networks and errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from prunus import __version__
 BRIEF: dict[str, Any] = {"dense_epochs": 2, "epochs": 3, "floor": "none", "batch_size": 200}
 
 
-def test_resume_needs_no_setting_again(tmp_path: Path) -> None:
+def test_resume_restores_the_settings(tmp_path: Path) -> None:
     chosen = settings(**BRIEF, schedule="gradual", ratio=7)
     whole = prunus("run", "digits", *chosen, "--seed", "3", "--out", tmp_path / "run")
     assert whole.code == 0
@@ -29,7 +29,7 @@ def test_resume_needs_no_setting_again(tmp_path: Path) -> None:
     other.refused("ratio was 7.0 and is 8.0")
 
 
-def test_a_ratio_out_of_reach_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+def test_unreachable_ratio_is_rejected_before_training(tmp_path: Path) -> None:
     chosen = settings(**BRIEF, biases="false", ratio=200)
     outcome = prunus("run", "digits", *chosen, "--out", tmp_path / "run")
     # 300 + 100 + 10 biases and at least one weight stay of 50,610.
@@ -40,7 +40,7 @@ def test_a_ratio_out_of_reach_is_refused_before_anything_is_trained(tmp_path: Pa
     outcome.refused("ratio=20 cannot be reached", "the most is 10.0")
 
 
-def test_why_a_run_ended_early_is_said(tmp_path: Path) -> None:
+def test_reason_for_an_early_end_is_reported(tmp_path: Path) -> None:
     chosen = settings(
         **{**BRIEF, "dense_epochs": 9, "epochs": 9, "floor": "dense-0.01", "patience": 1},
         fraction=0.99,
@@ -53,19 +53,19 @@ def test_why_a_run_ended_early_is_said(tmp_path: Path) -> None:
     assert summary(tmp_path / "patience")["compression_ratio"] < 500
 
 
-def test_everything_removed_but_one_weight_is_no_failure(tmp_path: Path) -> None:
+def test_run_that_keeps_a_single_weight_completes(tmp_path: Path) -> None:
     chosen = settings(**{**BRIEF, "epochs": 6}, fraction=0.99, ratio=0)
     outcome = prunus("run", "digits", *chosen, "--out", tmp_path / "run")
     assert outcome.code == 0
-    # 50,610, and after a hundredth of it is kept thrice, rounded: 506, 5 and the last one.
+    # Of 50,610 a hundredth is kept each time, rounded: 506, 5 and 1.
     assert summary(tmp_path / "run")["nonzero"] == 1
 
 
-def test_the_version() -> None:
+def test_version_is_printed() -> None:
     assert prunus("--version").out == f"{__version__}\n"
 
 
-def test_a_recipes_settings_are_shown() -> None:
+def test_settings_of_a_recipe_are_listed() -> None:
     out = prunus("recipes", "mnist-lenet5").out
     for part in (
         "ratio",
@@ -78,7 +78,7 @@ def test_a_recipes_settings_are_shown() -> None:
     prunus("recipes", "mnist").refused("there is no recipe 'mnist'")
 
 
-def test_taylor_in_the_loss_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+def test_taylor_score_with_penalty_in_the_loss_is_rejected_before_training(tmp_path: Path) -> None:
     chosen = settings(**BRIEF, score="taylor", apply="loss")
     prunus("run", "digits", *chosen, "--out", tmp_path / "run").refused(
         "choose another apply or score"
@@ -86,13 +86,13 @@ def test_taylor_in_the_loss_is_refused_before_anything_is_trained(tmp_path: Path
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"recipe": "digits"}', "{"])
-def test_a_damaged_config_is_refused(tmp_path: Path, content: str) -> None:
+def test_damaged_config_is_rejected(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
     outcome = prunus("run", "digits", "--out", tmp_path, "--resume")
     outcome.refused("config.json is damaged")
 
 
-def test_the_dense_network_of_another_run_is_taken(tmp_path: Path) -> None:
+def test_dense_network_of_another_run_is_adopted(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     assert prunus("run", "digits", *SHORT, "--out", first).code == 0
     outcome = prunus("run", "digits", *SHORT, "--dense", first, "--out", second, *OTHER)
@@ -104,27 +104,31 @@ def test_the_dense_network_of_another_run_is_taken(tmp_path: Path) -> None:
     assert one["dense"] == other["dense"]
     assert one["nonzero"] != other["nonzero"]
     assert {line["phase"] for line in metrics(second)} == {"prune"}
-    # The first is not needed again.
+    # The first run is not needed any more.
     shutil.rmtree(first)
     assert "complete" in prunus("run", "digits", "--out", second, "--resume").out
 
 
-def test_pruning_anothers_dense_network_gives_the_bits_of_pruning_ones_own(tmp_path: Path) -> None:
-    whole, donor, taken = tmp_path / "whole", tmp_path / "donor", tmp_path / "taken"
+def test_pruning_an_adopted_dense_network_gives_the_same_bits(tmp_path: Path) -> None:
+    whole, donor, adopted = tmp_path / "whole", tmp_path / "donor", tmp_path / "adopted"
     for path, more in (
         (whole, []),
         (donor, OTHER),
-        (taken, ["--dense", str(donor)]),
+        (adopted, ["--dense", str(donor)]),
     ):
         assert prunus("run", "digits", *SHORT, *settings(shift=1), *more, "--out", path).code == 0
-    assert (whole / "model.safetensors").read_bytes() == (taken / "model.safetensors").read_bytes()
-    assert (donor / "model.safetensors").read_bytes() != (taken / "model.safetensors").read_bytes()
+    assert (whole / "model.safetensors").read_bytes() == (
+        adopted / "model.safetensors"
+    ).read_bytes()
+    assert (donor / "model.safetensors").read_bytes() != (
+        adopted / "model.safetensors"
+    ).read_bytes()
 
 
 OTHER = settings(ratio=3, fraction=0.5, penalty="l2")
 
 
-def test_the_dense_network_of_another_seed_or_training_is_refused(tmp_path: Path) -> None:
+def test_dense_network_of_another_seed_or_training_is_rejected(tmp_path: Path) -> None:
     first = tmp_path / "first"
     assert prunus("run", "digits", *SHORT, "--out", first).code == 0
     changed = [*SHORT, "--seed", "1", *settings(momentum=0.5)]
@@ -134,9 +138,10 @@ def test_the_dense_network_of_another_seed_or_training_is_refused(tmp_path: Path
     outcome.refused("there is no run in")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 @pytest.mark.parametrize("errors_too", [False, True])
-def test_a_log_that_cannot_be_written_is_named(tmp_path: Path, errors_too: bool) -> None:
+def test_output_that_cannot_be_written_is_reported(tmp_path: Path, errors_too: bool) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "prunus", "run", "digits", *SHORT, "--out", tmp_path / "run"],
@@ -149,4 +154,4 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path: Path, errors_too: bool)
     if not errors_too:
         assert done.stderr.startswith("error: cannot write to the standard output: No space left")
         assert done.stderr.count("\n") == 1
-    assert not (tmp_path / "run").exists(), "it had not begun yet"
+    assert not (tmp_path / "run").exists(), "the run had not started"

@@ -1,4 +1,4 @@
-"""Every setting is read, checked and, where it is wrong, named together with the others."""
+"""Settings: parsing, bounds, conflicts, and errors that list all of them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BASE = ImageConfig(
 WHOLE, NUMBER = "a whole number", "a number"
 FLOOR = 'floor must be a number, or "dense-0.005", "dense+0.1" or "dense*0.99", but is'
 
-# Setting: a text, the value that it means, and texts that are refused, each with the reason.
+# Setting: a text, its value, and texts that are rejected, each with the reason.
 SETTINGS: dict[str, tuple[str, Any, dict[str, str]]] = {
     "dense_epochs": ("7", 7, {"x": WHOLE, "1.5": WHOLE, "": WHOLE, "0": "at least 1"}),
     "epochs": ("7", 7, {"none": WHOLE, "1e3": WHOLE, "0": "at least 1", "-3": "at least 1"}),
@@ -83,12 +83,12 @@ SETTINGS: dict[str, tuple[str, Any, dict[str, str]]] = {
 }
 
 
-def test_every_setting_is_tested_here() -> None:
+def test_table_covers_every_setting() -> None:
     assert list(SETTINGS) == [field.name for field in dataclasses.fields(ImageConfig)]
 
 
 @pytest.mark.parametrize("key", SETTINGS)
-def test_a_setting_is_read(key: str) -> None:
+def test_setting_is_parsed(key: str) -> None:
     text, value, _ = SETTINGS[key]
     changed = BASE.with_settings([f"{key}={text}"])
     assert getattr(changed, key) == value
@@ -100,7 +100,7 @@ def test_a_setting_is_read(key: str) -> None:
     ("key", "text", "reason"),
     [(key, text, why) for key, (_, _, bad) in SETTINGS.items() for text, why in bad.items()],
 )
-def test_a_wrong_value_is_refused_by_name_with_the_reason(key: str, text: str, reason: str) -> None:
+def test_wrong_value_is_rejected_with_name_and_reason(key: str, text: str, reason: str) -> None:
     with pytest.raises(PrunusError, match=re.escape(reason)) as caught:
         BASE.with_settings([f"{key}={text}"])
     assert key in str(caught.value)
@@ -129,14 +129,14 @@ def _is_number(text: str) -> bool:
         ("dense + 0.1", "dense + 0.1"),
     ],
 )
-def test_the_floor_is_none_a_number_or_relative(text: str, value: float | str | None) -> None:
+def test_floor_accepts_numbers_and_relative_bounds(text: str, value: float | str | None) -> None:
     floor = BASE.with_settings([f"floor={text}"]).floor
     assert floor == value
     assert type(floor) is type(value)
 
 
 @pytest.mark.parametrize("text", ["nonsense", "", "inf", "nan", "dense-", "dense-x", "0.9-dense"])
-def test_any_other_floor_is_refused(text: str) -> None:
+def test_other_floors_are_rejected(text: str) -> None:
     with pytest.raises(PrunusError, match=re.escape(FLOOR)):
         BASE.with_settings([f"floor={text}"])
 
@@ -150,26 +150,26 @@ def test_any_other_floor_is_refused(text: str) -> None:
         ("Floor", "floor"),
     ],
 )
-def test_an_unknown_key_names_the_nearest(slip: str, meant: str) -> None:
+def test_unknown_key_suggests_the_nearest(slip: str, meant: str) -> None:
     with pytest.raises(PrunusError, match=rf"no setting '{slip}'; did you mean .*\b{meant}\b"):
         BASE.with_settings([f"{slip}=1"])
 
 
-def test_an_unknown_key_like_no_other_names_all() -> None:
+def test_unknown_key_without_near_match_lists_all() -> None:
     with pytest.raises(PrunusError, match="no setting 'zzzzz'; known: " + ", ".join(SETTINGS)):
         BASE.with_settings(["zzzzz=1"])
 
 
-def test_a_setting_without_an_equals_sign_is_refused() -> None:
+def test_setting_without_equals_sign_is_rejected() -> None:
     with pytest.raises(PrunusError, match="'epochs' is not of the form key=value"):
         BASE.with_settings(["epochs"])
 
 
-def test_the_last_of_two_values_counts() -> None:
+def test_last_of_two_values_applies() -> None:
     assert BASE.with_settings(["epochs=3", "epochs=5"]).epochs == 5
 
 
-def test_mistakes_of_form_are_all_listed_in_one_message() -> None:
+def test_all_parse_errors_are_listed_in_one_message() -> None:
     with pytest.raises(PrunusError) as caught:
         BASE.with_settings(["epoch=3", "lr=fast", "score=size", "biases", "relative=2"])
     assert re.sub(r"(?<=did you mean )[^?]*\bepochs\b[^?]*", "epochs", str(caught.value)).split(
@@ -184,13 +184,13 @@ def test_mistakes_of_form_are_all_listed_in_one_message() -> None:
     ]
 
 
-def test_one_mistake_is_named_once() -> None:
+def test_error_is_listed_once() -> None:
     with pytest.raises(PrunusError) as caught:
         BASE.with_settings(["schedule=iterative", "patience=-1"])
     assert str(caught.value) == "patience must be at least 0, but is -1"
 
 
-def test_values_out_of_range_are_all_listed_in_one_message() -> None:
+def test_all_values_out_of_bounds_are_listed_in_one_message() -> None:
     with pytest.raises(PrunusError) as caught:
         BASE.with_settings(
             ["epochs=0", "lr=-1", "momentum=1", "validation=1", "schedule_end=2", "ratio=0.5"]
@@ -203,7 +203,7 @@ def test_values_out_of_range_are_all_listed_in_one_message() -> None:
     )
 
 
-def test_mistakes_that_different_parts_find_are_all_listed_in_one_message() -> None:
+def test_errors_of_shared_settings_penalty_and_floor_are_all_listed() -> None:
     with pytest.raises(PrunusError) as caught:
         BASE.with_settings(["epochs=0", "strength=-1", "alpha=0", "floor=nonsense"])
     missing = [
@@ -214,26 +214,26 @@ def test_mistakes_that_different_parts_find_are_all_listed_in_one_message() -> N
     assert missing == []
 
 
-def test_a_mistake_of_form_and_a_value_out_of_range_are_both_listed() -> None:
+def test_parse_error_and_value_out_of_bounds_are_both_listed() -> None:
     with pytest.raises(PrunusError, match=r"(?s)(?=.*lr must be a number)(?=.*epochs must be at)"):
         BASE.with_settings(["lr=fast", "epochs=0"])
 
 
 @pytest.mark.parametrize("text", ["0", "1", "-0.5", "nan"])
 @pytest.mark.parametrize("schedule", ["iterative", "gradual"])
-def test_the_fraction_is_checked_with_every_schedule(schedule: str, text: str) -> None:
+def test_fraction_is_checked_with_every_schedule(schedule: str, text: str) -> None:
     with pytest.raises(PrunusError, match="fraction must be .*above 0 and below 1, but is"):
         BASE.with_settings([f"schedule={schedule}", f"fraction={text}"])
 
 
-def test_only_the_iterative_schedule_knows_no_target() -> None:
+def test_only_the_iterative_schedule_accepts_no_target() -> None:
     assert BASE.with_settings(["schedule=iterative", "ratio=0"]).ratio == 0
     for schedule in ("gradual", "oneshot"):
         with pytest.raises(PrunusError, match="ratio must be above 1 .* but is 0.0"):
             BASE.with_settings([f"schedule={schedule}", "ratio=0"])
 
 
-def test_begin_must_come_before_end() -> None:
+def test_schedule_must_begin_before_it_ends() -> None:
     message = "schedule_begin must be below schedule_end=0.6, but is 0.7"
     with pytest.raises(PrunusError, match=message):
         BASE.with_settings(["schedule_begin=0.7"])
@@ -242,7 +242,7 @@ def test_begin_must_come_before_end() -> None:
 
 
 @given(st.text(), st.text())
-def test_any_text_is_a_setting_or_a_users_mistake(key: str, text: str) -> None:
+def test_any_text_is_a_setting_or_a_user_error(key: str, text: str) -> None:
     try:
         changed = BASE.with_settings([f"{key}={text}"])
     except PrunusError as error:
@@ -255,7 +255,7 @@ def test_any_text_is_a_setting_or_a_users_mistake(key: str, text: str) -> None:
 @given(st.sampled_from(sorted(SETTINGS)), st.text(alphabet="0123456789.-+einfasdu_ ") | st.text())
 @example("schedule_begin", "nan")
 @example("schedule_end", "inf")
-def test_any_value_is_taken_or_a_users_mistake(key: str, text: str) -> None:
+def test_any_value_is_accepted_or_a_user_error(key: str, text: str) -> None:
     try:
         changed = BASE.with_settings([f"{key}={text}"])
     except PrunusError as error:
@@ -265,7 +265,7 @@ def test_any_value_is_taken_or_a_users_mistake(key: str, text: str) -> None:
         assert rest == {name: value for name, value in BASE.as_dict().items() if name != key}
 
 
-def test_a_value_of_every_recipe_survives_its_own_text() -> None:
+def test_every_value_of_a_recipe_is_parsed_from_its_text() -> None:
     for recipe in RECIPES.values():
         again = recipe.config.with_settings(
             [f"{k}={v}" for k, v in recipe.config.as_dict().items()]
@@ -282,7 +282,7 @@ def test_a_value_of_every_recipe_survives_its_own_text() -> None:
         ("l1", ConstantRelevance(), 1, 0.0),
     ],
 )
-def test_the_penalty_is_the_named_one(
+def test_penalty_follows_its_setting(
     penalty: str, coefficient: object, power: int, smoothing: float
 ) -> None:
     built = BASE.with_settings(
@@ -293,12 +293,12 @@ def test_the_penalty_is_the_named_one(
     assert built.smoothing == smoothing
 
 
-def test_smoothing_is_not_for_the_penalty_in_the_loss() -> None:
+def test_smoothing_is_rejected_with_the_penalty_in_the_loss() -> None:
     with pytest.raises(PrunusError, match="smoothing needs apply=gradient or apply=decoupled"):
         BASE.with_settings(["apply=loss", "smoothing=0.7"])
 
 
-def test_no_penalty_is_none() -> None:
+def test_penalty_none_builds_no_penalty() -> None:
     assert BASE.with_settings(["penalty=none"]).make_penalty(5) is None
 
 
@@ -310,13 +310,13 @@ def test_no_penalty_is_none() -> None:
         ("linear", LinearDecayStrength(0.01, 5)),
     ],
 )
-def test_the_strength_schedule_what_is_named(follows: str, strength: object) -> None:
+def test_strength_follows_its_setting(follows: str, strength: object) -> None:
     built = BASE.with_settings([f"strength_schedule={follows}"]).make_penalty(5)
     assert built is not None
     assert built.strength == strength
 
 
-def test_the_schedule_is_the_named_one() -> None:
+def test_schedule_follows_its_setting() -> None:
     def build(*settings: str) -> object:
         config = BASE.with_settings(settings)
         return config.make_schedule(kept=25, prunable=100, steps=1000)
@@ -338,7 +338,7 @@ def test_the_schedule_is_the_named_one() -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 50])
-def test_the_gradual_schedule_fits_the_shortest_run(steps: int) -> None:
+def test_gradual_schedule_fits_the_shortest_run(steps: int) -> None:
     config = BASE.with_settings(["schedule_begin=0.98", "schedule_end=1"])
     schedule = config.make_schedule(kept=1, prunable=2, steps=steps)
     assert isinstance(schedule, GradualPruning)
@@ -349,17 +349,17 @@ def test_the_gradual_schedule_fits_the_shortest_run(steps: int) -> None:
     ("name", "score"),
     [("magnitude", MagnitudeScore()), ("taylor", TaylorScore()), ("random", RandomScore())],
 )
-def test_the_score_is_the_named_one(name: str, score: object) -> None:
+def test_score_follows_its_setting(name: str, score: object) -> None:
     assert BASE.with_settings([f"score={name}"]).make_score() == score
 
 
-def test_the_method_names_penalty_way_schedule_and_score() -> None:
+def test_method_names_penalty_application_schedule_and_score() -> None:
     assert BASE.method == "relevance (decoupled), gradual, magnitude"
     other = BASE.with_settings(["penalty=none", "schedule=oneshot", "score=random"])
     assert other.method == "none, oneshot, random"
 
 
-def test_not_a_number_is_never_a_setting() -> None:
+def test_nan_is_rejected_for_every_number() -> None:
     for key, (_, value, _) in SETTINGS.items():
         if isinstance(value, float) or key == "floor":
             with pytest.raises(PrunusError, match="nan"):

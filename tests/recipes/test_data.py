@@ -1,4 +1,4 @@
-"""Images arrive pixel by pixel, splits do not overlap, and a broken data set is named."""
+"""Image data sets: decoding, splits, and errors of damaged data."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CLASSES = [str(digit) for digit in range(10)]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """40 training and 20 test images of noise, laid out as sets on the Hub are."""
+    """40 training and 20 test images of noise, in the layout of the Hub."""
     write(tmp_path / "set", "train", noise(40, seed=1))
     write(tmp_path / "set", "test", noise(20, seed=2))
     return tmp_path / "set"
@@ -67,16 +67,16 @@ def load(
 
 
 def flat(inputs: torch.Tensor) -> Counter[bytes]:
-    """Count images that are the same to the last bit."""
+    """Count images that are equal bit for bit."""
     return Counter(image.numpy().tobytes() for image in inputs)
 
 
-def test_every_pixel_is_decoded_exactly_and_normalized_by_the_training_images_alone(
+def test_pixels_are_decoded_exactly_and_normalized_by_training_images(
     folder: Path,
 ) -> None:
     images = load(folder)
     train, test = noise(40, seed=1), noise(20, seed=2)
-    # Which images are held out is a permutation of the seed's; the rest give mean and deviation.
+    # The seed's permutation chooses the validation images; the others give mean and deviation.
     order = torch.randperm(40, generator=torch.Generator().manual_seed(0)).numpy()
     held, rest = train[order[:10]], train[order[10:]]
     mean, deviation = (rest / 255).mean(), (rest / 255).std(ddof=1)
@@ -88,11 +88,11 @@ def test_every_pixel_is_decoded_exactly_and_normalized_by_the_training_images_al
         np.testing.assert_allclose(recovered, expected, rtol=0, atol=1e-3)
     assert images.train.inputs.mean().item() == pytest.approx(0, abs=1e-5)
     assert images.train.inputs.std().item() == pytest.approx(1, abs=1e-5)
-    # Noise differs, so a normalization over anything else would show here.
+    # Noise differs, so that a normalization over other images is detected here.
     assert abs(images.test.inputs.mean().item()) > 1e-5
 
 
-def test_labels_stay_with_their_images(tmp_path: Path) -> None:
+def test_labels_match_their_images(tmp_path: Path) -> None:
     pixels = noise(40, seed=1)
     for split in ("train", "test"):
         write(tmp_path / "set", split, pixels, [int(image.sum()) % 10 for image in pixels])
@@ -108,7 +108,7 @@ def test_labels_stay_with_their_images(tmp_path: Path) -> None:
             assert expected[image.tobytes()] == label.item()
 
 
-def test_validation_comes_out_of_training_and_does_not_overlap_it(folder: Path) -> None:
+def test_validation_is_disjoint_from_training(folder: Path) -> None:
     images = load(folder, validation=0.2)
     assert (len(images.train), len(images.validation), len(images.test)) == (32, 8, 20)
     train, validation = flat(images.train.inputs), flat(images.validation.inputs)
@@ -118,16 +118,16 @@ def test_validation_comes_out_of_training_and_does_not_overlap_it(folder: Path) 
     assert not (train | validation) & flat(images.test.inputs)
 
 
-def test_the_seed_decides_what_is_validated_on(folder: Path) -> None:
+def test_seed_chooses_the_validation_images(folder: Path) -> None:
     one, again, other = (load(folder, seed=seed) for seed in (3, 3, 4))
     assert torch.equal(one.validation.inputs, again.validation.inputs)
     assert torch.equal(one.train.inputs, again.train.inputs)
     assert one.validation.labels.tolist() != other.validation.labels.tolist()
-    # The test images are the same ones, whatever the seed.
+    # The test images do not depend on the seed.
     assert torch.equal(one.test.labels, other.test.labels)
 
 
-def test_labels_beyond_the_classes_are_shown(tmp_path: Path) -> None:
+def test_labels_beyond_the_classes_are_rejected(tmp_path: Path) -> None:
     kinds = (datasets.Image(), datasets.Value("int64"))
     for split, labels in (("train", [*range(7), 39, -1, 10]), ("test", range(10))):
         write(tmp_path / "set", split, noise(10, seed=1), list(labels), features=kinds)
@@ -137,14 +137,14 @@ def test_labels_beyond_the_classes_are_shown(tmp_path: Path) -> None:
         load(tmp_path / "set")
 
 
-def test_labels_may_be_plain_integers(tmp_path: Path) -> None:
+def test_labels_of_integer_type_are_accepted(tmp_path: Path) -> None:
     kinds = (datasets.Image(), datasets.Value("int8"))
     for split in ("train", "test"):
         write(tmp_path / "set", split, noise(8, seed=1), features=kinds)
     assert load(tmp_path / "set").test.labels.tolist() == list(range(8))
 
 
-def test_images_need_not_be_square(tmp_path: Path) -> None:
+def test_images_that_are_not_square_are_accepted(tmp_path: Path) -> None:
     for split in ("train", "test"):
         write(tmp_path / "set", split, noise(8, seed=1, size=(4, 6)))
     assert load(tmp_path / "set", size=(4, 6)).test.inputs.shape == (8, 1, 4, 6)
@@ -152,40 +152,38 @@ def test_images_need_not_be_square(tmp_path: Path) -> None:
         load(tmp_path / "set", size=(6, 4))
 
 
-def test_a_folder_is_found_by_a_relative_name(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relative_folder_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder.parent)
     for name in ("set", "./set"):
         assert len(load(name).test) == 20
 
 
 @pytest.mark.parametrize("share", [0.01, 0.99])
-def test_a_share_that_leaves_nothing_is_refused(folder: Path, share: float) -> None:
+def test_validation_fraction_that_leaves_no_images_is_rejected(folder: Path, share: float) -> None:
     with pytest.raises(
         DataError, match=rf"validation={share} leaves no images .* 40 training images"
     ):
         load(folder, validation=share)
 
 
-def test_an_absent_folder_is_named(tmp_path: Path) -> None:
+def test_missing_folder_is_reported(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data folder .*/absent does not exist or is not a folder"):
         load(tmp_path / "absent")
 
 
-def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
+def test_file_instead_of_the_data_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x")
     with pytest.raises(DataError, match="file does not exist or is not a folder"):
         load(tmp_path / "file")
 
 
-def test_an_empty_folder_is_named(tmp_path: Path) -> None:
+def test_empty_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "set" / "inner").mkdir(parents=True)
     with pytest.raises(DataError, match=r"data folder .*set is empty; expected parquet files"):
         load(tmp_path / "set")
 
 
-def test_a_folder_of_something_else_is_named(tmp_path: Path) -> None:
+def test_folder_without_data_files_is_reported(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "notes.xyz").write_text("x")
     with pytest.raises(
@@ -194,14 +192,14 @@ def test_a_folder_of_something_else_is_named(tmp_path: Path) -> None:
         load(tmp_path / "set")
 
 
-def test_a_hub_name_out_of_reach_is_named() -> None:
+def test_unreachable_hub_name_is_reported() -> None:
     with pytest.raises(
-        DataError, match="cannot load nobody/nothing: there is no such folder here; and the Hub"
+        DataError, match="cannot load none/such: there is no such folder here; and the Hub"
     ):
-        load("nobody/nothing")
+        load("none/such")
 
 
-def test_missing_columns_are_named_beside_what_is_there(tmp_path: Path) -> None:
+def test_missing_columns_are_listed_with_existing_ones(tmp_path: Path) -> None:
     for split in ("train", "test"):
         write(tmp_path / "set", split, noise(8, seed=1), columns=("img", "target"))
     with pytest.raises(
@@ -214,14 +212,14 @@ def test_missing_columns_are_named_beside_what_is_there(tmp_path: Path) -> None:
         load(tmp_path / "set")
 
 
-def test_a_missing_test_split_is_named(tmp_path: Path) -> None:
+def test_missing_test_split_is_reported(tmp_path: Path) -> None:
     write(tmp_path / "set", "train", noise(8, seed=1))
     with pytest.raises(DataError, match="no test split; expected train and test, found train"):
         load(tmp_path / "set")
 
 
 @pytest.mark.parametrize("empty", ["train", "test"])
-def test_a_split_without_rows_is_named(tmp_path: Path, empty: str) -> None:
+def test_split_without_rows_is_reported(tmp_path: Path, empty: str) -> None:
     for split in ("train", "test"):
         write(tmp_path / "set", split, noise(0 if split == empty else 8, seed=1))
     with pytest.raises(DataError, match=rf"\b{empty}\b.*(is empty|no data)"):
@@ -229,7 +227,7 @@ def test_a_split_without_rows_is_named(tmp_path: Path, empty: str) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
-def test_a_truncated_file_is_named(folder: Path, share: float) -> None:
+def test_truncated_file_is_reported(folder: Path, share: float) -> None:
     path = folder / "mnist" / "train-00000-of-00001.parquet"
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
@@ -248,9 +246,7 @@ def test_a_truncated_file_is_named(folder: Path, share: float) -> None:
     ],
     ids=["integers", "numbers", "booleans", "texts", "records"],
 )
-def test_a_column_of_something_else_than_images_is_named(
-    tmp_path: Path, cells: list[Any], kind: Any
-) -> None:
+def test_column_without_images_is_reported(tmp_path: Path, cells: list[Any], kind: Any) -> None:
     feature = (
         {name: datasets.Value(value) for name, value in kind.items()}
         if isinstance(kind, dict)
@@ -263,7 +259,7 @@ def test_a_column_of_something_else_than_images_is_named(
         load(tmp_path / "set")
 
 
-def test_an_image_of_another_size_is_named_with_both_sizes(tmp_path: Path) -> None:
+def test_image_of_another_size_is_reported_with_both_sizes(tmp_path: Path) -> None:
     cells = [*noise(5, seed=1), *noise(1, seed=2, size=(28, 30))]
     write(tmp_path / "set", "train", cells)
     write(tmp_path / "set", "test", noise(8, seed=3))
@@ -295,13 +291,13 @@ def with_one_bad(tmp_path: Path, cell: Any) -> Path:
     ],
     ids=["missing", "empty", "text", "cut short"],
 )
-def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path, cell: Any) -> None:
+def test_undecodable_image_is_reported(tmp_path: Path, cell: Any) -> None:
     with pytest.raises(DataError, match="image 2 of the test split of .*set cannot be decoded"):
         load(with_one_bad(tmp_path, cell))
 
 
-def test_a_png_with_any_byte_altered_decodes_or_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In chunks' lengths, names, checksums and the compressed stream."""
+def test_png_with_an_altered_byte_decodes_or_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes include lengths, names and checksums of PNG chunks, and the compressed stream."""
     whole = png(noise(1, seed=1, size=(5, 5))[0])
     good = {"bytes": whole, "path": None}
     kinds = datasets.Features(image=datasets.Image(), label=datasets.Value("int64"))
@@ -332,7 +328,7 @@ def test_a_png_with_any_byte_altered_decodes_or_is_named(monkeypatch: pytest.Mon
     ],
     ids=["texts", "missing", "fractions"],
 )
-def test_labels_that_are_not_integers_are_named(
+def test_labels_that_are_not_integers_are_reported(
     tmp_path: Path, labels: list[Any], kind: str
 ) -> None:
     for split in ("train", "test"):
@@ -347,8 +343,8 @@ def test_labels_that_are_not_integers_are_named(
         load(tmp_path / "set")
 
 
-def test_training_images_that_are_all_one_colour_are_refused(tmp_path: Path) -> None:
-    """Their deviation is zero, and dividing by it would make every input not a number."""
+def test_training_images_of_a_single_colour_are_rejected(tmp_path: Path) -> None:
+    """Their deviation is zero, and a division by it would turn every input into NaN."""
     for split in ("train", "test"):
         write(tmp_path / "set", split, np.full((8, 28, 28), 7, dtype=np.uint8))
     with pytest.raises(DataError, match="train"):
@@ -356,21 +352,21 @@ def test_training_images_that_are_all_one_colour_are_refused(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("absent", [["datasets"], ["PIL", "PIL.Image"], ["datasets", "PIL"]])
-def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, absent: list[str]) -> None:
+def test_missing_extra_is_reported(monkeypatch: pytest.MonkeyPatch, absent: list[str]) -> None:
     for name in absent:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(PrunusError, match=r"need the 'hub' extra: pip install 'prunus\[hub\]'"):
         load("some/set")
 
 
-def test_a_missing_scikit_learn_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_scikit_learn_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("sklearn", "sklearn.datasets"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(PrunusError, match=r"needs? .*pip install 'prunus\[cli\]'"):
         load_digits(0.2, 0)
 
 
-def test_the_digits_are_scikit_learns_and_every_fifth_is_for_testing() -> None:
+def test_digits_match_scikit_learn_and_every_fifth_is_for_testing() -> None:
     from sklearn import datasets as embedded
 
     pixels, labels = embedded.load_digits(return_X_y=True)
@@ -393,13 +389,13 @@ def test_the_digits_are_scikit_learns_and_every_fifth_is_for_testing() -> None:
     assert images.train.inputs.std().item() == pytest.approx(1, abs=1e-5)
 
 
-def test_the_seed_decides_which_digits_are_validated_on() -> None:
+def test_seed_chooses_the_validation_digits() -> None:
     one, again, other = (load_digits(0.2, seed) for seed in (0, 0, 1))
     assert torch.equal(one.validation.inputs, again.validation.inputs)
     assert flat(one.validation.inputs) != flat(other.validation.inputs)
 
 
-def test_shifted_images_are_the_same_elsewhere() -> None:
+def test_shifted_images_keep_their_content() -> None:
     images = torch.rand(50, 2, 5, 6) + 1
     moved = shift_images(images, 2, torch.Generator().manual_seed(0))
     room = torch.full((50, 2, 9, 10), images.min().item())
@@ -418,6 +414,7 @@ def test_shifted_images_are_the_same_elsewhere() -> None:
     assert shift_images(images, 0, torch.Generator()) is images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -426,8 +423,8 @@ def test_shifted_images_are_the_same_elsewhere() -> None:
         if isinstance(recipe.config, ImageConfig) and name != "digits"
     ],
 )
-def test_the_recipes_on_hub_data_run_from_a_folder(tmp_path: Path, name: str) -> None:
-    """Images that are bright on the side which their class names can be told apart at once."""
+def test_image_recipe_runs_from_a_folder(tmp_path: Path, name: str) -> None:
+    """The images are bright in a place that depends on their class."""
     for split, count in (("train", 200), ("test", 60)):
         images = noise(count, seed=count) // 4
         for index, image in enumerate(images):

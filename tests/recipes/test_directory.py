@@ -1,4 +1,4 @@
-"""A run's directory: one run, one process, and nothing lost or left over."""
+"""The directory of a run: locked by one process, and without lost or left-over files."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(finished: Path, tmp_path: Path) -> Path:
-    """A finished run of the test's own."""
+    """A copy of the finished run."""
     return shutil.copytree(finished, tmp_path / "copy")
 
 
 @pytest.fixture
 def unfinished(copy: Path) -> Path:
-    """A run that was killed just before it delivered."""
+    """A run that was killed just before delivery."""
     (copy / "summary.json").unlink()
     (copy / "model.safetensors").unlink()
     return copy
@@ -51,7 +51,7 @@ def unfinished(copy: Path) -> Path:
 
 @pytest.fixture
 def holder(tmp_path: Path) -> Iterator[Path]:
-    """A directory that another process holds."""
+    """A directory that another process has locked."""
     path = tmp_path / "held"
     path.mkdir()
     with subprocess.Popen(
@@ -63,7 +63,7 @@ def holder(tmp_path: Path) -> Iterator[Path]:
         process.kill()
 
 
-def test_a_run_writes_its_files_where_it_was_told(finished: Path) -> None:
+def test_run_writes_its_files_to_out(finished: Path) -> None:
     assert list(contents(finished)) == [
         ".lock",
         "checkpoints",
@@ -78,7 +78,7 @@ def test_a_run_writes_its_files_where_it_was_told(finished: Path) -> None:
     ]
 
 
-def test_without_out_a_new_directory_in_runs_is_taken_each_time(
+def test_run_without_out_creates_a_new_directory_in_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -91,25 +91,25 @@ def test_without_out_a_new_directory_in_runs_is_taken_each_time(
     assert len(list((tmp_path / "runs").iterdir())) == 3
 
 
-def test_a_directory_in_use_is_refused_and_left_alone(holder: Path) -> None:
+def test_directory_in_use_is_rejected_and_unchanged(holder: Path) -> None:
     outcome = prunus("run", "digits", *SHORT, "--out", holder)
     outcome.refused("is in use by another run; wait for it or choose another --out", str(holder))
     assert (holder / ".lock").exists()
 
 
-def test_a_run_in_use_cannot_be_resumed(holder: Path, finished: Path) -> None:
+def test_run_in_use_cannot_be_resumed(holder: Path, finished: Path) -> None:
     shutil.copytree(finished, holder, dirs_exist_ok=True)
     before = contents(holder)
     prunus("run", "digits", *SHORT, "--out", holder, "--resume").refused("is in use by another run")
     assert contents(holder) == before
 
 
-def test_a_directory_is_free_again_after_its_run(finished: Path) -> None:
+def test_directory_is_unlocked_after_its_run(finished: Path) -> None:
     with RunDirectory(finished).claimed(resume=True):
         pass
 
 
-def test_two_claims_within_one_process_are_refused_too(tmp_path: Path) -> None:
+def test_second_claim_within_one_process_is_rejected(tmp_path: Path) -> None:
     with (
         RunDirectory(tmp_path / "run").claimed(resume=False),
         pytest.raises(PrunusError, match="in use by another run"),
@@ -118,20 +118,20 @@ def test_two_claims_within_one_process_are_refused_too(tmp_path: Path) -> None:
         raise AssertionError
 
 
-def test_a_file_in_place_of_the_directory_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_file_instead_of_the_directory_is_rejected_and_unchanged(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("precious")
     outcome = prunus("run", "digits", *SHORT, "--out", tmp_path / "out")
     outcome.refused("out is a file; choose another --out")
     assert contents(tmp_path) == {"out": b"precious"}
 
 
-def test_a_file_in_place_of_a_parent_is_refused(tmp_path: Path) -> None:
+def test_file_instead_of_a_parent_directory_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("precious")
     outcome = prunus("run", "digits", *SHORT, "--out", tmp_path / "file" / "out")
     outcome.refused("cannot write", "Not a directory")
 
 
-def test_a_directory_of_other_things_is_refused_with_some_of_them(tmp_path: Path) -> None:
+def test_directory_with_other_contents_is_rejected_and_lists_some(tmp_path: Path) -> None:
     for name in "gfedcba":
         (tmp_path / name).write_text("precious")
     prunus("run", "digits", *SHORT, "--out", tmp_path).refused(
@@ -142,19 +142,19 @@ def test_a_directory_of_other_things_is_refused_with_some_of_them(tmp_path: Path
     )
 
 
-def test_a_directory_of_other_things_is_left_exactly_as_it_was(tmp_path: Path) -> None:
+def test_directory_with_other_contents_is_unchanged(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("x")
     prunus("run", "digits", *SHORT, "--out", tmp_path).refused("has other contents than a run")
     assert contents(tmp_path) == {"precious": b"x"}
 
 
-def test_an_empty_directory_is_taken(tmp_path: Path) -> None:
+def test_empty_directory_is_accepted(tmp_path: Path) -> None:
     outcome = prunus("run", "digits", *settings(dense_epochs=1, epochs=1), "--out", tmp_path)
     assert outcome.code == 0
     assert (tmp_path / "summary.json").exists()
 
 
-def test_a_run_is_not_begun_over_another(copy: Path) -> None:
+def test_run_is_not_started_over_another(copy: Path) -> None:
     before = contents(copy)
     prunus("run", "digits", *SHORT, "--out", copy).refused(
         "holds a run already; resume it with --resume, or choose another --out"
@@ -162,7 +162,7 @@ def test_a_run_is_not_begun_over_another(copy: Path) -> None:
     assert contents(copy) == before
 
 
-def test_resuming_needs_to_know_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_without_out_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     prunus("run", "digits", "--resume").refused(
         "--resume needs --out: pass the directory of the run to resume"
@@ -171,7 +171,7 @@ def test_resuming_needs_to_know_what(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_nothing_cannot_be_resumed(tmp_path: Path, there: bool) -> None:
+def test_directory_without_a_run_cannot_be_resumed(tmp_path: Path, there: bool) -> None:
     if there:
         (tmp_path / "out").mkdir()
     before = contents(tmp_path)
@@ -181,7 +181,7 @@ def test_nothing_cannot_be_resumed(tmp_path: Path, there: bool) -> None:
     assert contents(tmp_path) == before
 
 
-def test_other_settings_than_the_runs_are_all_listed(unfinished: Path) -> None:
+def test_changed_settings_of_a_resumed_run_are_all_listed(unfinished: Path) -> None:
     before = contents(unfinished)
     outcome = prunus(
         *("run", "digits", "--out", unfinished, "--resume", "--seed", "7"),
@@ -196,12 +196,12 @@ def test_other_settings_than_the_runs_are_all_listed(unfinished: Path) -> None:
     assert contents(unfinished) == before
 
 
-def test_another_recipe_than_the_runs_is_refused(unfinished: Path) -> None:
+def test_resume_with_another_recipe_is_rejected(unfinished: Path) -> None:
     outcome = prunus("run", "mnist-lenet300", "--out", unfinished, "--resume")
     outcome.refused("holds a run of the recipe digits, not mnist-lenet300", "prunus run digits")
 
 
-def test_a_complete_run_says_so_and_shows_its_summary_again(copy: Path, finished: Path) -> None:
+def test_complete_run_shows_its_summary_again(copy: Path, finished: Path) -> None:
     before = contents(copy)
     outcome = prunus("run", "digits", *SHORT, "--out", copy, "--resume")
     assert outcome.code == 0
@@ -210,7 +210,7 @@ def test_a_complete_run_says_so_and_shows_its_summary_again(copy: Path, finished
     assert contents(copy) == before
 
 
-def test_a_run_killed_before_it_delivered_delivers_the_same(
+def test_run_killed_before_delivery_delivers_the_same_bits(
     unfinished: Path, finished: Path
 ) -> None:
     assert prunus("run", "digits", *SHORT, "--out", unfinished, "--resume").code == 0
@@ -220,7 +220,7 @@ def test_a_run_killed_before_it_delivered_delivers_the_same(
 
 @pytest.mark.parametrize("name", ["config.json", "summary.json"])
 @pytest.mark.parametrize("content", ["", "{", "[]", "\x00"])
-def test_a_damaged_file_of_the_run_is_named(copy: Path, name: str, content: str) -> None:
+def test_damaged_file_of_a_run_is_reported(copy: Path, name: str, content: str) -> None:
     (copy / name).write_text(content)
     outcome = prunus("run", "digits", *SHORT, "--out", copy, "--resume")
     outcome.refused(f"{name} is damaged: ")
@@ -244,7 +244,7 @@ def test_a_damaged_file_of_the_run_is_named(copy: Path, name: str, content: str)
         ),
     ],
 )
-def test_a_changed_file_of_the_run_is_named(
+def test_edited_file_of_a_run_is_reported(
     copy: Path, name: str, old: str, new: str, message: str
 ) -> None:
     text = (copy / name).read_text()
@@ -257,7 +257,7 @@ def test_a_changed_file_of_the_run_is_named(
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut"])
-def test_a_delivered_network_that_was_lost_is_made_anew(copy: Path, damage: str) -> None:
+def test_lost_model_file_is_written_again(copy: Path, damage: str) -> None:
     before, path = contents(copy), copy / "model.safetensors"
     if damage == "gone":
         path.unlink()
@@ -270,14 +270,14 @@ def test_a_delivered_network_that_was_lost_is_made_anew(copy: Path, damage: str)
     assert {name for name in before if before[name] != after[name]} <= {"summary.json"}
 
 
-def test_a_damaged_dense_network_is_named(unfinished: Path) -> None:
+def test_damaged_dense_network_is_reported(unfinished: Path) -> None:
     path = unfinished / "checkpoints" / "dense.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
     outcome = prunus("run", "digits", *SHORT, "--out", unfinished, "--resume")
     outcome.refused("dense.safetensors")
 
 
-def test_a_missing_dense_network_is_named(unfinished: Path) -> None:
+def test_missing_dense_network_is_reported(unfinished: Path) -> None:
     (unfinished / "checkpoints" / "dense.safetensors").unlink()
     outcome = prunus("run", "digits", *SHORT, "--out", unfinished, "--resume")
     outcome.refused("dense.safetensors")
@@ -285,9 +285,7 @@ def test_a_missing_dense_network_is_named(unfinished: Path) -> None:
 
 @pytest.mark.parametrize("out", ["out", "deep/er/out"])
 @pytest.mark.parametrize("reason", ["data", "settings", "recipe", "validation"])
-def test_a_run_that_never_began_leaves_no_directory_behind(
-    tmp_path: Path, out: str, reason: str
-) -> None:
+def test_run_that_fails_to_start_leaves_no_directory(tmp_path: Path, out: str, reason: str) -> None:
     reasons: dict[str, list[str | Path]] = {
         "data": ["mnist-lenet300", "--data", tmp_path / "absent"],
         "settings": ["digits", "--set", "epochs=0"],
@@ -298,7 +296,7 @@ def test_a_run_that_never_began_leaves_no_directory_behind(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_that_never_began_leaves_the_working_directory_as_it_was(
+def test_run_that_fails_to_start_leaves_the_working_directory_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -308,22 +306,22 @@ def test_a_run_that_never_began_leaves_the_working_directory_as_it_was(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_empty_directory_of_the_users_stays_when_a_run_never_began(tmp_path: Path) -> None:
+def test_empty_directory_is_kept_when_a_run_fails_to_start(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     prunus("run", "digits", "--data", "elsewhere", "--out", tmp_path / "mine").refused("embedded")
     assert contents(tmp_path) == {"mine": None}
 
 
-def test_what_a_killed_beginning_left_behind_is_no_obstacle(tmp_path: Path) -> None:
-    """The lock and the directories are made before the configuration is."""
+def test_run_starts_over_the_leftovers_of_a_killed_start(tmp_path: Path) -> None:
+    """The lock and the directories are created before config.json."""
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / ".lock").touch()
-    (tmp_path / ".config.json.abc").write_text("{")  # as it is while it is written aside
+    (tmp_path / ".config.json.abc").write_text("{")  # the temporary file of config.json
     outcome = prunus("run", "digits", *settings(dense_epochs=1, epochs=1), "--out", tmp_path)
     assert outcome.code == 0, outcome.err
 
 
-def test_a_read_only_disk_is_named(tmp_path: Path) -> None:
+def test_read_only_disk_is_reported(tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "ro") as disk:
         outcome = prunus("run", "digits", *SHORT, "--out", disk / "run")
         outcome.refused("cannot write", "disk/run: Read-only file system")
@@ -331,13 +329,13 @@ def test_a_read_only_disk_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_forbidden_directory_is_named(tmp_path: Path) -> None:
+def test_forbidden_directory_is_reported(tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
     outcome = prunus("run", "digits", *SHORT, "--out", tmp_path / "locked" / "run")
     outcome.refused("cannot write", "Permission denied")
 
 
-def test_a_full_disk_before_the_first_checkpoint_is_named(tmp_path: Path) -> None:
+def test_full_disk_before_the_first_checkpoint_is_reported(tmp_path: Path) -> None:
     """The first checkpoint of the dense training takes 400 kB."""
     with mounted(tmp_path / "disk", "size=300k") as disk:
         outcome = prunus("run", "digits", *SHORT, "--out", disk / "run")
@@ -350,11 +348,11 @@ def test_a_full_disk_before_the_first_checkpoint_is_named(tmp_path: Path) -> Non
         ]
 
 
-def test_a_run_stopped_by_a_full_disk_goes_on_to_the_same_end_once_there_is_room(
+def test_run_stopped_by_a_full_disk_resumes_to_the_same_bits(
     tmp_path: Path, finished: Path
 ) -> None:
     with mounted(tmp_path / "disk", "size=700k") as disk:
-        # Room for one checkpoint of the dense training, not for two beside each other.
+        # Room for one checkpoint of the dense training, but not for two.
         run = disk / "run"
         outcome = prunus("run", "digits", *SHORT, "--out", run)
         outcome.refused("last.safetensors: No space left on device", "make room")
@@ -370,7 +368,7 @@ def test_a_run_stopped_by_a_full_disk_goes_on_to_the_same_end_once_there_is_room
         assert timeless == [{**line, "seconds": None} for line in metrics(finished)]
 
 
-def test_what_a_killed_run_was_writing_aside_is_removed(unfinished: Path) -> None:
+def test_temporary_files_of_a_killed_run_are_removed(unfinished: Path) -> None:
     before = contents(unfinished)
     for file in [path for path in unfinished.rglob("*") if path.is_file()]:
         if file.name != ".lock":
@@ -381,7 +379,7 @@ def test_what_a_killed_run_was_writing_aside_is_removed(unfinished: Path) -> Non
 
 
 @pytest.mark.parametrize("call", ["fsync", "link"])
-def test_the_two_checkpoints_stay_two_until_the_next_is_whole(
+def test_both_checkpoints_are_kept_until_the_next_is_complete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     directory = RunDirectory(tmp_path)
@@ -406,7 +404,7 @@ def test_the_two_checkpoints_stay_two_until_the_next_is_whole(
     assert held == [3, 2]
 
 
-def test_metrics_are_cut_to_what_the_checkpoint_counts(tmp_path: Path) -> None:
+def test_metrics_are_truncated_to_the_lines_of_the_checkpoint(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     for number in range(3):
         directory.append_metrics({"epoch": number})
@@ -418,7 +416,7 @@ def test_metrics_are_cut_to_what_the_checkpoint_counts(tmp_path: Path) -> None:
     assert metrics(tmp_path) == [{"epoch": 0}, {"epoch": 1}, {"epoch": 2}]
 
 
-def test_the_difference_between_whole_and_broken_numbers_is_none(tmp_path: Path) -> None:
+def test_numbers_are_equal_to_themselves_after_json(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     identity = {
         "recipe": "a",

@@ -32,18 +32,18 @@ def survives(trial: Trial) -> bool:
 
 
 @pytest.mark.parametrize("fraction", [0.05, 0.3, 0.5, 0.7, 0.95])
-def test_a_run_killed_at_a_call_ends_with_the_same_bits(runner: Runner, fraction: float) -> None:
+def test_run_killed_at_a_call_ends_with_the_same_bits(runner: Runner, fraction: float) -> None:
     trial = at_a_call(runner, random.Random(1), round(fraction * runner.calls))
     assert survives(trial), trial
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.4])
-def test_a_run_on_a_full_disk_reports_it_and_loses_nothing(runner: Runner, fraction: float) -> None:
+def test_run_on_a_full_disk_reports_it_and_loses_nothing(runner: Runner, fraction: float) -> None:
     trial = full_disk(runner, random.Random(1), max(1, round(fraction * runner.calls)))
     assert survives(trial), trial
 
 
-def test_a_damaged_checkpoint_is_replaced_by_the_one_before(runner: Runner) -> None:
+def test_damaged_checkpoint_is_replaced_by_the_previous_one(runner: Runner) -> None:
     trial = damaged(runner, random.Random(1), 0)
     assert survives(trial), trial
 

@@ -1,4 +1,4 @@
-"""Small sets of text in the columns of the real ones, which a small network can learn."""
+"""Small text data sets with the columns of the real ones, which a small network can learn."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SIZES = {"train": 96, "validation": 12, "test": 12}
 ENGLISH = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
 GERMAN = ["eins", "zwei", "drei", "vier", "fünf", "sechs", "sieben", "acht"]
 
-# Enough for every word above, with the 256 bytes and the special words.
+# Enough for every number above, with 256 bytes and the special tokens.
 SMALL: dict[str, Any] = {
     "vocabulary": 290,
     "length": 48,
@@ -42,8 +42,8 @@ def counting(count: int, seed: str) -> tuple[list[str], list[str]]:
     draw = random.Random(seed)
     picked = [[draw.randrange(8) for _ in range(draw.randint(2, 5))] for _ in range(count)]
     return (
-        [" ".join(ENGLISH[i] for i in words) for words in picked],
-        [" ".join(GERMAN[i] for i in words) for words in picked],
+        [" ".join(ENGLISH[i] for i in numbers) for numbers in picked],
+        [" ".join(GERMAN[i] for i in numbers) for numbers in picked],
     )
 
 

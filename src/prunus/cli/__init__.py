@@ -11,7 +11,3 @@ except ImportError as error:  # pragma: no cover - only without the cli extra
         file=sys.stderr,
     )
     sys.exit(2)
-
-from prunus.cli.app import app, main
-
-__all__ = ["app", "main"]
