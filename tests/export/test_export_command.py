@@ -12,8 +12,8 @@ from helpers.commands import prunus
 from prunus import save_sparse
 from prunus.compaction import load_compact
 from prunus.export.onnx_session import OnnxSession
-from prunus.recipes.run.finished import load_finished
-from prunus.recipes.tasks.models import perceptron
+from prunus.recipes.run.loading import load_trained
+from prunus.recipes.tasks.architectures import perceptron
 
 pytestmark = pytest.mark.slow
 
@@ -34,15 +34,15 @@ def test_export_to_compact_keeps_outputs_with_fewer_parameters(finished_run: Pat
     small = load_compact(path, perceptron(64, 300, 100, 10))
     count = sum(p.numel() for p in small.parameters())
     assert count < 50_610
-    assert f"50,610 parameters, {count:,} without what is dead" in outcome.out
+    assert f"50,610 parameters, {count:,} without dead units" in outcome.out
     x = torch.rand(7, 1, 8, 8)
     expected = outputs(finished_run / "model.safetensors", x)
     with torch.no_grad():
         torch.testing.assert_close(small(x), expected, rtol=1e-5, atol=1e-5)
         # The command can read its compact and its sparse files again.
-        torch.testing.assert_close(load_finished(path).model(x), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(load_trained(path).model(x), expected, rtol=1e-5, atol=1e-5)
         assert prunus("export", finished_run, "--to", "sparse").code == 0
-        sparse = load_finished(finished_run / "model.sparse.safetensors").model
+        sparse = load_trained(finished_run / "model.sparse.safetensors").model
         torch.testing.assert_close(sparse(x), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -67,7 +67,7 @@ def test_files_without_a_usable_network_are_rejected(finished_run: Path, tmp_pat
     path = tmp_path / "any.safetensors"
     save_file({"a": torch.eye(40)}, path)
     for to in ("compact", "onnx"):
-        prunus("export", path, "--to", to).refused("does not say by which recipe", "directory of a")
+        prunus("export", path, "--to", to).refused("does not name the recipe", "directory of a")
     model = finished_run / "model.safetensors"
     prunus("export", finished_run, "--to", "compact", "--out", model).refused("is the file to read")
     prunus("export", finished_run, "--to", "onnx", "--out", tmp_path / "no" / "a").refused(
