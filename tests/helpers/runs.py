@@ -13,6 +13,15 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from helpers.commands import contents, metrics, summary
 from prunus._utils.files import load_tree
 
+# Removes much at once and ends below the floor, so that the delivered state has to be chosen.
+HARD: dict[str, Any] = {
+    "dense_epochs": 4,
+    "epochs": 8,
+    "fraction": 0.6,
+    "ratio": 200,
+    "floor": "dense-0.02",
+}
+
 
 def timeless(value: Any) -> Any:
     """Remove times, and make tensors comparable."""

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from helpers.commands import prunus, settings
+from helpers.runs import HARD
+
 
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,3 +19,11 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HF_DATASETS_CACHE", "HF_MODULES_CACHE"):
         monkeypatch.setattr(datasets.config, name, str(tmp_path / "cache" / name))
     datasets.disable_progress_bars()
+
+
+@pytest.fixture(scope="session")
+def finished_hard_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of digits with the settings HARD; to be copied before it is changed."""
+    path = tmp_path_factory.mktemp("finished") / "run"
+    assert prunus("run", "digits", *settings(**HARD), "--out", path).code == 0
+    return path

@@ -265,7 +265,7 @@ def test_lost_model_file_is_written_again(copy: Path, damage: str) -> None:
         path.write_bytes(path.read_bytes()[:3000])
     outcome = prunus("run", "digits", *SHORT, "--out", copy, "--resume")
     assert outcome.code == 0
-    assert f"{path} is absent or damaged: it is written again\n" in outcome.out
+    assert f"{path} is missing or damaged: it is written again\n" in outcome.out
     after = contents(copy)
     assert {name for name in before if before[name] != after[name]} <= {"summary.json"}
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -15,27 +13,11 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from helpers.commands import SHORT, contents, metrics, prunus, settings, summary
-from helpers.runs import assert_same_run
-from prunus._utils.files import load_tree, save_tree
+from helpers.commands import SHORT, metrics, prunus, settings, summary
+from helpers.runs import HARD
+from prunus._utils.files import load_tree
 from prunus.recipes.data.images import Split, load_digits
 from prunus.recipes.tasks.classification import ImageConfig as Config
-
-# Removes much at once and ends below the floor, so that the delivered state has to be chosen.
-HARD: dict[str, Any] = {
-    "dense_epochs": 4,
-    "epochs": 8,
-    "fraction": 0.6,
-    "ratio": 200,
-    "floor": "dense-0.02",
-}
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("finished") / "run"
-    assert prunus("run", "digits", *settings(**HARD), "--out", path).code == 0
-    return path
 
 
 def accuracy(path: Path, split: Split) -> float:
@@ -48,12 +30,12 @@ def accuracy(path: Path, split: Split) -> float:
     return float((x.argmax(axis=1) == split.labels.numpy()).mean())
 
 
-def test_summary_has_exactly_these_keys(finished: Path) -> None:
+def test_summary_has_exactly_these_keys(finished_hard_run: Path) -> None:
     def keys(value: Any) -> Any:
         return {key: keys(item) for key, item in value.items()} if isinstance(value, dict) else None
 
     splits = dict.fromkeys(("validation", "validation_loss", "test", "test_loss"))
-    held = keys(summary(finished))
+    held = keys(summary(finished_hard_run))
     assert set(held.pop("environment")) == {
         *("prunus", "python", "torch", "platform", "processor", "cores", "threads"),
     }
@@ -74,9 +56,9 @@ def test_summary_has_exactly_these_keys(finished: Path) -> None:
     }
 
 
-def test_summary_matches_the_files(finished: Path) -> None:
-    held = summary(finished)
-    model = load_file(finished / "model.safetensors")
+def test_summary_matches_the_files(finished_hard_run: Path) -> None:
+    held = summary(finished_hard_run)
+    model = load_file(finished_hard_run / "model.safetensors")
     parameters = sum(tensor.size for tensor in model.values())
     nonzero = sum(int(np.count_nonzero(tensor)) for tensor in model.values())
     assert parameters == 64 * 300 + 300 + 300 * 100 + 100 + 100 * 10 + 10
@@ -85,8 +67,8 @@ def test_summary_matches_the_files(finished: Path) -> None:
     assert held["sparsity"] == pytest.approx(1 - nonzero / parameters)
     assert held["compression_ratio"] == parameters / nonzero
     assert held["bytes"] == {
-        "dense": (finished / "checkpoints" / "dense.safetensors").stat().st_size,
-        "sparse": (finished / "model.safetensors").stat().st_size,
+        "dense": (finished_hard_run / "checkpoints" / "dense.safetensors").stat().st_size,
+        "sparse": (finished_hard_run / "model.safetensors").stat().st_size,
     }
     assert held["metric"] == {"name": "accuracy", "mode": "max"}
     assert (held["recipe"], held["seed"]) == ("digits", 0)
@@ -94,16 +76,16 @@ def test_summary_matches_the_files(finished: Path) -> None:
     assert held["environment"]["torch"] == torch.__version__
 
 
-def test_accuracies_match_the_saved_networks(finished: Path) -> None:
-    held, images = summary(finished), load_digits(0.2, 0)
+def test_accuracies_match_the_saved_networks(finished_hard_run: Path) -> None:
+    held, images = summary(finished_hard_run), load_digits(0.2, 0)
     for kind, file in (("dense", "checkpoints/dense.safetensors"), ("sparse", "model.safetensors")):
         for split in ("validation", "test"):
-            measured = accuracy(finished / file, getattr(images, split))
+            measured = accuracy(finished_hard_run / file, getattr(images, split))
             assert held[kind][split] == pytest.approx(measured, abs=1e-12), (kind, split)
 
 
-def test_delivered_network_is_the_sparsest_that_met_the_floor(finished: Path) -> None:
-    held, lines = summary(finished), metrics(finished)
+def test_delivered_network_is_the_sparsest_that_met_the_floor(finished_hard_run: Path) -> None:
+    held, lines = summary(finished_hard_run), metrics(finished_hard_run)
     floor = held["dense"]["validation"] - 0.02
     assert held["sparse"]["validation"] >= floor
     pruning = [line for line in lines if line["phase"] == "prune"]
@@ -117,8 +99,8 @@ def test_delivered_network_is_the_sparsest_that_met_the_floor(finished: Path) ->
     assert held["sparse"]["validation"] == best
 
 
-def test_metrics_have_a_line_per_epoch_in_order(finished: Path) -> None:
-    lines = metrics(finished)
+def test_metrics_have_a_line_per_epoch_in_order(finished_hard_run: Path) -> None:
+    lines = metrics(finished_hard_run)
     assert [(line["phase"], line["epoch"]) for line in lines] == [
         *(("dense", epoch) for epoch in range(1, 5)),
         *(("prune", epoch) for epoch in range(1, 9)),
@@ -131,12 +113,12 @@ def test_metrics_have_a_line_per_epoch_in_order(finished: Path) -> None:
         assert all(math.isfinite(line[key]) for key in ("loss", "validation_loss", "validation"))
     seconds = [line["seconds"] for line in lines]
     assert seconds == sorted(seconds)
-    assert summary(finished)["seconds"]["total"] >= seconds[-1]
-    assert summary(finished)["dense"]["validation"] == lines[3]["validation"]
+    assert summary(finished_hard_run)["seconds"]["total"] >= seconds[-1]
+    assert summary(finished_hard_run)["dense"]["validation"] == lines[3]["validation"]
 
 
-def test_removals_add_up_and_happen_only_at_or_above_the_floor(finished: Path) -> None:
-    pruning = [line for line in metrics(finished) if line["phase"] == "prune"]
+def test_removals_add_up_and_happen_only_at_or_above_the_floor(finished_hard_run: Path) -> None:
+    pruning = [line for line in metrics(finished_hard_run) if line["phase"] == "prune"]
     kept = 50_610
     for line in pruning:
         assert line["sparsity"] == pytest.approx(1 - kept / 50_610, abs=1e-12)
@@ -146,8 +128,8 @@ def test_removals_add_up_and_happen_only_at_or_above_the_floor(finished: Path) -
         kept -= line["removed"]
 
 
-def test_config_file_contains_every_setting(finished: Path) -> None:
-    held = json.loads((finished / "config.json").read_text())
+def test_config_file_contains_every_setting(finished_hard_run: Path) -> None:
+    held = json.loads((finished_hard_run / "config.json").read_text())
     assert {key: held[key] for key in ("recipe", "seed", "data")} == {
         "recipe": "digits",
         "seed": 0,
@@ -362,155 +344,3 @@ def test_floor_that_random_weights_never_meet_is_reported(tmp_path: Path) -> Non
     )
     assert not (tmp_path / "run" / "summary.json").exists()
     assert not (tmp_path / "run" / "model.safetensors").exists()
-
-
-@pytest.fixture
-def unfinished(finished: Path, tmp_path: Path) -> Path:
-    """A run that was killed just before delivery, with a single checkpoint."""
-    path = shutil.copytree(finished, tmp_path / "unfinished")
-    (path / "summary.json").unlink()
-    (path / "model.safetensors").unlink()
-    (path / "checkpoints" / "previous.safetensors").unlink()
-    return path
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1000])
-
-
-def alter(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-1000:] = bytes(1000)  # as after a power cut: of the right length, but zeros
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize("damage", [cut, alter, Path.unlink])
-def test_previous_checkpoint_is_used_if_the_newest_is_damaged(
-    finished: Path, tmp_path: Path, damage: Callable[[Path], None]
-) -> None:
-    path = shutil.copytree(finished, tmp_path / "copy")
-    (path / "summary.json").unlink()
-    (path / "model.safetensors").unlink()
-    last = path / "checkpoints" / "last.safetensors"
-    damage(last)
-    outcome = prunus("run", "digits", *settings(**HARD), "--out", path, "--resume")
-    assert outcome.code == 0, outcome.err
-    assert str(last) in outcome.out
-    assert "Resuming from the previous one" in outcome.out
-    assert_same_run(path, finished)
-
-
-def test_two_damaged_checkpoints_are_both_reported(finished: Path, tmp_path: Path) -> None:
-    path = shutil.copytree(finished, tmp_path / "copy")
-    (path / "summary.json").unlink()
-    cut(path / "checkpoints" / "last.safetensors")
-    alter(path / "checkpoints" / "previous.safetensors")
-    before = contents(path)
-    outcome = prunus("run", "digits", *settings(**HARD), "--out", path, "--resume")
-    outcome.refused(
-        "last.safetensors is damaged", "the previous one cannot be used either", "altered"
-    )
-    assert contents(path) == before
-
-
-def assert_resume_is_rejected(path: Path, *parts: str) -> None:
-    """Assert that resuming is rejected for this reason, and that no file changes."""
-    before = contents(path)
-    outcome = prunus("run", "digits", *settings(**HARD), "--out", path, "--resume")
-    outcome.refused("checkpoints/last.safetensors", *parts)
-    assert contents(path) == before
-
-
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
-def test_truncated_checkpoint_is_rejected(unfinished: Path, share: float) -> None:
-    last = unfinished / "checkpoints" / "last.safetensors"
-    whole = last.read_bytes()
-    last.write_bytes(whole[: int(share * len(whole))])
-    assert_resume_is_rejected(unfinished, "is damaged", "start again")
-
-
-def test_altered_checkpoint_is_rejected(unfinished: Path) -> None:
-    last = unfinished / "checkpoints" / "last.safetensors"
-    altered = bytearray(last.read_bytes())
-    altered[-100] ^= 1
-    last.write_bytes(altered)
-    assert_resume_is_rejected(unfinished, "was altered after it was written")
-
-
-def test_model_file_instead_of_a_checkpoint_is_rejected(unfinished: Path) -> None:
-    checkpoints = unfinished / "checkpoints"
-    shutil.copy(checkpoints / "dense.safetensors", checkpoints / "last.safetensors")
-    assert_resume_is_rejected(unfinished, "is not a checkpoint of a run: it has tensors only")
-
-
-@pytest.mark.parametrize(
-    "keys",
-    [
-        ("phase",),
-        ("epoch",),
-        ("partial_epoch",),
-        ("model",),
-        ("phase_state",),
-        ("phase_state", "optimizer"),
-        ("phase_state", "scheduler"),
-        ("phase_state", "pruner"),
-        ("data_order",),
-        ("random_state",),
-        ("seconds",),
-        ("metric_lines",),
-        ("dense_metric",),
-    ],
-    ids=".".join,
-)
-def test_checkpoint_without_one_of_its_keys_is_rejected(
-    unfinished: Path, keys: tuple[str, ...]
-) -> None:
-    last = unfinished / "checkpoints" / "last.safetensors"
-    tree = load_tree(last)
-    *parents, key = keys
-    part = tree
-    for parent in parents:
-        part = part[parent]
-    del part[key]
-    save_tree(last, tree)
-    assert_resume_is_rejected(unfinished, "not a checkpoint of this recipe")
-
-
-def test_checkpoint_of_a_wider_network_is_rejected(unfinished: Path) -> None:
-    last = unfinished / "checkpoints" / "last.safetensors"
-    tree = load_tree(last)
-    tree["model"]["1.weight"] = torch.zeros(301, 64)
-    save_tree(last, tree)
-    assert_resume_is_rejected(unfinished, "not a checkpoint of this recipe", "1.weight")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"schedule": "gradual"},
-        {"schedule": "oneshot"},
-        {"alpha": 0.3},
-        {"score": "taylor"},
-        {"batch_size": 64},
-        {"lr": 0.01},
-        {"epochs": 9},
-        {"seed": 1},
-    ],
-    ids=lambda other: "-".join(map(str, *other.items())),
-)
-def test_checkpoint_of_a_run_with_other_settings_is_rejected(
-    unfinished: Path, tmp_path: Path, other: dict[str, Any]
-) -> None:
-    chosen = {**HARD, **other}
-    seed = str(chosen.pop("seed", 0))
-    # Some of these end in an error at the floor, after the checkpoint that is used here.
-    path = tmp_path / "other"
-    prunus("run", "digits", *settings(**chosen), "--seed", seed, "--out", path)
-    held = load_tree(path / "checkpoints" / "last.safetensors")
-    assert held["phase"] == "prune"
-    shutil.copy(
-        path / "checkpoints" / "last.safetensors",
-        unfinished / "checkpoints" / "last.safetensors",
-    )
-    assert_resume_is_rejected(unfinished)

@@ -9,6 +9,10 @@ from typing import Any
 
 import datasets
 
+from helpers.commands import settings
+from prunus.recipes.registry import RECIPES
+from prunus.recipes.tasks.sequence_to_sequence import SequenceConfig
+
 SIZES = {"train": 96, "validation": 12, "test": 12}
 
 ENGLISH = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
@@ -105,3 +109,11 @@ SETS = {
     "taskmaster1-dialogue": taskmaster1,
     "shakespeare-lm": shakespeare,
 }
+
+SEARCH = {"beams": 2, "validation_beams": 1}
+
+
+def small(name: str, **changes: Any) -> list[str]:
+    """Return the options of a recipe for a small network, with these settings changed."""
+    search = SEARCH if isinstance(RECIPES[name].config, SequenceConfig) else {}
+    return settings(**{**SMALL, **search, **changes})

@@ -129,7 +129,8 @@ class Trial:
         if not self.last.exists():
             return (0, 0)
         state = load_tree(self.last)
-        return (state["lines"], state["within"]["steps"] if state["within"] else 0)
+        partial = state["partial_epoch"]
+        return (state["metric_lines"], partial["steps"] if partial else 0)
 
 
 class Runner:

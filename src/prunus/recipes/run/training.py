@@ -76,12 +76,8 @@ def run(
     with directory.claimed(resume=resume):
         if resume:
             directory.check_config(identity)
-            summary = directory.read_summary()
-            if summary is not None and directory.model_is_whole():
-                progress.report(f"the run in {directory.path} is complete; nothing is left to do")
-                return summary
-            if summary is not None:
-                progress.report(f"{directory.model} is absent or damaged: it is written again")
+            if (complete := _complete_summary(directory, progress)) is not None:
+                return complete
         progress.report(f"data: {data or recipe.data}")
         context, state = _prepare(recipe, config, directory, progress, identity, stop)
         if dense is not None and not directory.has_checkpoint:
@@ -94,6 +90,18 @@ def run(
         summary = summarize(context, state, sparsity)
         directory.write_summary(summary)
         return summary
+
+
+def _complete_summary(directory: RunDirectory, progress: Progress) -> dict[str, Any] | None:
+    """Return the summary of a complete run; None if the run has to be resumed."""
+    summary = directory.read_summary()
+    if summary is None:
+        return None
+    if directory.model_is_whole():
+        progress.report(f"the run in {directory.path} is complete; nothing is left to do")
+        return summary
+    progress.report(f"{directory.model} is missing or damaged: it is written again")
+    return None
 
 
 def _prepare(
