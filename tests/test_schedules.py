@@ -1,4 +1,4 @@
-"""When weights are removed, and how many; and the floor."""
+"""Schedules: when weights are removed and how many."""
 
 from __future__ import annotations
 

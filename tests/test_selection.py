@@ -1,4 +1,4 @@
-"""Which tensors are chosen, from every kind of layer."""
+"""The selection of tensors, from every type of layer."""
 
 from __future__ import annotations
 

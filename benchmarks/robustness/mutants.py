@@ -45,7 +45,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Each module below src/prunus/, and the tests that have to detect a change of it.
 MODULES: dict[str, list[str]] = {
     "constraint.py": ["tests/test_constraint.py", "tests/test_schedules.py"],
-    "masks.py": ["tests/test_masks.py", "tests/test_removal.py"],
+    "masks.py": ["tests/test_masks.py", "tests/engine/test_removal.py"],
     "schedules.py": ["tests/test_schedules.py"],
     "scores.py": ["tests/test_scores.py"],
     "selection.py": ["tests/test_selection.py"],
@@ -60,7 +60,7 @@ MODULES: dict[str, list[str]] = {
     "penalties/strengths.py": ["tests/penalties/test_strengths.py"],
     "_engine/clipping.py": ["tests/engine/test_clipping.py"],
     "_engine/gradients.py": ["tests/engine/test_gradients.py"],
-    "_engine/kth_smallest.py": ["tests/test_threshold.py"],
+    "_engine/kth_smallest.py": ["tests/engine/test_kth_smallest.py"],
     "_engine/observation.py": ["tests/engine/test_observation.py"],
     "_engine/step_state.py": ["tests/engine/test_step_state.py"],
 }

@@ -109,7 +109,7 @@ def test_optimizer_state_of_removed_weights_is_cleared(build: Build) -> None:
         assert_positive_zero(value.float())
     if isinstance(optimizer, torch.optim.LBFGS):
         assert not any(optimizer.state.values())
-    # It stays cleared where the optimizer's memory is made of gradients, for those are blanked.
+    # It stays cleared where the optimizer's state is computed from gradients, which are zeroed.
     train(model, optimizer, BATCH, 3)
     if type(optimizer) in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
         for value in per_weight():

@@ -9,13 +9,10 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
-from helpers.data import noise_batch
-from helpers.models import tanh_network
-from helpers.training import squared_error, train
+from helpers.training import train
+from penalties.tasks import BATCH, small_network, task_loss
 from prunus import (
     Coefficient,
     ConstantRelevance,
@@ -24,19 +21,10 @@ from prunus import (
     LinearDecayStrength,
     LinearRelevance,
     Pruner,
-    PrunusError,
     RelevancePenalty,
-    Strength,
 )
-from prunus._utils.chunks import CPU_CHUNK
-from prunus.penalties.application import TensorStep
 from prunus.penalties.decoupled_application import shrink_
-from prunus.penalties.formula import PenaltyFormula, Power
-from prunus.penalties.gradient_application import GradientApplication
 from prunus.penalties.relevance import Apply
-from prunus.selection import PrunableTensor, Selection
-
-BATCH = noise_batch(32, 8, 3, seed=1, dtype=torch.float64)
 
 SEVEN: dict[str, Callable[[list[torch.Tensor]], torch.optim.Optimizer]] = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.1),
@@ -58,14 +46,6 @@ FORMULAS: dict[str, tuple[Coefficient, Callable[[torch.Tensor], torch.Tensor]]] 
     "lobster": (LinearRelevance(), lambda g: torch.clamp(1 - torch.abs(g), min=0)),
     "constant": (ConstantRelevance(), torch.ones_like),
 }
-
-
-def small_network() -> Any:
-    return tanh_network(8, 16, 3, seed=3, dtype=torch.float64)
-
-
-def task_loss(model: nn.Module) -> torch.Tensor:
-    return squared_error(model, BATCH)
 
 
 def reference(
@@ -202,72 +182,6 @@ def test_smoothing_shrinks_rarely_used_embeddings_less(phase: int) -> None:
     assert steady / 4 < left(0.99) < steady * 4
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("gamma", "steps"), [(5e-5, 10_000), (5e-7, 10_000), (0.05, 20)])
-def test_short_types_lose_no_shrink_to_rounding(
-    dtype: torch.dtype, gamma: float, steps: int
-) -> None:
-    model = nn.Linear(40, 1, bias=False)
-    nn.init.uniform_(model.weight, -1.0, 1.0)
-    model.to(dtype)
-    begin = model.weight.detach().double()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    pruner = Pruner(model, optimizer, RelevancePenalty(gamma, apply="decoupled"))
-    model.weight.grad = torch.zeros_like(model.weight)
-    for _ in range(steps):
-        optimizer.step()
-    expected = begin * (1 - 2 * gamma) ** steps
-    torch.testing.assert_close(model.weight.double(), expected, rtol=0.05, atol=0)
-    # What the weight itself cannot hold is in the remainder.
-    exact = model.weight.double() + pruner.state_dict()["remainders"]["weight"]
-    torch.testing.assert_close(exact, expected, rtol=1e-4, atol=0)
-
-
-@pytest.mark.parametrize("apply", ["gradient", "loss"])
-def test_16_bit_weights_without_decoupled_penalty_warn(apply: Apply) -> None:
-    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1).bfloat16())
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.warns(UserWarning, match="16 bits of 1.weight, .* apply='decoupled'"):
-        Pruner(model, optimizer, RelevancePenalty(0.1, apply=apply))
-
-
-@pytest.mark.parametrize("power", [1, 2])
-def test_remainders_stay_exact_while_the_optimizer_moves_the_weights(power: Literal[1, 2]) -> None:
-    torch.manual_seed(0)
-    model = nn.Embedding(6, 8, padding_idx=1).bfloat16()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.25)
-    penalty = RelevancePenalty(1e-4, ConstantRelevance(), power=power, apply="decoupled")
-    pruner = Pruner(model, optimizer, penalty)
-    pruner.prune(sparsity=0.25)
-    kept = pruner.masks["weight"]
-    moving = kept.clone()
-    moving[1] = False
-    expected = model.weight.detach().double()
-    for step in range(3000):
-        move = 2.0 if step == 1500 else 0.0
-        model.weight.grad = torch.full_like(model.weight, move) * moving
-        optimizer.step()
-        expected -= 0.25 * move * moving
-        shrink = 2e-4 * expected if power == 2 else 1e-4 * expected.sign()
-        shrink[1] = 0.0  # padding
-        expected -= torch.where(expected.abs() < shrink.abs(), expected, shrink)
-    exact = model.weight.double() + pruner.state_dict()["remainders"]["weight"]
-    assert not model.weight[~kept].any()
-    assert not model.weight[1].any()
-    torch.testing.assert_close(
-        exact[kept], expected[kept], rtol=0, atol=0.01
-    )  # the move was rounded
-
-
-def test_float32_weights_have_no_remainders() -> None:
-    model = nn.Linear(4, 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    pruner = Pruner(model, optimizer, RelevancePenalty(0.1, apply="decoupled"))
-    model(torch.ones(1, 4)).sum().backward()
-    optimizer.step()
-    assert pruner.state_dict()["remainders"] == {}
-
-
 def one_weight(value: float, penalty: RelevancePenalty, gradient: float, lr: float = 0.5) -> float:
     """Train a single weight for a step of SGD with a given gradient."""
     layer = nn.Linear(1, 1, bias=False, dtype=torch.float64)
@@ -359,15 +273,6 @@ def test_a_custom_coefficient_may_ignore_out() -> None:
         assert one_weight(2.0, penalty, 0.0, lr) == pytest.approx(2.0 - 2 * 0.25 * 0.5 * 2.0)
 
 
-def test_a_large_half_precision_tensor_has_a_finite_penalty() -> None:
-    layer = nn.Linear(1024, 1024, bias=False, dtype=torch.float16)
-    layer.weight.data.fill_(0.5)
-    value = RelevancePenalty(1.0, ConstantRelevance()).bind(layer)(
-        layer(torch.ones(1, 1024).half()).sum() * 0
-    )
-    assert value.item() == 0.25 * 1024 * 1024
-
-
 def test_a_step_whose_loss_lacks_the_penalty_warns() -> None:
     model = small_network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -433,163 +338,3 @@ def test_a_tensor_that_the_loss_does_not_reach_is_left_alone_by_every_way() -> N
         loss.backward()
         optimizer.step()
         assert torch.equal(model["idle"].weight, before)
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    numel=st.sampled_from([1, 7, CPU_CHUNK - 1, CPU_CHUNK, 2 * CPU_CHUNK + 3]),
-    gamma=st.floats(0, 0.4),
-    alpha=st.floats(1e-3, 10),
-    relative=st.booleans(),
-    power=st.sampled_from([1, 2]),
-    strided=st.booleans(),
-    seed=st.integers(0, 2**31),
-)
-def test_the_penalty_computed_in_chunks_equals_the_whole_formula(
-    numel: int, gamma: float, alpha: float, relative: bool, power: Power, strided: bool, seed: int
-) -> None:
-    torch.manual_seed(seed)
-    weight, gradient = torch.randn(2, numel, dtype=torch.float64)
-    mask = torch.rand(numel) < 0.5
-    if strided:
-        weight, gradient, mask = (t.repeat_interleave(2)[::2] for t in (weight, gradient, mask))
-    unit = alpha * (gradient.abs().mean() if relative else 1.0)
-    c = torch.exp(-gradient.abs() / unit)
-    shrink = 2 * c * weight if power == 2 else c * weight.sign()
-    formula = PenaltyFormula(ExponentialRelevance(alpha, relative), power)
-    mine = gradient.clone()
-    tensor = PrunableTensor("weight", nn.Parameter(weight))
-    application = GradientApplication(formula, Selection([tensor]), dict)
-    with torch.no_grad():
-        application.before_step(
-            TensorStep(tensor, weight, mine, gamma, mask, None, mine, None, None)
-        )
-    # The mean of 131,075 numbers summed in another order differs by 1e-14, and all that follows.
-    torch.testing.assert_close(mine, (gradient + gamma * shrink) * mask, rtol=0, atol=1e-12)
-    out = torch.empty_like(gradient)
-    formula.coefficients(gradient, out=out)
-    torch.testing.assert_close(out, c, rtol=0, atol=1e-12)
-
-
-def test_a_zero_gradient_is_wholly_irrelevant_also_when_relative() -> None:
-    for coefficient in (
-        ExponentialRelevance(0.1, relative=True),
-        LinearRelevance(0.1, relative=True),
-    ):
-        assert coefficient(torch.zeros(4)).tolist() == [1.0] * 4
-
-
-@pytest.mark.parametrize(
-    "coefficient", [ExponentialRelevance(), LinearRelevance(), ConstantRelevance()]
-)
-@given(g=st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=20))
-def test_coefficients_lie_between_0_and_1_and_fall_with_the_gradient(
-    coefficient: Coefficient, g: list[float]
-) -> None:
-    gradient = torch.tensor(sorted(g, key=abs))
-    c = coefficient(gradient)
-    assert bool(((c >= 0) & (c <= 1)).all())
-    assert bool((c.diff() <= 0).all())
-    torch.testing.assert_close(coefficient(-gradient), c)
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: ExponentialRelevance(0.0), "alpha must be above 0, but is 0.0"),
-        (lambda: LinearRelevance(math.nan), "alpha must be a finite number above 0, but is nan"),
-        (
-            lambda: RelevancePenalty("much"),  # type: ignore[arg-type]
-            "strength must be a number or a Strength, but is 'much'",
-        ),
-        (lambda: RelevancePenalty(-1.0), "a strength must be at least 0, but is -1"),
-        (lambda: LearningRateStrength(math.inf), "strength must be a finite number"),
-        (
-            lambda: RelevancePenalty(LearningRateStrength),  # type: ignore[arg-type]
-            r"strength must be .* but is the class LearningRateStrength: pass an instance",
-        ),
-        (
-            lambda: RelevancePenalty(coefficient="l2"),  # type: ignore[arg-type]
-            "coefficient must be a Coefficient, but is 'l2', without unit",
-        ),
-        (
-            lambda: RelevancePenalty(coefficient=ExponentialRelevance),  # type: ignore[arg-type]
-            "coefficient must be a Coefficient, but is the class ExponentialRelevance: pass",
-        ),
-        (lambda: LinearDecayStrength(1.0, steps=1.5), "steps must be a whole number"),  # type: ignore[arg-type]
-        (
-            lambda: RelevancePenalty(10**400, power=3, apply="q"),  # type: ignore[arg-type]
-            "^a strength must be a finite number .* 1,329 bits; power must be 1 .*; apply must be ",
-        ),
-        (lambda: LinearDecayStrength(1.0, steps=0), "steps must be at least 1, but is 0"),
-        (
-            lambda: RelevancePenalty(power=3),  # type: ignore[arg-type]
-            r"power must be 1 .* or 2 .*, but is 3",
-        ),
-        (
-            lambda: RelevancePenalty(apply="both"),  # type: ignore[arg-type]
-            "apply must be 'gradient', 'loss' or 'decoupled', but is 'both'",
-        ),
-        (
-            lambda: RelevancePenalty(smoothing=1.0),
-            "smoothing must be from 0 to below 1, but is 1.0",
-        ),
-        (
-            lambda: RelevancePenalty(smoothing=math.nan),
-            "smoothing must be a finite number from 0 to below 1, but is nan",
-        ),
-        (
-            lambda: RelevancePenalty(smoothing="much"),  # type: ignore[arg-type]
-            "smoothing must be a finite number from 0 to below 1, but is 'much'",
-        ),
-        (
-            lambda: RelevancePenalty(apply="loss", smoothing=0.9),
-            'smoothing needs apply="gradient" or "decoupled", but is 0.9 with apply="loss"',
-        ),
-    ],
-)
-def test_invalid_arguments_are_rejected(
-    make: Callable[[], Strength | Coefficient], message: str
-) -> None:
-    with pytest.raises(PrunusError, match=message):
-        make()
-
-
-def test_the_term_needs_a_scalar_with_a_graph() -> None:
-    term = RelevancePenalty(0.1).bind(small_network())
-    with pytest.raises(PrunusError, match=r"the scalar loss .* got a tensor of shape \(3,\)"):
-        term(torch.ones(3))
-
-
-def test_a_strength_that_changes_outside_a_pruner_is_rejected() -> None:
-    with pytest.raises(
-        PrunusError, match=r"needs a constant strength, but has LearningRateStrength"
-    ):
-        RelevancePenalty(LearningRateStrength(0.1)).bind(small_network())
-
-
-def test_smoothing_outside_a_pruner_is_rejected() -> None:
-    with pytest.raises(PrunusError, match=r"has no memory, but smoothing is 0.9: use Pruner"):
-        RelevancePenalty(smoothing=0.9).bind(small_network())
-
-
-def test_a_stored_penalty_term_follows_the_changing_strength() -> None:
-    layer = nn.Linear(1, 1, bias=False)
-    layer.weight.data.fill_(1.0)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
-    penalty = RelevancePenalty(LinearDecayStrength(1.0, steps=2), ConstantRelevance(), apply="loss")
-    term = Pruner(layer, optimizer, penalty).penalty
-    values = []
-    for _ in range(3):
-        values.append(term(layer(torch.ones(1, 1)).sum()).item())
-        optimizer.step()
-    assert values == [1.0, 0.5, 0.0]
-
-
-def test_the_term_is_refused_where_the_pruner_applies_the_penalty_itself() -> None:
-    model = small_network()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(PrunusError, match='apply="gradient"'):
-        _ = Pruner(model, optimizer, RelevancePenalty(0.1)).penalty
-    with pytest.raises(PrunusError, match="no penalty"):
-        _ = Pruner(model, optimizer).penalty

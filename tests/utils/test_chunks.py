@@ -1,4 +1,4 @@
-"""Walking tensors in pieces."""
+"""Chunks of tensors cover every element once."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_every_element_is_visited_once_at_the_same_place_of_both_tensors(
         assert a.numel() <= size or len(shape) == 0 or a.dim() == one.dim() == 0 or numel <= size
         assert torch.equal(a, b)
         seen += a.reshape(-1).tolist()
-        a += 1000  # pieces are views, not copies
+        a += 1000  # chunks are views, not copies
     assert sorted(seen) == list(range(numel))
     assert torch.equal(one, two + 1000)
 

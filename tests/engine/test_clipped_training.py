@@ -1,4 +1,4 @@
-"""Clipping within the step: what is called irrelevant must not depend on it."""
+"""Clipping within the step, which must not change which weights are irrelevant."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Removing exactly as many as asked, the smallest first, with a minimum in each tensor."""
+"""Removal of an exact number of weights, the smallest first, with a minimum per tensor."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def remover(model: nn.Module, min_density: float = 0.0) -> Remover:
 
 
 def by_plain_sort(vectors: list[list[float]], keep: int, min_density: float) -> list[list[bool]]:
-    """The rule by brute force: walk up the sorted scores, skip what the guard protects."""
+    """Return masks by brute force: remove in sorted order, except what the minimum protects."""
     flat = [(abs(v), i, j) for i, vector in enumerate(vectors) for j, v in enumerate(vector)]
     left = [len(vector) for vector in vectors]
     least = [math.ceil(min_density * len(vector)) for vector in vectors]

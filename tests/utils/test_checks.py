@@ -1,4 +1,4 @@
-"""Checks of what a caller gave: what passes, and what the message says of what does not."""
+"""Checks of arguments: the values that pass, and the messages about those that do not."""
 
 from __future__ import annotations
 
