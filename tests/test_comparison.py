@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
+from benchmarks.measuring import RESULTS
 from benchmarks.studies import compare
+from prunus.recipes.registry import find_recipe
 
 
 def run(method: str, ratio: float, seed: int, dense: float, sparse: float) -> dict[str, Any]:
@@ -52,3 +55,10 @@ def test_every_method_says_what_it_changes() -> None:
         assert isinstance(compare.changes("shakespeare-lm", method), list)
     assert compare.changes("shakespeare-lm", "L2")[0] == "penalty=l2"
     assert compare.changes("digits", "L2") == ["penalty=l2"]
+
+
+@pytest.mark.parametrize("recipe", compare.L2_STRENGTHS)
+def test_result_files_have_the_settings_of_their_recipes(recipe: str) -> None:
+    record = json.loads((RESULTS / f"compare-{recipe}.json").read_text())
+    settings = find_recipe(recipe).config.with_settings(["autocast=true"]).as_dict()
+    assert record["settings"] == settings  # otherwise the comparison cannot be continued

@@ -52,19 +52,7 @@ def changes(recipe: str, method: str) -> list[str]:
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("recipe")
-    parser.add_argument("--data", help="as in `prunus run`")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--ratios", type=float, nargs="+", required=True)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--out", type=Path, help="the result file; default: in benchmarks/results")
-    parser.add_argument("--runs", type=Path, help="keep the runs here; default: delete them")
-    arguments = parser.parse_args()
-    own = [s for s in arguments.settings if s.partition("=")[0] in ("ratio", "penalty", "strength")]
-    if own:
-        parser.error(f"the comparison itself sets what --set {own[0]} would change")
+    arguments = _arguments()
     recipe = find_recipe(arguments.recipe)
     settings = recipe.config.with_settings(arguments.settings).as_dict()
     default = RESULTS / f"compare-{recipe.name}.json"
@@ -182,6 +170,23 @@ def table(record: dict[str, Any]) -> list[str]:
         values, gaps = spread(got.values, decimals), spread(got.gaps, decimals, "+")
         rows.append(f"| {method} | {got.sparsity:.1%} | {values} | {gaps} |")
     return rows
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipe")
+    parser.add_argument("--data", help="as in `prunus run`")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--ratios", type=float, nargs="+", required=True)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--out", type=Path, help="the result file; default: in benchmarks/results")
+    parser.add_argument("--runs", type=Path, help="keep the runs here; default: delete them")
+    arguments = parser.parse_args()
+    own = [s for s in arguments.settings if s.partition("=")[0] in ("ratio", "penalty", "strength")]
+    if own:
+        parser.error(f"the comparison itself sets what --set {own[0]} would change")
+    return arguments
 
 
 def _started(out: Path, wanted: dict[str, Any]) -> dict[str, Any]:
