@@ -174,7 +174,7 @@ def damaged(runner: Runner, draw: random.Random, number: int) -> Trial:
     if ended.code == -signal.SIGKILL:  # while it replaces the newest by the one before
         ended = runner.watched(trial, Disturbance())
         text += ended.text
-    reported = "Going on from the one before it" in text
+    reported = "Resuming from the previous one" in text
     trial.expect(reported, f"no message about a checkpoint {damage}: {text[-2000:]}")
     runner.finish(trial, ended)
     return trial
