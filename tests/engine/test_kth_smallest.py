@@ -215,3 +215,48 @@ def test_scores_are_left_as_they_are() -> None:
     before = vector.view(torch.int32).clone()
     kth_smallest(source(vector, where=[torch.tensor([True, False, True])]), 2)
     assert torch.equal(vector.view(torch.int32), before)
+
+
+def test_equal_scores_of_different_types_are_tied() -> None:
+    half = torch.tensor([1.0, 3.0, 1.0], dtype=torch.bfloat16)
+    double = torch.tensor([2.0, 1.0], dtype=torch.float64)
+    for tensors in ((half, double), (double, half)):
+        joined = torch.cat([tensor.double() for tensor in tensors])
+        for k in range(1, 6):
+            threshold = kth_smallest(source(*tensors), k)
+            assert threshold.dtype == torch.float64
+            below = torch.cat([threshold.below(chunk) for chunk in source(*tensors)()])
+            assert torch.equal(below, expected_below(joined, k))
+
+
+def test_a_threshold_after_the_last_tie_of_a_tensor_splits_none() -> None:
+    chunks = source(torch.tensor([1.0, 1.0]), torch.tensor([1.0, 3.0]))
+    assert kth_smallest(chunks, 2) == Threshold(
+        1.0, 0x3F800000, torch.float32, frozenset({"t0"}), None, -1
+    )
+
+
+def test_a_tie_is_split_within_tensors_of_any_length() -> None:
+    for length in (2, 3, 2047, 2048, 3000, 4095, 4096):
+        for k in (1, length - 1):
+            threshold = kth_smallest(source(torch.zeros(length)), k)
+            assert (threshold.split, threshold.position) == ("t0", k - 1)
+
+
+def test_nan_in_the_first_of_several_chunks_is_reported() -> None:
+    whole = torch.tensor([math.nan, 1.0])
+    with pytest.raises(NonFiniteError, match="scores of w contain NaN"):
+        kth_smallest(lambda: [shard("w", whole, [0]), shard("w", whole, [1])], 1)
+
+
+def test_k_may_not_exceed_the_number_of_candidates() -> None:
+    where = torch.tensor([True, False, True])
+    with pytest.raises(ValueError, match="from 1 to the number of candidates, 2, but is 3"):
+        kth_smallest(source(torch.ones(3), where=[where]), 3)
+
+
+def test_a_process_that_counts_nothing_finds_the_same_threshold() -> None:
+    whole = torch.tensor([3.0, 1.0, 2.0])
+    counting, idle = shard("w", whole, range(3)), shard("w", whole, range(3), counted=False)
+    for threshold in in_threads([lambda: [counting], lambda: [idle]], 2):
+        assert (threshold.value, threshold.split) == (2.0, None)

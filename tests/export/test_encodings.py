@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunus.export.encodings import ENCODINGS, InconsistencyError, Index
+from prunus.export.encodings import ENCODINGS, InconsistencyError, Index, Positions
 
 from .files import scattered
 
@@ -96,15 +96,39 @@ def test_repeated_columns_and_rows_out_of_order_are_rejected() -> None:
             list(ENCODINGS["columns"].decode(index, (1, 3), 2))
 
 
-def test_repetitive_and_scattered_gaps_are_each_compressed_by_the_better_strategy() -> None:
+@pytest.mark.parametrize("columns", [[0, 2, 1], [1, 1, 2], [0, 1, 2, 2, 3], [0, 1, 3, 2, 4]])
+def test_columns_must_ascend_within_and_between_blocks(
+    columns: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prunus.export.encodings._BLOCK", 3)
+    rows = np.array([0, len(columns)], dtype=np.uint32)
+    index: Index = {"columns": np.array(columns, dtype=np.uint16), "rows": rows}
+    with pytest.raises(InconsistencyError, match="columns do not ascend within each row"):
+        list(ENCODINGS["columns"].decode(index, (1, 9), len(columns)))
+
+
+def test_blocks_of_decoded_gaps_have_a_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prunus.export.encodings._BLOCK", 64)
+    index = ENCODINGS["gaps"].encode(np.arange(1000), (1000,))
+    assert index["gaps"].nbytes < 64  # so that one block of the stream holds all positions
+    blocks = list(ENCODINGS["gaps"].decode(index, (1000,), 1000))
+    assert max(map(len, blocks)) == 64
+    assert np.concatenate(blocks).tolist() == list(range(1000))
+
+
+def stream_of(positions: Positions, strategy: int) -> bytes:
+    gaps = (np.diff(positions, prepend=-1) - 1).astype(np.uint8).tobytes()
+    compressor = zlib.compressobj(level=6, memLevel=9, strategy=strategy)
+    return compressor.compress(gaps) + compressor.flush()
+
+
+def test_gaps_are_compressed_by_the_strategy_that_is_best_on_the_first_65_536() -> None:
+    regular = np.arange(0, 200_000, 3)[: 1 << 16]
     random = np.random.default_rng(0)
-    regular = np.arange(0, 60_000, 3)
-    irregular = np.flatnonzero(random.random(60_000) < 0.05)
-    for positions, strategy in (
-        (regular, zlib.Z_DEFAULT_STRATEGY),
-        (irregular, zlib.Z_HUFFMAN_ONLY),
-    ):
-        gaps = (np.diff(positions, prepend=-1) - 1).astype(np.uint8).tobytes()
-        expected = zlib.compressobj(level=6, memLevel=9, strategy=strategy)
-        stream = ENCODINGS["gaps"].encode(positions, (60_000,))["gaps"].tobytes()
-        assert stream == expected.compress(gaps) + expected.flush()
+    irregular = np.flatnonzero(random.random(2_000_000) < 0.05)[: 1 << 16]
+    both = np.concatenate([irregular, irregular[-1] + 1 + regular])
+    default, huffman = zlib.Z_DEFAULT_STRATEGY, zlib.Z_HUFFMAN_ONLY
+    assert len(stream_of(both, default)) < len(stream_of(both, huffman))
+    for positions, strategy in ((regular, default), (irregular, huffman), (both, huffman)):
+        stream = ENCODINGS["gaps"].encode(positions, (int(positions[-1]) + 1,))["gaps"]
+        assert stream.tobytes() == stream_of(positions, strategy)
