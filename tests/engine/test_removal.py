@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from helpers.peers import PeerGroup
 from prunus import (
     MagnitudeScore,
     Masks,
@@ -20,7 +22,8 @@ from prunus import (
     TaylorScore,
     select,
 )
-from prunus._engine.removal import Remover
+from prunus._engine.kth_smallest import SCORE_CHUNK
+from prunus._engine.removal import Remover, least_kept
 
 
 def model_of(*vectors: list[float]) -> nn.Module:
@@ -150,3 +153,152 @@ def test_taylor_scores_go_by_the_remembered_product() -> None:
     assert removal.masks["w0"].tolist() == [False, True, False]
     with pytest.raises(PrunusError, match=r"needs the gradient of at least one .* shape \(3,\)"):
         Remover(Masks(select(model, "*")), score, {}).keep(1)
+
+
+def test_positions_of_removed_weights_are_compared_before_anything_is_removed() -> None:
+    removal = remover(model_of([5.0, 1.0, 3.0], [2.0, 9.0], [8.0]))
+    compared: list[dict[str, float]] = []
+
+    def check_equal(values: Mapping[str, float]) -> None:
+        compared.append(dict(values))
+        assert removal.masks.kept == 6
+
+    assert removal.keep(3, check_equal) == ["w0", "w1"]
+    # Removed are 1.0 and 3.0 at positions 1 and 2 of w0, and 2.0 at position 0 of w1. Counted
+    # from 1, the sums are 2 + 3, 1 and 0.
+    (values,) = compared
+    assert list(values.values()) == [5.0, 1.0, 0.0]
+    assert [name.split()[2] for name in values] == ["w0", "w1", "w2"]
+    assert removal.keep(3, check_equal) == []
+    assert removal.keep(4, check_equal) == []
+    assert len(compared) == 1
+
+
+def test_sums_of_positions_are_those_of_all_chunks() -> None:
+    model = model_of([1.0] * (2 * SCORE_CHUNK + 10), [2.0])
+    compared: list[float] = []
+    remover(model).keep(1, lambda values: compared.extend(values.values()))
+    numel = 2 * SCORE_CHUNK + 10
+    assert compared == [numel * (numel + 1) / 2, 0.0]
+
+
+def test_of_large_sums_of_positions_the_lowest_52_bits_are_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    large = torch.tensor([(1 << 52) + 5, 0])
+    monkeypatch.setattr("prunus._engine.removal.positions", lambda *_: large)
+    compared: list[float] = []
+    remover(model_of([1.0, 2.0])).keep(1, lambda values: compared.extend(values.values()))
+    assert compared == [6.0]  # of 2^52 + 6
+
+
+def test_other_processes_learn_of_an_error_which_stays_the_one_reported() -> None:
+    removal = remover(model_of([1.0, 2.0], [math.nan, 1.0]))
+    compared: list[float] = []
+
+    def check_equal(values: Mapping[str, float]) -> None:
+        compared.extend(values.values())
+        raise PrunusError("the processes differ")
+
+    with pytest.raises(NonFiniteError, match="scores of w1 contain NaN"):
+        removal.keep(1, check_equal)
+    assert len(compared) == 2
+    assert all(map(math.isnan, compared))
+
+
+def test_the_guard_counts_what_all_chunks_of_a_tensor_would_lose() -> None:
+    numel = SCORE_CHUNK + 100
+    removal = remover(model_of([1.0] * numel, [2.0] * numel), 0.5)
+    assert removal.least == 2 * (numel // 2)
+    removal.keep(numel + 10)
+    assert [int(mask.sum()) for mask in removal.masks.values()] == [numel // 2, numel // 2 + 10]
+    assert not removal.masks["w0"][: numel // 2].any()  # the earliest of equal scores
+
+
+def test_the_guard_leaves_tensors_alone_that_are_at_their_minimum() -> None:
+    removal = remover(model_of([1.0] * 4, [2.0] * 4, [3.0] * 4), 0.5)
+    removal.keep(8)
+    assert [int(mask.sum()) for mask in removal.masks.values()] == [2, 2, 4]
+    assert removal.keep(6) == ["w2"]
+    assert [int(mask.sum()) for mask in removal.masks.values()] == [2, 2, 2]
+    below = remover(model_of([1.0] * 4, [2.0] * 4), 0.5)
+    below.masks["w0"][:3] = False  # by hand, below the minimum
+    assert below.least == 1 + 2
+    assert below.keep(3) == ["w1"]
+    assert [int(mask.sum()) for mask in below.masks.values()] == [1, 2]
+
+
+def test_the_least_kept_is_rounded_up_but_for_rounding_errors() -> None:
+    assert [least_kept(100, density) for density in (0.0, 1e-4, 0.07, 0.071, 1.0)] == [
+        0,
+        1,
+        7,
+        8,
+        100,
+    ]
+
+
+def test_shards_are_counted_by_one_process_and_removed_by_all() -> None:
+    model = model_of([5.0, 1.0, 3.0], [2.0, 9.0])
+    selection = select(model, "*")
+    selection.process_group = PeerGroup()
+    removal = Remover(Masks(selection), MagnitudeScore(), {})
+    assert removal.keep(3) == ["w0", "w1"]
+    assert [mask.tolist() for mask in removal.masks.values()] == [
+        [True, False, True],
+        [False, True],
+    ]
+    assert removal.masks.kept == 3
+
+
+MASK = (1 << 64) - 1
+
+
+def split_mix(position: int, seed: int, event: int, name: str) -> float:
+    """Return the number of SplitMix64 by Python's integers."""
+    key = hash((seed, event, int.from_bytes(name.encode(), "big"))) & (MASK >> 2)
+    state = (position + key) * 0x9E3779B97F4A7C15 & MASK
+    state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & MASK
+    state = (state ^ (state >> 27)) * 0x94D049BB133111EB & MASK
+    state ^= state >> 31
+    return (state >> 40) / 2**24
+
+
+class Recording(RandomScore):
+    """A random score that keeps what it drew."""
+
+    drawn: ClassVar[list[torch.Tensor]] = []
+
+    def compute(self, weight: Any, memory: Any, *, uniform: Any) -> torch.Tensor:
+        assert memory is None
+        numbers: torch.Tensor = uniform(self.seed)
+        assert numbers.shape == weight.shape
+        assert numbers.dtype == torch.float32
+        self.drawn.append(numbers)
+        return numbers
+
+
+def test_random_numbers_are_those_of_split_mix_by_position_name_seed_and_event() -> None:
+    model = nn.ModuleDict({"a": nn.Linear(3, 2, bias=False), "b": nn.Linear(2, 2, bias=False)})
+    Recording.drawn.clear()
+    Remover(Masks(select(model)), Recording(seed=7), {}, seed=3).keep(9)
+    numbers = [split_mix(i, 7, 3, "a.weight") for i in range(6)]
+    assert Recording.drawn[0].flatten().tolist() == numbers
+    assert Recording.drawn[1].flatten().tolist() == [
+        split_mix(i, 7, 3, "b.weight") for i in range(4)
+    ]
+    long = nn.Linear(SCORE_CHUNK + 5, 1, bias=False)
+    Recording.drawn.clear()
+    Remover(Masks(select(long)), Recording(), {}).keep(1)
+    tail = Recording.drawn[1].flatten().tolist()
+    assert tail == [split_mix(SCORE_CHUNK + i, 0, 0, "weight") for i in range(5)]
+    assert max(map(float, map(torch.max, Recording.drawn))) < 1.0
+
+
+def test_a_memory_is_read_chunk_by_chunk_beside_its_weights() -> None:
+    numel = SCORE_CHUNK + 2
+    model = model_of([1.0] * numel)
+    memory = torch.arange(numel, 0, -1, dtype=torch.float32)
+    removal = Remover(Masks(select(model, "*")), TaylorScore(), {"w0": memory})
+    removal.keep(3)
+    assert removal.masks["w0"].nonzero().flatten().tolist() == [0, 1, 2]
