@@ -80,17 +80,17 @@ def test_files_without_a_usable_network_are_rejected(finished_run: Path, tmp_pat
     damaged.write_bytes(model.read_bytes()[:-8])
     prunus("bench", damaged).refused("is not a whole safetensors file")
     save_sparse({"1.weight": torch.ones(2, 2)}, path, metadata={"recipe": "digits"})
-    prunus("bench", path).refused("any.safetensors is damaged or absent", "Missing key")
+    prunus("bench", path).refused("any.safetensors is damaged or missing", "Missing key")
     save_sparse({"1.weight": torch.ones(2, 2)}, path, metadata={"recipe": "gone"})
     prunus("bench", path).refused("there is no recipe 'gone'")
     save_sparse({"1.weight": torch.ones(2, 2)}, path, metadata={"recipe": "shakespeare-lm"})
-    prunus("bench", path).refused("language model", "pretrained is not there")
+    prunus("bench", path).refused("language model", "pretrained does not exist")
     (tmp_path / "pretrained").mkdir()
     (tmp_path / "pretrained" / "config.json").write_text("{}")
     prunus("bench", path).refused("pretrained is damaged, or not of a language model")
     csr = tmp_path / "csr"
     assert prunus("export", finished_run, "--to", "csr", "--out", csr).code == 0
-    prunus("bench", csr).refused("holds compressed rows", "that it was exported from")
+    prunus("bench", csr).refused("holds compressed sparse rows", "that it was exported from")
     small = tmp_path / "small"
     assert prunus("export", finished_run, "--to", "compact", "--out", small).code == 0
     prunus("export", small, "--to", "compact", "--out", path).refused("is compact already")
