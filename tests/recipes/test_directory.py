@@ -394,7 +394,7 @@ def test_both_checkpoints_are_kept_until_the_next_is_complete(
     monkeypatch.setattr(os, call, full)
     monkeypatch.setattr(shutil, "copyfile", full)
     with pytest.raises(
-        PrunusError, match=r"safetensors: No space left on device\. What was written"
+        PrunusError, match=r"safetensors: No space left on device\. Files written before"
     ):
         directory.save_checkpoint({"epoch": 3})
     assert contents(tmp_path) == before

@@ -217,11 +217,13 @@ def warmup_and_cosine(
     Example:
         >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
         >>> scheduler = warmup_and_cosine(optimizer, warmup=0.5, steps=4)
+        >>> rates = []
         >>> for _ in range(4):
-        ...     print(round(scheduler.get_last_lr()[0], 6), end=" ")
+        ...     rates += scheduler.get_last_lr()
         ...     optimizer.step()
         ...     scheduler.step()
-        0.5 1.0 1.0 0.5
+        >>> [round(rate, 6) for rate in rates]
+        [0.5, 1.0, 1.0, 0.5]
     """
     rising = max(1, round(warmup * steps))
 
