@@ -259,6 +259,6 @@ def test_missing_extra_is_reported(absent: str) -> None:
     )
     assert process.returncode != 0
     assert process.stderr.startswith(
-        "the prunus command needs the 'cli' extra: pip install 'prunus[cli]' ("
+        "the prunus command needs the extra 'cli': pip install 'prunus[cli]' ("
     )
     assert "Traceback" not in process.stderr

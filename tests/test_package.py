@@ -63,6 +63,7 @@ def test_the_public_names_are_exactly_these() -> None:
         "LinearRelevance",
         "MagnitudeScore",
         "Masks",
+        "MissingExtraError",
         "NonFiniteError",
         "OneShot",
         "PeerError",

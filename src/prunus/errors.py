@@ -16,6 +16,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "FloorNotReachedError",
+    "MissingExtraError",
     "NonFiniteError",
     "PeerError",
     "PrunusError",
@@ -49,6 +50,10 @@ class SparseFileError(PrunusError, ValueError):
 
 class FloorNotReachedError(PrunusError):
     """No state of the model met the floor, so there is nothing to deliver."""
+
+
+class MissingExtraError(PrunusError, ImportError):
+    """A feature needs an optional dependency that is not installed."""
 
 
 class NonFiniteError(PrunusError, ValueError):

@@ -10,7 +10,7 @@ import pytest
 from torch import nn
 
 from prunus import speed_up
-from prunus.runtime import SpeedUpReport, layer_timing
+from prunus.runtime import SpeedUpReport, layer_choice
 
 __all__ = ["plant_timings", "report_of"]
 
@@ -34,4 +34,4 @@ def plant_timings(monkeypatch: pytest.MonkeyPatch, *milliseconds: Sequence[float
             for name, each in zip(variants, milliseconds, strict=False)
         }
 
-    monkeypatch.setattr(layer_timing, "interleaved", interleaved)
+    monkeypatch.setattr(layer_choice, "interleaved", interleaved)

@@ -355,7 +355,7 @@ def test_training_images_of_a_single_colour_are_rejected(tmp_path: Path) -> None
 def test_missing_extra_is_reported(monkeypatch: pytest.MonkeyPatch, absent: list[str]) -> None:
     for name in absent:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(PrunusError, match=r"need the 'hub' extra: pip install 'prunus\[hub\]'"):
+    with pytest.raises(PrunusError, match=r"needs the extra 'hub': pip install 'prunus\[hub\]'"):
         load("some/set")
 
 

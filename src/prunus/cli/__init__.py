@@ -2,12 +2,11 @@
 
 import sys
 
+from prunus._utils.extras import missing_extra
+
 try:
     import rich.console  # noqa: F401
     import typer  # noqa: F401
 except ImportError as error:  # pragma: no cover - only without the cli extra
-    print(
-        f"the prunus command needs the 'cli' extra: pip install 'prunus[cli]' ({error})",
-        file=sys.stderr,
-    )
+    print(missing_extra("the prunus command", "cli", error), file=sys.stderr)
     sys.exit(2)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from prunus._utils.extras import missing_extra
 from prunus.errors import PrunusError
 
 __all__ = ["OnnxSession", "check_onnx_extra", "first_line"]
@@ -23,7 +24,8 @@ class OnnxSession:
         threads: The number of threads. Default: onnxruntime's own choice.
 
     Raises:
-        PrunusError: The 'onnx' extra is missing, or onnxruntime rejects the file.
+        MissingExtraError: The 'onnx' extra is not installed.
+        PrunusError: onnxruntime rejects the file.
     """
 
     def __init__(self, path: str | Path, threads: int = 0) -> None:
@@ -86,13 +88,11 @@ def check_onnx_extra() -> None:
     """Check that the packages of the 'onnx' extra are installed.
 
     Raises:
-        PrunusError: One is missing.
+        MissingExtraError: One is missing.
     """
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise PrunusError(
-            f"writing ONNX files needs the 'onnx' extra: pip install 'prunus[onnx]' ({error})"
-        ) from error
+        raise missing_extra("writing ONNX files", "onnx", error) from error

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from prunus._utils.checks import raise_problems, type_problem
+from prunus._utils.extras import missing_extra
 from prunus._utils.files import load_tree, save_tree
 from prunus.errors import CheckpointError, PrunusError, listing
 from prunus.integrations.common import STATE_FILE, check_unsharded
@@ -23,10 +24,7 @@ try:
     from accelerate.optimizer import AcceleratedOptimizer
     from accelerate.utils import DistributedType
 except ImportError as error:
-    raise ImportError(
-        "prunus.integrations.accelerate needs the 'accelerate' extra: "
-        "pip install 'prunus[accelerate]'"
-    ) from error
+    raise missing_extra("prunus.integrations.accelerate", "accelerate", error) from error
 
 __all__ = ["AcceleratedPruner"]
 

@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from prunus._utils.extras import missing_extra
 from prunus._utils.files import load_tree, save_tree
 from prunus.constraint import Mode
 from prunus.errors import CheckpointError, PrunusError, listing
@@ -30,10 +31,7 @@ try:
     from transformers import TrainerCallback
     from transformers.trainer_utils import IntervalStrategy
 except ImportError as error:
-    raise ImportError(
-        "prunus.integrations.transformers needs the 'transformers' extra: "
-        "pip install 'prunus[transformers]'"
-    ) from error
+    raise missing_extra("prunus.integrations.transformers", "transformers", error) from error
 
 __all__ = ["STATE_FILE", "PruningCallback"]
 

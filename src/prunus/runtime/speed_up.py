@@ -18,11 +18,12 @@ from prunus._inference.model_calls import (
     reference_outputs,
 )
 from prunus._inference.outputs import TOLERANCE, relative_difference
+from prunus._utils.extras import missing_extra
 from prunus.errors import PrunusError, listing
 from prunus.runtime.attention_splitting import split_sparse_attentions
 from prunus.runtime.candidates import layer_inputs
 from prunus.runtime.fusion import find_chains
-from prunus.runtime.layer_timing import median_seconds, time_layer
+from prunus.runtime.layer_choice import median_seconds, time_layer
 from prunus.runtime.replacing import Replacement, replace_layers
 from prunus.runtime.report import LayerTiming, SpeedUpReport
 
@@ -144,7 +145,5 @@ def _speed_up(model: nn.Module, example_inputs: ExampleInputs) -> tuple[nn.Modul
 def _check_numba() -> None:
     try:
         import numba  # noqa: F401
-    except ImportError as missing:
-        raise PrunusError(
-            "the sparse runtime needs Numba: pip install 'prunus[runtime]'"
-        ) from missing
+    except ImportError as error:
+        raise missing_extra("the sparse runtime", "runtime", error) from error

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from prunus.errors import DataError, PrunusError
+from prunus._utils.extras import missing_extra
+from prunus.errors import DataError
 from prunus.recipes.data.splits import get_split, load_splits
 
 __all__ = ["Images", "Split", "load_digits", "load_hub_images", "shift_images"]
@@ -60,7 +61,7 @@ def load_digits(validation: float, seed: int) -> Images:
     try:
         from sklearn import datasets
     except ImportError as error:
-        raise PrunusError("the digits need the 'cli' extra: pip install 'prunus[cli]'") from error
+        raise missing_extra("the recipe digits", "cli", error) from error
     images, labels = datasets.load_digits(return_X_y=True)
     images = images.reshape(-1, 8, 8)
     test = np.arange(len(labels)) % 5 == 4

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prunus.errors import DataError, PrunusError, listing
+from prunus._utils.extras import missing_extra
+from prunus.errors import DataError, listing
 
 __all__ = ["get_split", "load_splits"]
 
@@ -21,16 +22,13 @@ def load_splits(source: str, name: str | None = None) -> Any:
 
     Raises:
         DataError: The set is missing, empty or damaged.
-        PrunusError: The libraries of the hub extra are not installed.
+        MissingExtraError: The libraries of the hub extra are not installed.
     """
     try:
         import datasets
         import PIL  # noqa: F401
     except ImportError as error:
-        raise PrunusError(
-            "recipes on data from the Hub or a folder need the 'hub' extra: "
-            "pip install 'prunus[hub]'"
-        ) from error
+        raise missing_extra("a recipe on data from the Hub or a folder", "hub", error) from error
     folder = Path(source).expanduser()
     looks_local = folder.exists() or source.startswith((".", "/", "~"))
     if looks_local and not folder.is_dir():

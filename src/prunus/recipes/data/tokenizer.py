@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from prunus._utils.extras import missing_extra
 from prunus.errors import DataError
-from prunus.recipes.tasks.language import missing_extra
 
 __all__ = ["BOS", "EOS", "PAD", "train_tokenizer"]
 
@@ -26,7 +26,7 @@ def train_tokenizer(texts: Iterable[str], size: int, extra: Sequence[str] = ()) 
 
     Raises:
         DataError: The texts are too few for that many tokens.
-        PrunusError: The libraries of the language extra are not installed.
+        MissingExtraError: The libraries of the language extra are not installed.
 
     Example:
         >>> tokenizer = train_tokenizer(["to be or not to be, that is the question"] * 9, 280)
@@ -39,7 +39,7 @@ def train_tokenizer(texts: Iterable[str], size: int, extra: Sequence[str] = ()) 
         from tokenizers.trainers import BpeTrainer
         from transformers import PreTrainedTokenizerFast
     except ImportError as error:
-        raise missing_extra() from error
+        raise missing_extra("a language recipe", "language", error) from error
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

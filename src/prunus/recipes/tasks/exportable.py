@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from prunus._inference.model_calls import ExampleInputs
+from prunus._utils.extras import missing_extra
 from prunus.errors import PrunusError
-from prunus.recipes.tasks.language import missing_extra
 
 __all__ = ["ExportableNetwork", "image_network", "language_network"]
 
@@ -58,7 +58,7 @@ def language_network(file: Path) -> ExportableNetwork:
     try:
         import transformers
     except ImportError as missing:
-        raise missing_extra() from missing
+        raise missing_extra("a language recipe", "language", missing) from missing
     try:
         config: Any = transformers.AutoConfig.from_pretrained(folder)
         has_encoder = bool(config.is_encoder_decoder)

@@ -22,7 +22,6 @@ __all__ = [
     "build_adam",
     "choose_attention",
     "group_into_steps",
-    "missing_extra",
     "publish",
     "set_dropout",
 ]
@@ -174,13 +173,6 @@ def group_into_steps(batches: Iterator[Any], count: int) -> Iterator[list[Any]]:
             step = []
     if step:
         yield step
-
-
-def missing_extra() -> PrunusError:
-    """Return the error for a missing library of the language tasks."""
-    return PrunusError(
-        "recipes on language need the 'language' extra: pip install 'prunus[language]'"
-    )
 
 
 def publish(model: Any, tokenizer: Any, directory: Path) -> None:

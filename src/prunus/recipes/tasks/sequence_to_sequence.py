@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from prunus._utils.extras import missing_extra
 from prunus._utils.fields import number, setting
 from prunus.errors import DataError
 from prunus.recipes.data.texts import TextPairs
@@ -22,7 +23,6 @@ from prunus.recipes.tasks.language import (
     build_adam,
     choose_attention,
     group_into_steps,
-    missing_extra,
     publish,
     set_dropout,
 )
@@ -330,7 +330,7 @@ def _bleu() -> Any:
     try:
         from sacrebleu.metrics import BLEU
     except ImportError as error:
-        raise missing_extra() from error
+        raise missing_extra("a language recipe", "language", error) from error
     return BLEU()
 
 

@@ -1,4 +1,4 @@
-"""Timing of sparse layers and networks against dense ones."""
+"""The choice between a dense layer and its sparse counterpart, by timing both."""
 
 from __future__ import annotations
 
