@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from helpers.peers import PeerGroup
+from helpers.peers import PeerGroup, second_of_two_processes
 from prunus import CheckpointError, Masks, PrunusError, select
 from prunus.masks import candidates, clear_
 
@@ -287,7 +287,9 @@ def test_every_entry_that_does_not_fit_is_named() -> None:
 
 
 def test_a_selection_is_required() -> None:
-    with pytest.raises(PrunusError, match=r"selection must be a Selection.*prunus\.select"):
+    with pytest.raises(
+        PrunusError, match=r"^selection must be a Selection.* Linear: prunus\.select\(model\)$"
+    ):
         Masks(nn.Linear(2, 2))  # type: ignore[arg-type]
 
 
@@ -308,3 +310,48 @@ def test_candidates_are_the_kept_weights_outside_of_the_padding_row() -> None:
     plain = masks_of((2,))
     mask = plain["weight0"]
     assert candidates(plain.selection["weight0"], mask) is mask
+
+
+def test_unchanged_masks_are_not_counted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    masks = masks_of((2,), (3,))
+    masks["weight1"][0] = False
+    active = masks.active()
+    counted: list[str] = []
+    count = Masks.kept_in
+
+    def kept_in(self: Masks, name: str) -> int:
+        counted.append(name)
+        return count(self, name)
+
+    monkeypatch.setattr(Masks, "kept_in", kept_in)
+    assert masks.active() == active
+    assert counted == []
+    masks["weight0"][0] = False
+    assert list(masks.active()) == ["weight0", "weight1"]
+    assert counted == ["weight0", "weight1"]
+
+
+def test_masks_of_shards_are_packed_by_the_rows_of_the_whole_tensor() -> None:
+    from torch.distributed.tensor import DTensor, Shard
+
+    with second_of_two_processes() as mesh:
+        layer = nn.Linear(9, 4, bias=False)
+        shard = DTensor.from_local(torch.ones(2, 9), mesh, [Shard(0)])
+        layer.weight = nn.Parameter(shard)
+        selection = select(layer)
+        selection.process_group = PeerGroup()
+        masks = Masks(selection)
+        masks["weight"][0, 1:] = False
+        packed: Any = masks.packed()["weight"]
+        assert packed.shape == (4, 2)
+        assert packed.placements == (Shard(0),)
+        assert packed.to_local().tolist() == [[0b10000000, 0], [0b11111111, 0b10000000]]
+        restored = Masks(selection)
+        restored.load_packed({"weight": packed})
+        assert torch.equal(restored["weight"], masks["weight"])
+        # Of the masks of a whole model, this process reads the last two rows.
+        whole = torch.tensor([[255, 128], [255, 128], [0b01000000, 0], [0, 128]], dtype=torch.uint8)
+        restored.load_packed({"weight": whole})
+        rows = [[False, True, *[False] * 7], [*[False] * 8, True]]
+        assert restored["weight"].tolist() == rows
+        assert restored.kept == 2

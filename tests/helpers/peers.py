@@ -46,3 +46,16 @@ def single_process_mesh() -> Iterator[Any]:
         yield DeviceMesh("cpu", [0])
     finally:
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def second_of_two_processes() -> Iterator[Any]:
+    """Act as the second of two processes and yield their device mesh; nothing is exchanged."""
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=2)
+    try:
+        yield DeviceMesh("cpu", [0, 1])
+    finally:
+        dist.destroy_process_group()
