@@ -113,6 +113,25 @@ def test_the_penalty_of_several_chunks_is_that_of_the_whole(size: int, masked: b
     torch.testing.assert_close(gradient, expected if mask is None else expected * mask)
 
 
+def test_coefficients_of_a_chunk_are_the_memory_for_those_of_the_next() -> None:
+    outs, results = [], []
+
+    class Recorded(LinearRelevance):
+        def __call__(self, gradient: torch.Tensor, *, unit: Any = None, out: Any = None) -> Any:
+            outs.append(out)
+            results.append(super().__call__(gradient, unit=unit, out=out))
+            return results[-1]
+
+    layer = nn.Embedding(2 * CPU_CHUNK + 3, 1)
+    selection = select(layer)
+    application = GradientApplication(PenaltyFormula(Recorded(2.0), 2), selection, dict)
+    with torch.no_grad():
+        application.before_step(step_of(selection, torch.ones_like(layer.weight)))
+    assert outs[0] is None
+    assert outs[1] is results[0]
+    assert outs[2] is None  # the last chunk is smaller
+
+
 def test_a_coefficient_may_return_any_tensor() -> None:
     class Own(LinearRelevance):
         def __call__(self, gradient: torch.Tensor, **arguments: Any) -> torch.Tensor:
