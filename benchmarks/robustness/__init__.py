@@ -1,1 +1,1 @@
-"""Robustness: interruption, damaged files, and the contract of all combinations."""
+"""Robustness: interruption, damaged files, the contract of all combinations, and mutations."""

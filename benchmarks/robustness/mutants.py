@@ -4,7 +4,7 @@ mutmut makes one small change at a time (a mutant) and runs the tests that call 
 function, in a process forked after torch was imported. Each module is judged by its own tests
 alone, in a copy of the repository. Properties and code outside functions are not mutated. A mutant
 that exceeds the time limit runs again with ten times as much: if it exceeds that too, it loops and
-counts as killed. A survivor needs a test, or a reason in ``equivalent_mutants.py``.
+counts as killed. A survivor needs a test, or a reason in ``equivalent_mutants.toml``.
 
 Run from the repository's root: ``python -m benchmarks.robustness.mutants``
 """
@@ -23,6 +23,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -38,7 +39,6 @@ from mutmut.stats import status_by_exit_code
 from mutmut.utils.format_utils import orig_function_and_class_names_from_key
 
 from benchmarks.measuring import RESULTS, save
-from benchmarks.robustness.equivalent_mutants import EQUIVALENT, reason
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -77,6 +77,11 @@ MODULES: dict[str, list[str]] = {
     "_engine/step_hooks.py": ["tests/engine/test_step_hooks.py"],
     "_engine/step_state.py": ["tests/engine/test_step_state.py"],
 }
+
+EQUIVALENT: dict[str, dict[str, list[str]]] = tomllib.loads(
+    Path(__file__).with_name("equivalent_mutants.toml").read_text()
+)
+"""By module, the reasons why mutants are equivalent and the changes that have each reason."""
 
 WANTED = 85.0
 """The percentage of a module's mutants that its tests have to kill."""
@@ -271,6 +276,15 @@ def _record(module: str, counts: Counter[str], seconds: int, survivors: list[Rec
     }
 
 
+def reason(module: str, diff: Iterable[str]) -> str | None:
+    """Return why a mutant of a module is equivalent, or None if no reason is known."""
+    change = "\n".join(line[0] + line[1:].strip() for line in diff)
+    for why, changes in EQUIVALENT.get(module, {}).items():
+        if change in map(str.strip, changes):
+            return why
+    return None
+
+
 def _cpu_seconds() -> float:
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
@@ -297,9 +311,9 @@ def problems(results: dict[str, Record]) -> list[str]:
             found.append(f"{module}: {record['percent_killed']} % killed, wanted {WANTED} %")
         if unexplained:
             found.append(f"{module}: {unexplained} survivors without a test or a reason")
-        reasons = EQUIVALENT.get(module, {}).values()
-        known = {survivor.get("equivalent") for survivor in record["survivors"]}
-        found += [f"{module}: no survivor matches the reason {why!r}" for why in {*reasons} - known]
+        used = {survivor.get("equivalent") for survivor in record["survivors"]}
+        unused = [why for why in EQUIVALENT.get(module, {}) if why not in used]
+        found += [f"{module}: no survivor has the reason {why!r}" for why in unused]
     return found
 
 

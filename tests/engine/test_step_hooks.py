@@ -126,6 +126,10 @@ def test_a_strength_that_is_not_above_zero_leaves_masks_in_force(strength: float
     hooked.moved(GRADIENT, GRADIENT)
     assert hooked.parameter().grad.tolist() == [[0.0, -1.0, 0.0]]
     assert hooked.weight()[2] == 0.0
+    hooked.masks["1.weight"][0, 2] = False
+    hooked.moved([-0.0, 0.0, 0.0], GRADIENT)
+    assert hooked.parameter(1).grad[0, 2].item() == 0.0
+    assert torch.signbit(hooked.parameter().grad[0, 0])  # unchanged to the bit
 
 
 def test_removed_weights_are_zero_after_a_step_that_moves_them() -> None:
@@ -169,8 +173,12 @@ class Recorder(torch.optim.Optimizer):
         return losses
 
 
-@pytest.mark.parametrize("by_name", [False, True])
-def test_gradients_of_a_closure_are_edited_after_each_of_its_calls(by_name: bool) -> None:
+@pytest.mark.parametrize(
+    ("rest", "options"), [((), {}), (("more",), {"fast": True}), (None, {}), (None, {"fast": True})]
+)
+def test_gradients_of_a_closure_are_edited_after_each_of_its_calls(
+    rest: tuple[str, ...] | None, options: dict[str, bool]
+) -> None:
     hooked = Hooked(penalty=penalty_of(), optimizer=Recorder)
     gradients = []
 
@@ -182,12 +190,22 @@ def test_gradients_of_a_closure_are_edited_after_each_of_its_calls(by_name: bool
         return 0.25
 
     step: Any = hooked.optimizer.step
-    losses = step(closure=closure, fast=True) if by_name else step(closure, "more", fast=True)
+    losses = step(closure=closure, **options) if rest is None else step(closure, *rest, **options)
     assert losses == [0.25, 0.25]
     assert gradients == [PENALIZED]
     assert hooked.weight() == [0.0, -1.0, -1.0]
-    assert hooked.optimizer.seen == [(() if by_name else ("more",), {"fast": True})]  # type: ignore[attr-defined]
+    assert hooked.optimizer.seen == [(rest or (), options)]  # type: ignore[attr-defined]
     assert hooked.steps == 1
+
+
+def test_an_optimizer_may_leave_its_closure_uncalled() -> None:
+    class Idle(Scaled):
+        def step(self, closure: Any = None) -> Any:
+            assert closure is not None
+
+    hooked = Hooked(penalty=penalty_of(), optimizer=Idle)
+    hooked.optimizer.step(lambda: 0.0)
+    assert (hooked.steps, hooked.weight()) == (1, WEIGHT)
 
 
 @pytest.mark.parametrize("apply", ["gradient", "decoupled"])
@@ -229,6 +247,31 @@ def test_gradients_are_clipped_between_score_and_penalty() -> None:
     assert hooked.hooks.observer.memory["0.weight"].tolist() == [[0.0, 4.0, 20.0]]
     smooth = Hooked(penalty=penalty_of(smoothing=0.5), max_grad_norm=limit)
     assert smooth.moved() == pytest.approx([4.0, -2.5, 2.5], rel=1e-5)
+
+
+def test_the_limit_of_the_norm_is_that_of_gradients_without_loss_scale() -> None:
+    hooked = Hooked(optimizer=Scaled, max_grad_norm=(26**0.5) / 2)
+    hooked.optimizer.grad_scale = torch.tensor(4.0)  # type: ignore[attr-defined]
+    assert hooked.moved([0.0, -4.0, 20.0]) == pytest.approx([0.0, -2.0, 10.0], rel=1e-5)
+
+
+def test_the_state_has_a_place_for_what_the_penalty_remembers() -> None:
+    state = Hooked().hooks.state.state_dict(complete=True)
+    assert not any(state.values())
+    layer = layer_of(WEIGHT).bfloat16()
+    hooks = StepHooks(
+        layer,
+        torch.optim.SGD(layer.parameters(), lr=1.0),
+        Masks(select(layer)),
+        penalty_of(apply="decoupled", smoothing=0.5),
+        TaylorScore(),
+        max_grad_norm=None,
+        strengths=dict,
+        stepped=lambda: None,
+    )
+    state = hooks.state.state_dict(complete=True)
+    for key in ("score", "averages", "remainders"):
+        assert list(state[key]) == ["weight"]
 
 
 def test_all_tensors_of_the_optimizer_are_clipped_together() -> None:
@@ -293,9 +336,21 @@ def test_relative_coefficients_of_shards_use_the_mean_of_all_processes(smoothing
     # |g| sums to 6 here and to 6 elsewhere; of 3 weights in all the mean is 4, and α · 4 is 2.
     group = PeerGroup(others=torch.tensor([6.0], dtype=torch.float64))
     penalty = RelevancePenalty(0.5, LinearRelevance(0.5, relative=True), smoothing=smoothing)
-    assert Hooked(group=group, penalty=penalty).moved() == PENALIZED
-    absolute = Hooked(group=PeerGroup(others=6.0), penalty=penalty_of())
-    assert absolute.moved() == PENALIZED
+    hooked = Hooked(group=group, penalty=penalty)
+    assert hooked.moved() == PENALIZED
+    hooked.parameter().data.copy_(torch.tensor([WEIGHT]))
+    # With smoothing, the averages 0, 1/2 and 5/2 sum to 3 here; the mean is 3 and the unit 3/2.
+    # Without it, the mean is 2 and the unit 1.
+    expected = [4.0, -4.0 * 2 / 3, 0.0] if smoothing else [4.0, -4.0, 4.0]
+    assert hooked.moved([0.0, 0.0, 0.0]) == pytest.approx(expected)
+
+
+def test_absolute_coefficients_of_shards_need_no_other_process() -> None:
+    class Silent(PeerGroup):
+        def sum(self, counts: torch.Tensor) -> torch.Tensor:
+            raise AssertionError("nothing has to be summed")
+
+    assert Hooked(group=Silent(), penalty=penalty_of()).moved() == PENALIZED
 
 
 @pytest.mark.parametrize("clipped", [False, True])
@@ -304,9 +359,10 @@ def test_shards_are_edited_in_place(apply: Any, clipped: bool) -> None:
     from torch.distributed.tensor import DTensor, Replicate, Shard
 
     with single_process_mesh() as mesh:
-        layer = layer_of(WEIGHT)
+        layer = nn.Linear(3, 1)
         values = DTensor.from_local(torch.tensor([WEIGHT]), mesh, [Shard(0)])
         layer.weight = nn.Parameter(values)
+        layer.bias = nn.Parameter(DTensor.from_local(torch.tensor([1.0]), mesh, [Shard(0)]))
         optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
         masks = Masks(select(layer))
         masks["weight"][0, 2] = False
@@ -323,7 +379,13 @@ def test_shards_are_edited_in_place(apply: Any, clipped: bool) -> None:
         )
         gradient = DTensor.from_local(torch.tensor([GRADIENT]), mesh, [Replicate()])
         layer.weight.grad = gradient
+        layer.bias.grad = DTensor.from_local(torch.tensor([2.0]), mesh, [Replicate()])
         optimizer.step()
         weight: Any = layer.weight
+        of_weight: Any = layer.weight.grad
+        of_bias: Any = layer.bias.grad
+        assert of_weight.placements == (Shard(0),)
+        # Only clipping reads the gradients of tensors that are not pruned.
+        assert of_bias.placements == ((Shard(0),) if clipped else (Replicate(),))
         expected = [0.0, -1.0, 0.0] if apply == "gradient" else [0.0, -1.5, 0.0]
         assert weight.to_local().flatten().tolist() == expected

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from helpers.data import normal
+from helpers.peers import second_of_two_processes
 from prunus import LinearRelevance, PrunusError, Selection, select
 from prunus._distributed.process_group import ProcessGroup
 from prunus._utils.chunks import CPU_CHUNK
@@ -233,6 +234,7 @@ def test_16_bit_weights_keep_what_rounding_loses_in_a_remainder(
         expected = torch.tensor([[left[0]], [-left[1]], [left[2]]], dtype=torch.float64)
         torch.testing.assert_close(exact, expected, rtol=0, atol=1e-9)
         assert application.remainders["weight"].dtype == torch.float32
+        assert not application.remainders["weight"].requires_grad
     assert layer.weight.dtype == dtype
 
 
@@ -266,6 +268,46 @@ def test_the_remainder_counts_as_part_of_the_weight() -> None:
     assert (weight.item(), rest.item()) == (1.0, 2.0**-10)
 
 
+def test_a_large_shrink_leaves_no_remainder_that_the_weight_can_hold() -> None:
+    # 256 − 254.5 is 1.5, which bfloat16 holds, unlike the difference 254.5.
+    weight, rest = torch.tensor([256.0], dtype=torch.bfloat16), torch.zeros(1)
+    shrink_(weight, torch.ones(1, dtype=torch.bfloat16), 254.5, 1, rest)
+    assert (weight.item(), rest.item()) == (1.5, 0.0)
+
+
+@torch.no_grad()
+def test_decoupled_coefficients_of_later_steps_use_the_same_memory() -> None:
+    outs: list[torch.Tensor] = []
+
+    class Recorded(LinearRelevance):
+        def __call__(self, gradient: torch.Tensor, *, unit: Any = None, out: Any = None) -> Any:
+            outs.append(out)
+            return super().__call__(gradient, unit=unit, out=out)
+
+    _, selection, application = decoupled(WEIGHT, formula=PenaltyFormula(Recorded(2.0), 2))
+    for _ in range(2):
+        application.begin()
+        application.before_step(step_of(selection, torch.ones(3, 1)))
+        application.after_step()
+    assert outs[0] is outs[1]
+
+
+@torch.no_grad()
+def test_the_shard_of_a_weight_is_shrunk_in_place() -> None:
+    from torch.distributed.tensor import DTensor, Shard
+
+    with second_of_two_processes() as mesh:
+        layer = nn.Embedding(6, 1)
+        shard = DTensor.from_local(torch.tensor(WEIGHT).reshape(-1, 1), mesh, [Shard(0)])
+        layer.weight = nn.Parameter(shard)
+        selection = select(layer)
+        application = DecoupledApplication(FORMULA, selection, lambda: {"weight": 0.25})
+        gradient = torch.tensor(GRADIENT).reshape(-1, 1)
+        application.before_step(step_of(selection, gradient))
+        application.after_step()
+        assert selection["weight"].weight.flatten().tolist() == [2.0, -3.0, 4.0]
+
+
 @pytest.mark.parametrize("remainder", [False, True])
 @pytest.mark.parametrize("power", [1, 2])
 def test_shrinking_in_several_chunks_equals_the_whole(
@@ -291,6 +333,12 @@ def test_the_term_adds_the_values_of_all_tensors_that_the_loss_depends_on() -> N
     assert model["used"].weight.grad is not None
     assert model["used"].weight.grad.flatten().tolist() == [1.0 + 1.0, 4.0]  # 2γ · c · w = 1
     assert model["idle"].weight.grad is None
+
+
+def test_the_term_of_a_loss_that_depends_on_no_prunable_tensor_is_zero() -> None:
+    loss = torch.ones((), dtype=torch.float64, requires_grad=True) * 3
+    term = LossApplication(FORMULA, select(column(WEIGHT)), lambda: {"weight": 1.0}).term()
+    torch.testing.assert_close(term(loss), torch.zeros((), dtype=torch.float64))
 
 
 def test_the_term_leaves_out_the_padding_row() -> None:
@@ -357,3 +405,7 @@ def test_applications_state_what_they_support(
     assert kind.in_loss == in_loss
     assert kind.supports_smoothing == smoothing
     assert kind.exact_in_16_bits == exact
+    selection = select(column(WEIGHT))
+    application = kind(FORMULA, selection, dict)
+    assert application.selection is selection
+    assert application.formula is FORMULA

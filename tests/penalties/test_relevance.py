@@ -28,7 +28,7 @@ from prunus._utils.chunks import CPU_CHUNK
 from prunus.penalties.application import TensorStep
 from prunus.penalties.formula import PenaltyFormula, Power
 from prunus.penalties.gradient_application import GradientApplication
-from prunus.selection import PrunableTensor, Selection
+from prunus.selection import PrunableTensor, Selection, select
 
 
 def test_a_large_half_precision_tensor_has_a_finite_penalty() -> None:
@@ -198,3 +198,12 @@ def test_the_term_is_refused_where_the_pruner_applies_the_penalty_itself() -> No
         _ = Pruner(model, optimizer, RelevancePenalty(0.1)).penalty
     with pytest.raises(PrunusError, match="no penalty"):
         _ = Pruner(model, optimizer).penalty
+
+
+def test_the_term_of_a_selection_is_that_of_its_tensors() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    selection = select(model, "1")
+    term = RelevancePenalty(0.5, ConstantRelevance()).bind(selection)
+    assert term.selection is selection
+    nn.init.constant_(selection["1.weight"].parameter, 3.0)
+    assert term(model(torch.ones(1, 2)).sum()).item() == 0.5 * 2 * 3.0**2
