@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
@@ -121,3 +122,49 @@ def test_invalid_arguments_are_rejected(
     write_example(tmp_path / "a")
     with pytest.raises(error, match=message):
         call(tmp_path)
+
+
+def test_an_unknown_name_without_a_near_one_is_answered_with_all_names(tmp_path: Path) -> None:
+    save_sparse({"weight": torch.eye(30), "step": torch.tensor(3)}, tmp_path / "a")
+    with (
+        SparseFile(tmp_path / "a") as file,
+        pytest.raises(ArgumentError, match="has no tensor xyz; it has weight, step$"),
+    ):
+        file.info("xyz")
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_csr_matrix_has_the_shape_of_the_tensor(tmp_path: Path, encoding: str) -> None:
+    weight = torch.zeros(40, 10, 3)
+    weight[1, 2, 0], weight[1, 4, 1] = 5.0, 6.0
+    save_sparse({"a": weight}, tmp_path / "a", encoding=encoding)
+    with SparseFile(tmp_path / "a") as file:
+        matrix = file.get_csr("a")
+    assert matrix.shape == (40, 30)
+    assert torch.equal(matrix.to_dense(), weight.reshape(40, 30))
+
+
+@pytest.mark.parametrize("method", ["get_tensor", "get_elements", "get_csr"])
+def test_an_error_of_safetensors_names_file_and_tensor(
+    tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_example(tmp_path / "a")
+
+    class Unreadable:
+        """A handle whose data cannot be read."""
+
+        def __init__(self, path: Path, framework: str) -> None:
+            self._handle: Any = safe_open(path, framework=framework)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._handle, name)
+
+        def get_tensor(self, name: str) -> torch.Tensor:
+            raise SafetensorError(f"cannot read {name}")
+
+    monkeypatch.setattr("prunus.export.sparse_reader.safe_open", Unreadable)
+    with (
+        SparseFile(path) as file,
+        pytest.raises(SparseFileError, match="a is damaged: a: cannot read a$"),
+    ):
+        getattr(file, method)("a")
