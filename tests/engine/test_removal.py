@@ -182,6 +182,13 @@ def test_sums_of_positions_are_those_of_all_chunks() -> None:
     assert compared == [numel * (numel + 1) / 2, 0.0]
 
 
+def test_equal_scores_are_removed_up_to_any_position_of_a_long_tensor() -> None:
+    numel = 2 * SCORE_CHUNK + 10
+    removal = remover(model_of([1.0] * numel))
+    removal.keep(3)
+    assert removal.masks["w0"].nonzero().flatten().tolist() == [numel - 3, numel - 2, numel - 1]
+
+
 def test_of_large_sums_of_positions_the_lowest_52_bits_are_compared(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -62,6 +62,15 @@ CONTRADICTORY: dict[str, tuple[Any, str]] = {
         {"tensors": {"c": {"shape": [100, 50], "index": "gaps"}}},
         "lacks c, c/gaps",
     ),
+    "missing tensors": (
+        {
+            "tensors": {
+                "c": {"shape": [100, 50], "index": "gaps"},
+                "d": {"shape": [100, 50], "index": "bitmap"},
+            }
+        },
+        "lacks c, c/gaps, d, d/bitmap$",
+    ),
     "invalid slash": (
         {"tensors": {"a": {"shape": [100, 50], "index": "gaps", "slash": "."}}},
         "the slash of a must be one or more '/', but is '.'",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,7 +17,7 @@ from prunus import PrunusError, SparseFile, SparseFileError, load_sparse, save_s
 from prunus.errors import ArgumentError, ArgumentTypeError
 from prunus.export.encodings import ENCODINGS
 
-from .files import assert_rejected, write_example
+from .files import assert_rejected, replace_parts, write_example
 
 # Arguments that a type checker would reject.
 LINEAR: Any = nn.Linear
@@ -168,3 +169,20 @@ def test_an_error_of_safetensors_names_file_and_tensor(
         pytest.raises(SparseFileError, match="a is damaged: a: cannot read a$"),
     ):
         getattr(file, method)("a")
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_tensor_without_zeros_may_have_an_index(tmp_path: Path, encoding: str) -> None:
+    path = write_example(tmp_path / "a", encoding)
+    ones = torch.ones(100, 50)
+    index = ENCODINGS[encoding].encode(np.arange(5000), (100, 50))
+    parts = {f"a/{part}": torch.from_numpy(array) for part, array in index.items()}
+    replace_parts(path, {"a": torch.ones(5000), **parts})
+    with SparseFile(path) as file:
+        assert file.info("a").encoding == encoding
+        assert torch.equal(file.get_tensor("a"), ones)
+
+
+def test_tensors_that_do_not_fit_the_model_name_the_file(tmp_path: Path) -> None:
+    with pytest.raises(PrunusError, match="example"):
+        load_sparse(write_example(tmp_path / "example"), nn.Linear(2, 2))
