@@ -1,7 +1,7 @@
 """Picture of the architecture, drawn from the imports of ``src/prunus``.
 
 The layers are those of ``pyproject.toml``, which ``lint-imports`` checks. An arrow is drawn where a
-room imports another one, unless a longer chain of arrows already leads there.
+package imports another one, unless a longer chain of arrows already leads there.
 
 Run from the repository's root: ``make architecture``
 """
@@ -43,25 +43,25 @@ STYLE = """
 
 
 def layers() -> list[list[str]]:
-    """Return the rooms of each layer, the highest layer first."""
+    """Return the packages of each layer, the highest layer first."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     contracts = settings["tool"]["importlinter"]["contracts"]
-    (rooms,) = (contract["layers"] for contract in contracts if contract["id"] == "rooms")
-    return [layer.split(" | ") for layer in rooms]
+    (packages,) = (contract["layers"] for contract in contracts if contract["id"] == "packages")
+    return [layer.split(" | ") for layer in packages]
 
 
-def imports(rooms: list[str]) -> dict[str, set[str]]:
-    """Return the rooms that each room imports."""
+def imports(packages: list[str]) -> dict[str, set[str]]:
+    """Return the packages that each package imports."""
     graph = grimp.build_graph("prunus", cache_dir=None)
-    for room in rooms:
-        graph.squash_module(f"prunus.{room}")
+    for package in packages:
+        graph.squash_module(f"prunus.{package}")
     return {
-        room: {
+        package: {
             name.removeprefix("prunus.")
-            for name in graph.find_modules_directly_imported_by(f"prunus.{room}")
+            for name in graph.find_modules_directly_imported_by(f"prunus.{package}")
         }
-        - {room}
-        for room in rooms
+        - {package}
+        for package in packages
     }
 
 
@@ -82,23 +82,23 @@ def draw() -> str:
     rows = layers()
     boxes: dict[str, tuple[float, float, float]] = {}
     for number, row in enumerate(rows):
-        widths = [26 + 8.5 * len(room) for room in row]
+        widths = [26 + 8.5 * len(package) for package in row]
         gap = (WIDTH - sum(widths)) / (len(row) + 1)
         left = gap
-        for room, width in zip(row, widths, strict=True):
-            boxes[room] = (left, TOP + ROW * number, width)
+        for package, width in zip(row, widths, strict=True):
+            boxes[package] = (left, TOP + ROW * number, width)
             left += width + gap
     arrows = [
         _arrow(boxes[start], boxes[end])
         for start, ends in reduced(imports(list(boxes))).items()
         for end in sorted(ends)
     ]
-    shapes = [_box(room, *place) for room, place in boxes.items()]
+    shapes = [_box(package, *place) for package, place in boxes.items()]
     height = 2 * TOP + ROW * (len(rows) - 1) + BOX
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}">',
-            "<title>The rooms of prunus and their imports</title>",
+            "<title>The packages of prunus and their imports</title>",
             f"<style>{STYLE}</style>",
             '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
             'markerHeight="7" orient="auto"><path d="M0,0 L8,4 L0,8 z"/></marker></defs>',
@@ -109,13 +109,13 @@ def draw() -> str:
     )
 
 
-def _box(room: str, left: float, top: float, width: float) -> str:
-    style = "machinery" if room.startswith("_") and room != "__main__" else "public"
-    style = "front" if room in FRONT else style
+def _box(package: str, left: float, top: float, width: float) -> str:
+    style = "machinery" if package.startswith("_") and package != "__main__" else "public"
+    style = "front" if package in FRONT else style
     return (
         f'<rect class="{style}" x="{left:.1f}" y="{top}" width="{width:.1f}" height="{BOX}"/>'
         f'<text x="{left + width / 2:.1f}" y="{top + 22}" text-anchor="middle">'
-        f"{escape(room)}</text>"
+        f"{escape(package)}</text>"
     )
 
 
@@ -132,7 +132,7 @@ def _arrow(start: tuple[float, float, float], end: tuple[float, float, float]) -
 
 def main() -> None:
     """Write the picture, or check that it is up to date."""
-    parser = argparse.ArgumentParser(description="Draw the rooms of prunus and their imports.")
+    parser = argparse.ArgumentParser(description="Draw the packages of prunus and their imports.")
     parser.add_argument("--check", action="store_true", help="exit with 1 if it is out of date")
     name = PICTURE.relative_to(ROOT)
     if not parser.parse_args().check:

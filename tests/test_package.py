@@ -23,17 +23,17 @@ PYPROJECT = tomllib.loads(
 )
 
 PLACE = {
-    room: place
+    package: place
     for contract in PYPROJECT["tool"]["importlinter"]["contracts"]
-    if contract["id"] == "rooms"
+    if contract["id"] == "packages"
     for place, layer in enumerate(contract["layers"])
-    for room in layer.split(" | ")
+    for package in layer.split(" | ")
 }
-"""The layer of each room, counted from the top."""
+"""The layer of each package, counted from the top."""
 
 
-def imported_rooms(code: str) -> list[str]:
-    """Return the rooms of prunus that the code imports, and "prunus" for the root itself."""
+def imported_packages(code: str) -> list[str]:
+    """Return the packages of prunus that the code imports, and "prunus" for the root itself."""
     names = []
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
@@ -137,11 +137,11 @@ def modules() -> list[str]:
     return [m.name.removeprefix("prunus.") for m in pkgutil.walk_packages([str(ROOT)], "prunus.")]
 
 
-def test_the_layers_name_every_room_and_no_other() -> None:
+def test_the_layers_name_every_package_and_no_other() -> None:
     assert sorted(PLACE) == sorted({name.partition(".")[0] for name in modules()})
 
 
-def test_the_architecture_page_lists_the_rooms_in_their_order() -> None:
+def test_the_architecture_page_lists_the_packages_in_their_order() -> None:
     page = (ROOT.parent.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)
     assert listed == list(PLACE)
@@ -152,17 +152,17 @@ def test_dependencies_point_down(name: str) -> None:
     source = importlib.util.find_spec(f"prunus.{name}")
     assert source is not None
     assert source.origin is not None
-    room = name.partition(".")[0]
+    package = name.partition(".")[0]
     upward = [
         imported
-        for imported in imported_rooms(Path(source.origin).read_text())
-        if imported != room and PLACE.get(imported, -1) <= PLACE[room]
+        for imported in imported_packages(Path(source.origin).read_text())
+        if imported != package and PLACE.get(imported, -1) <= PLACE[package]
     ]
-    assert upward == [], f"{name} imports a room of its own layer or of one above"
+    assert upward == [], f"{name} imports a package of its own layer or of one above"
 
 
 @pytest.mark.parametrize(
-    ("line", "room"),
+    ("line", "package"),
     [
         ("import prunus.masks as m", "masks"),
         ("from prunus.masks import Masks", "masks"),
@@ -172,8 +172,8 @@ def test_dependencies_point_down(name: str) -> None:
         ("def f():\n    from prunus._utils.files import read", "_utils"),
     ],
 )
-def test_every_form_of_import_is_found(line: str, room: str) -> None:
-    assert imported_rooms(line) == [room]
+def test_every_form_of_import_is_found(line: str, package: str) -> None:
+    assert imported_packages(line) == [package]
 
 
 def test_importing_prunus_imports_no_extra() -> None:
