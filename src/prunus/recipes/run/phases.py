@@ -59,7 +59,7 @@ class Phase:
         state.phase_state = None
 
     def start_from_scratch(self) -> None:
-        """Called by :meth:`start` where no checkpoint of this phase is loaded."""
+        """Prepare a phase of which :meth:`start` loads no checkpoint. By default, do nothing."""
 
     def start_event(self) -> PhaseStart:
         """Return the event to report at the start."""
@@ -77,7 +77,7 @@ class Phase:
         return loss
 
     def before_step(self) -> None:
-        """Called after the backward passes of a step and before the optimizer's update."""
+        """Act between the backward passes of a step and the update. By default, do nothing."""
 
     def after_validation(self, epoch: Epoch) -> Epoch:
         """Act on the validation of an epoch, and return its record."""

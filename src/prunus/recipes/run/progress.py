@@ -64,17 +64,17 @@ class Progress(Protocol):
     """Receives progress callbacks."""
 
     def begin(self, phase: PhaseStart) -> None:
-        """Called when a phase starts or resumes."""
+        """Receive the start or resumption of a phase."""
         ...
 
     def step(self) -> None:
-        """Called after each optimizer step."""
+        """Receive the end of an optimizer step."""
         ...
 
     def epoch(self, epoch: Epoch) -> None:
-        """Called after each epoch, once it is saved."""
+        """Receive an epoch, once it is saved."""
         ...
 
     def report(self, message: str) -> None:
-        """Called with each message for the user."""
+        """Receive a message for the user."""
         ...
