@@ -1,8 +1,9 @@
 """Errors that prunus raises, all of which derive from :class:`PrunusError`.
 
 Every message reports what was expected, what came instead and how to fix it, and lists every
-offender at once. Any other error that escapes is a defect of prunus; the command tells the two
-apart by its exit code: 2 for user errors, 1 for internal errors.
+offender at once. Any other error that escapes is a defect of prunus. The exit code of the command
+is 2 for user errors, and 1, with a traceback, for defects and for :class:`PeerError`, which another
+process caused.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The pruner: attaches penalty, masks, score and schedule to an optimizer, and holds all state."""
+"""Pruner: attaches penalty, masks, score and schedule to an optimizer; saves and loads state."""
 
 from __future__ import annotations
 

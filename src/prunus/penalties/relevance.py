@@ -16,10 +16,10 @@ A single shrink is far smaller than the resolution of bfloat16 or float16 at 1, 
 weight it would be rounded off. ``"decoupled"`` keeps what rounding would lose in a float32
 remainder beside each 16-bit tensor; with the other two the optimizer rounds, and the pruner warns.
 
-One batch tells little about a weight that only some examples use, such as the embedding of a rare
-token: in most batches its gradient is small. With ``smoothing`` the coefficient is c(ḡ) instead,
-where ḡ is a moving average of |g|, so that such a weight counts as relevant as often as it was used
-within about the last 1 / (1 − smoothing) steps.
+A weight that few batches use, such as one of the embedding of a rare token, has a small gradient in
+most of them, so a single batch underestimates its relevance. With ``smoothing``, relevance is
+computed from ḡ, a moving average of |g| over about the last 1 / (1 − smoothing) steps: the
+coefficient is c(ḡ).
 """
 
 from __future__ import annotations
