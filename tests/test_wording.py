@@ -39,6 +39,9 @@ PLAINLY = {
     r"be it": "even if",
     r"kinds? of tensor": "type of tensor",
     r"lies? in": "is stored in, is at",
+    r"says? (?:more|less|little|much)": "has further rows, states the details",
+    r"(?:is|are|was|were|be|been) held (?:against|up|to)": "is compared with",
+    r"that made (?:it|them)": "that produced it",
 }
 """Patterns of words, and what to write in their place."""
 
@@ -65,8 +68,13 @@ def prose_of(text: str, suffix: str) -> Iterator[tuple[int, str]]:
 def documents(*suffixes: str) -> list[str]:
     folders = ("src", "tests", "benchmarks", "examples", "docs")
     files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*"))]
-    files += [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
-    names = [path.relative_to(ROOT).as_posix() for path in files if path.suffix in suffixes]
+    pages = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+    files += [ROOT / name for name in (*pages, "pyproject.toml", "Makefile", ".ci/run")]
+    names = [
+        path.relative_to(ROOT).as_posix()
+        for path in files
+        if path.suffix in suffixes and path.is_file()
+    ]
     return [name for name in names if name != Path(__file__).relative_to(ROOT).as_posix()]
 
 
@@ -92,7 +100,7 @@ def headline_findings(name: str, text: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", documents(".py", ".md"))
+@pytest.mark.parametrize("name", documents(".py", ".md", ".toml", ""))
 def test_prose_uses_plain_words(name: str) -> None:
     assert findings(name, (ROOT / name).read_text()) == []
 
@@ -110,6 +118,11 @@ def test_findings_are_in_comments_and_strings_and_not_in_code() -> None:
         "src/planted.py:2: 'nobody'",
     ]
     assert len(findings("docs/planted.md", code)) == 5
+
+
+def test_build_files_are_read_too() -> None:
+    assert {"pyproject.toml", "Makefile", ".ci/run"} <= set(documents(".toml", ""))
+    assert len(findings("Makefile", "help:  ## list them anew\n")) == 1
 
 
 def test_word_is_found_only_where_a_tokenizer_is_meant() -> None:
