@@ -25,3 +25,11 @@ def test_only_an_unknown_dense_metric_is_replaced() -> None:
     assert known.bound == 1.5
     assert not known.needs_dense_metric
     assert known.with_dense_metric(3.0) is known
+
+
+@pytest.mark.parametrize(
+    ("mode", "bound_name", "relax"), [("max", "floor", "lower"), ("min", "ceiling", "raise")]
+)
+def test_bound_is_named_by_the_side_it_limits(mode: Mode, bound_name: str, relax: str) -> None:
+    constraint = Constraint(0.9, mode)
+    assert (constraint.bound_name, constraint.relax) == (bound_name, relax)

@@ -129,9 +129,21 @@ def test_finishing_without_a_state_that_met_the_floor_is_rejected() -> None:
     pruner = Pruner(model, sgd(model), schedule=IterativePruning(), floor=0.9)
     before = copy.deepcopy(model.state_dict())
     assert pruner.step(0.8).removed == 0
-    with pytest.raises(FloorNotReachedError, match=r"no validation met the floor 0\.9 \(0\.9\)"):
+    message = r"no validation met the floor 0\.9 \(0\.9\): lower it, train longer, or remove less$"
+    with pytest.raises(FloorNotReachedError, match=message):
         pruner.finish()
     assert same(model.state_dict(), before)
+
+
+def test_finishing_without_a_state_that_met_the_ceiling_advises_to_raise_it() -> None:
+    model = classifier()
+    pruner = Pruner(model, sgd(model), schedule=IterativePruning(), floor=0.9, mode="min")
+    assert not pruner.step(1.0).met
+    message = (
+        r"no validation met the ceiling 0\.9 \(0\.9\): raise it, train longer, or remove less$"
+    )
+    with pytest.raises(FloorNotReachedError, match=message):
+        pruner.finish()
 
 
 def test_gradual_pruning_reaches_the_exact_count_while_training() -> None:

@@ -59,8 +59,9 @@ class Constraint:
         >>> constraint = Constraint("dense-0.005", dense_metric=0.985)
         >>> round(constraint.bound, 4), constraint.met(0.979)
         (0.98, False)
-        >>> Constraint(2.5, mode="min").met(2.4)
-        True
+        >>> loss = Constraint(2.5, mode="min")
+        >>> loss.met(2.4), loss.bound_name, loss.relax
+        (True, 'ceiling', 'raise')
     """
 
     floor: float | str | None = checked(None, by=_floor_problem)
@@ -99,6 +100,16 @@ class Constraint:
             )
         dense = self.dense_metric
         return {"-": dense - value, "+": dense + value, "*": dense * value}[operator]
+
+    @property
+    def bound_name(self) -> Literal["floor", "ceiling"]:
+        """What messages call the bound: a floor under the metric or a ceiling over it."""
+        return "floor" if self.mode == "max" else "ceiling"
+
+    @property
+    def relax(self) -> Literal["lower", "raise"]:
+        """The verb of messages that advise to make the bound easier to meet."""
+        return "lower" if self.mode == "max" else "raise"
 
     def with_dense_metric(self, metric: float) -> Constraint:
         """Return the same constraint, with this dense metric if it had none."""

@@ -15,7 +15,7 @@ from torch import nn
 
 from prunus._distributed.process_group import ProcessGroup, replica_group_of
 from prunus._distributed.wrappers import check_wrappers, reshard, unwrap
-from prunus._engine.best_state import BestState
+from prunus._engine.best_state import BestState, state_error
 from prunus._engine.optimizer_state import clear_state
 from prunus._engine.preconditions import (
     argument_problems,
@@ -25,18 +25,23 @@ from prunus._engine.preconditions import (
     check_sole_pruner,
     check_state,
     grad_norm_problem,
+    missing_metric_problem,
     optimizer_problem,
     warn_of_rounding,
 )
 from prunus._engine.removal import Remover
 from prunus._engine.step_hooks import StepHooks
 from prunus._engine.step_state import COUNT_KEYS, TENSOR_KEYS
-from prunus._utils.checks import as_number, number_problem, raise_problems, type_problem
+from prunus._utils.checks import (
+    as_number,
+    either_problem,
+    number_problem,
+    raise_problems,
+    type_problem,
+)
 from prunus._utils.fields import value_problems
 from prunus.constraint import Constraint, Mode
 from prunus.errors import (
-    ArgumentError,
-    CheckpointError,
     FloorNotReachedError,
     NonFiniteError,
     PrunusError,
@@ -276,10 +281,11 @@ class Pruner:
                 metrics or weights.
             PeerError: Another process did not answer.
         """
-        if metric is None and (self.schedule.needs_metric or self.constraint.floor is not None):
-            raise ArgumentError(
-                f"{type(self.schedule).__name__} with floor={self.constraint.floor!r} needs the "
-                "validation metric: call pruner.step(metric)"
+        if metric is None:
+            raise_problems(
+                missing_metric_problem(
+                    self.schedule, self.constraint.floor, fix="call pruner.step(metric)"
+                )
             )
         metric = None if metric is None else as_number(_METRIC, metric)
         self._check_equal_metric(metric)
@@ -341,8 +347,7 @@ class Pruner:
             NonFiniteError: Scores are NaN.
             PeerError: Another process did not answer.
         """
-        if (sparsity is None) == (kept is None):
-            raise ArgumentError(f"pass either sparsity or kept, but got {sparsity=} and {kept=}")
+        raise_problems(either_problem(sparsity=sparsity, kept=kept))
         prunable = self.selection.prunable
         if sparsity is not None:
             raise_problems(number_problem("sparsity", sparsity, least=0, most=1))
@@ -367,10 +372,11 @@ class Pruner:
             if self._hooks.application is not None:
                 self._hooks.application.remainders.clear()  # they belong to the weights before
         elif self.constraint.floor is not None and self.keep_best:
-            floor = "unknown" if self.floor is None else f"{self.floor:.6g}"
+            constraint = self.constraint
+            bound = "unknown" if self.floor is None else f"{self.floor:.6g}"
             raise FloorNotReachedError(
-                f"no validation met the floor {self.constraint.floor!r} ({floor}): lower the "
-                "floor, train longer, or remove less"
+                f"no validation met the {constraint.bound_name} {constraint.floor!r} ({bound}): "
+                f"{constraint.relax} it, train longer, or remove less"
             )
 
     def detach(self) -> None:
@@ -425,7 +431,7 @@ class Pruner:
         try:
             schedule.load_state_dict(state["schedule"])
         except (KeyError, TypeError, ValueError, PrunusError) as error:
-            raise CheckpointError(f"this is not the state of this Pruner: {error}") from error
+            raise state_error(f"schedule: {error}") from error
         self.masks.load_packed(state["masks"])
         self.masks.apply_()
         self._steps = int(state["steps"])

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from prunus._utils.checks import number_problem
+from prunus._utils.checks import either_problem, number_problem
 from prunus._utils.fields import number, validate
 from prunus.errors import PrunusError
 
@@ -174,11 +174,7 @@ class GradualPruning(Schedule):
         self._step = 0
 
     def _problems(self) -> Iterator[str | None]:
-        if (self.sparsity is None) == (self.kept is None):
-            yield (
-                "pass either sparsity or kept, but got "
-                f"sparsity={self.sparsity!r} and kept={self.kept!r}"
-            )
+        yield either_problem(sparsity=self.sparsity, kept=self.kept)
         end, begin = self.end, self.begin
         if not number_problem("end", end, least=1) and not number_problem("begin", begin, least=0):
             yield number_problem("begin", begin, least=0, below=end)

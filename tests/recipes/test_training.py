@@ -310,8 +310,8 @@ def test_floor_above_the_dense_metric_is_rejected_with_both_numbers(tmp_path: Pa
     outcome = prunus("run", "digits", *chosen, "--out", tmp_path / "run")
     reached = metrics(tmp_path / "run")[-1]["validation"]
     outcome.refused(
-        f"the dense network reaches a validation accuracy of {reached:.4f}, below the floor "
-        "0.9999, so nothing may be removed: lower the floor or raise dense_epochs"
+        f"the dense network reaches a validation accuracy of {reached:.4f}, which does not "
+        "meet the floor 0.9999, so nothing may be removed: lower it or raise dense_epochs"
     )
     assert not (tmp_path / "run" / "summary.json").exists()
     assert not (tmp_path / "run" / "model.safetensors").exists()
@@ -340,7 +340,7 @@ def test_floor_that_random_weights_never_meet_is_reported(tmp_path: Path) -> Non
     )
     outcome = prunus("run", "digits", *chosen, "--out", tmp_path / "run")
     outcome.refused(
-        "no validation met the floor 'dense-0.001'", "lower the floor, train longer, or remove less"
+        "no validation met the floor 'dense-0.001'", "lower it, train longer, or remove less"
     )
     assert not (tmp_path / "run" / "summary.json").exists()
     assert not (tmp_path / "run" / "model.safetensors").exists()

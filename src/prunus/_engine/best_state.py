@@ -15,10 +15,10 @@ from prunus.constraint import Constraint
 from prunus.errors import CheckpointError, listing
 from prunus.masks import Masks
 
-__all__ = ["BestState", "not_a_state"]
+__all__ = ["BestState", "state_error"]
 
 
-def not_a_state(problem: str) -> CheckpointError:
+def state_error(problem: str) -> CheckpointError:
     """Return the error for a state that is not a pruner's."""
     return CheckpointError(f"this is not the state of a Pruner: {problem}")
 
@@ -85,14 +85,14 @@ class BestState:
                 the best state that there was when it was saved.
         """
         missing = [key for key in ("kept", "metric", "model", "masks") if key not in state]
-        raise_problems(f"best lacks {listing(missing)}" if missing else None, error=not_a_state)
+        raise_problems(f"best lacks {listing(missing)}" if missing else None, error=state_error)
         if state["kept"] is None:
             return
         raise_problems(
             number_problem("kept", state["kept"], whole=True, least=0),
             number_problem("metric", state["metric"]),
             *(type_problem(key, state[key], Mapping, "a mapping") for key in ("model", "masks")),
-            error=lambda problem: not_a_state(f"best: {problem}"),
+            error=lambda problem: state_error(f"best: {problem}"),
         )
         if not state["model"]:
             raise CheckpointError(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunus._engine.best_state import not_a_state
+from prunus._engine.best_state import state_error
 from prunus._utils.checks import (
     TypeProblem,
     method_problem,
@@ -34,6 +34,7 @@ __all__ = [
     "check_sole_pruner",
     "check_state",
     "grad_norm_problem",
+    "missing_metric_problem",
     "optimizer_problem",
     "warn_of_rounding",
 ]
@@ -67,6 +68,21 @@ def grad_norm_problem(max_grad_norm: object) -> str | None:
     if isinstance(max_grad_norm, Real) and max_grad_norm == math.inf:
         return None
     return number_problem("max_grad_norm", max_grad_norm, above=0, optional=True)
+
+
+def missing_metric_problem(
+    schedule: Schedule, floor: float | str | None, *, fix: str
+) -> str | None:
+    """Return what is wrong with a validation without a metric.
+
+    Args:
+        schedule: The schedule.
+        floor: The floor of the constraint, or None.
+        fix: How to pass a metric.
+    """
+    if floor is None and not schedule.needs_metric:
+        return None
+    return f"{type(schedule).__name__} with floor={floor!r} needs the validation metric: {fix}"
 
 
 def optimizer_problem(optimizer: object) -> str | None:
@@ -110,8 +126,8 @@ def check_held(selection: Selection, optimizer: torch.optim.Optimizer) -> None:
     Raises:
         PrunusError: It lacks some; every one is named.
     """
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    missing = [name for name, tensor in selection.items() if id(tensor.parameter) not in held]
+    in_optimizer = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [name for name, t in selection.items() if id(t.parameter) not in in_optimizer]
     if missing:
         raise PrunusError(
             f"the optimizer must hold every prunable tensor, but it lacks {listing(missing)}: "
@@ -128,8 +144,8 @@ def check_in_model(selection: Selection, model: nn.Module) -> None:
     """
     if selection.process_group.sharded:
         return  # while a layer is gathered, the model shows other tensors than these
-    held = {id(parameter) for parameter in model.parameters()}
-    foreign = [name for name, t in selection.items() if id(t.parameter) not in held]
+    in_model = {id(parameter) for parameter in model.parameters()}
+    foreign = [name for name, t in selection.items() if id(t.parameter) not in in_model]
     if foreign:
         raise PrunusError(
             f"the tensors to prune must be the model's own, but {listing(foreign)} are not: "
@@ -183,14 +199,14 @@ def check_state(state: Mapping[str, Any], tensor_keys: Sequence[str]) -> None:
     """
     counts = ("steps", "steps_since_pruning", "prunings")
     mappings = ("masks", "schedule", *tensor_keys, "best")
-    raise_problems(type_problem("it", state, Mapping, "a mapping"), error=not_a_state)
+    raise_problems(type_problem("it", state, Mapping, "a mapping"), error=state_error)
     missing = [key for key in (*mappings, *counts, "dense_metric") if key not in state]
-    raise_problems(f"it lacks {listing(missing)}" if missing else None, error=not_a_state)
+    raise_problems(f"it lacks {listing(missing)}" if missing else None, error=state_error)
     raise_problems(
         *(type_problem(key, state[key], Mapping, "a mapping") for key in mappings),
         *(number_problem(key, state[key], whole=True, least=0) for key in counts),
         number_problem("dense_metric", state["dense_metric"], optional=True),
-        error=not_a_state,
+        error=state_error,
     )
 
 

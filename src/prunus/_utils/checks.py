@@ -14,6 +14,7 @@ __all__ = [
     "TypeProblem",
     "as_number",
     "choice_problem",
+    "either_problem",
     "method_problem",
     "number_problem",
     "raise_problems",
@@ -149,6 +150,22 @@ def choice_problem(
     *most, last = map(repr, choices)
     expected = expected or (f"{', '.join(most)} or {last}" if most else last)
     return f"{name} must be {expected}, but is {_shown(value)}"
+
+
+def either_problem(**arguments: object) -> str | None:
+    """Return what is wrong with arguments of which exactly one must not be None.
+
+    Args:
+        **arguments: The arguments by name.
+
+    Example:
+        >>> either_problem(sparsity=None, kept=None)
+        'pass either sparsity or kept, but got sparsity=None and kept=None'
+    """
+    if sum(value is not None for value in arguments.values()) == 1:
+        return None
+    found = " and ".join(f"{name}={value!r}" for name, value in arguments.items())
+    return f"pass either {' or '.join(arguments)}, but got {found}"
 
 
 def type_problem(

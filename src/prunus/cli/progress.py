@@ -92,5 +92,6 @@ def compare_with_bound(constraint: Constraint, metric: float) -> str:
         >>> compare_with_bound(Constraint(2.5, mode="min"), 2.4)
         '≤ ceiling 2.5000'
     """
-    signs, name = (("<", "≥"), "floor") if constraint.mode == "max" else ((">", "≤"), "ceiling")
-    return f"{signs[constraint.met(metric)]} {name} {constraint.bound:.4f}"
+    name = constraint.bound_name
+    unmet, met = {"floor": ("<", "≥"), "ceiling": (">", "≤")}[name]
+    return f"{met if constraint.met(metric) else unmet} {name} {constraint.bound:.4f}"

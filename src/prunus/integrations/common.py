@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from prunus._engine.preconditions import argument_problems
+from prunus._engine.preconditions import argument_problems, missing_metric_problem
 from prunus._utils.checks import raise_problems, type_problem
 from prunus._utils.fields import value_problems
 from prunus.constraint import Constraint, Mode
@@ -90,11 +90,8 @@ class CallbackArguments:
             type_problem("masks", self.masks, Mapping, "masks by name", optional=True),
         )
         schedule = Schedule() if self.schedule is None else self.schedule
-        if self.metric is None and (schedule.needs_metric or self.floor is not None):
-            raise ArgumentError(
-                f"{type(schedule).__name__} with floor={self.floor!r} needs the validation metric: "
-                f"{naming}"
-            )
+        if self.metric is None:
+            raise_problems(missing_metric_problem(schedule, self.floor, fix=naming))
         if self.metric is not None and self.metric.endswith("loss") and self.mode == "max":
             raise ArgumentError(
                 f'the metric {self.metric!r} is a loss, which is better if smaller: pass mode="min"'

@@ -195,9 +195,9 @@ def _check_floor(context: RunContext, state: RunState) -> None:
     constraint = context.config.make_constraint(state.dense_metric)
     if constraint.met(state.dense_metric):
         return
-    side, fix = ("below", "lower") if constraint.mode == "max" else ("above", "raise")
     raise FloorNotReachedError(
         f"the dense network reaches a validation {context.task.metric} of "
-        f"{state.dense_metric:.4f}, {side} the floor {constraint.bound:.4f}, so nothing may be "
-        f"removed: {fix} the floor or raise dense_epochs"
+        f"{state.dense_metric:.4f}, which does not meet the {constraint.bound_name} "
+        f"{constraint.bound:.4f}, so nothing may be removed: {constraint.relax} it or raise "
+        "dense_epochs"
     )
