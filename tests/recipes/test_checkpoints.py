@@ -91,7 +91,9 @@ def test_altered_checkpoint_is_rejected(unfinished: Path) -> None:
 def test_model_file_instead_of_a_checkpoint_is_rejected(unfinished: Path) -> None:
     checkpoints = unfinished / "checkpoints"
     shutil.copy(checkpoints / "dense.safetensors", checkpoints / "last.safetensors")
-    assert_resume_is_rejected(unfinished, "is not a checkpoint of a run: it has tensors only")
+    assert_resume_is_rejected(
+        unfinished, "is not a prunus checkpoint: its metadata lacks 'tree', 'digest'"
+    )
 
 
 @pytest.mark.parametrize(

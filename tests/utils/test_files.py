@@ -216,7 +216,9 @@ def test_an_altered_number_of_the_tree_is_found_out(small: Path) -> None:
 
 
 def test_an_absent_file_is_said_to_be_absent(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"there is no checkpoint .*absent\.safetensors"):
+    with pytest.raises(
+        CheckpointError, match=r"no checkpoint .*absent\.safetensors: pass the path"
+    ):
         load_tree(tmp_path / "absent.safetensors")
 
 
@@ -225,12 +227,24 @@ def test_a_directory_is_no_checkpoint(tmp_path: Path) -> None:
         load_tree(tmp_path)
 
 
-@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"tree": "{}"}, {"digest": "00"}])
+@pytest.mark.parametrize(
+    ("metadata", "missing"),
+    [
+        (None, "'tree', 'digest'"),
+        ({"format": "pt"}, "'tree', 'digest'"),
+        ({"tree": "{}"}, "'digest'"),
+        ({"digest": "00"}, "'tree'"),
+    ],
+)
 def test_a_safetensors_file_of_something_else_is_no_checkpoint(
-    tmp_path: Path, metadata: dict[str, str] | None
+    tmp_path: Path, metadata: dict[str, str] | None, missing: str
 ) -> None:
     save_file({"w": torch.ones(2)}, tmp_path / "a", metadata)
-    with pytest.raises(CheckpointError, match="not a checkpoint of a run: it has tensors only"):
+    expected = (
+        f"a is not a prunus checkpoint: its metadata lacks {missing}. Pass a file that prunus "
+        "wrote, or start again$"
+    )
+    with pytest.raises(CheckpointError, match=expected):
         load_tree(tmp_path / "a")
 
 
@@ -259,7 +273,7 @@ def test_a_file_of_another_kind_is_a_damaged_checkpoint(tmp_path: Path, content:
 def test_a_crafted_tree_with_a_matching_digest_is_no_checkpoint(tmp_path: Path, text: str) -> None:
     digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
     (tmp_path / "a").write_bytes(save({}, {"tree": text, "digest": digest}))
-    with pytest.raises(CheckpointError, match="not a checkpoint"):
+    with pytest.raises(CheckpointError, match="a is not a prunus checkpoint: .*Pass a file"):
         load_tree(tmp_path / "a")
 
 

@@ -22,13 +22,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from prunus.errors import CheckpointError, PrunusError
+from prunus.errors import CheckpointError, PrunusError, listing
 
-__all__ = ["keep_as", "load_tree", "memory_key", "save_tree", "write_atomically", "writing"]
+__all__ = [
+    "link_or_copy",
+    "load_tree",
+    "memory_key",
+    "report_write_errors",
+    "save_tree",
+    "write_atomically",
+]
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
+def report_write_errors(path: Path) -> Iterator[None]:
     """Raise an error of the system on writing ``path`` as a :class:`PrunusError`."""
     try:
         yield
@@ -44,7 +51,7 @@ def writing(path: Path) -> Iterator[None]:
 def _replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path for a new file, which then replaces ``path`` atomically."""
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
-    with writing(path):
+    with report_write_errors(path):
         try:
             yield temporary
             temporary.replace(path)
@@ -71,10 +78,10 @@ def write_atomically(path: Path, content: bytes, *, previous: Path | None = None
             os.fsync(file.fileno())
         # After the new file is written, so that until then the previous file stays too.
         if previous is not None and path.exists():
-            keep_as(path, previous)
+            link_or_copy(path, previous)
 
 
-def keep_as(source: Path, target: Path) -> None:
+def link_or_copy(source: Path, target: Path) -> None:
     """Give a file a second path, replacing any file there; a link if the file system has links.
 
     Raises:
@@ -123,13 +130,17 @@ def load_tree(path: Path) -> dict[str, Any]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
-        raise CheckpointError(f"there is no checkpoint {path}") from error
+        raise CheckpointError(
+            f"there is no checkpoint {path}: pass the path of a file that prunus wrote, or start "
+            "again"
+        ) from error
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"the checkpoint {path} is damaged ({error}); restore it from a copy or start again"
         ) from error
     if "tree" not in metadata or "digest" not in metadata:
-        raise CheckpointError(f"{path} is not a checkpoint of a run: it has tensors only")
+        missing = [repr(key) for key in ("tree", "digest") if key not in metadata]
+        raise CheckpointError(_foreign_file(path, f"its metadata lacks {listing(missing)}"))
     if _digest(metadata["tree"], tensors) != metadata["digest"]:
         raise CheckpointError(
             f"the checkpoint {path} was altered after it was written: its content does not match "
@@ -140,8 +151,15 @@ def load_tree(path: Path) -> dict[str, Any]:
         if not isinstance(tree, dict):
             raise TypeError(f"it contains a {type(tree).__name__}")
     except (KeyError, ValueError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not a checkpoint of a run: {error}") from error
+        raise CheckpointError(_foreign_file(path, str(error))) from error
     return tree
+
+
+def _foreign_file(path: Path, problem: str) -> str:
+    return (
+        f"{path} is not a prunus checkpoint: {problem}. Pass a file that prunus wrote, or start "
+        "again"
+    )
 
 
 def _digest(text: str, tensors: dict[str, torch.Tensor]) -> str:

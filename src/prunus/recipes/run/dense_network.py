@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from prunus._utils.files import keep_as, load_tree, save_tree, write_atomically
+from prunus._utils.files import link_or_copy, load_tree, save_tree, write_atomically
 from prunus.errors import PrunusError, listing
 from prunus.recipes.run.context import RunContext
 from prunus.recipes.run.directory import RunDirectory
@@ -87,7 +87,7 @@ def _adopt(context: RunContext, state: RunState, donor: RunDirectory) -> None:
     ours, theirs = config.as_dict(), donor.read_config()["config"]
     same = all(ours[name] == theirs[name] for name in config.teacher_settings)
     if donor.teacher_outputs.exists() and same:
-        keep_as(donor.teacher_outputs, context.directory.teacher_outputs)
+        link_or_copy(donor.teacher_outputs, context.directory.teacher_outputs)
     # From here on the same bits as after a dense training in this run.
     after = load_tree(donor.after_dense)
     state.order.set_state(after["data_order"])

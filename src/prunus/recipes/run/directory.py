@@ -10,7 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from prunus._utils.files import keep_as, load_tree, save_tree, write_atomically, writing
+from prunus._utils.files import (
+    link_or_copy,
+    load_tree,
+    report_write_errors,
+    save_tree,
+    write_atomically,
+)
 from prunus.errors import CheckpointError, PrunusError, listing
 from prunus.export.sparse_reader import load_sparse
 
@@ -72,7 +78,7 @@ class RunDirectory:
             self._reject_foreign(resume=resume)
         created = self._create()
         try:
-            with writing(self.path):
+            with report_write_errors(self.path):
                 lock = self._lock.open("a")
             with lock:
                 try:
@@ -103,7 +109,7 @@ class RunDirectory:
         missing = [path for path in paths if not path.exists()][::-1]
         created = []
         try:
-            with writing(self.path):
+            with report_write_errors(self.path):
                 for path in missing:
                     path.mkdir(exist_ok=True)
                     created.append(path)
@@ -235,12 +241,12 @@ class RunDirectory:
                 ) from other
             report(f"{error}. Resuming from the previous one")
         # Else the damaged one would become the previous one of the next.
-        keep_as(self.previous, self.checkpoint)
+        link_or_copy(self.previous, self.checkpoint)
         return state
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Append a line to the metrics."""
-        with writing(self.metrics), self.metrics.open("a") as file:
+        with report_write_errors(self.metrics), self.metrics.open("a") as file:
             file.write(json.dumps(record) + "\n")
             file.flush()
             os.fsync(file.fileno())
