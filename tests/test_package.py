@@ -199,7 +199,9 @@ for extra in extras:
     try:
         importlib.import_module(f"prunus.integrations.{extra}")
     except ImportError as error:
-        assert f"pip install 'prunus[{extra}]'" in str(error), error
+        expected = f"prunus.integrations.{extra} needs the extra '{extra}': pip install"
+        assert type(error).__name__ == "MissingExtraError", type(error)
+        assert str(error).startswith(f"{expected} 'prunus[{extra}]' ("), error
     else:
         raise AssertionError(extra)
 """

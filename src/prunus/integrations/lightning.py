@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from prunus._utils.checks import raise_problems, type_problem
+from prunus._utils.extras import missing_extra
 from prunus.constraint import Mode
 from prunus.errors import CheckpointError, PrunusError, listing
 from prunus.integrations.common import CallbackArguments, select_trained, step_and_log
@@ -25,10 +26,7 @@ except ImportError:
     try:
         from pytorch_lightning import Callback
     except ImportError as error:
-        raise ImportError(
-            "prunus.integrations.lightning needs the 'lightning' extra: "
-            "pip install 'prunus[lightning]'"
-        ) from error
+        raise missing_extra("prunus.integrations.lightning", "lightning", error) from error
 
 __all__ = ["PruningCallback"]
 
@@ -180,7 +178,7 @@ class PruningCallback(Callback):
         )
         if loaded is not None and resumed:
             self.pruner.load_state_dict(loaded["pruner"])
-            self._pending = list(loaded["waiting"])
+            self._pending = list(loaded["pending"])
         self._loaded_state, self._starting = None, False
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
@@ -220,7 +218,7 @@ class PruningCallback(Callback):
             return self._loaded_state
         pruner = None if self._starting else self.pruner
         state = None if pruner is None else pruner.state_dict()
-        return {"pruner": state, "waiting": list(self._pending)}
+        return {"pruner": state, "pending": list(self._pending)}
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Pass the last validation to the schedule."""
@@ -295,8 +293,8 @@ class PruningCallback(Callback):
         if len(optimizers) == 1:
             return optimizers[0]
         selection = self._arguments.selection
-        targets = as_selection(select_trained if selection is None else selection, module).values()
-        prunable = {id(target.parameter) for target in targets}
+        selected = as_selection(select_trained if selection is None else selection, module)
+        prunable = {id(tensor.parameter) for tensor in selected.values()}
         fit = [i for i, optimizer in enumerate(optimizers) if prunable & _parameter_ids(optimizer)]
         if len(fit) != 1:
             names = _names(optimizers)

@@ -351,8 +351,8 @@ def _temporary_file(args: Any, step: int | str) -> Path:
 
 def _zeros_in(selection: Selection) -> int:
     return sum(
-        target.parameter.numel() - int(torch.count_nonzero(target.parameter.detach()))
-        for target in selection.values()
+        tensor.parameter.numel() - int(torch.count_nonzero(tensor.parameter.detach()))
+        for tensor in selection.values()
     )
 
 
