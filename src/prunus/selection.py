@@ -133,7 +133,7 @@ class Selection(Mapping[str, PrunableTensor]):
         If tensors are sharded, all processes must read this for the first time together.
         """
         shards = [tensor.shard for tensor in self.values()]
-        return dict(zip(self, self.process_group.counts_shards(shards), strict=True))
+        return dict(zip(self, self.process_group.shards_counted_here(shards), strict=True))
 
 
 @dataclass(frozen=True, eq=False)

@@ -124,7 +124,7 @@ def test_shards_are_assigned_again_only_if_the_tensors_change() -> None:
     calls = []
 
     class Recorded(PeerGroup):
-        def counts_shards(self, boxes: Any) -> list[bool]:
+        def shards_counted_here(self, boxes: Any) -> list[bool]:
             calls.append([box.shape for box in boxes])
             return [True] * len(boxes)
 

@@ -31,7 +31,7 @@ class PeerGroup(ProcessGroup):
         summed: torch.Tensor = counts + self.others
         return summed
 
-    def counts_shards(self, boxes: Sequence[Shard]) -> list[bool]:
+    def shards_counted_here(self, boxes: Sequence[Shard]) -> list[bool]:
         return list(self.counted) or [True] * len(boxes)
 
 

@@ -48,7 +48,7 @@ class ProcessGroup:
     sharded: bool = False
     device: torch.device | None = None
 
-    def counts_shards(self, shards: Sequence[Shard]) -> list[bool]:
+    def shards_counted_here(self, shards: Sequence[Shard]) -> list[bool]:
         """Return, for each shard, whether this process counts it.
 
         Of several processes that hold the same shard of a tensor, the one of the lowest rank

@@ -75,7 +75,7 @@ class GradientClipping:
     def _norm_over_processes(self, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return the norm of all gradients over all processes that hold a shard of them."""
         if set(self._counted) != {id(p) for p in parameters}:
-            counted = self._process_group.counts_shards([shard_of(p) for p in parameters])
+            counted = self._process_group.shards_counted_here([shard_of(p) for p in parameters])
             self._counted = {id(p): here for p, here in zip(parameters, counted, strict=True)}
         norms = [
             torch.linalg.vector_norm(local(p.grad), dtype=torch.float64)

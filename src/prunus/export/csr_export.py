@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save
 
 from prunus._utils.files import write_atomically
-from prunus.export.paths import check_path, output_path
+from prunus.export.paths import as_path, output_path
 from prunus.export.report import ExportReport, tensor_size_bound
 from prunus.export.sparse_format import DENSE, METADATA_KEY, TensorInfo, size_bound
 from prunus.export.sparse_reader import SparseFile
@@ -49,8 +49,8 @@ def to_csr(source: str | Path, out: str | Path | None = None) -> ExportReport:
         >>> state["weight.values"].sum(), state["weight.col_indices"][:3].tolist()
         (tensor(200.), [0, 1, 2])
     """
-    source = check_path(source, "source")
-    out = output_path(source, out if out is None else check_path(out, "out"), _CSR)
+    source = as_path(source, "source")
+    out = output_path(source, out if out is None else as_path(out, "out"), _CSR)
     state: dict[str, torch.Tensor] = {}
     shapes: dict[str, list[int]] = {}
     tensors: list[TensorInfo] = []

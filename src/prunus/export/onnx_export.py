@@ -26,7 +26,7 @@ from prunus._inference.outputs import TOLERANCE, relative_difference
 from prunus._utils.files import write_atomically
 from prunus.errors import PrunusError
 from prunus.export.onnx_session import OnnxSession, check_onnx_extra, first_line
-from prunus.export.paths import check_path
+from prunus.export.paths import as_path
 
 __all__ = ["OnnxReport", "to_onnx"]
 
@@ -79,7 +79,7 @@ def to_onnx(model: nn.Module, example_inputs: ExampleInputs, path: str | Path) -
         (True, True)
     """
     check_onnx_extra()
-    path = check_path(path)
+    path = as_path(path)
     model, args, kwargs = prepare_call(model, example_inputs)
     model = copy_model(model)
     inputs = [(args, kwargs)]

@@ -8,7 +8,7 @@ from pathlib import Path
 from prunus._utils.checks import raise_problems, type_problem
 from prunus.errors import PrunusError
 
-__all__ = ["check_path", "model_file", "output_path", "path_problem"]
+__all__ = ["as_path", "model_file", "output_path", "path_problem"]
 
 
 def path_problem(name: str, value: object) -> str | None:
@@ -16,7 +16,7 @@ def path_problem(name: str, value: object) -> str | None:
     return type_problem(name, value, (str, os.PathLike), "a path")
 
 
-def check_path(path: str | Path, name: str = "path") -> Path:
+def as_path(path: str | Path, name: str = "path") -> Path:
     """Return an argument as a path.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from prunus.errors import PrunusError
-from prunus.export.paths import check_path, output_path
+from prunus.export.paths import as_path, output_path
 from prunus.export.report import ExportReport, tensor_size_bound
 from prunus.export.sparse_reader import SparseFile
 from prunus.export.sparse_writer import save_sparse
@@ -39,8 +39,8 @@ def to_sparse(source: str | Path, out: str | Path | None = None) -> ExportReport
         >>> report.path.name, report.source_bytes > 40 * report.bytes
         ('model.sparse.safetensors', True)
     """
-    source = check_path(source, "source")
-    out = output_path(source, out if out is None else check_path(out, "out"), "sparse")
+    source = as_path(source, "source")
+    out = output_path(source, out if out is None else as_path(out, "out"), "sparse")
     with SparseFile(source) as file:
         if "tied" in file.metadata():  # which only :func:`~prunus.export.to_csr` writes there
             raise PrunusError(
