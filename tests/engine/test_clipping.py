@@ -160,3 +160,20 @@ def test_a_sparse_gradient_is_rejected() -> None:
     model(torch.tensor([1])).sum().backward()
     with pytest.raises(PrunusError, match="^weight has a sparse gradient"):
         clipping(model, 1.0).clip_(None)
+
+
+def test_a_process_that_counts_nothing_adds_a_zero_of_64_bits() -> None:
+    class Recorded(PeerGroup):
+        def sum(self, counts: torch.Tensor) -> torch.Tensor:
+            assert counts.dtype == torch.float64
+            return super().sum(counts)
+
+    layer = layer_with_gradients()
+    group = Recorded(others=torch.tensor(9.0, dtype=torch.float64), counted=(False, False))
+    assert clipping(layer, 1.5, group).clip_(None).item() == pytest.approx(0.5, rel=1e-6)
+
+
+def test_a_single_float16_gradient_is_clipped() -> None:
+    layer = layer_with_gradients(dtype=torch.float16)
+    layer.weight.grad = None
+    assert clipping(layer, 2.0).clip_(None).item() == pytest.approx(0.5, rel=1e-6)
