@@ -3,7 +3,7 @@
 mutmut makes one small change at a time (a mutant) and runs the tests that call the changed
 function, in a process forked after torch was imported. Each module is judged by its own tests
 alone, in a copy of the repository. Properties and code outside functions are not mutated. A mutant
-that exceeds the time limit runs again with ten times as much: if it exceeds that too, it loops and
+that exceeds the time limit runs again with four times as much: if it exceeds that too, it loops and
 counts as killed. A survivor needs a test, or a reason in ``equivalent_mutants.toml``.
 
 Run from the repository's root: ``python -m benchmarks.robustness.mutants``
@@ -104,7 +104,7 @@ timeout_constant = 2.0
 log_to_file = true
 """
 
-MULTIPLIER, CONFIRMING_MULTIPLIER = 4.0, 40.0
+MULTIPLIER, CONFIRMING_MULTIPLIER = 4.0, 16.0
 
 # Added to the conftest of the copy: the fastest tests first, as mutmut measured them, and
 # Hypothesis with the same examples every time, without a search for smaller ones.
