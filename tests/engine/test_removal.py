@@ -246,9 +246,16 @@ def test_the_least_kept_is_rounded_up_but_for_rounding_errors() -> None:
 
 
 def test_shards_are_counted_by_one_process_and_removed_by_all() -> None:
+    shapes = []
+
+    class Recorded(PeerGroup):
+        def sum(self, counts: torch.Tensor) -> torch.Tensor:
+            shapes.append(tuple(counts.shape))
+            return super().sum(counts)
+
     model = model_of([5.0, 1.0, 3.0], [2.0, 9.0])
     selection = select(model, "*")
-    selection.process_group = PeerGroup()
+    selection.process_group = Recorded()
     removal = Remover(Masks(selection), MagnitudeScore(), {})
     assert removal.keep(3) == ["w0", "w1"]
     assert [mask.tolist() for mask in removal.masks.values()] == [
@@ -256,6 +263,8 @@ def test_shards_are_counted_by_one_process_and_removed_by_all() -> None:
         [False, True],
     ]
     assert removal.masks.kept == 3
+    # Of the threshold, the candidates and NaN by tensor and the counts of each digit are summed.
+    assert {(2, 2), (1 << 11,)} < set(shapes)
 
 
 MASK = (1 << 64) - 1
