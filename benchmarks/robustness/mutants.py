@@ -50,11 +50,7 @@ MODULES: dict[str, list[str]] = {
     "scores.py": ["tests/test_scores.py"],
     "selection.py": ["tests/test_selection.py"],
     "export/encodings.py": ["tests/export/test_encodings.py", "tests/export/test_round_trips.py"],
-    "export/sparse_format.py": [
-        "tests/export/test_damaged_files.py",
-        "tests/export/test_sparse_reader.py",
-        "tests/export/test_round_trips.py",
-    ],
+    "export/sparse_format.py": ["tests/export/test_sparse_format.py"],
     "export/sparse_reader.py": [
         "tests/export/test_damaged_files.py",
         "tests/export/test_sparse_reader.py",
