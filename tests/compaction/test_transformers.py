@@ -9,6 +9,8 @@ import torch
 
 from .round_trips import compact_and_reload
 
+pytestmark = pytest.mark.frameworks
+
 transformers: Any = pytest.importorskip("transformers")
 
 SIZES: dict[str, dict[str, Any]] = {

@@ -33,7 +33,7 @@ WAYS: tuple[Apply, ...] = ("gradient", "loss", "decoupled")
 BATCH = noise_batch(32, 12, 4, seed=5)
 
 # The compiler warns of its own matters.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
 
 
 @pytest.fixture(autouse=True)

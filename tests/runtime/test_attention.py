@@ -135,6 +135,7 @@ def test_shared_attention_called_with_keywords_or_without_a_batch_is_replaced() 
         assert_outputs_match(fast, model, x)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.usefixtures("_always_faster")
 @pytest.mark.parametrize("nested", [True, False])

@@ -42,6 +42,7 @@ def layouts(draw: st.DrawFn, *shape: int) -> torch.Tensor:
     return x
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(
     data=st.data(),
@@ -88,6 +89,7 @@ def test_linear_matches_float64_reference_for_any_number_of_threads() -> None:
             assert_layer_matches_float64(sparse, linear, torch.randn(items, 600))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("inputs", "batches"), [(5_000, (256, 301)), (70_000, (40, 43))])
 def test_linear_matches_float64_reference_for_activations_beyond_the_second_level_cache(
     inputs: int, batches: tuple[int, int]
@@ -113,6 +115,7 @@ def test_linear_matches_float64_reference_for_32_bit_indices(sparsity: float) ->
         assert_layer_matches_float64(sparse, linear, torch.rand(items, 70_000))
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None)
 @given(
     images=st.integers(1, 3),
@@ -167,6 +170,7 @@ def test_convolution_matches_float64_reference_or_rejects_small_images(
         assert_layer_matches_float64(sparse, expected, x + 1)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(
     images=st.integers(1, 3),
@@ -331,6 +335,7 @@ for window in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_processes_compiling_at_the_same_time_run_their_own_kernels(tmp_path: Path) -> None:
     def start(*windows: str) -> subprocess.Popen[str]:
         environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}

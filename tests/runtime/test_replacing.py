@@ -138,6 +138,7 @@ def replace_all_linear_layers(model: nn.Module, *, by_item: bool) -> nn.Module:
     return replace_layers(model, replacements, by_item=by_item)
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(
     data=st.data(),
