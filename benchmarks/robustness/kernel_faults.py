@@ -262,15 +262,15 @@ FAULTS: Sequence[Fault] = (
     Fault(
         "ReLU not applied",
         "rows",
-        "rectified=int(rectified)",
-        "rectified=0",
+        "relu=int(relu)",
+        "relu=0",
         "items with ReLU",
     ),
     Fault(
         "ReLU always applied",
         "rows",
-        "rectified=int(rectified)",
-        "rectified=1",
+        "relu=int(relu)",
+        "relu=1",
         "items in place",
     ),
     Fault(

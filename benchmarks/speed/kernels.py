@@ -119,7 +119,7 @@ def _peak() -> float:
     elements = 1 << 16
     rows = SparseRows(torch.ones(1, elements), None)
     rows.columns.zero_()
-    weight, tiles = rows.record(threads=1, rectified=False), torch.tensor([0, 0, 4 * 48])
+    weight, tiles = rows.record(threads=1, relu=False), torch.tensor([0, 0, 4 * 48])
     product = MatrixRecord(
         weight=weight.address,
         chunk=1,

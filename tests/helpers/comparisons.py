@@ -30,7 +30,7 @@ def rounding_bound(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
     max pooling moves no two results further apart than they are.
 
     Args:
-        layer: A linear layer or a convolution, or an ``nn.Sequential`` of one and of rectifiers
+        layer: A linear layer or a convolution, or an ``nn.Sequential`` of one and of ReLUs
             and max poolings after it.
         x: The input.
 

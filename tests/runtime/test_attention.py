@@ -30,7 +30,7 @@ def test_encoder_layers_run_sparse_instead_of_the_fused_dense_kernel(
         for i in range(2)
         for name in ("self_attn.inputs", "self_attn.out", "linear1", "linear2")
     )
-    assert not report.left
+    assert not report.excluded
     assert_outputs_match(fast, model, x)
     mask = torch.zeros((4, 6) if batch_first else (6, 4), dtype=torch.bool)
     mask[0, -2:] = True
@@ -109,9 +109,9 @@ def test_attention_whose_weights_are_read_elsewhere_is_left_dense() -> None:
     x = torch.randn(2, 3, 8)
     fast, report = report_of(model, x)
     assert report.replaced == ("other.inputs", "other.out", "linear")
-    assert report.left["attention"] == "its weights are read by the code around it"
-    assert report.left["hooked"] == "it has hooks"
-    assert "keys and values of its own" in report.left["biased"]
+    assert report.excluded["attention"] == "its weights are read by the code around it"
+    assert report.excluded["hooked"] == "it has hooks"
+    assert "keys and values of its own" in report.excluded["biased"]
     assert_outputs_match(fast, model, x)
 
 
@@ -149,9 +149,9 @@ def test_encoder_is_replaced_for_padded_inputs_unless_it_uses_nested_tensors(nes
     fast, report = report_of(model, {"src": x, "src_key_padding_mask": mask})
     if nested:  # nested tensors make padded outputs 0, which no other computation does
         assert report.replaced == ()
-        assert "enable_nested_tensor=False" in report.left["layers.0.linear1"]
+        assert "enable_nested_tensor=False" in report.excluded["layers.0.linear1"]
     else:
-        assert "layers.0.self_attn.inputs" in report.replaced, report.left
+        assert "layers.0.self_attn.inputs" in report.replaced, report.excluded
     with torch.no_grad():
         expected = model(x, src_key_padding_mask=mask)
         found = fast(x, src_key_padding_mask=mask)

@@ -51,7 +51,7 @@ def layouts(draw: st.DrawFn, *shape: int) -> torch.Tensor:
     outputs=st.integers(1, 40),
     sparsity=st.sampled_from([0.0, 0.5, 0.95, 1.0]),
     bias=st.booleans(),
-    rectified=st.booleans(),
+    relu=st.booleans(),
     by_item=st.booleans(),
     threads=st.sampled_from(THREADS),
 )
@@ -62,7 +62,7 @@ def test_linear_matches_float64_reference(
     outputs: int,
     sparsity: float,
     bias: bool,
-    rectified: bool,
+    relu: bool,
     by_item: bool,
     threads: int,
 ) -> None:
@@ -70,9 +70,9 @@ def test_linear_matches_float64_reference(
     torch.set_num_threads(threads)
     linear = nn.Linear(inputs, outputs, bias=bias)
     sparsify_with_zero_rows(linear, sparsity)
-    sparse = SparseLinear(linear, rectified=rectified, by_item=by_item)
+    sparse = SparseLinear(linear, relu=relu, by_item=by_item)
     x = data.draw(layouts(items, inputs))
-    expected = nn.Sequential(linear, nn.ReLU()) if rectified else linear
+    expected = nn.Sequential(linear, nn.ReLU()) if relu else linear
     found = assert_layer_matches_float64(sparse, expected, x)
     if by_item:
         assert found.is_contiguous()
@@ -127,7 +127,7 @@ def test_linear_matches_float64_reference_for_32_bit_indices(sparsity: float) ->
     dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
     groups=st.sampled_from([1, 2, 4]),
     sparsity=st.sampled_from([0.0, 0.7, 1.0]),
-    rectified=st.booleans(),
+    relu=st.booleans(),
     layout=st.sampled_from(["planes", "last", "strided", "cut"]),
     threads=st.sampled_from(THREADS),
 )
@@ -141,7 +141,7 @@ def test_convolution_matches_float64_reference_or_rejects_small_images(
     dilation: tuple[int, int],
     groups: int,
     sparsity: float,
-    rectified: bool,
+    relu: bool,
     layout: str,
     threads: int,
 ) -> None:
@@ -149,7 +149,7 @@ def test_convolution_matches_float64_reference_or_rejects_small_images(
     torch.set_num_threads(threads)
     conv = nn.Conv2d(4, 8, kernel, stride=stride, padding=padding, dilation=dilation, groups=groups)
     sparsify_with_zero_rows(conv, sparsity)
-    sparse = SparseConv(conv, rectified=rectified)
+    sparse = SparseConv(conv, relu=relu)
     x = torch.randn(images, 4, height, width)
     if layout == "last":
         x = x.contiguous(memory_format=torch.channels_last)
@@ -157,7 +157,7 @@ def test_convolution_matches_float64_reference_or_rejects_small_images(
         x = torch.stack([x, torch.full_like(x, torch.nan)], dim=-1)[..., 0]
     elif layout == "cut":
         x = nn.functional.pad(x, (3, 2, 1, 2), value=torch.nan)[:, :, 1:-2, 3:-2]
-    expected = nn.Sequential(conv, nn.ReLU()) if rectified else conv
+    expected = nn.Sequential(conv, nn.ReLU()) if relu else conv
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
     if height + 2 * padding[0] < reach[0] or width + 2 * padding[1] < reach[1]:
         with pytest.raises(
@@ -180,7 +180,7 @@ def test_convolution_matches_float64_reference_or_rejects_small_images(
     padding=st.sampled_from([0, 1]),
     window=st.tuples(st.integers(1, 4), st.integers(1, 4)),
     stride=st.tuples(st.integers(1, 3), st.integers(1, 2)),
-    rectified=st.booleans(),
+    relu=st.booleans(),
     threads=st.sampled_from(THREADS),
 )
 def test_pooled_convolution_matches_float64_reference_or_rejects_small_images(
@@ -191,7 +191,7 @@ def test_pooled_convolution_matches_float64_reference_or_rejects_small_images(
     padding: int,
     window: tuple[int, int],
     stride: tuple[int, int],
-    rectified: bool,
+    relu: bool,
     threads: int,
 ) -> None:
     torch.manual_seed(0)
@@ -199,9 +199,9 @@ def test_pooled_convolution_matches_float64_reference_or_rejects_small_images(
     conv, pool = nn.Conv2d(4, 6, kernel, padding=padding), nn.MaxPool2d(window, stride)
     sparsify_with_zero_rows(conv, 0.6)
     assert is_fusible_pool(pool)
-    sparse = SparseConv(conv, rectified=rectified, pool=pool)
+    sparse = SparseConv(conv, relu=relu, pool=pool)
     x = torch.randn(images, 4, height, width)
-    layers = [conv, *([nn.ReLU()] if rectified else []), pool]
+    layers = [conv, *([nn.ReLU()] if relu else []), pool]
     size = [n + 2 * padding - kernel + 1 for n in (height, width)]
     if size[0] < window[0] or size[1] < window[1]:
         with pytest.raises(RuntimeError, match="too small"):
@@ -261,7 +261,7 @@ def test_convolution_accepts_one_dimension_single_images_and_empty_batches(paddi
 def test_linear_propagates_nan_through_non_zero_weights_and_relu() -> None:
     linear = nn.Linear(2, 2)
     linear.weight.data = torch.tensor([[1.0, 0.0], [2.0, 3.0]])
-    sparse = SparseLinear(linear, rectified=True)
+    sparse = SparseLinear(linear, relu=True)
     for items in (1, 5):
         y = sparse(torch.tensor([[torch.nan, 1.0]]).expand(items, 2))
         assert y.isnan().all()

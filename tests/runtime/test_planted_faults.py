@@ -34,7 +34,7 @@ def linear_case(
     *,
     sparsity: float = 0.5,
     by_feature: bool = True,
-    rectified: bool = False,
+    relu: bool = False,
     threads: int = 1,
 ) -> Callable[[Any, Any], None]:
     """Return the comparison of a linear layer with float64, given both classes of layers."""
@@ -45,8 +45,8 @@ def linear_case(
         sparsify_with_zero_rows(linear, sparsity)
         x = torch.randn(items, inputs)
         x = x.t().contiguous().t() if by_feature else x
-        expected = nn.Sequential(linear, nn.ReLU()) if rectified else linear
-        assert_layer_matches_float64(sparse_linear(linear, rectified=rectified), expected, x)
+        expected = nn.Sequential(linear, nn.ReLU()) if relu else linear
+        assert_layer_matches_float64(sparse_linear(linear, relu=relu), expected, x)
 
     return compare
 
@@ -73,7 +73,7 @@ def image_case(
 CASES: dict[str, Callable[[Any, Any], None]] = {
     "items in place": linear_case(40, 21, 37),
     "items in panels": linear_case(40, 21, 37, by_feature=False),
-    "items with ReLU": linear_case(40, 21, 37, rectified=True),
+    "items with ReLU": linear_case(40, 21, 37, relu=True),
     "items in two threads": linear_case(600, 500, 64, threads=2),
     "single item": linear_case(41, 21, 1, sparsity=0.0),
     "single item in two threads": linear_case(600, 500, 1, sparsity=0.2, threads=2),

@@ -21,7 +21,7 @@ from prunus.runtime.replacing import Replacement, replace_layers
 
 
 class Residual(nn.Module):
-    """A network that can be traced, whose norms and rectifiers are fusible in part."""
+    """A network that can be traced, whose norms and ReLUs are fusible in part."""
 
     def __init__(self, groups: int = 1) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ def test_norms_and_relus_are_fused_unless_another_layer_uses_the_output(groups: 
     x = torch.randn(2, 3, 16, 16)
     fast, report = report_of(model, x)
     assert {layer.name: layer.fused for layer in report.layers} == {
-        "first": ("norm",),  # its rectifier is called twice
+        "first": ("norm",),  # its ReLU is called twice
         "second": ("own_norm", "own_relu"),
         "read_twice": (),
         "head": (),
@@ -67,7 +67,7 @@ def test_norms_and_relus_are_fused_unless_another_layer_uses_the_output(groups: 
 
 
 @pytest.mark.usefixtures("_always_faster")
-def test_poolings_are_fused_before_or_after_the_rectifier() -> None:
+def test_poolings_are_fused_before_or_after_the_relu() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2),  # 14
@@ -122,7 +122,7 @@ def test_dynamic_control_flow_is_preserved() -> None:
     torch.manual_seed(0)
     model = sparsified(Dynamic())
     fast, report = report_of(model, torch.ones(4, 12))
-    assert report.layers[0].sparse
+    assert report.layers[0].replaced
     assert report.layers[0].fused == ()
     for x in (torch.ones(4, 12), -torch.ones(4, 12)):
         assert_outputs_match(fast, model, x)

@@ -1,4 +1,4 @@
-"""The choice of the attentions of a network whose projections become layers of their own."""
+"""Splitting of sparse attentions into separate projection layers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prunus._inference.model_calls import call_model, copy_model
 from prunus._inference.outputs import TOLERANCE, relative_difference
 from prunus.compaction.pruned_attention import PrunedMultiheadAttention
 from prunus.runtime.attention import split_attentions
-from prunus.runtime.candidates import call_recording, has_zeros, unsuitable_tensor
+from prunus.runtime.candidates import call_recording, is_sparse_enough, unsuitable_tensor
 
 __all__ = ["AttentionSplit", "split_sparse_attentions"]
 
@@ -25,12 +25,12 @@ class AttentionSplit:
     Attributes:
         model: The network.
         joint: For each split attention, by name, whether one layer projects its inputs.
-        left: Why other attentions with zero weights stay whole, by name.
+        excluded: Why other sparse attentions stay whole, by name.
     """
 
     model: nn.Module
     joint: dict[str, bool] = field(default_factory=dict)
-    left: dict[str, str] = field(default_factory=dict)
+    excluded: dict[str, str] = field(default_factory=dict)
 
 
 def split_sparse_attentions(
@@ -53,13 +53,13 @@ def split_sparse_attentions(
         name: module
         for name, module in dense.named_modules()
         if type(module) in (nn.MultiheadAttention, PrunedMultiheadAttention)
-        and any(map(has_zeros, module.modules()))
+        and any(map(is_sparse_enough, module.modules()))
     }
-    left = {name: why for name, module in attentions.items() if (why := _unsuitable(module))}
-    suitable = {name: module for name, module in attentions.items() if name not in left}
+    excluded = {name: why for name, module in attentions.items() if (why := _unsuitable(module))}
+    suitable = {name: module for name, module in attentions.items() if name not in excluded}
     joint = _inputs_are_one_tensor(dense, suitable, args, kwargs)
     if not joint:
-        return AttentionSplit(dense, left=left)
+        return AttentionSplit(dense, excluded=excluded)
 
     def split(names: Iterable[str]) -> nn.Module | None:
         """Return the network with these attentions split, or None if its outputs differ."""
@@ -73,13 +73,13 @@ def split_sparse_attentions(
     candidate = split(joint)
     if candidate is None:
         for name in [name for name in joint if split([name]) is None]:
-            left[name] = "its weights are read by the code around it"
+            excluded[name] = "its weights are read by the code around it"
             del joint[name]
         candidate = split(joint)
     if candidate is None:
-        left |= dict.fromkeys(joint, "the outputs differ once it is split together with others")
-        return AttentionSplit(dense, left=left)
-    return AttentionSplit(candidate, joint, left)
+        excluded |= dict.fromkeys(joint, "the outputs differ once it is split together with others")
+        return AttentionSplit(dense, excluded=excluded)
+    return AttentionSplit(candidate, joint, excluded)
 
 
 def _unsuitable(attention: Any) -> str | None:

@@ -15,7 +15,7 @@ __all__ = [
     "MAX_DENSITY",
     "RecordCall",
     "call_recording",
-    "has_zeros",
+    "is_sparse_enough",
     "layer_inputs",
     "unsuitable_tensor",
 ]
@@ -47,22 +47,22 @@ def layer_inputs(
 
     Returns:
         The input of the first call of each layer that can be replaced, by the layer's name; and
-        the reason why each other module with zero weights stays dense, by its name.
+        the reason why each other sparse module stays dense, by its name.
     """
     inputs: dict[str, torch.Tensor] = {}
-    left: dict[str, str] = {}
+    excluded: dict[str, str] = {}
     candidates: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         reason = _unsuitable_layer(module)
         if reason is None:
             candidates[name] = module
-        elif has_zeros(module):
-            left[name] = reason
+        elif is_sparse_enough(module):
+            excluded[name] = reason
 
     def record(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = next(iter([*args, *kwargs.values()]), None)
         if isinstance(x, torch.Tensor) and x.is_nested:
-            left[name] = (
+            excluded[name] = (
                 "it is called on nested tensors, into which nn.TransformerEncoder converts padded "
                 "inputs unless built with enable_nested_tensor=False"
             )
@@ -71,9 +71,9 @@ def layer_inputs(
 
     call_recording(model, candidates, record, args, kwargs)
     for name, module in candidates.items():
-        if name not in inputs and name not in left and has_zeros(module):
-            left[name] = "it is not called on this example, or only its weight is read"
-    return inputs, left
+        if name not in inputs and name not in excluded and is_sparse_enough(module):
+            excluded[name] = "it is not called on this example, or only its weight is read"
+    return inputs, excluded
 
 
 def call_recording(
@@ -107,13 +107,13 @@ def call_recording(
             handle.remove()
 
 
-def has_zeros(module: nn.Module) -> bool:
+def is_sparse_enough(module: nn.Module) -> bool:
     """Return whether a matrix of the module itself has a density below :data:`MAX_DENSITY`.
 
     Example:
         >>> linear = nn.Linear(4, 2)
         >>> _ = nn.init.zeros_(linear.weight[:, 1:])
-        >>> has_zeros(linear), has_zeros(nn.Sequential(linear))
+        >>> is_sparse_enough(linear), is_sparse_enough(nn.Sequential(linear))
         (True, False)
     """
     return any(

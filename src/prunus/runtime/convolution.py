@@ -28,7 +28,7 @@ class SparseConv(SparseLayer):
 
     Args:
         conv: The layer to copy: nn.Conv1d or nn.Conv2d with zero padding, float32.
-        rectified: Whether the layer also applies a ReLU. Default False.
+        relu: Whether the layer also applies a ReLU. Default False.
         pool: A max pooling that the layer also applies, for which
             :func:`prunus.runtime.fusion.is_fusible_pool` is true. Default None.
 
@@ -48,11 +48,11 @@ class SparseConv(SparseLayer):
         self,
         conv: nn.Conv1d | nn.Conv2d,
         *,
-        rectified: bool = False,
+        relu: bool = False,
         pool: nn.MaxPool2d | None = None,
     ) -> None:
         rows = SparseRows(conv.weight.flatten(1), conv.bias)
-        super().__init__(rows, conv.weight.numel(), rectified)
+        super().__init__(rows, conv.weight.numel(), relu)
         self.pool = pool
         self.dimensions = conv.weight.dim() - 2
         before = conv._reversed_padding_repeated_twice  # the last dimension comes first
@@ -130,7 +130,7 @@ class SparseConv(SparseLayer):
             images,
             window=window,
             threads=threads,
-            rectified=self.rectified,
+            relu=self.relu,
         )
 
 

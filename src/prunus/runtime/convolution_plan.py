@@ -18,10 +18,10 @@ from prunus.errors import ArgumentError
 from prunus.runtime.kernels.compiling import run_in_threads
 from prunus.runtime.kernels.convolution import convolve, shared_convolve
 from prunus.runtime.kernels.records import ImageRecord, MatrixRecord, Record
-from prunus.runtime.kernels.tiles import Pool, Tile
+from prunus.runtime.kernels.tiles import LANES, Pool, Tile
 from prunus.runtime.rows import SparseRows, as_index, from_index
 from prunus.runtime.sparse_layer import CHUNK_BYTES, is_worth_sharing
-from prunus.runtime.tiling import LANES, image_table, tile_cost, tile_for_image
+from prunus.runtime.tiling import image_table, tile_cost, tile_for_image
 
 __all__ = ["ConvolutionPlan", "Geometry", "Images", "Window", "plan_images"]
 
@@ -216,7 +216,7 @@ def plan_images(
     *,
     window: Window | None,
     threads: int,
-    rectified: bool,
+    relu: bool,
 ) -> ConvolutionPlan:
     """Return the plan for images of one shape and layout.
 
@@ -226,14 +226,14 @@ def plan_images(
         images: Shape and layout of the input.
         window: A max pooling after the convolution, or None.
         threads: Number of threads available.
-        rectified: Whether to apply a ReLU to the outputs.
+        relu: Whether to apply a ReLU to the outputs.
     """
     layout = choose_layout(geometry, images)
     tiling = choose_tiles(layout)
     sharing = choose_sharing(rows, tiling, images.count, threads)
     pooling = plan_pooling(window, layout.output_size)
     index = element_offsets(rows, geometry, layout)
-    weight = rows.record(threads=sharing.threads, rectified=rectified, index=index)
+    weight = rows.record(threads=sharing.threads, relu=relu, index=index)
     product = _product_record(weight, layout, tiling, rows.rows_within(CHUNK_BYTES))
     channels, (computed_height, columns) = geometry.out_channels, layout.computed_size
     planes = geometry.in_channels * layout.plane + _SLACK

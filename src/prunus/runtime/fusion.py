@@ -1,4 +1,4 @@
-"""Chains of a layer and the layers after it whose work one sparse layer can do."""
+"""Chains of layers that one sparse layer can replace."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Chain:
         name: Name of the layer in the model.
         layer: The layer.
         fused_names: Names of the layers after it, in the order of their calls: at most one batch
-            norm first, then at most one rectifier and one max pooling in either order.
+            norm first, then at most one ReLU and one max pooling in either order.
         fused: Those layers.
     """
 
@@ -36,8 +36,8 @@ class Chain:
     fused: tuple[nn.Module, ...] = ()
 
     @property
-    def rectified(self) -> bool:
-        """Whether a rectifier is fused."""
+    def relu(self) -> bool:
+        """Whether a ReLU is fused."""
         return any(isinstance(module, nn.ReLU) for module in self.fused)
 
     @property
@@ -87,7 +87,7 @@ def find_chains(model: nn.Module, names: Collection[str]) -> Iterator[Chain]:
             if type(consumer) not in fusible or not _is_fusible(consumer):
                 break
             fused.append(following)
-            # A rectifier and a pooling may change places; a norm must be next to the layer.
+            # A ReLU and a pooling may change places; a norm must be next to the layer.
             done = (type(consumer), nn.BatchNorm1d, nn.BatchNorm2d)
             fusible = tuple(layer_type for layer_type in fusible if layer_type not in done)
             following = only_consumer.get(following)
@@ -138,9 +138,10 @@ class _Tracer(Tracer):
 
 
 def _only_consumers(model: nn.Module) -> dict[str, str]:
-    """Return, for each module whose output one other module reads, the name of that module.
+    """Return the only consumer of each module, by name.
 
-    Both are called exactly once.
+    A module without one, or that is not called exactly once, is left out; so is one whose consumer
+    is not.
     """
     try:
         graph = _Tracer().trace(model)

@@ -55,12 +55,12 @@ def time_layer(replacement: Replacement, x: torch.Tensor) -> LayerTiming:
         dense_ms, sparse_ms = 1e3 * medians["dense"], 1e3 * medians["sparse"]
     return LayerTiming(
         name=chain.name,
-        kind=type(layer).__name__,
+        layer_type=type(layer).__name__,
         shape=tuple(weight.shape),
         density=density,
         dense_ms=dense_ms,
         sparse_ms=sparse_ms,
-        sparse=sparse_ms < _MARGIN * dense_ms,
+        replaced=sparse_ms < _MARGIN * dense_ms,
         fused=chain.fused_names,
     )
 

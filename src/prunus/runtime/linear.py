@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from prunus.runtime.kernels.tiles import LANES
 from prunus.runtime.linear_plan import (
     Items,
     LinearPlan,
@@ -15,7 +16,6 @@ from prunus.runtime.linear_plan import (
 )
 from prunus.runtime.rows import SparseRows
 from prunus.runtime.sparse_layer import SparseLayer, available_threads
-from prunus.runtime.tiling import LANES
 
 __all__ = ["SparseLinear"]
 
@@ -29,7 +29,7 @@ class SparseLinear(SparseLayer):
 
     Args:
         linear: The layer to copy; float32.
-        rectified: Whether the layer also applies a ReLU. Default False.
+        relu: Whether the layer also applies a ReLU. Default False.
         by_item: Whether the output is stored item by item, as torch's own. Default False.
 
     Raises:
@@ -43,11 +43,9 @@ class SparseLinear(SparseLayer):
         True
     """
 
-    def __init__(
-        self, linear: nn.Linear, *, rectified: bool = False, by_item: bool = False
-    ) -> None:
+    def __init__(self, linear: nn.Linear, *, relu: bool = False, by_item: bool = False) -> None:
         rows = SparseRows(linear.weight, linear.bias)
-        super().__init__(rows, linear.weight.numel(), rectified)
+        super().__init__(rows, linear.weight.numel(), relu)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.by_item = by_item
 
@@ -76,7 +74,7 @@ class SparseLinear(SparseLayer):
         threads = available_threads()
         plan: SinglePlan = self._plans.get((1, threads)) or self._plan_for(
             (1, threads),
-            lambda: plan_single(self.rows, threads=threads, rectified=self.rectified),
+            lambda: plan_single(self.rows, threads=threads, relu=self.relu),
         )
         plan.call(x.data_ptr(), y.data_ptr())
         return y
@@ -113,4 +111,4 @@ class SparseLinear(SparseLayer):
             offset=offset,
             padded=padded,
         )
-        return plan_items(self.rows, items, threads=threads, rectified=self.rectified)
+        return plan_items(self.rows, items, threads=threads, relu=self.relu)

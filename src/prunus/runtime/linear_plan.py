@@ -187,11 +187,11 @@ class LinearPlan:
     unpacking: Copy
 
 
-def plan_single(rows: SparseRows, *, threads: int, rectified: bool) -> SinglePlan:
+def plan_single(rows: SparseRows, *, threads: int, relu: bool) -> SinglePlan:
     """Return the plan for a single item."""
     if len(rows.values) <= _WORTH_SHARING_SINGLE:
         threads = 1
-    record = rows.record(threads=threads, rectified=rectified)
+    record = rows.record(threads=threads, relu=relu)
     call: Call
     if threads > 1:
         kernel = shared_dot(rows.index_bits)
@@ -201,19 +201,19 @@ def plan_single(rows: SparseRows, *, threads: int, rectified: bool) -> SinglePla
     return SinglePlan(call=call, record=record)
 
 
-def plan_items(rows: SparseRows, items: Items, *, threads: int, rectified: bool) -> LinearPlan:
+def plan_items(rows: SparseRows, items: Items, *, threads: int, relu: bool) -> LinearPlan:
     """Return the plan for several items.
 
     Args:
         rows: The sparse matrix.
         items: Shape and layout of the input.
         threads: Number of threads available.
-        rectified: Whether to apply a ReLU to the outputs.
+        relu: Whether to apply a ReLU to the outputs.
     """
     layout = choose_layout(rows, items)
     tiling = choose_tiles(layout, items)
     sharing = choose_sharing(rows, tiling, items, threads)
-    weight = rows.record(threads=sharing.threads, rectified=rectified)
+    weight = rows.record(threads=sharing.threads, relu=relu)
     tile_bytes = 4 * items.features * tiling.tile.width
     product = MatrixRecord(
         weight=weight.address,
@@ -305,7 +305,6 @@ def _packing(items: Items, tile: Tile, threads: int) -> Copy:
     feature_bytes = 4 if feature_step == 1 or features == 1 else 4 * feature_step
     threads = _copy_threads(count * features, threads)
     record = PackRecord(
-        threads=threads,
         x_item=4 * item_step,
         x_feature=feature_bytes,
         items=count,
@@ -318,9 +317,7 @@ def _packing(items: Items, tile: Tile, threads: int) -> Copy:
 
 def _unpacking(items: int, features: int, output_width: int, threads: int) -> Copy:
     threads = _copy_threads(items * features, threads)
-    record = UnpackRecord(
-        threads=threads, x_feature=4 * output_width, items=items, features=features
-    )
+    record = UnpackRecord(x_feature=4 * output_width, items=items, features=features)
     return _copy(unpack(threads > 1), Record(record), threads, items * features)
 
 

@@ -42,9 +42,9 @@ class Replacement:
         chain = self.chain
         layer = without_selection(chain.merged(), self.in_features)
         if isinstance(layer, nn.Linear):
-            return SparseLinear(layer, rectified=chain.rectified, by_item=by_item)
+            return SparseLinear(layer, relu=chain.relu, by_item=by_item)
         assert isinstance(layer, nn.Conv1d | nn.Conv2d)
-        return SparseConv(layer, rectified=chain.rectified, pool=chain.pool)
+        return SparseConv(layer, relu=chain.relu, pool=chain.pool)
 
 
 def replace_layers(

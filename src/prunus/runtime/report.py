@@ -16,22 +16,22 @@ class LayerTiming:
         name: Name in the model. A projection of an attention is named after the attention, followed
             by a dot and "inputs" (query, key and value in one layer), "query", "key", "value" or
             "out".
-        kind: Name of the layer's class.
+        layer_type: Name of the layer's class.
         shape: Shape of its weight.
         density: Fraction of its weights that are not zero.
         dense_ms: Median milliseconds of a call, including the fused layers; NaN if not timed.
         sparse_ms: The same for the sparse layer.
-        sparse: Whether the layer was replaced.
+        replaced: Whether the layer was replaced.
         fused: Names of the following layers whose work the sparse layer does too.
     """
 
     name: str
-    kind: str
+    layer_type: str
     shape: tuple[int, ...]
     density: float
     dense_ms: float
     sparse_ms: float
-    sparse: bool
+    replaced: bool
     fused: tuple[str, ...]
 
 
@@ -41,7 +41,7 @@ class SpeedUpReport:
 
     Attributes:
         layers: The timings of every layer of a supported type that the example passed through.
-        left: Why other layers with zero weights stay dense, by name.
+        excluded: Why other sparse layers stay dense, by name.
         dense_ms: Median milliseconds of a call of the original network.
         sparse_ms: The same for the returned network.
         threads: Number of threads used.
@@ -49,7 +49,7 @@ class SpeedUpReport:
     """
 
     layers: tuple[LayerTiming, ...]
-    left: Mapping[str, str]
+    excluded: Mapping[str, str]
     dense_ms: float
     sparse_ms: float
     threads: int
@@ -58,4 +58,4 @@ class SpeedUpReport:
     @property
     def replaced(self) -> tuple[str, ...]:
         """The names of the layers that run sparse."""
-        return tuple(layer.name for layer in self.layers if layer.sparse)
+        return tuple(layer.name for layer in self.layers if layer.replaced)

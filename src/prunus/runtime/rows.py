@@ -72,12 +72,12 @@ class SparseRows(nn.Module):
         row_bytes = self.element_bytes / max(1, count)
         return max(1, min(count, int(size / max(1.0, row_bytes))))
 
-    def record(self, *, threads: int, rectified: bool, index: torch.Tensor | None = None) -> Record:
+    def record(self, *, threads: int, relu: bool, index: torch.Tensor | None = None) -> Record:
         """Return the record by which kernels read the matrix.
 
         Args:
             threads: Number of threads among which the rows are divided.
-            rectified: Whether to apply a ReLU to the outputs.
+            relu: Whether to apply a ReLU to the outputs.
             index: Replaces ``columns``. Default None: ``columns``.
         """
         index = self.columns if index is None else index
@@ -91,7 +91,7 @@ class SparseRows(nn.Module):
             bias=bias_at,
             bounds=bounds_at,
             threads=threads,
-            rectified=int(rectified),
+            relu=int(relu),
         )
         return Record(fields, *owners)
 

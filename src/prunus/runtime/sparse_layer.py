@@ -17,8 +17,8 @@ __all__ = ["CHUNK_BYTES", "SparseLayer", "available_threads", "is_worth_sharing"
 _WORTH_SHARING = 9_000
 """Cost of a product above which threads share it, as :func:`prunus.runtime.tiling.tile_cost`.
 
-A heuristic: about 18 microseconds of one thread, some times what waking another thread takes. Too
-low, small layers wait for threads; too high, one thread works while the others are idle.
+A heuristic: about 18 microseconds of one thread, several times what waking another thread takes.
+Too low, small layers wait for threads; too high, one thread works while the others are idle.
 """
 
 CHUNK_BYTES = 1 << 17
@@ -53,12 +53,12 @@ class SparseLayer(nn.Module):
     Args:
         rows: The non-zero weights.
         size: Number of all weights, including zeros.
-        rectified: Whether the layer also applies a ReLU.
+        relu: Whether the layer also applies a ReLU.
     """
 
-    def __init__(self, rows: SparseRows, size: int, rectified: bool) -> None:
+    def __init__(self, rows: SparseRows, size: int, relu: bool) -> None:
         super().__init__()
-        self.rows, self.size, self.rectified = rows, size, rectified
+        self.rows, self.size, self.relu = rows, size, relu
         self._plans: dict[Any, Any] = {}
 
     @property
@@ -67,7 +67,7 @@ class SparseLayer(nn.Module):
         return len(self.rows.values) / max(1, self.size)
 
     def _summary(self) -> str:
-        return f"density={self.density:.3g}" + (", with ReLU" if self.rectified else "")
+        return f"density={self.density:.3g}" + (", with ReLU" if self.relu else "")
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         self._plans.clear()
@@ -97,7 +97,7 @@ class SparseLayer(nn.Module):
         if x.requires_grad and torch.is_grad_enabled():
             problems.append(
                 "without a gradient, because this layer is for inference: call it under "
-                "torch.no_grad(), and train the network that it was made from"
+                "torch.no_grad(), and train the network that it was built from"
             )
         if problems:
             raise ArgumentError(

@@ -50,7 +50,7 @@ def speed_up(
     Each ``nn.Linear``, ``nn.Conv1d`` and ``nn.Conv2d``, and each projection of a
     ``nn.MultiheadAttention``, is timed against a layer that computes with its non-zero weights
     only. The timing uses the layer's input on the example and torch's number of threads, and the
-    layer is replaced where the sparse one is faster. Rectifiers, and batch norms and max poolings
+    layer is replaced where the sparse one is faster. ReLUs, and batch norms and max poolings
     after a convolution, are fused into the replaced layer where the network can be traced. Finally
     the whole network is timed, and returned dense where that is not slower.
 
@@ -90,11 +90,11 @@ def speed_up(
         return fast, report
     if not report.replaced:
         tried = [f"{t.name or 'the layer'} ({t.density:.0%} non-zero)" for t in report.layers]
-        others = [f"{name}: {reason}" for name, reason in report.left.items()]
+        others = [f"{name}: {reason}" for name, reason in report.excluded.items()]
         reasons = listing([*tried, *others]) or "it has no layer of a supported type"
         warnings.warn(
-            f"{type(model).__name__} is returned as it is, because no sparse layer makes it faster "
-            f"on this example: {reasons}. Prune further, or use a larger batch",
+            f"a dense copy of {type(model).__name__} is returned, because no sparse layer makes it "
+            f"faster on this example: {reasons}. Prune further, or use a larger batch",
             stacklevel=2,
         )
     return fast
@@ -106,7 +106,7 @@ def _speed_up(model: nn.Module, example_inputs: ExampleInputs) -> tuple[nn.Modul
     dense = copy_model(model)
     expected = reference_outputs(dense, args, kwargs)
     split = split_sparse_attentions(model, dense, args, kwargs, expected)
-    inputs, left = layer_inputs(split.model, args, kwargs)
+    inputs, excluded = layer_inputs(split.model, args, kwargs)
     timings: list[LayerTiming] = []
     faster: list[Replacement] = []
     with torch.inference_mode():
@@ -114,7 +114,7 @@ def _speed_up(model: nn.Module, example_inputs: ExampleInputs) -> tuple[nn.Modul
             x = inputs[chain.name]
             replacement = Replacement(chain, x.shape[1 - chain.layer.weight.dim()])
             timings.append(time_layer(replacement, x))
-            if timings[-1].sparse:
+            if timings[-1].replaced:
                 faster.append(replacement)
         networks = {"dense": dense}
         for by_item in (False, True) if faster else ():
@@ -128,13 +128,14 @@ def _speed_up(model: nn.Module, example_inputs: ExampleInputs) -> tuple[nn.Modul
     if error > TOLERANCE:
         raise PrunusError(
             f"{type(model).__name__} cannot be sped up: its outputs would be off by {error:.2g} of "
-            f"the largest ({TOLERANCE:g} is accepted). Is it random in evaluation mode?"
+            f"the largest ({TOLERANCE:g} is accepted). If it is random in evaluation mode, make "
+            "its forward deterministic there; otherwise use the dense network"
         )
     if best == "dense":
-        timings = [replace(timing, sparse=False) for timing in timings]
+        timings = [replace(timing, replaced=False) for timing in timings]
     return networks[best], SpeedUpReport(
         layers=tuple(timings),
-        left=left | split.left,
+        excluded=excluded | split.excluded,
         dense_ms=1e3 * seconds["dense"],
         sparse_ms=1e3 * seconds[best],
         threads=torch.get_num_threads(),

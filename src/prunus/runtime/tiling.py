@@ -10,10 +10,9 @@ import math
 
 import torch
 
-from prunus.runtime.kernels.tiles import Tile
+from prunus.runtime.kernels.tiles import LANES, Tile
 
 __all__ = [
-    "LANES",
     "image_table",
     "in_place_table",
     "panel_table",
@@ -23,9 +22,6 @@ __all__ = [
     "tile_for_panels",
     "tile_in_place",
 ]
-
-LANES = 16
-"""Floats of most vectors: a cache line, and a register of AVX-512; AVX2 needs two registers."""
 
 _COST = (0.46, 0.70, 0.82, 0.94, 1.18, 1.41, 1.65, 1.88)
 """Cost of an element of the matrix, by the number of vectors of 16 floats that it is multiplied by.

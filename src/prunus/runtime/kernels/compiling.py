@@ -24,10 +24,9 @@ _SOURCES = hashlib.sha256(
 def compiled(*shape: Any, parallel: bool = False) -> Callable[[Any], Any]:
     """Return a decorator that compiles a function and keeps the result on disk under its own name.
 
-    Numba keeps everything that a function was compiled to beside one index of it. Two processes may
-    write the index at once, and a killed process may leave an index without its files. A kernel of
-    another shape or of an older release is then found under a shape; it would run, with wrong
-    results.
+    Numba stores all compiled versions of a function under one index file. Two processes may write
+    it at once, or a killed process may leave it without its files; a kernel of another shape or
+    release would then be loaded and return wrong results. A unique name per shape prevents this.
 
     Args:
         shape: The values that the function's code depends on. Those of the functions that it calls

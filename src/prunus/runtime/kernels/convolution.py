@@ -124,7 +124,7 @@ def shared_convolve(tile: Tile, bits: int, pool: Pool | None = None) -> Any:
 
     Each thread computes its own images if there are at least as many as threads, and otherwise its
     own rows of each image. Its arguments: addresses of the :class:`ImageRecord`, of x, planes, y
-    and the pooled output, as those of :func:`convolve`; those of this function are the same too.
+    and the pooled output. The Python arguments are those of :func:`convolve`.
     """
     rows, pooled, images = tile_rows(tile, bits), _pooling(pool), convolve(tile, bits, pool)
 

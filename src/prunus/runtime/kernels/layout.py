@@ -10,6 +10,7 @@ from numba import prange
 
 from prunus.runtime.kernels.compiling import compiled
 from prunus.runtime.kernels.records import PackRecord, UnpackRecord
+from prunus.runtime.kernels.tiles import LANES
 from prunus.runtime.kernels.vectors import (
     float_at,
     record_reader,
@@ -19,9 +20,6 @@ from prunus.runtime.kernels.vectors import (
 
 __all__ = ["pack", "unpack"]
 
-_LANES = 16
-"""Lines and columns of a square that is transposed in registers: the 16 floats of a cache line."""
-
 _read_pack = record_reader(PackRecord)
 _read_unpack = record_reader(UnpackRecord)
 
@@ -29,12 +27,13 @@ _read_unpack = record_reader(UnpackRecord)
 @compiled()
 def _transpose(x, x_row, rows, columns, y, y_row):
     """Write y[column, row] = x[row, column], with contiguous columns; row steps in bytes."""
-    whole_rows, whole_columns = rows - rows % _LANES, columns - columns % _LANES
-    for row in range(0, whole_rows, _LANES):
-        for column in range(0, whole_columns, _LANES):
+    # Squares of LANES lines and columns are transposed in registers.
+    whole_rows, whole_columns = rows - rows % LANES, columns - columns % LANES
+    for row in range(0, whole_rows, LANES):
+        for column in range(0, whole_columns, LANES):
             source = x + row * x_row + column * 4
-            transpose_square(_LANES, source, x_row, y + column * y_row + row * 4, y_row)
-        for i in range(row, row + _LANES):
+            transpose_square(LANES, source, x_row, y + column * y_row + row * 4, y_row)
+        for i in range(row, row + LANES):
             for column in range(whole_columns, columns):
                 store_float(y + column * y_row, i, float_at(x + i * x_row, column))
     for row in range(whole_rows, rows):
@@ -84,7 +83,7 @@ def pack(parallel: bool) -> Any:
     def shared(record, x, y):
         pack = _read_pack(record)
         # A transposed panel may be divided further; otherwise its lines are copied whole.
-        step = min(pack.width, _LANES) if pack.x_feature == 4 else pack.width
+        step = min(pack.width, LANES) if pack.x_feature == 4 else pack.width
         for part in prange((pack.items + step - 1) // step):
             _pack_part(record, x, y, part * step, step)
 
@@ -112,9 +111,9 @@ def unpack(parallel: bool) -> Any:
     def shared(record, x, y):
         unpack = _read_unpack(record)
         items, features, x_feature = unpack.items, unpack.features, unpack.x_feature
-        for part in prange((items + _LANES - 1) // _LANES):
-            start = part * _LANES
-            count = min(_LANES, items - start)
+        for part in prange((items + LANES - 1) // LANES):
+            start = part * LANES
+            count = min(LANES, items - start)
             target = y + start * features * 4
             _transpose(x + start * 4, x_feature, features, count, target, features * 4)
 

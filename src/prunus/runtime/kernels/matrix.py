@@ -66,7 +66,7 @@ def tile_rows(tile: Tile, bits: int, prefetch: bool = False) -> Any:
     def rows(record, first, last, first_tile, last_tile, x, y):
         product = read_matrix(record)
         weight = read_weight(product.weight)
-        floor = np.float32(0) if weight.rectified else np.float32(-np.inf)
+        floor = np.float32(0) if weight.relu else np.float32(-np.inf)
         furthest = int_at(weight.pointers, last) - 1
         for start in range(first, last, product.chunk):
             stop = min(start + product.chunk, last)
@@ -91,8 +91,8 @@ def tile_rows(tile: Tile, bits: int, prefetch: bool = False) -> Any:
 def shared_tile_rows(tile: Tile, bits: int, prefetch: bool = False) -> Any:
     """Return the kernel that multiplies a sparse matrix by tiles of a dense one, with threads.
 
-    Its arguments: addresses of the :class:`MatrixRecord`, of x and of y. Those of this function are
-    the same as of :func:`tile_rows`.
+    Its arguments: addresses of the :class:`MatrixRecord`, of x and of y. The Python arguments are
+    those of :func:`tile_rows`.
     """
     rows = tile_rows(tile, bits, prefetch)
 
@@ -125,7 +125,7 @@ def dot(bits: int) -> Any:
     @compiled(bits)
     def rows(record, first, last, x, y):
         weight = read_weight(record)
-        floor = np.float32(0) if weight.rectified else np.float32(-np.inf)
+        floor = np.float32(0) if weight.relu else np.float32(-np.inf)
         for row in range(first, last):
             begin, end = int_at(weight.pointers, row), int_at(weight.pointers, row + 1)
             total = gather_dot(_DOT_UNROLL, bits, weight.values, weight.indices, begin, end, x)

@@ -24,7 +24,7 @@ class WeightRecord(NamedTuple):
         bias: Address of the bias of each row.
         bounds: Address of the first row of each thread; one entry more than threads.
         threads: Number of threads.
-        rectified: 1 to apply a ReLU to the outputs, else 0.
+        relu: 1 to apply a ReLU to the outputs, else 0.
     """
 
     values: int
@@ -33,7 +33,7 @@ class WeightRecord(NamedTuple):
     bias: int
     bounds: int
     threads: int
-    rectified: int
+    relu: int
 
 
 class MatrixRecord(NamedTuple):
@@ -115,7 +115,6 @@ class PackRecord(NamedTuple):
     """A copy of items into panels.
 
     Attributes:
-        threads: Number of threads.
         x_item: Step in x from item to item.
         x_feature: Step in x from feature to feature; this or the other step must be 4.
         items: Number of items.
@@ -123,7 +122,6 @@ class PackRecord(NamedTuple):
         width: Items of a panel.
     """
 
-    threads: int
     x_item: int
     x_feature: int
     items: int
@@ -135,13 +133,11 @@ class UnpackRecord(NamedTuple):
     """A copy of a matrix stored feature by feature into one stored item by item.
 
     Attributes:
-        threads: Number of threads.
         x_feature: Step in x from feature to feature.
         items: Number of items.
         features: Floats of an item.
     """
 
-    threads: int
     x_feature: int
     items: int
     features: int
@@ -158,7 +154,7 @@ class Record:
         address: Where the record is stored.
 
     Example:
-        >>> record = Record(UnpackRecord(threads=1, x_feature=64, items=9, features=2))
+        >>> record = Record(UnpackRecord(x_feature=64, items=9, features=2))
         >>> record.address % 8
         0
     """

@@ -1,10 +1,13 @@
-"""Shapes of tiles and pooling windows, for which kernels are compiled."""
+"""Sizes of vectors, and shapes of tiles and pooling windows, for which kernels are compiled."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Pool", "Tile"]
+__all__ = ["LANES", "Pool", "Tile"]
+
+LANES = 16
+"""Floats of most vectors: a cache line, and a register of AVX-512; AVX2 needs two registers."""
 
 
 @dataclass(frozen=True)
