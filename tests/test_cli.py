@@ -198,7 +198,10 @@ def test_module_runs_as_the_command(tmp_path: Path) -> None:
 def test_user_error_exits_with_two_and_no_traceback(tmp_path: Path) -> None:
     process = python("-m", "prunus", "inspect", str(tmp_path / "absent"))
     assert process.returncode == 2
-    assert process.stderr == f"error: there is no file or directory {tmp_path / 'absent'}\n"
+    assert process.stderr == (
+        f"error: there is no file or directory {tmp_path / 'absent'}: pass the path of an existing "
+        "one\n"
+    )
     assert process.stdout == ""
 
 

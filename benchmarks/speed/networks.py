@@ -20,6 +20,7 @@ from torch import nn
 from benchmarks.measuring import options, save, thin
 from prunus._inference.model_calls import ExampleInputs
 from prunus.bench import bench
+from prunus.export.sparse_format import RECIPE_KEY
 from prunus.recipes.run.loading import file_metadata, load_trained
 
 
@@ -66,7 +67,7 @@ def main() -> None:
 def _trained(runs: list[Path]) -> Iterator[Case]:
     for run in runs:
         network = load_trained(run / "model.safetensors")
-        name = str(file_metadata(run / "model.safetensors")["recipe"])
+        name = str(file_metadata(run / "model.safetensors")[RECIPE_KEY])
         yield Case(name, network.model, network.example_inputs, (1, 256))
 
 

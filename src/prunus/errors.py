@@ -81,6 +81,16 @@ def nearest(name: str, known: Iterable[str], most: int = 3) -> list[str]:
     return list(dict.fromkeys(close + parts + loose))[:most]
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message that is not blank; "" if there is none.
+
+    Example:
+        >>> first_line(ValueError("it is 3" + chr(10) + "and more"))
+        'it is 3'
+    """
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+
+
 def listing(names: Sequence[str], most: int = 20) -> str:
     """Return names joined for a message: all up to ``most``, then how many more there are.
 

@@ -62,10 +62,10 @@ def test_onnxruntime_failures_raise_one_line_errors(tmp_path: Path) -> None:
     to_onnx(nn.Linear(3, 3), torch.randn(2, 3, requires_grad=True), tmp_path / "a.onnx")
     session = OnnxSession(tmp_path / "a.onnx")
     for wrong in ((torch.ones(2, 4),), (torch.ones(2, 3), torch.ones(2, 3)), ()):
-        with pytest.raises(PrunusError, match="onnxruntime fails on the inputs"):
+        with pytest.raises(PrunusError, match="fails on the inputs .*: pass inputs of the number"):
             session.outputs(wrong, {})
     (tmp_path / "b.onnx").write_text("not a network")
-    with pytest.raises(PrunusError, match="onnxruntime rejects the network"):
+    with pytest.raises(PrunusError, match="onnxruntime rejects the network .*: export it again"):
         OnnxSession(tmp_path / "b.onnx")
 
 
@@ -77,7 +77,10 @@ def test_failed_onnx_export_keeps_the_old_file(tmp_path: Path) -> None:
 
     path = tmp_path / "a.onnx"
     path.write_text("old")
-    with pytest.raises(PrunusError, match="Branching cannot be exported: "):
+    with pytest.raises(
+        PrunusError,
+        match=r"Branching cannot be exported \(.*Use only operators .*or store the model",
+    ):
         to_onnx(Branching(nn.Linear(3, 3)), torch.randn(2, 3), path)
     assert path.read_text() == "old"
     with pytest.raises(PrunusError, match="fails on the example inputs"):

@@ -78,10 +78,11 @@ def _export_network(
     from prunus.compaction import compact, save_compact
     from prunus.export import to_onnx
     from prunus.export.paths import output_path
+    from prunus.export.sparse_format import COMPACT_KEY, RECIPE_KEY
     from prunus.recipes.run.loading import file_metadata, load_trained
 
     metadata, out = file_metadata(file), output_path(file, out, to)
-    if to == "compact" and "compact" in metadata:
+    if to == "compact" and COMPACT_KEY in metadata:
         raise PrunusError(f"{file} is compact already: export the run that it came from")
     network = load_trained(file)
     model, example = network.model, network.example_inputs(2)
@@ -90,13 +91,13 @@ def _export_network(
     except PrunusError as error:
         if to == "compact":
             raise
-        screen.message(f"{error}: dead units are kept")
+        screen.message(f"dead units are kept: {error}")
     else:
         model = small
         before, after = report.parameters_before, report.parameters
         screen.message(f"{before:,} parameters, {after:,} without dead units")
         if to == "compact":
-            save_compact(small, report, out, metadata={"recipe": metadata["recipe"]})
+            save_compact(small, report, out, metadata={RECIPE_KEY: metadata[RECIPE_KEY]})
             return out
     written = to_onnx(model, example, out)
     batches = "of any size" if written.any_batch else "of two"
@@ -123,12 +124,13 @@ def bench(
     from prunus.bench import bench as time_network
     from prunus.cli.tables import bench_sizes, bench_table
     from prunus.export.paths import model_file
+    from prunus.export.sparse_format import CSR_KEY, RECIPE_KEY
     from prunus.export.sparse_reader import load_sparse
     from prunus.recipes.run.loading import file_metadata, load_trained
     from prunus.recipes.tasks.exportable import ExportableNetwork
 
     file, screen = model_file(path), Screen()
-    if {"recipe", "csr"} & file_metadata(file).keys():
+    if {RECIPE_KEY, CSR_KEY} & file_metadata(file).keys():
         network = load_trained(file)
     else:
         matrices = MatrixLayers(load_sparse(file))

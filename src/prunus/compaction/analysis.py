@@ -87,8 +87,8 @@ def _run_forward(
 def _varies_between_positions(data: torch.Tensor) -> torch.Tensor:
     """Return which elements of a parameter, added to features, vary between positions.
 
-    A table of positions, of which a longer input reads more rows, is constant along the positions
-    only where it is 0. A vector has one element per feature, not per position.
+    A position table, from which a longer input reads more rows, is constant along positions only
+    where it is 0. A vector has one element per feature, not per position.
     """
     wide = [dim for dim, size in enumerate(data.shape) if size > 1]
     varies = torch.full(data.shape, len(wide) > 1)

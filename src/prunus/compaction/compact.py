@@ -101,7 +101,8 @@ def compact(
     if small is None:
         raise PrunusError(
             f"{type(compaction.model).__name__} cannot be made smaller with the same outputs: "
-            f"{candidate.failure}"
+            f"{candidate.failure}. Use the model as it is, and prunus.save_sparse "
+            "to store it without zeros"
         )
     return (small, _build_report(compaction.model, small, candidate)) if return_report else small
 

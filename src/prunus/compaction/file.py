@@ -19,13 +19,12 @@ from prunus.compaction.report import CompactionReport
 from prunus.compaction.surgery import replace_tensors
 from prunus.errors import ArgumentError, PrunusError, SparseFileError, listing
 from prunus.export.model_loading import load_state
+from prunus.export.sparse_format import COMPACT_KEY
 from prunus.export.sparse_reader import MAX_BYTES, SparseFile, load_sparse
 from prunus.export.sparse_writer import save_sparse
 from prunus.selection import check_model
 
 __all__ = ["load_compact", "save_compact"]
-
-_METADATA_KEY = "compact"
 
 _TYPES: Mapping[str, tuple[type[nn.Module], type[nn.Module]]] = {
     new.__name__: (original, new)
@@ -96,7 +95,7 @@ def save_compact(
             "with register_buffer(..., persistent=True)"
         )
     changes = asdict(_Changes.from_report(report))
-    save_sparse(state, path, metadata={**(metadata or {}), _METADATA_KEY: changes})
+    save_sparse(state, path, metadata={**(metadata or {}), COMPACT_KEY: changes})
 
 
 def load_compact(path: str | Path, model: nn.Module, *, max_bytes: int = MAX_BYTES) -> nn.Module:
@@ -120,7 +119,7 @@ def load_compact(path: str | Path, model: nn.Module, *, max_bytes: int = MAX_BYT
         See :func:`save_compact`.
     """
     with SparseFile(path, max_bytes=max_bytes) as file:
-        metadata = file.metadata().get(_METADATA_KEY)
+        metadata = file.metadata().get(COMPACT_KEY)
     if metadata is None:
         raise ArgumentError(
             f"{path} is not the file of a compact model: read it with prunus.load_sparse, or write "
@@ -187,7 +186,10 @@ def _parse_changes(path: Path, metadata: Any) -> _Changes:
     except (KeyError, TypeError, ValueError):
         valid = False
     if not valid:
-        raise SparseFileError(f"{path} is damaged: its metadata do not describe a compact model")
+        raise SparseFileError(
+            f"{path} is damaged: its metadata do not describe a compact model. Restore the file "
+            "from a copy, or write it again with save_compact"
+        )
     return _Changes(types, attributes, biases, shapes)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import torch
 from torch import nn
 
+from prunus._utils.tied import first_names, named_tensors
 from prunus.compaction.input_selection import SELECTING_TYPES
 from prunus.compaction.plan import RemovalPlan, SizeChange
 from prunus.compaction.pruned_attention import PrunedMultiheadAttention
@@ -46,7 +47,7 @@ def candidate_size_attributes(
     ]
     names = list(dict.fromkeys(matching))
     likely = [name for name in names if _COUNT_NAME.search(name) and not _WIDTH_NAME.search(name)]
-    # Numbers may be equal by chance, of which only a single one is the size.
+    # Several attributes may be equal to the size by chance.
     sets = (likely, names, *([name] for name in names))
     yield from dict.fromkeys(frozenset(attributes) for attributes in sets)
 
@@ -90,15 +91,10 @@ def replace_tensors(
             same tensor for no change.
 
     Returns:
-        The modules of which a tensor was replaced.
+        The modules whose tensors were replaced.
     """
-    names: dict[int, str] = {}
-    tensors = (
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    )
-    for name, tensor in tensors:
-        names.setdefault(id(tensor), name)
+    tensors = named_tensors(model)
+    names = {id(tensors[name]): first for name, first in first_names(tensors).items()}
     new_tensors: dict[int, torch.Tensor] = {}
     changed: set[nn.Module] = set()
     for module in list(model.modules()):

@@ -18,8 +18,9 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from prunus._utils.tied import first_names, named_tensors
 from prunus.compaction.graph import Call, Graph, Value
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, first_line
 
 __all__ = ["trace"]
 
@@ -45,15 +46,8 @@ class _Interpreter:
         self, model: nn.Module, program: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
         self._program = program
-        self._tensors: dict[str, torch.Tensor] = {
-            **dict(model.named_parameters(remove_duplicate=False)),
-            **dict(model.named_buffers(remove_duplicate=False)),
-        }
-        first: dict[int, str] = {}
-        for name, tensor in self._tensors.items():
-            first.setdefault(id(tensor), name)
-        names = {name: first[id(tensor)] for name, tensor in self._tensors.items()}
-        self._graph = Graph([], {}, names, [], [], [])
+        self._tensors = named_tensors(model)
+        self._graph = Graph([], {}, first_names(self._tensors), [], [], [])
         self._input_specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
         self._user_inputs = iter(pytree.tree_leaves((args, dict(kwargs))))
         self._results: dict[fx.Node, Any] = {}
@@ -161,9 +155,10 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
             # The empty table only removes in-place operators: the rules know whole operators.
             return export(model, args, dict(kwargs)).run_decompositions({})
     except Exception as error:
+        reason = first_line(error).rstrip(".")[:300] or type(error).__name__
         raise PrunusError(
             f"{type(model).__name__} cannot be traced by torch.export"
-            f"{_source_of(error)}: {_first_line(error)}. The operators that a model calls must not "
+            f"{_source_of(error)}: {reason}. The operators that a model calls must not "
             "depend on the values of tensors: use torch.where instead of if, and keep .item() and "
             "loops over data out of forward"
         ) from error
@@ -178,11 +173,6 @@ def _without_fused_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0].rstrip(".") if lines else type(error).__name__)[:300]
 
 
 def _source_of(error: BaseException) -> str:

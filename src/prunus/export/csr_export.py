@@ -6,17 +6,24 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 
 from prunus._utils.files import write_atomically
 from prunus.export.paths import as_path, output_path
 from prunus.export.report import ExportReport, tensor_size_bound
-from prunus.export.sparse_format import DENSE, METADATA_KEY, TensorInfo, size_bound
+from prunus.export.sparse_format import (
+    CSR_KEY,
+    DENSE,
+    TIED_KEY,
+    TensorInfo,
+    encode_tensors,
+    size_bound,
+)
 from prunus.export.sparse_reader import SparseFile
 
 __all__ = ["to_csr"]
 
 _CSR = "csr"
+"""The name of the encoding, which is also part of the default name of a file."""
 
 
 def to_csr(source: str | Path, out: str | Path | None = None) -> ExportReport:
@@ -73,9 +80,9 @@ def to_csr(source: str | Path, out: str | Path | None = None) -> ExportReport:
                 bound += tensor_size_bound(state[name])
             tensors.append(TensorInfo(name, info.shape, info.dtype, encoding, count, size))
         if file.tied:
-            metadata["tied"] = dict(file.tied)
-    metadata["csr"] = shapes
-    write_atomically(out, save(state, {METADATA_KEY: json.dumps(metadata)}))
+            metadata[TIED_KEY] = dict(file.tied)
+    metadata[CSR_KEY] = shapes
+    write_atomically(out, encode_tensors(state, json.dumps(metadata)))
     return ExportReport(source, out, source.stat().st_size, out.stat().st_size, bound, tensors)
 
 

@@ -1,9 +1,8 @@
 """Encodings of the positions of the non-zero elements of a tensor.
 
 An encoding stores the positions, counted over all elements row by row, as a few arrays of
-integers: the index of the tensor. An index that is read may be of any origin: every array is
-checked before it is used. Beside the arrays, decoding takes only the memory of one block of
-positions.
+integers: the index of the tensor. Files are untrusted: every value is checked before use. Beside
+the arrays, decoding takes only the memory of one block of positions.
 """
 
 from __future__ import annotations

@@ -24,11 +24,13 @@ from prunus._inference.model_calls import (
 )
 from prunus._inference.outputs import TOLERANCE, relative_difference
 from prunus._utils.files import write_atomically
-from prunus.errors import PrunusError
-from prunus.export.onnx_session import OnnxSession, check_onnx_extra, first_line
+from prunus.errors import PrunusError, first_line
+from prunus.export.onnx_session import OnnxSession, check_onnx_extra
 from prunus.export.paths import as_path
 
 __all__ = ["OnnxReport", "to_onnx"]
+
+_ALTERNATIVE = "or store the model with prunus.save_sparse, and run it in torch"
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ def to_onnx(model: nn.Module, example_inputs: ExampleInputs, path: str | Path) -
         if error > TOLERANCE:
             raise PrunusError(
                 f"{type(model).__name__} cannot be exported: its outputs in onnxruntime differ by "
-                f"{error:.2g} of the largest ({TOLERANCE:g} is accepted)"
+                f"{error:.2g} of the largest ({TOLERANCE:g} is accepted). If it is random in "
+                f"evaluation mode, make its forward deterministic there; {_ALTERNATIVE}"
             )
         content = file.read_bytes()
     write_atomically(path, content)
@@ -159,8 +162,9 @@ def _export(
             )
         except Exception as error:  # the exporter raises errors of many types
             raise PrunusError(
-                f"{type(model).__name__} cannot be exported: {type(error).__name__}: "
-                f"{first_line(error)}"
+                f"{type(model).__name__} cannot be exported ({type(error).__name__}: "
+                f"{first_line(error)}). Use only operators that torch.onnx.export can trace; "
+                f"{_ALTERNATIVE}"
             ) from error
 
 

@@ -11,9 +11,11 @@ import torch
 from torch.utils import _pytree as pytree
 
 from prunus._utils.extras import missing_extra
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, first_line
 
-__all__ = ["OnnxSession", "check_onnx_extra", "first_line"]
+__all__ = ["OnnxSession", "check_onnx_extra"]
+
+_PASS_FITTING_INPUTS = "pass inputs of the number, types and shapes that the network has"
 
 
 class OnnxSession:
@@ -35,7 +37,7 @@ class OnnxSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        with _as_prunus_error("rejects the network"):
+        with _as_prunus_error("rejects the network", "export it again with prunus.export.to_onnx"):
             self._session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
         self._names = [node.name for node in self._session.get_inputs()]
 
@@ -49,7 +51,7 @@ class OnnxSession:
         Raises:
             PrunusError: onnxruntime fails on these inputs.
         """
-        with _as_prunus_error("fails on the inputs"):
+        with _as_prunus_error("fails on the inputs", _PASS_FITTING_INPUTS):
             return self.caller(args, kwargs)()
 
     def caller(
@@ -69,19 +71,14 @@ class OnnxSession:
 
 
 @contextlib.contextmanager
-def _as_prunus_error(failure: str) -> Iterator[None]:
+def _as_prunus_error(failure: str, fix: str) -> Iterator[None]:
     """Turn any exception of onnxruntime, which has many types, into a message of one line."""
     try:
         yield
     except Exception as error:
         raise PrunusError(
-            f"onnxruntime {failure}: {type(error).__name__}: {first_line(error)}"
+            f"onnxruntime {failure} ({type(error).__name__}: {first_line(error)}): {fix}"
         ) from error
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an exception's message."""
-    return str(error).strip().partition("\n")[0]
 
 
 def check_onnx_extra() -> None:

@@ -41,7 +41,7 @@ def model_file(path: Path) -> Path:
             )
         return model
     if not path.is_file():
-        raise PrunusError(f"there is no file or directory {path}")
+        raise PrunusError(f"there is no file or directory {path}: pass the path of an existing one")
     return path
 
 

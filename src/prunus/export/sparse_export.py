@@ -7,6 +7,7 @@ from pathlib import Path
 from prunus.errors import PrunusError
 from prunus.export.paths import as_path, output_path
 from prunus.export.report import ExportReport, tensor_size_bound
+from prunus.export.sparse_format import TIED_KEY
 from prunus.export.sparse_reader import SparseFile
 from prunus.export.sparse_writer import save_sparse
 
@@ -42,7 +43,7 @@ def to_sparse(source: str | Path, out: str | Path | None = None) -> ExportReport
     source = as_path(source, "source")
     out = output_path(source, out if out is None else as_path(out, "out"), "sparse")
     with SparseFile(source) as file:
-        if "tied" in file.metadata():  # which only :func:`~prunus.export.to_csr` writes there
+        if TIED_KEY in file.metadata():  # which only :func:`~prunus.export.to_csr` writes there
             raise PrunusError(
                 f"{source} holds compressed rows and tied tensors: export the file that it was "
                 "exported from"

@@ -7,28 +7,35 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy.typing as npt
 import torch
+from safetensors.torch import save
 
 from prunus.errors import listing
 from prunus.export.encodings import ENCODINGS, InconsistencyError
 
 __all__ = [
     "BIT_TYPES",
+    "COMPACT_KEY",
+    "CSR_KEY",
     "DENSE",
     "DTYPES",
     "METADATA_KEY",
+    "RECIPE_KEY",
     "RESERVED_KEYS",
+    "TIED_KEY",
     "VERSION",
     "Metadata",
     "TensorEntry",
     "TensorInfo",
     "as_bits",
     "can_allocate",
+    "encode_tensors",
     "part_key",
     "read_metadata",
     "size_bound",
@@ -40,8 +47,20 @@ VERSION = 1
 METADATA_KEY = "prunus"
 """The only key of a file's safetensors metadata; its value is a JSON object."""
 
-RESERVED_KEYS = ("sparse", "tensors", "tied")
+TIED_KEY = "tied"
+"""The key of that object with the first name of each tied tensor, by its other names."""
+
+RESERVED_KEYS = ("sparse", "tensors", TIED_KEY)
 """Keys of that object which the format defines; all others are facts of the caller."""
+
+COMPACT_KEY = "compact"
+"""The key of the changes that turn an original model into the compact model of the file."""
+
+CSR_KEY = "csr"
+"""The key of the shapes of the tensors that a file holds as compressed sparse rows."""
+
+RECIPE_KEY = "recipe"
+"""The key of the name of the recipe that trained the network."""
 
 DENSE = "dense"
 """The encoding of a tensor that is stored with all its elements, without an index."""
@@ -151,7 +170,9 @@ def part_key(name: str, separator: str, part: str) -> str:
 
 
 def read_metadata(metadata: Mapping[str, str]) -> Metadata:
-    """Parse the safetensors metadata of a file, which may be of any origin.
+    """Parse the safetensors metadata of a file.
+
+    Files are untrusted: every value is checked before use.
 
     Args:
         metadata: The metadata of the file's header.
@@ -176,8 +197,8 @@ def read_metadata(metadata: Mapping[str, str]) -> Metadata:
             f"the file has version {str(version)[:20]} of the format, but this prunus reads "
             f"version {VERSION}"
         )
-    tensors, tied = content.pop("tensors", None), content.pop("tied", {})
-    for value, key in ((tensors, "tensors"), (tied, "tied")):
+    tensors, tied = content.pop("tensors", None), content.pop(TIED_KEY, {})
+    for value, key in ((tensors, "tensors"), (tied, TIED_KEY)):
         if not isinstance(value, dict):
             raise InconsistencyError(f"the metadata have no object {key!r}")
     if not all(isinstance(name, str) for name in tied.values()):
@@ -196,7 +217,10 @@ def _read_entry(name: str, entry: Any) -> TensorEntry:
         or not all(type(size) is int and size >= 0 for size in shape)
         or not can_allocate(shape)
     ):
-        raise InconsistencyError(f"the metadata have no valid shape of {name}")
+        raise InconsistencyError(
+            f"the shape of {name} must be a list of 1 to {_MAX_DIMENSIONS} sizes of at least 0, "
+            f"whose product is below 2**60, but is {reprlib.repr(shape)}"
+        )
     if not isinstance(encoding, str) or encoding not in ENCODINGS:
         known = listing(list(ENCODINGS))
         raise InconsistencyError(
@@ -210,10 +234,28 @@ def _read_entry(name: str, entry: Any) -> TensorEntry:
 
 
 def can_allocate(shape: Sequence[int]) -> bool:
-    """Check that torch can count the bytes of a tensor, with each empty dimension counted as 1."""
+    """Return whether torch can count the bytes of a tensor of this shape.
+
+    Empty dimensions count as 1.
+
+    Example:
+        >>> can_allocate([0, 1 << 59]), can_allocate([0, 1 << 60])
+        (True, False)
+    """
     if len(shape) > _MAX_DIMENSIONS or any(size >= 1 << 63 for size in shape):
         return False
     return math.prod(max(1, size) for size in shape) < 1 << 60
+
+
+def encode_tensors(tensors: dict[str, torch.Tensor], metadata: str) -> bytes:
+    """Return the content of a safetensors file.
+
+    Args:
+        tensors: The tensors by name, none of which share memory.
+        metadata: The metadata, as the text of a JSON object.
+    """
+    # One key of metadata: with several, safetensors writes them in a random order.
+    return save(tensors, {METADATA_KEY: metadata})
 
 
 def as_bits(tensor: torch.Tensor) -> npt.NDArray[Any]:

@@ -1,6 +1,6 @@
 """The reader of sparse files, and of ordinary safetensors files.
 
-A file may be of any origin: everything that it states is checked before it is used.
+Files are untrusted: every value is checked before use.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ __all__ = ["MAX_BYTES", "SparseFile", "load_sparse"]
 
 MAX_BYTES = 1 << 36
 """The default limit of the bytes of tensors read from a file: 64 GiB."""
+
+_RESTORE = "Restore the file from a copy, or write it again with save_sparse"
 
 
 def load_sparse(
@@ -85,8 +87,8 @@ def load_sparse(
 class SparseFile:
     """A sparse file, or an ordinary safetensors file, opened to read single tensors.
 
-    The methods are those of ``safetensors.safe_open``. Use it as a context manager, which closes
-    the file.
+    :meth:`keys` and :meth:`get_tensor` work as in ``safetensors.safe_open``; :meth:`metadata`
+    returns the facts that the writer stored. Use it as a context manager, which closes the file.
 
     Args:
         path: The file.
@@ -124,16 +126,20 @@ class SparseFile:
         self.path, self._max_bytes = Path(path), max_bytes
         if not self.path.is_file():
             raise PrunusError(
-                f"{path} is a folder" if self.path.is_dir() else f"there is no file {path}"
+                f"{path} is a folder: pass the path of a file in it"
+                if self.path.is_dir()
+                else f"there is no file {path}: pass the path of an existing file"
             )
         try:
             handle: Any = safe_open(self.path, framework="pt")
             self._open_handle: Any = handle
             header = _Header(handle)
         except (SafetensorError, OSError) as error:
-            raise SparseFileError(f"{path} is not a whole safetensors file: {error}") from error
+            raise SparseFileError(
+                f"{path} is not a whole safetensors file: {error}. {_RESTORE}"
+            ) from error
         except InconsistencyError as error:
-            raise SparseFileError(f"{path} is damaged: {error}") from error
+            raise SparseFileError(f"{path} is damaged: {error}. {_RESTORE}") from error
         self.tied = header.metadata.tied
         self._facts = header.metadata.facts
         self._infos, self._part_keys = header.infos, header.part_keys
@@ -262,7 +268,9 @@ class SparseFile:
         try:
             yield
         except (InconsistencyError, SafetensorError) as error:
-            raise SparseFileError(f"{self.path} is damaged: {info.name}: {error}") from error
+            raise SparseFileError(
+                f"{self.path} is damaged: {info.name}: {error}. {_RESTORE}"
+            ) from error
 
 
 def _too_large(what: str, needed: int, max_bytes: int) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import save
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -26,10 +25,11 @@ from prunus.export.paths import path_problem
 from prunus.export.sparse_format import (
     DENSE,
     DTYPES,
-    METADATA_KEY,
     RESERVED_KEYS,
+    TIED_KEY,
     VERSION,
     as_bits,
+    encode_tensors,
     part_key,
 )
 
@@ -120,9 +120,8 @@ def save_sparse(
         )
     content: dict[str, Any] = {**(metadata or {}), "sparse": VERSION, "tensors": entries}
     if tied:
-        content["tied"] = tied
-    # One key of metadata: safetensors writes several keys in a random order.
-    write_atomically(Path(path), save(stored, {METADATA_KEY: _as_json(content)}))
+        content[TIED_KEY] = tied
+    write_atomically(Path(path), encode_tensors(stored, _as_json(content)))
 
 
 def _check_arguments(model: object, path: object, encoding: object, metadata: object) -> None:

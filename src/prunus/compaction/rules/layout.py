@@ -36,7 +36,7 @@ class Layout(Rule):
 
     @classmethod
     def supports(cls, call: Call) -> bool:
-        """Return whether no other tensor gives positions or counts."""
+        """Return whether the call has no other tensor argument, such as indices."""
         return len(call.inputs) == 1
 
     def forward(self, coupling: Coupling) -> None:

@@ -107,7 +107,7 @@ class LayerNorm(FeatureNorm):
 
 
 class GroupNorm(FeatureNorm):
-    """Group normalization, whose gain is given per channel."""
+    """Group normalization, with one gain per channel."""
 
     operators = frozenset(("group_norm",))
 

@@ -87,7 +87,7 @@ class Reduction(Rule):
 
 
 class SumReduction(Reduction):
-    """Sums: of constants only those that are 0 give a constant whatever their number."""
+    """Sums: constant only where all summed elements are 0, because their number may change."""
 
     operators = frozenset(("sum", "cumsum"))
 
@@ -96,7 +96,7 @@ class SumReduction(Reduction):
 
 
 class MeanReduction(Reduction):
-    """Means, extrema and medians: of equal constants they return the same constant."""
+    """Means, extrema and medians: equal constants yield the same constant."""
 
     operators = frozenset(("mean", "amax", "amin", "max", "min", "median"))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prunus._utils.extras import missing_extra
-from prunus.errors import DataError, listing
+from prunus.errors import DataError, first_line, listing
 
 __all__ = ["get_split", "load_splits"]
 
@@ -47,7 +47,7 @@ def load_splits(source: str, name: str | None = None) -> Any:
             "with a custom script, which is not run: pass a local folder with --data"
         )
         hint = local if looks_local else remote
-        cause = f"{type(error).__name__}: {error}".splitlines()[0]
+        cause = f"{type(error).__name__}: {first_line(error)}"
         raise DataError(f"cannot load {source}: {hint} ({cause})") from error
 
 

@@ -10,6 +10,7 @@ import torch
 
 from prunus.compaction import load_compact
 from prunus.errors import PrunusError
+from prunus.export.sparse_format import COMPACT_KEY, CSR_KEY, RECIPE_KEY
 from prunus.export.sparse_reader import SparseFile
 from prunus.recipes.registry import find_recipe
 from prunus.recipes.run.weight_file import load_weights
@@ -39,19 +40,19 @@ def load_trained(file: Path) -> ExportableNetwork:
         PrunusError: The file is damaged or does not name a recipe, or ``pretrained/`` is missing.
     """
     metadata = file_metadata(file)
-    if "csr" in metadata:
+    if CSR_KEY in metadata:
         raise PrunusError(
             f"{file} holds compressed sparse rows, for other libraries: pass the file or the run "
             "that it was exported from"
         )
-    if not isinstance(recipe := metadata.get("recipe"), str):
+    if not isinstance(recipe := metadata.get(RECIPE_KEY), str):
         raise PrunusError(
             f"{file} does not name the recipe that trained it, so its network cannot be built: "
             "pass the directory of a run, or use prunus from Python with your network"
         )
     with torch.random.fork_rng(devices=[]):
         network = find_recipe(recipe).network(file)
-    if "compact" in metadata:
+    if COMPACT_KEY in metadata:
         return dataclasses.replace(network, model=load_compact(file, network.model))
     load_weights(network.model, file)
     return network

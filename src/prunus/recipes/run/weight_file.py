@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from safetensors.torch import save
 from torch import nn
 
+from prunus._utils.tied import first_names
 from prunus.errors import CheckpointError, PrunusError
 from prunus.export.model_loading import load_state
+from prunus.export.sparse_format import RECIPE_KEY, encode_tensors
 from prunus.export.sparse_reader import load_sparse
 
 __all__ = ["encode_weights", "load_weights"]
 
 
-def encode_weights(model: nn.Module, **metadata: str | float) -> bytes:
-    """Return the content of a safetensors file with a network's weights and metadata."""
+def encode_weights(model: nn.Module, *, recipe: str, **facts: float) -> bytes:
+    """Return the content of a safetensors file with a network's weights, its recipe and facts."""
     # A tied tensor is stored once, by its first name: safetensors rejects shared memory.
     aliases = _aliases(model)
     tensors = {
@@ -24,8 +25,7 @@ def encode_weights(model: nn.Module, **metadata: str | float) -> bytes:
         for name, tensor in model.state_dict().items()
         if name not in aliases
     }
-    # One key of metadata: with several, safetensors writes them in a random order.
-    return save(tensors, {"prunus": json.dumps(metadata)})
+    return encode_tensors(tensors, json.dumps({RECIPE_KEY: recipe, **facts}))
 
 
 def load_weights(model: nn.Module, path: Path) -> nn.Module:
@@ -48,10 +48,5 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
 
 def _aliases(model: nn.Module) -> dict[str, str]:
     """Return the first name of each tied parameter by its other names."""
-    first: dict[int, str] = {}
-    names = model.named_parameters(remove_duplicate=False)
-    return {
-        name: known
-        for name, tensor in names
-        if (known := first.setdefault(id(tensor), name)) != name
-    }
+    first = first_names(dict(model.named_parameters(remove_duplicate=False)))
+    return {name: known for name, known in first.items() if known != name}
