@@ -25,6 +25,7 @@ from safetensors.torch import save
 from prunus.errors import CheckpointError, PrunusError, listing
 
 __all__ = [
+    "digest_tensor",
     "link_or_copy",
     "load_tree",
     "memory_key",
@@ -165,10 +166,15 @@ def _foreign_file(path: Path, problem: str) -> str:
 def _digest(text: str, tensors: dict[str, torch.Tensor]) -> str:
     digest = hashlib.blake2b(text.encode(), digest_size=16)
     for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
+        digest.update(f"{name} ".encode())
+        digest_tensor(digest, tensors[name])
     return digest.hexdigest()
+
+
+def digest_tensor(digest: hashlib.blake2b, tensor: torch.Tensor) -> None:
+    """Add the type, shape and bytes of a tensor to a digest."""
+    digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
 def memory_key(tensor: torch.Tensor) -> tuple[Any, ...] | None:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from prunus._utils.files import digest_tensor
 from prunus.recipes.tasks.losses import Teacher
 
 __all__ = ["Batch", "Evaluation", "Task", "TeacherOutput", "fingerprint"]
@@ -129,8 +130,7 @@ def fingerprint(parts: Iterable[torch.Tensor | str]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         if isinstance(part, torch.Tensor):
-            digest.update(f"{part.dtype} {tuple(part.shape)}".encode())
-            digest.update(part.contiguous().view(-1).view(torch.uint8).numpy().data)
+            digest_tensor(digest, part)
         else:
             digest.update(f"{len(part)} {part}".encode())
     return digest.hexdigest()
