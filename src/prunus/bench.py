@@ -23,12 +23,11 @@ from prunus._inference.model_calls import (
     prepare_call,
     reference_outputs,
 )
-from prunus._inference.outputs import TOLERANCE, relative_difference
+from prunus._inference.outputs import TOLERANCE, output_tolerance, relative_difference
 from prunus._utils.checks import number_problem, raise_problems, type_problem
 from prunus._utils.files import memory_key
 from prunus._utils.timing import fitting_rounds, interleaved, spread
 from prunus.compaction import compact
-from prunus.compaction.tolerances import output_tolerance
 from prunus.errors import ArgumentTypeError, PrunusError
 from prunus.export.onnx_export import to_onnx
 from prunus.export.onnx_session import OnnxSession
@@ -368,7 +367,7 @@ def _timed(variants: _Variants, batch: int, excluded: dict[str, str], seconds: f
     errors = {
         name: relative_difference(expected, outputs) for name, outputs in variants.outputs.items()
     }
-    accepted = max(TOLERANCE, output_tolerance(expected))
+    accepted = output_tolerance(expected, least=TOLERANCE)
     wrong = {name: error for name, error in errors.items() if error > accepted}
     for name, error in wrong.items():
         excluded[name] = f"its outputs are off by {error:.2g} of the largest"

@@ -1,19 +1,50 @@
-"""Output tensors of a model, and the difference between two models' outputs."""
+"""Output tensors of a model, the difference between two models' outputs, and its tolerances."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
-__all__ = ["TOLERANCE", "output_tensors", "relative_difference", "widen"]
+__all__ = [
+    "TOLERANCE",
+    "TYPE_TOLERANCES",
+    "output_tensors",
+    "output_tolerance",
+    "relative_difference",
+    "widen",
+]
 
 TOLERANCE = 1e-4
 """The largest accepted difference between the outputs of two implementations of one network,
 relative to the largest magnitude. Sums of float32 in another order round differently, and the
 differences grow with the depth of the network."""
+
+TYPE_TOLERANCES: Mapping[torch.dtype, float] = {
+    torch.float64: 1e-12,
+    torch.float32: 1e-5,
+    torch.float16: 1e-2,
+    torch.bfloat16: 5e-2,
+}
+"""The same for one implementation of a network in two sizes, as of a compact model, by type."""
+
+
+def output_tolerance(tensors: Iterable[torch.Tensor], *, least: float = 0.0) -> float:
+    """Return the tolerance for the least precise type among tensors.
+
+    Args:
+        tensors: The tensors; types other than those of :data:`TYPE_TOLERANCES` need no tolerance.
+        least: The lower bound of the tolerance: :data:`TOLERANCE` for two implementations.
+
+    Example:
+        >>> output_tolerance([torch.ones(1), torch.ones(1, dtype=torch.bfloat16)])
+        0.05
+        >>> output_tolerance([torch.ones(1)], least=TOLERANCE)
+        0.0001
+    """
+    return max((least, *(TYPE_TOLERANCES.get(tensor.dtype, 0.0) for tensor in tensors)))
 
 
 def output_tensors(output: Any) -> list[torch.Tensor]:

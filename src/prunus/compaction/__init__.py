@@ -2,7 +2,7 @@
 
 :func:`compact` traces the model into a graph of operator calls (``tracing``), finds dead units with
 a rule for each operator (``analysis``, ``rules``, ``coupling``), decides what to change (``plan``,
-``folding``), changes a copy (``surgery``) and compares its outputs (``probes``, ``tolerances``).
+``folding``), changes a copy (``surgery``) and compares its outputs (``probes``).
 """
 
 from prunus.compaction.compact import compact

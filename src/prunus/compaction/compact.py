@@ -18,14 +18,13 @@ from prunus._inference.model_calls import (
     prepare_call,
     reference_outputs,
 )
-from prunus._inference.outputs import relative_difference
+from prunus._inference.outputs import output_tolerance, relative_difference
 from prunus.compaction.analysis import analyse
 from prunus.compaction.graph import Graph
 from prunus.compaction.plan import RemovalPlan
 from prunus.compaction.probes import probe_inputs
 from prunus.compaction.report import CompactionReport, ResizedTensor
 from prunus.compaction.surgery import apply_plan, candidate_size_attributes
-from prunus.compaction.tolerances import output_tolerance
 from prunus.compaction.tracing import trace
 from prunus.errors import PrunusError
 from prunus.selection import total_parameters
