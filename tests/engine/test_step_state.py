@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.peers import second_of_two_processes
 from prunus import (
     CheckpointError,
     ConstantRelevance,
@@ -108,6 +109,7 @@ def test_a_complete_state_has_no_place_for_what_is_never_remembered() -> None:
     state = wide.state.state_dict(complete=True)
     assert state["remainders"] == {}
     assert state["score"]["a.weight"].dtype == torch.float64
+    assert list(state["averages"]) == ["a.weight", "b.weight"]
 
 
 def test_a_state_is_restored_as_copies() -> None:
@@ -150,6 +152,20 @@ def test_restored_tensors_have_their_own_type_and_the_memory_order_of_the_weight
     assert restored.stride() == layer.weight.stride()
     assert restored.dtype == torch.float64
     assert torch.equal(restored, memory)
+
+
+def test_of_the_tensors_of_a_whole_model_a_process_restores_its_shards() -> None:
+    from torch.distributed.tensor import DTensor, Shard
+
+    with second_of_two_processes() as mesh:
+        layer = nn.Linear(2, 4, bias=False)
+        layer.weight = nn.Parameter(DTensor.from_local(torch.ones(2, 2), mesh, [Shard(0)]))
+        parts = Parts(select(layer))
+        whole = torch.arange(8.0).reshape(4, 2)
+        parts.state.load_state_dict(
+            {**EMPTY, "score": {"weight": whole}, "observed": {"weight": 1}}
+        )
+        assert parts.observer.memory["weight"].tolist() == [[4.0, 5.0], [6.0, 7.0]]
 
 
 EMPTY: dict[str, dict[str, Any]] = {
