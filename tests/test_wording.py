@@ -42,6 +42,8 @@ PLAINLY = {
     r"says? (?:more|less|little|much)": "has further rows, states the details",
     r"(?:is|are|was|were|be|been) held (?:against|up|to)": "is compared with",
     r"that made (?:it|them)": "that produced it",
+    r"of any origin": "untrusted",
+    r"some times": "several times",
 }
 """Patterns of words, and what to write in their place."""
 
