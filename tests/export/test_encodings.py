@@ -132,3 +132,67 @@ def test_gaps_are_compressed_by_the_strategy_that_is_best_on_the_first_65_536() 
     for positions, strategy in ((regular, default), (irregular, huffman), (both, huffman)):
         stream = ENCODINGS["gaps"].encode(positions, (int(positions[-1]) + 1,))["gaps"]
         assert stream.tobytes() == stream_of(positions, strategy)
+
+
+@pytest.mark.parametrize(
+    ("columns", "rows", "message"),
+    [
+        ([0, 1, 2], [0, 1, 2, 2], "2 columns and 4 row pointers, but has 3 and 4$"),
+        ([0, 1], [0, 1, 2], "2 columns and 4 row pointers"),
+        ([0, 1], [1, 1, 2, 2], "do not ascend from 0 to 2"),
+        ([0, 1], [0, 1, 1, 1], "do not ascend from 0 to 2"),
+        ([0, 1], [0, 2, 1, 2], "do not ascend from 0 to 2"),
+        ([0, 4], [0, 1, 2, 2], "a column is beyond the row width of 4"),
+    ],
+)
+def test_columns_and_rows_that_contradict_each_other_are_rejected(
+    columns: list[int], rows: list[int], message: str
+) -> None:
+    index: Index = {
+        "columns": np.array(columns, dtype=np.uint16),
+        "rows": np.array(rows, dtype=np.uint32),
+    }
+    with pytest.raises(InconsistencyError, match=message):
+        list(ENCODINGS["columns"].decode(index, (3, 4), 2))
+
+
+@pytest.mark.parametrize(
+    ("bitmap", "count", "message"),
+    [
+        ([3], 2, "must have 2 bytes for 9 elements, but has 1$"),
+        ([3, 0, 0], 2, "must have 2 bytes for 9 elements, but has 3$"),
+        ([1, 2], 2, "has bits set beyond its 9 elements"),
+        ([1, 1], 1, "has 2 or more positions, but there are 1 values"),
+        ([1, 1], 3, "has 2 positions, but there are 3 values"),
+    ],
+)
+def test_bitmaps_that_contradict_the_tensor_are_rejected(
+    bitmap: list[int], count: int, message: str
+) -> None:
+    index: Index = {"bitmap": np.array(bitmap, dtype=np.uint8)}
+    with pytest.raises(InconsistencyError, match=message):
+        list(ENCODINGS["bitmap"].decode(index, (9,), count))
+    whole = {"bitmap": np.array([1, 1], dtype=np.uint8)}
+    assert np.concatenate(list(ENCODINGS["bitmap"].decode(whole, (9,), 2))).tolist() == [0, 8]
+
+
+@pytest.mark.parametrize(
+    ("stream", "count", "message"),
+    [
+        (zlib.compress(bytes([0, 1])), 3, "has 2 positions, but there are 3 values"),
+        (zlib.compress(bytes([0, 1])), 1, "has 2 or more positions, but there are 1 values"),
+        (zlib.compress(bytes([0, 2])), 2, "the gaps extend beyond the 3 elements"),
+        (zlib.compress(bytes([0, 1]))[:-1], 2, "the gaps are truncated"),
+        (zlib.compress(bytes([0, 1])) + b"x", 2, "the gaps continue after the end of their zlib"),
+        (b"", 0, "the gaps are truncated"),
+        (b"no stream", 2, "the gaps are not a zlib stream"),
+    ],
+)
+def test_gaps_that_contradict_the_tensor_are_rejected(
+    stream: bytes, count: int, message: str
+) -> None:
+    index: Index = {"gaps": np.frombuffer(stream, dtype=np.uint8)}
+    with pytest.raises(InconsistencyError, match=message):
+        list(ENCODINGS["gaps"].decode(index, (3,), count))
+    whole = {"gaps": np.frombuffer(zlib.compress(bytes([0, 1])), dtype=np.uint8)}
+    assert np.concatenate(list(ENCODINGS["gaps"].decode(whole, (3,), 2))).tolist() == [0, 2]
