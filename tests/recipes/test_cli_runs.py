@@ -33,11 +33,25 @@ def test_unreachable_ratio_is_rejected_before_training(tmp_path: Path) -> None:
     chosen = settings(**BRIEF, biases="false", ratio=200)
     outcome = prunus("run", "digits", *chosen, "--out", tmp_path / "run")
     # 300 + 100 + 10 biases and at least one weight stay of 50,610.
-    outcome.refused("ratio=200 cannot be reached", "at least 411 of 50,610", "the most is 123.1")
+    outcome.refused(
+        "ratio=200 cannot be reached",
+        "at least 411 of 50,610",
+        "so the largest possible ratio is 123.1: lower ratio or set biases=true\n",
+    )
     assert not (tmp_path / "run").exists()
     chosen = settings(**BRIEF, min_density=0.1, ratio=20)
     outcome = prunus("run", "digits", *chosen, "--out", tmp_path / "run")
-    outcome.refused("ratio=20 cannot be reached", "the most is 10.0")
+    outcome.refused(
+        "ratio=20 cannot be reached",
+        "so the largest possible ratio is 10.0: lower ratio or lower min_density\n",
+    )
+
+
+def test_setting_without_effect_is_reported(tmp_path: Path) -> None:
+    chosen = settings(**BRIEF, schedule="gradual", patience=5)
+    outcome = prunus("run", "digits", *chosen, "--out", tmp_path / "run")
+    message = "patience has no effect with schedule=gradual: set schedule=iterative, or leave it"
+    assert (outcome.code, outcome.out.count(message)) == (0, 1), outcome
 
 
 def test_reason_for_an_early_end_is_reported(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import warnings
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from prunus.errors import PrunusError
 from prunus.penalties.coefficients import ConstantRelevance, ExponentialRelevance, LinearRelevance
 from prunus.penalties.strengths import ConstantStrength, LearningRateStrength, LinearDecayStrength
 from prunus.recipes.registry import RECIPES
+from prunus.recipes.setting_marks import Affects
 from prunus.recipes.tasks.classification import ImageConfig
 from prunus.schedules import GradualPruning, IterativePruning, OneShot
 from prunus.scores import MagnitudeScore, RandomScore, TaylorScore
@@ -83,6 +85,10 @@ SETTINGS: dict[str, tuple[str, Any, dict[str, str]]] = {
 }
 
 
+def ignore(_: str) -> None:
+    """Accept a message that a setting has no effect."""
+
+
 def test_table_covers_every_setting() -> None:
     assert list(SETTINGS) == [field.name for field in dataclasses.fields(ImageConfig)]
 
@@ -90,7 +96,7 @@ def test_table_covers_every_setting() -> None:
 @pytest.mark.parametrize("key", SETTINGS)
 def test_setting_is_parsed(key: str) -> None:
     text, value, _ = SETTINGS[key]
-    changed = BASE.with_settings([f"{key}={text}"])
+    changed = BASE.with_settings([f"{key}={text}"], ignore)
     assert getattr(changed, key) == value
     assert type(getattr(changed, key)) is type(value)
     assert changed.as_dict() == {**BASE.as_dict(), key: value}
@@ -163,6 +169,109 @@ def test_unknown_key_without_near_match_lists_all() -> None:
 def test_setting_without_equals_sign_is_rejected() -> None:
     with pytest.raises(PrunusError, match="'epochs' is not of the form key=value"):
         BASE.with_settings(["epochs"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "messages"),
+    [
+        (
+            ["patience=5", "fraction=0.2"],
+            [
+                f"{name} has no effect with schedule=gradual: set schedule=iterative, or leave it "
+                "out"
+                for name in ("patience", "fraction")
+            ],
+        ),
+        (
+            ["schedule=iterative", "schedule_begin=0.1"],
+            [
+                "schedule_begin has no effect with schedule=iterative: set schedule=gradual or "
+                "oneshot, or leave it out"
+            ],
+        ),
+        (
+            ["schedule=oneshot", "schedule_end=0.1", "schedule_begin=0.7"],
+            [
+                "schedule_end has no effect with schedule=oneshot: set schedule=gradual, or leave "
+                "it out"
+            ],
+        ),
+        (
+            ["alpha=1", "relative=false", "smoothing=0.5", "penalty=l2", "alpha=2"],
+            [
+                f"{name} has no effect with penalty=l2: set penalty=relevance or lobster, or leave "
+                "it out"
+                for name in ("alpha", "relative", "smoothing")
+            ],
+        ),
+        (
+            ["penalty=none", "strength=1", "apply=loss"],
+            [
+                f"{name} has no effect with penalty=none: set penalty=relevance, lobster, l2 or "
+                "l1, or leave it out"
+                for name in ("strength", "apply")
+            ],
+        ),
+        (["schedule=iterative", "patience=5", "fraction=0.2", "penalty=lobster", "alpha=1"], []),
+        (["penalty=none", "schedule=oneshot"], []),  # defaults are not reported
+    ],
+)
+def test_setting_without_effect_is_reported_once(settings: list[str], messages: list[str]) -> None:
+    heard: list[str] = []
+    reported = BASE.with_settings(settings, heard.append)
+    assert heard == messages
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert BASE.with_settings(settings) == reported
+    assert [str(warning.message) for warning in caught] == messages
+    assert all(warning.filename == __file__ for warning in caught), "the caller is shown"
+
+
+# The settings of each kind of recipe that change its dense network or its teacher outputs.
+DENSE = {"dense_epochs", "batch_size", "dense_lr", "warmup", "max_grad_norm", "autocast"}
+LANGUAGE = {
+    *("vocabulary", "length", "width", "layers", "heads", "feed_forward", "dropout"),
+    *("label_smoothing", "accumulation", "beta1", "beta2"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "dense", "teacher"),
+    [
+        ("digits", {"validation", "shift", "momentum"}, set()),
+        ("shakespeare-lm", LANGUAGE, set()),
+        (
+            "multi30k-translation",
+            LANGUAGE,
+            {"sequence_distillation", "beams", "length_penalty"},
+        ),
+    ],
+)
+def test_settings_that_affect_dense_network_and_teacher_outputs(
+    name: str, dense: set[str], teacher: set[str]
+) -> None:
+    config = RECIPES[name].config
+    for result, expected in (
+        (Affects.DENSE_NETWORK, DENSE | dense),
+        (Affects.TEACHER_OUTPUTS, teacher),
+    ):
+        found = config.settings_affecting(result)
+        assert found.keys() == expected
+        assert found == {key: getattr(config, key) for key in found}
+
+
+@pytest.mark.parametrize(
+    ("settings", "in_loss"),
+    [
+        (["apply=loss"], True),
+        (["apply=gradient"], False),
+        (["apply=decoupled"], False),
+        (["apply=loss", "penalty=l1"], True),
+        (["apply=loss", "penalty=none"], False),
+    ],
+)
+def test_penalty_in_loss_follows_penalty_and_apply(settings: list[str], in_loss: bool) -> None:
+    assert BASE.with_settings(settings, ignore).penalty_in_loss is in_loss
 
 
 def test_last_of_two_values_applies() -> None:
@@ -244,7 +353,7 @@ def test_schedule_must_begin_before_it_ends() -> None:
 @given(st.text(), st.text())
 def test_any_text_is_a_setting_or_a_user_error(key: str, text: str) -> None:
     try:
-        changed = BASE.with_settings([f"{key}={text}"])
+        changed = BASE.with_settings([f"{key}={text}"], ignore)
     except PrunusError as error:
         assert str(error)  # noqa: PT017
     else:
@@ -257,7 +366,7 @@ def test_any_text_is_a_setting_or_a_user_error(key: str, text: str) -> None:
 @example("schedule_end", "inf")
 def test_any_value_is_accepted_or_a_user_error(key: str, text: str) -> None:
     try:
-        changed = BASE.with_settings([f"{key}={text}"])
+        changed = BASE.with_settings([f"{key}={text}"], ignore)
     except PrunusError as error:
         assert key in str(error) or "floor" in key  # noqa: PT017
     else:
@@ -268,7 +377,7 @@ def test_any_value_is_accepted_or_a_user_error(key: str, text: str) -> None:
 def test_every_value_of_a_recipe_is_parsed_from_its_text() -> None:
     for recipe in RECIPES.values():
         again = recipe.config.with_settings(
-            [f"{k}={v}" for k, v in recipe.config.as_dict().items()]
+            [f"{k}={v}" for k, v in recipe.config.as_dict().items()], ignore
         )
         assert again == recipe.config
 
@@ -286,7 +395,7 @@ def test_penalty_follows_its_setting(
     penalty: str, coefficient: object, power: int, smoothing: float
 ) -> None:
     built = BASE.with_settings(
-        [f"penalty={penalty}", "apply=gradient", "smoothing=0.7"]
+        [f"penalty={penalty}", "apply=gradient", "smoothing=0.7"], ignore
     ).make_penalty(5)
     assert built is not None
     assert (built.coefficient, built.power, built.apply) == (coefficient, power, "gradient")

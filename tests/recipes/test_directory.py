@@ -229,7 +229,12 @@ def test_damaged_file_of_a_run_is_reported(copy: Path, name: str, content: str) 
 @pytest.mark.parametrize(
     ("name", "old", "new", "message"),
     [
-        ("config.json", '"seed": 0', '"seed": "a"', "config.json is damaged: expected the keys"),
+        (
+            "config.json",
+            '"seed": 0',
+            '"seed": "a"',
+            r"config.json is damaged: seed must be int, but is 'a'\. Restore config.json from a ",
+        ),
         (
             "config.json",
             '"schedule": "',
@@ -383,7 +388,7 @@ def test_both_checkpoints_are_kept_until_the_next_is_complete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     directory = RunDirectory(tmp_path)
-    directory.checkpoint.parent.mkdir()
+    directory.checkpoint_file.parent.mkdir()
     directory.save_checkpoint({"epoch": 1})
     directory.save_checkpoint({"epoch": 2})
     before = contents(tmp_path)
@@ -400,7 +405,10 @@ def test_both_checkpoints_are_kept_until_the_next_is_complete(
     assert contents(tmp_path) == before
     monkeypatch.undo()
     directory.save_checkpoint({"epoch": 3})
-    held = [load_tree(path)["epoch"] for path in (directory.checkpoint, directory.previous)]
+    held = [
+        load_tree(path)["epoch"]
+        for path in (directory.checkpoint_file, directory.previous_checkpoint_file)
+    ]
     assert held == [3, 2]
 
 
@@ -408,7 +416,7 @@ def test_metrics_are_truncated_to_the_lines_of_the_checkpoint(tmp_path: Path) ->
     directory = RunDirectory(tmp_path)
     for number in range(3):
         directory.append_metrics({"epoch": number})
-    with directory.metrics.open("a") as file:
+    with directory.metrics_file.open("a") as file:
         file.write('{"epoch": 3, "los')  # killed while it wrote
     directory.truncate_metrics(2)
     assert metrics(tmp_path) == [{"epoch": 0}, {"epoch": 1}]
@@ -427,6 +435,6 @@ def test_numbers_are_equal_to_themselves_after_json(tmp_path: Path) -> None:
     }
     directory.write_config(identity)
     directory.check_config(identity)
-    assert json.loads(directory.config.read_text()) == identity
+    assert json.loads(directory.config_file.read_text()) == identity
     with pytest.raises(CheckpointError, match="data was None and is 'x', lr was 1.0 and is None"):
         directory.check_config({**identity, "data": "x", "config": {"validation": 1 / 12}})

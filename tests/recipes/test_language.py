@@ -39,6 +39,21 @@ def sequence_task(**changes: Any) -> SequenceToSequence:
     return SequenceToSequence(SequenceConfig(**chosen), pairs)
 
 
+def test_training_pairs_left_out_are_counted() -> None:
+    assert sequence_task().notes == []
+    chosen = {**SMALL, "dense_lr": 0.01, "lr": 0.01, "strength": 1.0, "floor": None}
+    pairs = {split: TextPairs(*counting(count, split)) for split, count in SIZES.items()}
+    train = pairs["train"]
+    pairs["train"] = TextPairs(
+        [*train.sources, "one " * 60, "two"], [*train.targets, "eins", "zwei " * 60], left_out=3
+    )
+    task = SequenceToSequence(SequenceConfig(**chosen), pairs)
+    assert len(encoded(task, "train")) == SIZES["train"]
+    assert task.notes == [
+        "training pairs left out: 3 with an empty text and 2 with more than length=48 tokens"
+    ]
+
+
 def encoded(task: Any, split: str) -> Any:
     """Return the encoded pairs of a split, which are private."""
     return task._encoded[split]
@@ -76,7 +91,7 @@ def test_pruning_dropout_replaces_dropout() -> None:
     for task, different in tasks:
         torch.manual_seed(0)
         model = task.network().train()
-        batch = next(task.epoch(torch.Generator().manual_seed(0)))[0]
+        batch = next(task.batches(torch.Generator().manual_seed(0)))[0]
         before = {task.loss(model, batch).item() for _ in range(4)}
         task.prepare_pruning(model)
         after = {task.loss(model, batch).item() for _ in range(4)}
@@ -135,7 +150,7 @@ def test_teacher_outputs_replace_the_references() -> None:
         assert end not in target[:-1]
     shown = [
         row[row != task.tokenizer.pad_token_id].tolist()
-        for step in task.epoch(torch.Generator().manual_seed(0))
+        for step in task.batches(torch.Generator().manual_seed(0))
         for batch in step
         for row in batch.target
     ]
@@ -198,13 +213,13 @@ def test_epoch_of_running_text_has_no_token_twice() -> None:
     count = len(task._tokens["train"])
     task._tokens["train"] = torch.arange(count)
     order = torch.Generator().manual_seed(0)
-    steps = list(task.epoch(order))
+    steps = list(task.batches(order))
     assert len(steps) == task.steps_per_epoch
     assert {len(step) for step in steps[:-1]} == {2}
     chunks = [chunk.tolist() for step in steps for batch in step for chunk in batch]
     assert all(chunk == list(range(chunk[0], chunk[0] + 9)) for chunk in chunks)
     predicted = [token for chunk in chunks for token in chunk[1:]]
     assert len(set(predicted)) == len(predicted) == (count - 1) // 8 * 8
-    again = [chunk.tolist() for step in task.epoch(order) for batch in step for chunk in batch]
+    again = [chunk.tolist() for step in task.batches(order) for batch in step for chunk in batch]
     assert again != chunks
     assert task.size(steps[0][0]) == steps[0][0].shape[0] * 8

@@ -109,7 +109,7 @@ def test_bleu_matches_sacrebleu_on_answers_of_the_saved_network(tmp_path: Path) 
     assert "version" in held["metric"]["signature"]
     assert held["metric"]["search"] == "beam 2, length penalty 1"
     lines = metrics(out)
-    assert lines[39]["more"]["perplexity"] < lines[0]["more"]["perplexity"] / 20
+    assert lines[39]["extra_metrics"]["perplexity"] < lines[0]["extra_metrics"]["perplexity"] / 20
     # A few answers are printed at every validation.
     shown = counting(SIZES["validation"], "validation")[0][:3]
     assert all(outcome.out.count(f"{sentence}  →  ") >= 60 for sentence in shown)
@@ -245,7 +245,7 @@ def test_run_stops_while_teacher_outputs_are_computed(tmp_path: Path) -> None:
             messages.append(message)
 
     def stop() -> bool:
-        return "writes teacher outputs" in messages[-1]
+        return "computing teacher outputs" in messages[-1]
 
     with pytest.raises(Stopped, match="before the first epoch"):
         run(recipe, config, RunDirectory(out), Watch(), data=str(data), stop=stop)

@@ -122,7 +122,8 @@ def test_empty_reference_is_rejected(tmp_path: Path) -> None:
 def test_empty_training_pairs_are_left_out(tmp_path: Path) -> None:
     multi30k(tmp_path / "set")
     write(tmp_path / "set", "train", {"en": ["one", "", "two"], "de": ["eins", "zwei", ""]})
-    assert len(load_translations(str(tmp_path / "set"), ("en", "de"))["train"]) == 1
+    train = load_translations(str(tmp_path / "set"), ("en", "de"))["train"]
+    assert (len(train), train.left_out) == (1, 2)
 
 
 def test_text_longer_than_the_positions_is_rejected(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def export(
     to: Annotated[
         Literal["sparse", "compact", "onnx", "csr"],
         typer.Option(
-            help="Format: a file without zeros; a smaller network without dead units; ONNX; or "
+            help='Format. "sparse": without zeros; "compact": without dead units; "onnx"; "csr": '
             "compressed sparse rows."
         ),
     ],
@@ -116,7 +116,10 @@ def bench(
     ] = None,
     threads: Annotated[
         list[int] | None,
-        typer.Option(min=1, help="Number of threads; may be repeated. Default: 1 and all."),
+        typer.Option(
+            min=1,
+            help="Number of threads; may be repeated. Default: 1 and torch's number of threads.",
+        ),
     ] = None,
 ) -> None:
     """Time a network dense, compact, with sparse layers and in onnxruntime."""

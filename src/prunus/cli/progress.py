@@ -62,7 +62,7 @@ class TerminalProgress:
             f"epoch {epoch.epoch:>{len(str(phase.epochs))}}/{phase.epochs}",
             f"loss {epoch.loss:.4f}",
             f"validation {phase.metric} {epoch.validation:.4f}",
-            *(f"{name} {value:.4g}" for name, value in epoch.more.items()),
+            *(f"{name} {value:.4g}" for name, value in epoch.extra_metrics.items()),
         ]
         if phase.constraint is not None:
             if phase.constraint.floor is not None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from prunus.cli.screen import Screen
-from prunus.errors import PrunusError
+from prunus.errors import ArgumentError, PrunusError
 
 if TYPE_CHECKING:
     from prunus.recipes.config import Config
@@ -82,14 +82,16 @@ def _run(
 
     recipe, seed = find_recipe(name), arguments.seed
     if seed is not None and not 0 <= seed < 2**63:
-        raise PrunusError(f"--seed must be at least 0 and below 2**63, but is {seed}")
+        raise ArgumentError(f"--seed must be at least 0 and below 2**63, but is {seed}")
     if resume and out is None:
         raise PrunusError("--resume needs --out: pass the directory of the run to resume")
     directory = RunDirectory(out if out is not None else _new_directory(name, seed or 0))
     config = recipe.config
     if resume:
         config, arguments = _restore(recipe, directory, arguments)
-    _train(recipe, config.with_settings(settings), directory, arguments, resume=resume, stop=stop)
+    screen = Screen()
+    config = config.with_settings(settings, screen.message)
+    _train(recipe, config, directory, arguments, screen, resume=resume, stop=stop)
 
 
 def _restore(
@@ -102,7 +104,7 @@ def _restore(
             f"{directory.path} holds a run of the recipe {identity['recipe']}, not {recipe.name}: "
             f"resume it with prunus run {identity['recipe']} --out ... --resume"
         )
-    config = type(recipe.config).from_dict(identity["config"], directory.config)
+    config = type(recipe.config).from_dict(identity["config"], directory.config_file)
     restored = _Arguments(
         *(identity[name] if value is None else value for name, value in arguments._asdict().items())
     )
@@ -114,6 +116,7 @@ def _train(
     config: Config,
     directory: RunDirectory,
     arguments: _Arguments,
+    screen: Screen,
     *,
     resume: bool,
     stop: Callable[[], bool],
@@ -123,7 +126,6 @@ def _train(
     from prunus.recipes.run.training import Stopped
     from prunus.recipes.run.training import run as run_recipe
 
-    screen = Screen()
     progress = TerminalProgress(screen)
     try:
         summary = run_recipe(
@@ -139,7 +141,7 @@ def _train(
         )
     except (KeyboardInterrupt, Stopped) as stopped:
         progress.close()
-        if directory.config.exists():
+        if directory.config_file.exists():
             reason = str(stopped) or "interrupted"
             command = f"prunus run {recipe.name} --out {shlex.quote(str(directory.path))} --resume"
             screen.message(f"{reason}; resume with: {command}")

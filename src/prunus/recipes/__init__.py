@@ -1,1 +1,1 @@
-"""The paper's tasks and the embedded default, runnable by ``prunus run``."""
+"""Recipes: the tasks, networks and settings that `prunus run` trains."""

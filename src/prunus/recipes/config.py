@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from prunus._utils.checks import number_problem, raise_problems
 from prunus._utils.fields import checked, help_of, number, setting, value_problems
@@ -23,18 +24,31 @@ from prunus.penalties.coefficients import (
     ExponentialRelevance,
     LinearRelevance,
 )
-from prunus.penalties.relevance import Apply, RelevancePenalty
+from prunus.penalties.relevance import APPLICATIONS, Apply, RelevancePenalty
 from prunus.penalties.strengths import (
     ConstantStrength,
     LearningRateStrength,
     LinearDecayStrength,
     Strength,
 )
-from prunus.recipes.setting_values import SettingRow, describe_type, fits_type, parse_value
+from prunus.recipes.setting_marks import Affects, OnlyWith
+from prunus.recipes.setting_values import (
+    SettingRow,
+    describe_choices,
+    describe_type,
+    fits_type,
+    parse_value,
+)
 from prunus.schedules import GradualPruning, IterativePruning, OneShot, Schedule
 from prunus.scores import MagnitudeScore, RandomScore, Score, TaylorScore
 
 __all__ = ["Config"]
+
+_WITH_PENALTY = OnlyWith("penalty", ("relevance", "lobster", "l2", "l1"))
+_WITH_GRADIENTS = OnlyWith("penalty", ("relevance", "lobster"))
+_WITH_ITERATIVE = OnlyWith("schedule", ("iterative",))
+_WITH_GRADUAL = OnlyWith("schedule", ("gradual",))
+_WITH_BEGIN = OnlyWith("schedule", ("gradual", "oneshot"))
 
 
 def _ratio_problem(name: str, value: Any) -> str | None:
@@ -60,32 +74,38 @@ class Config:
         ArgumentError: Values are out of bounds or conflict; every one is listed.
     """
 
-    dense_epochs: int = number(
+    dense_epochs: Annotated[int, Affects.DENSE_NETWORK] = number(
         whole=True,
         least=1,
         help="Epochs of ordinary training, which come first and train the dense network.",
     )
     epochs: int = number(whole=True, least=1, help="Epochs of pruning, including recovery.")
-    batch_size: int = number(whole=True, least=1, help="Examples per batch.")
-    dense_lr: float = number(above=0, help="Peak learning rate of the dense training.")
+    batch_size: Annotated[int, Affects.DENSE_NETWORK] = number(
+        whole=True, least=1, help="Examples per batch."
+    )
+    dense_lr: Annotated[float, Affects.DENSE_NETWORK] = number(
+        above=0, help="Peak learning rate of the dense training."
+    )
     lr: float = number(above=0, help="Peak learning rate of the pruning epochs.")
-    strength: float = number(least=0, help="Strength of the penalty, the factor γ.")
+    strength: Annotated[float, _WITH_PENALTY] = number(
+        least=0, help="Strength of the penalty, the factor γ."
+    )
     ratio: float = checked(
         by=_ratio_problem,
         help="Compression ratio to reach: all parameters / non-zero parameters; 0 for no target, "
         "which only schedule=iterative accepts.",
     )
-    warmup: float = number(
+    warmup: Annotated[float, Affects.DENSE_NETWORK] = number(
         0.1,
         least=0,
         below=1,
         help="Fraction of the steps over which the learning rate rises; over the others it falls "
         "to 0 along a cosine.",
     )
-    max_grad_norm: float = number(
+    max_grad_norm: Annotated[float, Affects.DENSE_NETWORK] = number(
         0.0, least=0, help="Largest norm of all gradients, to which they are clipped; 0 for none."
     )
-    autocast: bool = setting(
+    autocast: Annotated[bool, Affects.DENSE_NETWORK] = setting(
         False,
         help="Whether to train with matrix products in bfloat16. Weights, gradients and all "
         "measurements stay in float32.",
@@ -109,23 +129,25 @@ class Config:
         'gradient; "lobster", whose coefficient falls linearly; "l2" and "l1", whose coefficient '
         'is constant; or "none".',
     )
-    strength_schedule: Literal["constant", "lr", "linear"] = setting(
+    strength_schedule: Annotated[Literal["constant", "lr", "linear"], _WITH_PENALTY] = setting(
         "lr",
         help='Course of the strength: "constant"; "lr", γ times the learning rate; or "linear", a '
         "decay to 0 over an epoch that restarts at each pruning.",
     )
-    alpha: float = number(0.1, above=0, help="Scale of the gradient in the penalty's coefficient.")
-    relative: bool = setting(
+    alpha: Annotated[float, _WITH_GRADIENTS] = number(
+        0.1, above=0, help="Scale of the gradient in the penalty's coefficient."
+    )
+    relative: Annotated[bool, _WITH_GRADIENTS] = setting(
         True, help="Whether alpha is in multiples of each tensor's mean gradient magnitude."
     )
-    smoothing: float = number(
+    smoothing: Annotated[float, _WITH_GRADIENTS] = number(
         0.0,
         least=0,
         below=1,
         help="Weight of the past in the moving average of gradient magnitudes from which "
         '"relevance" and "lobster" compute the coefficient; 0 for the gradient of each step alone.',
     )
-    apply: Apply = setting(
+    apply: Annotated[Apply, _WITH_PENALTY] = setting(
         "decoupled",
         help='How the penalty is applied: "gradient", added to the gradient before the step; '
         '"loss", as a term in the loss; or "decoupled", by shrinking the weights after the step.',
@@ -135,25 +157,25 @@ class Config:
         help='Schedule: "iterative", the paper\'s, which removes a fraction whenever the floor is '
         'met; "gradual", along a cubic curve to the ratio; or "oneshot", all at once.',
     )
-    schedule_begin: float = number(
+    schedule_begin: Annotated[float, _WITH_BEGIN] = number(
         0.0,
         least=0,
         below=1,
         help='Fraction of the pruning epochs after which "gradual" begins and "oneshot" removes.',
     )
-    schedule_end: float = number(
+    schedule_end: Annotated[float, _WITH_GRADUAL] = number(
         0.6,
         above=0,
         most=1,
         help='Fraction of the pruning epochs after which "gradual" has reached the ratio.',
     )
-    fraction: float = number(
+    fraction: Annotated[float, _WITH_ITERATIVE] = number(
         0.1,
         above=0,
         below=1,
         help='Fraction of the remaining weights that "iterative" removes each time.',
     )
-    patience: int = number(
+    patience: Annotated[int, _WITH_ITERATIVE] = number(
         0,
         whole=True,
         least=0,
@@ -181,13 +203,6 @@ class Config:
     mode: ClassVar[Mode] = "max"
     """Whether the task's metric is to be maximised ("max") or minimised ("min")."""
 
-    pruning_settings: ClassVar[tuple[str, ...]] = ()
-    """The task's own settings that only measurement and pruning depend on, not the dense network.
-    """
-
-    teacher_settings: ClassVar[tuple[str, ...]] = ()
-    """The settings that the teacher outputs depend on."""
-
     def __post_init__(self) -> None:
         problems = self._field_problems()
         raise_problems(*problems.values(), *self._conflicts(problems.keys()))
@@ -212,31 +227,42 @@ class Config:
         Args:
             wrong: The names of the settings that are wrong by themselves.
         """
-        if self.score == "taylor" and self.apply == "loss" and self.penalty != "none":
+        if "apply" not in wrong and self.score == "taylor" and self.penalty_in_loss:
             yield (
-                "score=taylor needs the gradient of the loss alone, which apply=loss does not "
-                "provide: choose another apply or score"
+                f"score=taylor needs the gradient of the loss alone, which apply={self.apply} does "
+                "not provide: choose another apply or score"
             )
-        averages = self.penalty in ("relevance", "lobster") and "smoothing" not in wrong
-        if averages and self.smoothing and self.apply == "loss":
+        smoothing_known = not {"smoothing", "apply"} & set(wrong)
+        smooths = self.penalty in _WITH_GRADIENTS.values and self.smoothing
+        if smoothing_known and smooths and not APPLICATIONS[self.apply].supports_smoothing:
+            others = [name for name, way in APPLICATIONS.items() if way.supports_smoothing]
+            smoothed = [f"apply={name}" for name in others]
             yield (
-                "smoothing needs apply=gradient or apply=decoupled, but is "
-                f"{self.smoothing!r} with apply=loss: choose another apply, or smoothing=0"
+                f"smoothing needs {describe_choices(smoothed)}, but is {self.smoothing!r} with "
+                f"apply={self.apply}: choose another apply, or smoothing=0"
             )
         if self.ratio == 0 and self.schedule != "iterative":
             yield (
                 f"ratio must be above 1 with schedule={self.schedule}, but is {self.ratio!r}; "
                 "only schedule=iterative accepts 0, for no target"
             )
+        gradual = self.schedule == "gradual"  # the only schedule with an end
         bounds_known = not {"schedule_begin", "schedule_end"} & set(wrong)
-        if bounds_known and self.schedule_begin >= self.schedule_end:
+        if bounds_known and gradual and self.schedule_begin >= self.schedule_end:
             yield (
                 f"schedule_begin must be below schedule_end={self.schedule_end!r}, but is "
                 f"{self.schedule_begin!r}"
             )
 
-    def with_settings(self, settings: Iterable[str]) -> Self:
+    def with_settings(
+        self, settings: Iterable[str], warn: Callable[[str], None] | None = None
+    ) -> Self:
         """Return this configuration with ``key=value`` settings applied.
+
+        Args:
+            settings: The settings.
+            warn: Called with a message for each of the settings that has no effect with the others.
+                Default: a ``UserWarning``.
 
         Raises:
             ArgumentError: A key is unknown or a value cannot be used; every one is listed.
@@ -265,7 +291,21 @@ class Config:
             problems.append(str(error))
         if problems:
             raise ArgumentError("; ".join(problems))
+        for message in changed._without_effect(changes):
+            if warn is None:
+                warnings.warn(message, stacklevel=2)
+            else:
+                warn(message)
         return changed
+
+    def _without_effect(self, names: Iterable[str]) -> Iterator[str]:
+        """Yield why settings have no effect, for those of these names that have none."""
+        for name in names:
+            for mark in self._marks(name):
+                if isinstance(mark, OnlyWith):
+                    problem = mark.problem(name, getattr(self, mark.setting))
+                    if problem is not None:
+                        yield problem
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any], path: Path) -> Self:
@@ -284,7 +324,8 @@ class Config:
             raise CheckpointError(
                 f"the settings in {path} are those of another version: missing "
                 f"{listing(sorted(hints.keys() - settings.keys())) or 'none'}; unknown "
-                f"{listing(sorted(settings.keys() - hints.keys())) or 'none'}"
+                f"{listing(sorted(settings.keys() - hints.keys())) or 'none'}; start again in "
+                "another --out"
             )
         damaged = [
             _type_problem(name, value, hints[name])
@@ -292,7 +333,10 @@ class Config:
             if not fits_type(value, hints[name])
         ]
         if damaged:
-            raise CheckpointError(f"the settings in {path} are damaged: {'; '.join(damaged)}")
+            raise CheckpointError(
+                f"the settings in {path} are damaged: {'; '.join(damaged)}. Restore the file from "
+                "a copy, or start again in another --out"
+            )
         return cls(**settings)
 
     def as_dict(self) -> dict[str, Any]:
@@ -318,22 +362,22 @@ class Config:
         hints = typing.get_type_hints(cls)
         return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
-    def dense_settings(self) -> dict[str, Any]:
-        """Return the settings that the dense network depends on."""
-        shared = {field.name for field in dataclasses.fields(Config)}
-        dense = {
-            "dense_epochs",
-            "batch_size",
-            "dense_lr",
-            "warmup",
-            "max_grad_norm",
-            "autocast",
-        }
+    @classmethod
+    def _marks(cls, name: str) -> tuple[Any, ...]:
+        """Return the marks on the type of a setting."""
+        hint = typing.get_type_hints(cls, include_extras=True)[name]
+        return getattr(hint, "__metadata__", ())
+
+    def settings_affecting(self, result: Affects) -> dict[str, Any]:
+        """Return the settings that a result of the run depends on."""
         return {
-            name: value
-            for name, value in self.as_dict().items()
-            if name in dense or name not in shared.union(self.pruning_settings)
+            name: value for name, value in self.as_dict().items() if result in self._marks(name)
         }
+
+    @property
+    def penalty_in_loss(self) -> bool:
+        """Whether there is a penalty that is applied as a term of the loss."""
+        return self.penalty != "none" and APPLICATIONS[self.apply].in_loss
 
     @property
     def method(self) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from prunus.errors import PrunusError, listing, nearest
+from prunus.errors import ArgumentError, PrunusError, listing, nearest
 from prunus.recipes.config import Config
 from prunus.recipes.data.images import load_digits, load_hub_images
 from prunus.recipes.data.texts import TURN_SEPARATOR, load_dialogues, load_texts, load_translations
@@ -87,10 +87,19 @@ def _images_recipe(
     )
 
 
+def _without_seed(
+    prepare: Callable[[Any, str | None], Task],
+) -> Callable[[Any, str | None, int], Task]:
+    """Return a function that accepts a seed and does not pass it on.
+
+    For data with a published validation split, so that none is drawn.
+    """
+    return lambda config, source, _: prepare(config, source)
+
+
 def _translation(
     config: SequenceConfig,
     source: str | None,
-    seed: int,
     *,
     name: str,
     languages: tuple[str, str],
@@ -102,7 +111,6 @@ def _translation(
 def _dialogue(
     config: SequenceConfig,
     source: str | None,
-    seed: int,
     *,
     name: str | None = None,
     subset: str | None = None,
@@ -116,7 +124,7 @@ def _dialogue(
     return SequenceToSequence(config, load_dialogues(source, name=subset), extra=[TURN_SEPARATOR])
 
 
-def _running_text(config: LanguageModelConfig, source: str | None, seed: int, *, name: str) -> Task:
+def _running_text(config: LanguageModelConfig, source: str | None, *, name: str) -> Task:
     return LanguageModel(config, load_texts(source or name))
 
 
@@ -258,7 +266,7 @@ _ALL = (
             schedule_end=0.4,
             ratio=10.0,
         ),
-        partial(_translation, name=_MULTI30K, languages=("en", "de")),
+        _without_seed(partial(_translation, name=_MULTI30K, languages=("en", "de"))),
     ),
     Recipe(
         "taskmaster-dialogue",
@@ -287,7 +295,7 @@ _ALL = (
             schedule_end=0.5,
             ratio=10.0,
         ),
-        _dialogue,
+        _without_seed(_dialogue),
     ),
     Recipe(
         "shakespeare-lm",
@@ -313,7 +321,7 @@ _ALL = (
             schedule_end=0.5,
             ratio=5.0,
         ),
-        partial(_running_text, name=_SHAKESPEARE),
+        _without_seed(partial(_running_text, name=_SHAKESPEARE)),
     ),
     Recipe(
         "wmt14-translation",
@@ -339,7 +347,7 @@ _ALL = (
             fraction=0.1,
             floor=27.2,
         ),
-        partial(_translation, name=_WMT14, languages=("en", "de"), subset="de-en"),
+        _without_seed(partial(_translation, name=_WMT14, languages=("en", "de"), subset="de-en")),
     ),
     Recipe(
         "taskmaster1-dialogue",
@@ -363,7 +371,7 @@ _ALL = (
             fraction=0.2,
             floor=6.03,
         ),
-        partial(_dialogue, name=_TASKMASTER1, subset="one_person_dialogs"),
+        _without_seed(partial(_dialogue, name=_TASKMASTER1, subset="one_person_dialogs")),
     ),
 )
 
@@ -374,12 +382,12 @@ def find_recipe(name: str) -> Recipe:
     """Return the recipe of a name.
 
     Raises:
-        PrunusError: There is none of this name.
+        ArgumentError: There is none of this name.
     """
     if name not in RECIPES:
         near = nearest(name, RECIPES)
         hint = f"Did you mean {near[0]}? " if near else ""
-        raise PrunusError(
+        raise ArgumentError(
             f"there is no recipe {name!r}. {hint}The recipes are {listing(list(RECIPES))}"
         )
     return RECIPES[name]

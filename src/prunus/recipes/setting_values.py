@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import types
 import typing
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Union
 
-__all__ = ["SettingRow", "describe_type", "fits_type", "parse_value"]
+__all__ = ["SettingRow", "describe_choices", "describe_type", "fits_type", "parse_value"]
 
 _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
@@ -91,7 +92,18 @@ def describe_type(hint: Any) -> str:
             parts += [str(value) for value in typing.get_args(option)]
         else:
             parts.append("none" if option is type(None) else _TYPE_NAMES[option])
-    return ", ".join(parts[:-1]) + (" or " if len(parts) > 1 else "") + parts[-1]
+    return describe_choices(parts)
+
+
+def describe_choices(choices: Sequence[str]) -> str:
+    """Return choices as a text.
+
+    Example:
+        >>> describe_choices(["a"]), describe_choices(["a", "b", "c"])
+        ('a', 'a, b or c')
+    """
+    *others, last = choices
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _options(hint: Any) -> tuple[Any, ...]:

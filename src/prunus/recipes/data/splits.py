@@ -73,15 +73,17 @@ def get_split(
     if split not in loaded:
         raise DataError(
             f"{source} has no {split} split; expected {' and '.join(splits)}, found "
-            f"{listing(list(loaded))}"
+            f"{listing(list(loaded))}; add the split, or choose another --data"
         )
     found = loaded[split]
     missing = [name for name in columns if name not in found.column_names]
     if missing:
         raise DataError(
             f"the {split} split of {source} lacks the columns {listing(missing)}; expected "
-            f"{listing(columns)}, found {listing(found.column_names)}"
+            f"{listing(columns)}, found {listing(found.column_names)}; rename or add them"
         )
     if len(found) == 0:
-        raise DataError(f"the {split} split of {source} is empty")
+        raise DataError(
+            f"the {split} split of {source} is empty; add rows, or choose another --data"
+        )
     return found

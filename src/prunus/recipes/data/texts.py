@@ -24,10 +24,12 @@ class TextPairs:
     Attributes:
         sources: The texts to read.
         targets: The reference answers, one for each source.
+        left_out: The number of pairs of the data set that are left out, because a text is empty.
     """
 
     sources: Sequence[str]
     targets: Sequence[str]
+    left_out: int = 0
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -39,7 +41,7 @@ def load_translations(
     """Load sentences in two languages.
 
     Each language is a column of its own, or both are in one column named translation, as in the
-    sets of WMT.
+    sets of WMT. Training pairs with an empty sentence are left out and counted.
 
     Args:
         source: A name on the Hub, or the path of a folder.
@@ -47,7 +49,7 @@ def load_translations(
         name: The configuration of a set on the Hub.
 
     Raises:
-        DataError: A split or column is missing, or a sentence is empty.
+        DataError: A split or column is missing, or a sentence for evaluation is empty.
     """
     loaded = load_splits(source, name)
 
@@ -66,7 +68,8 @@ def load_dialogues(source: str, *, name: str | None = None, turns: int = 4) -> d
     """Load dialogues as pairs of a context and the assistant's next turn.
 
     The turns are in the columns speaker and text, lists both, or in one column named utterances, a
-    list of records with these two, as in Taskmaster-1.
+    list of records with these two, as in Taskmaster-1. Training pairs with an empty text are left
+    out and counted.
 
     Args:
         source: A name on the Hub, or the path of a folder.
@@ -74,7 +77,8 @@ def load_dialogues(source: str, *, name: str | None = None, turns: int = 4) -> d
         turns: The number of turns before the answer that form the context.
 
     Raises:
-        DataError: A split or column is missing, no turn is the assistant's, or a turn is empty.
+        DataError: A split or column is missing, no turn is the assistant's, or a text for
+            evaluation is empty.
     """
     loaded = load_splits(source, name)
 
@@ -184,4 +188,4 @@ def _checked_pairs(
         )
     left_out = set(map(int, empty))
     kept = [i for i in range(len(sources)) if i not in left_out]
-    return TextPairs([sources[i] for i in kept], [targets[i] for i in kept])
+    return TextPairs([sources[i] for i in kept], [targets[i] for i in kept], left_out=len(left_out))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -15,8 +15,12 @@ from prunus.recipes.config import Config
 from prunus.recipes.registry import Recipe
 from prunus.recipes.run.directory import RunDirectory
 from prunus.recipes.run.progress import Progress
+from prunus.recipes.setting_values import describe_choices
 from prunus.recipes.tasks.task import Evaluation, Task
 from prunus.selection import Selection, total_parameters
+
+if TYPE_CHECKING:
+    from prunus.recipes.run.phases import Phase
 
 __all__ = ["RunContext", "Stopped", "weights_to_keep"]
 
@@ -52,7 +56,7 @@ class RunContext:
     kept: int
     stop: Callable[[], bool]
 
-    def validate(self, model: nn.Module, phase: str, epoch: int) -> Evaluation:
+    def validate(self, model: nn.Module, phase: Phase | type[Phase], epoch: int) -> Evaluation:
         """Evaluate a network on the validation split after an epoch, and report its samples.
 
         Raises:
@@ -65,7 +69,7 @@ class RunContext:
             self.progress.report(line)
         return evaluation
 
-    def check_finite(self, loss: float, phase: str, step: int) -> None:
+    def check_finite(self, loss: float, phase: Phase | type[Phase], step: int) -> None:
         """Check the loss of a step, counted from 1 within its phase.
 
         Raises:
@@ -73,12 +77,11 @@ class RunContext:
         """
         if math.isfinite(loss):
             return
-        setting = "lr or strength" if phase == "prune" else "dense_lr"
         epoch = math.ceil(step / self.task.steps_per_epoch)
         raise NonFiniteError(
-            f"the loss is {loss} at step {step} (epoch {epoch}) of the {phase} training: lower "
-            f"{setting}. The checkpoint of the last whole epoch, if any, is kept in "
-            f"{self.directory.path}"
+            f"the loss is {loss} at step {step} (epoch {epoch}) of the {phase.name} training: "
+            f"lower {phase.lr_settings}. The checkpoint of the last whole epoch, if any, is kept "
+            f"in {self.directory.path}"
         )
 
 
@@ -95,10 +98,17 @@ def weights_to_keep(config: Config, model: nn.Module, selection: Selection) -> i
     guarded = sum(least_kept(tensor.prunable, config.min_density) for tensor in selection.values())
     least = max(1, guarded)
     if kept < least:
-        staying = total - prunable + least
+        remaining = total - prunable + least
+        # Rounded down, so that the stated ratio itself can be reached.
+        largest = math.floor(10 * total / remaining) / 10
+        fixes = ["lower ratio"]
+        if not config.biases:
+            fixes.append("set biases=true")
+        if config.min_density:
+            fixes.append("lower min_density")
         raise PrunusError(
             f"ratio={config.ratio:g} cannot be reached: with biases={config.biases} and "
-            f"min_density={config.min_density:g} at least {staying:,} of {total:,} parameters "
-            f"stay, so the most is {total / staying:.1f}"
+            f"min_density={config.min_density:g} at least {remaining:,} of {total:,} parameters "
+            f"stay, so the largest possible ratio is {largest:.1f}: {describe_choices(fixes)}"
         )
     return kept

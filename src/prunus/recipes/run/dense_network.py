@@ -13,9 +13,10 @@ from prunus.errors import PrunusError, listing
 from prunus.recipes.run.context import RunContext
 from prunus.recipes.run.directory import RunDirectory
 from prunus.recipes.run.loop import train
-from prunus.recipes.run.phases import DensePhase
+from prunus.recipes.run.phases import DensePhase, PruningPhase
 from prunus.recipes.run.state import RunState
 from prunus.recipes.run.weight_file import encode_weights, load_weights
+from prunus.recipes.setting_marks import Affects
 
 __all__ = ["check_donor", "frozen_dense_network", "obtain_dense_network"]
 
@@ -25,7 +26,7 @@ def obtain_dense_network(context: RunContext, state: RunState) -> None:
 
     Does nothing where the state is that of the pruning phase already.
     """
-    if state.phase == "prune":
+    if state.phase == PruningPhase.name:
         return
     if context.identity["dense"] is None:
         train(context, state, DensePhase(context, state))
@@ -35,7 +36,7 @@ def obtain_dense_network(context: RunContext, state: RunState) -> None:
 
 
 def check_donor(context: RunContext) -> None:
-    """Check that the run whose dense network is to be adopted has the one of this run.
+    """Check that another run's dense network is the one that this run would train.
 
     Raises:
         PrunusError: Its recipe, seed, data or settings of the dense training differ; every
@@ -48,8 +49,10 @@ def check_donor(context: RunContext) -> None:
             f"the run in {donor.path} is of the recipe {identity['recipe']}, not "
             f"{context.recipe.name}: choose another --dense"
         )
-    config = type(context.config).from_dict(identity["config"], donor.config)
-    theirs, ours = config.dense_settings(), context.config.dense_settings()
+    config = type(context.config).from_dict(identity["config"], donor.config_file)
+    theirs, ours = (
+        each.settings_affecting(Affects.DENSE_NETWORK) for each in (config, context.config)
+    )
     for key in ("seed", "data"):
         theirs[key], ours[key] = identity[key], context.identity[key]
     differences = [
@@ -59,12 +62,15 @@ def check_donor(context: RunContext) -> None:
     ]
     if differences:
         raise PrunusError(
-            f"the dense network of {donor.path} is another one: {listing(differences)}; choose "
-            "another --dense, or leave it out to train one"
+            f"the dense network of {donor.path} cannot be used here: {listing(differences)}; "
+            "choose another --dense, or leave it out to train one"
         )
-    if not donor.dense.is_file():
-        raise PrunusError(f"the run in {donor.path} has not finished its dense training")
-    if load_tree(donor.after_dense).get("data") != context.task.fingerprint:
+    if not donor.dense_file.is_file():
+        raise PrunusError(
+            f"the run in {donor.path} has not finished its dense training: resume it, or choose "
+            "another --dense"
+        )
+    if load_tree(donor.after_dense_file).get("data") != context.task.fingerprint:
         raise PrunusError(
             f"the run in {donor.path} used other data: pass the same --data, or choose another "
             "--dense"
@@ -74,23 +80,23 @@ def check_donor(context: RunContext) -> None:
 def frozen_dense_network(context: RunContext, state: RunState) -> nn.Module:
     """Return the dense network in evaluation mode, without gradients."""
     # A copy, because the constructor would draw random numbers.
-    network = load_weights(copy.deepcopy(state.model), context.directory.dense)
+    network = load_weights(copy.deepcopy(state.model), context.directory.dense_file)
     return network.eval().requires_grad_(False)
 
 
 def _adopt(context: RunContext, state: RunState, donor: RunDirectory) -> None:
     """Load the dense network of another run, and its teacher outputs where they fit."""
-    load_weights(state.model, donor.dense)
+    load_weights(state.model, donor.dense_file)
     context.progress.report(f"the dense network is that of {donor.path}")
     config = context.config
-    state.dense_metric = context.validate(state.model, "dense", config.dense_epochs).metric
-    ours, theirs = config.as_dict(), donor.read_config()["config"]
-    same = all(ours[name] == theirs[name] for name in config.teacher_settings)
-    if donor.teacher_outputs.exists() and same:
-        link_or_copy(donor.teacher_outputs, context.directory.teacher_outputs)
+    state.dense_metric = context.validate(state.model, DensePhase, config.dense_epochs).metric
+    theirs, ours = donor.read_config()["config"], config.settings_affecting(Affects.TEACHER_OUTPUTS)
+    same = all(ours[name] == theirs[name] for name in ours)
+    if donor.teacher_outputs_file.exists() and same:
+        link_or_copy(donor.teacher_outputs_file, context.directory.teacher_outputs_file)
     # From here on the same bits as after a dense training in this run.
-    after = load_tree(donor.after_dense)
-    state.order.set_state(after["data_order"])
+    after = load_tree(donor.after_dense_file)
+    state.data_generator.set_state(after["data_order"])
     torch.set_rng_state(after["random_state"])
 
 
@@ -99,9 +105,9 @@ def _save(context: RunContext, state: RunState) -> None:
     # The same bytes are written again if a run was stopped just after this.
     after = {
         "data": context.task.fingerprint,
-        "data_order": state.order.get_state(),
+        "data_order": state.data_generator.get_state(),
         "random_state": torch.get_rng_state(),
     }
-    save_tree(context.directory.after_dense, after)
+    save_tree(context.directory.after_dense_file, after)
     content = encode_weights(state.model, recipe=context.recipe.name)
-    write_atomically(context.directory.dense, content)
+    write_atomically(context.directory.dense_file, content)

@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,35 +28,49 @@ _SUMMARY = (
 )
 """Keys that every summary has."""
 
+_IDENTITY: Mapping[str, tuple[Any, str]] = {
+    "recipe": (str, "str"),
+    "seed": (int, "int"),
+    "data": (str | None, "str or None"),
+    "dense": (str | None, "str or None"),
+    "config": (dict, "dict"),
+}
+"""The type of each key of the identity of a run, and its name in messages."""
+
+_FIX_CONFIG = "Restore config.json from a copy, or start again in another --out"
+_FIX_SUMMARY = "Delete it, and --resume writes it again"
+
 
 class RunDirectory:
     """The files of a run.
 
     Attributes:
         path: The directory.
-        config: The identity of the run: recipe, seed, data and settings.
-        checkpoint: The state to resume from, replaced after every epoch.
-        previous: The checkpoint before that, because a crash may damage the newest one.
-        dense: The dense network at the end of its training.
-        after_dense: The random states then, from which another run continues to the same bits.
-        teacher_outputs: The outputs of the dense network for the training data, if the sparse one
-            learns from them.
-        model: The delivered sparse network, an ordinary safetensors file.
-        metrics: One JSON object per epoch.
-        summary: The sizes and metrics of the result.
+        config_file: The identity of the run: recipe, seed, data and settings.
+        checkpoint_file: The state to resume from, replaced after every epoch.
+        previous_checkpoint_file: The checkpoint before that, because a crash may damage the newest
+            one.
+        dense_file: The dense network at the end of its training.
+        after_dense_file: The random states then, from which another run continues to the same
+            bits.
+        teacher_outputs_file: The outputs of the dense network for the training data, if the sparse
+            one learns from them.
+        model_file: The delivered sparse network, an ordinary safetensors file.
+        metrics_file: One JSON object per epoch.
+        summary_file: The sizes and metrics of the result.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config = path / "config.json"
-        self.checkpoint = path / "checkpoints" / "last.safetensors"
-        self.previous = path / "checkpoints" / "previous.safetensors"
-        self.dense = path / "checkpoints" / "dense.safetensors"
-        self.after_dense = path / "checkpoints" / "after-dense.safetensors"
-        self.teacher_outputs = path / "checkpoints" / "teacher-outputs.safetensors"
-        self.model = path / "model.safetensors"
-        self.metrics = path / "metrics.jsonl"
-        self.summary = path / "summary.json"
+        self.config_file = path / "config.json"
+        self.checkpoint_file = path / "checkpoints" / "last.safetensors"
+        self.previous_checkpoint_file = path / "checkpoints" / "previous.safetensors"
+        self.dense_file = path / "checkpoints" / "dense.safetensors"
+        self.after_dense_file = path / "checkpoints" / "after-dense.safetensors"
+        self.teacher_outputs_file = path / "checkpoints" / "teacher-outputs.safetensors"
+        self.model_file = path / "model.safetensors"
+        self.metrics_file = path / "metrics.jsonl"
+        self.summary_file = path / "summary.json"
         self._lock = path / ".lock"
 
     @contextlib.contextmanager
@@ -94,17 +108,17 @@ class RunDirectory:
                 try:
                     yield
                 finally:
-                    if not self.config.exists():
+                    if not self.config_file.exists():
                         self._lock.unlink(missing_ok=True)
         finally:
-            if not self.config.exists():
+            if not self.config_file.exists():
                 for directory in reversed(created):
                     with contextlib.suppress(OSError):
                         directory.rmdir()
 
     def _create(self) -> list[Path]:
         """Create the missing directories; return them, the outermost first."""
-        innermost = self.checkpoint.parent
+        innermost = self.checkpoint_file.parent
         paths = (innermost, *innermost.parents)
         missing = [path for path in paths if not path.exists()][::-1]
         created = []
@@ -122,32 +136,32 @@ class RunDirectory:
     def _remove_leftovers(self) -> None:
         """Remove temporary files of processes that were killed while they wrote."""
         files = (
-            self.config,
-            self.checkpoint,
-            self.previous,
-            self.dense,
-            self.after_dense,
-            self.teacher_outputs,
-            self.model,
-            self.metrics,
-            self.summary,
+            self.config_file,
+            self.checkpoint_file,
+            self.previous_checkpoint_file,
+            self.dense_file,
+            self.after_dense_file,
+            self.teacher_outputs_file,
+            self.model_file,
+            self.metrics_file,
+            self.summary_file,
         )
         for path in files:
             for leftover in path.parent.glob(f".{path.name}.*"):
                 leftover.unlink()
 
     def _reject_foreign(self, *, resume: bool) -> None:
-        if self.config.exists() and not resume:
+        if self.config_file.exists() and not resume:
             raise PrunusError(
                 f"{self.path} holds a run already; resume it with --resume, or choose another --out"
             )
-        own = {self._lock.name, self.checkpoint.parent.name}
+        own = {self._lock.name, self.checkpoint_file.parent.name}
         foreign = sorted(
             entry.name
             for entry in self.path.iterdir()
-            if entry.name not in own and not entry.name.startswith(f".{self.config.name}.")
+            if entry.name not in own and not entry.name.startswith(f".{self.config_file.name}.")
         )
-        if foreign and not self.config.exists():
+        if foreign and not self.config_file.exists():
             raise PrunusError(
                 f"the output directory {self.path} has other contents than a run (it holds "
                 f"{listing(foreign, most=5)}); choose another --out"
@@ -155,7 +169,7 @@ class RunDirectory:
 
     def write_config(self, identity: dict[str, Any]) -> None:
         """Write the identity of the run."""
-        self._write_json(self.config, identity)
+        self._write_json(self.config_file, identity)
 
     def read_config(self) -> dict[str, Any]:
         """Return the identity of the run.
@@ -164,22 +178,15 @@ class RunDirectory:
             PrunusError: There is no run here.
             CheckpointError: Its config.json is damaged.
         """
-        if not self.config.is_file():
-            raise PrunusError(f"there is no run in {self.path}: it has no config.json")
-        identity = _read_json(self.config)
-        types = {
-            "recipe": str,
-            "seed": int,
-            "data": str | None,
-            "dense": str | None,
-            "config": dict,
-        }
-        if set(identity) != set(types) or not all(
-            isinstance(identity[key], types[key]) for key in types
-        ):
+        if not self.config_file.is_file():
+            raise PrunusError(
+                f"there is no run in {self.path}: it has no config.json; pass the directory of a "
+                "run"
+            )
+        identity = _read_json(self.config_file, _FIX_CONFIG)
+        if problems := list(_identity_problems(identity)):
             raise CheckpointError(
-                f"{self.config} is damaged: expected the keys {listing(list(types))}, each of its "
-                "type"
+                f"{self.config_file} is damaged: {'; '.join(problems)}. {_FIX_CONFIG}"
             )
         return identity
 
@@ -204,12 +211,12 @@ class RunDirectory:
     @property
     def has_checkpoint(self) -> bool:
         """Whether there is a checkpoint to resume from."""
-        return self.checkpoint.exists() or self.previous.exists()
+        return self.checkpoint_file.exists() or self.previous_checkpoint_file.exists()
 
     @property
     def metric_lines(self) -> int:
         """The number of lines in the file of metrics."""
-        return self.metrics.read_bytes().count(b"\n") if self.metrics.exists() else 0
+        return self.metrics_file.read_bytes().count(b"\n") if self.metrics_file.exists() else 0
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write a checkpoint, and keep the previous one.
@@ -217,7 +224,7 @@ class RunDirectory:
         Raises:
             PrunusError: It cannot be written; the two previous ones are intact.
         """
-        save_tree(self.checkpoint, state, previous=self.previous)
+        save_tree(self.checkpoint_file, state, previous=self.previous_checkpoint_file)
 
     def load_checkpoint(self, report: Callable[[str], None]) -> dict[str, Any]:
         """Return the newest checkpoint, or the previous one if the newest is damaged.
@@ -229,37 +236,37 @@ class RunDirectory:
             CheckpointError: There is none, or both are damaged.
         """
         try:
-            return load_tree(self.checkpoint)
+            return load_tree(self.checkpoint_file)
         except CheckpointError as error:
-            if not self.previous.exists():
+            if not self.previous_checkpoint_file.exists():
                 raise
             try:
-                state = load_tree(self.previous)
+                state = load_tree(self.previous_checkpoint_file)
             except CheckpointError as other:
                 raise CheckpointError(
                     f"{error}; the previous one cannot be used either: {other}"
                 ) from other
             report(f"{error}. Resuming from the previous one")
         # Else the damaged one would become the previous one of the next.
-        link_or_copy(self.previous, self.checkpoint)
+        link_or_copy(self.previous_checkpoint_file, self.checkpoint_file)
         return state
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Append a line to the metrics."""
-        with report_write_errors(self.metrics), self.metrics.open("a") as file:
+        with report_write_errors(self.metrics_file), self.metrics_file.open("a") as file:
             file.write(json.dumps(record) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
     def truncate_metrics(self, lines: int) -> None:
         """Keep the first lines of the metrics: those before the checkpoint to resume from."""
-        content = self.metrics.read_bytes() if self.metrics.exists() else b""
+        content = self.metrics_file.read_bytes() if self.metrics_file.exists() else b""
         kept = content.splitlines(keepends=True)[:lines]
-        write_atomically(self.metrics, b"".join(kept))
+        write_atomically(self.metrics_file, b"".join(kept))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write the summary."""
-        self._write_json(self.summary, summary)
+        self._write_json(self.summary_file, summary)
 
     def read_summary(self) -> dict[str, Any] | None:
         """Return the summary, or None while the run has none.
@@ -267,21 +274,20 @@ class RunDirectory:
         Raises:
             CheckpointError: It is damaged.
         """
-        if not self.summary.exists():
+        if not self.summary_file.exists():
             return None
-        summary = _read_json(self.summary)
+        summary = _read_json(self.summary_file, _FIX_SUMMARY)
         missing = [key for key in _SUMMARY if key not in summary]
         if missing:
             raise CheckpointError(
-                f"{self.summary} is damaged: it lacks {listing(missing)}. Delete it, and --resume "
-                "writes it again"
+                f"{self.summary_file} is damaged: it lacks {listing(missing)}. {_FIX_SUMMARY}"
             )
         return summary
 
     def model_is_whole(self) -> bool:
         """Return whether the file of the delivered network exists and is intact."""
         try:
-            load_sparse(self.model)
+            load_sparse(self.model_file)
         except PrunusError:
             return False
         return True
@@ -291,14 +297,34 @@ class RunDirectory:
         write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _identity_problems(identity: dict[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with each key of the identity of a run."""
+    for key, (hint, expected) in _IDENTITY.items():
+        if key not in identity:
+            yield f"{key} is missing"
+        elif not isinstance(identity[key], hint):
+            yield f"{key} must be {expected}, but is {identity[key]!r}"
+    for key in sorted(identity.keys() - _IDENTITY.keys()):
+        yield f"{key} is unknown"
+
+
+def _read_json(path: Path, fix: str) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Args:
+        path: The file.
+        fix: What the user may do if it is damaged, for the message.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
+        raise CheckpointError(f"{path} is damaged: {error}. {fix}") from error
     if not isinstance(content, dict):
         name = type(content).__name__
-        raise CheckpointError(f"{path} is damaged: it holds a {name}, not an object")
+        raise CheckpointError(f"{path} is damaged: it holds a {name}, not an object. {fix}")
     return content
 
 

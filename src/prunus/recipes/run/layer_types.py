@@ -22,7 +22,7 @@ _PATTERNS = (
 """Layer types by patterns of names; the order matters: the norm of an attention layer is a norm."""
 
 
-def layer_type_of(model: nn.Module, target: PrunableTensor) -> str:
+def layer_type_of(model: nn.Module, tensor: PrunableTensor) -> str:
     """Return the layer type of a tensor.
 
     It is one of embedding, head, "embedding and head" (if tied), attention, feed-forward, norm,
@@ -31,10 +31,10 @@ def layer_type_of(model: nn.Module, target: PrunableTensor) -> str:
     Example:
         >>> from prunus import select
         >>> model = nn.Sequential(nn.Embedding(5, 2), nn.Linear(2, 5))
-        >>> [layer_type_of(model, target) for target in select(model).values()]
+        >>> [layer_type_of(model, tensor) for tensor in select(model).values()]
         ['embedding', 'linear']
     """
-    names = (target.name, *target.aliases)
+    names = (tensor.name, *tensor.aliases)
     owners = [model.get_submodule(name.rpartition(".")[0]) for name in names]
     head = any(name.endswith(("lm_head.weight", "output_projection.weight")) for name in names)
     if any(isinstance(owner, nn.Embedding) for owner in owners):
@@ -42,23 +42,23 @@ def layer_type_of(model: nn.Module, target: PrunableTensor) -> str:
     if head:
         return "head"
     for layer_type, pattern in _PATTERNS:
-        if pattern.search(target.name):
+        if pattern.search(tensor.name):
             return layer_type
     if "Norm" in type(owners[0]).__name__:
         return "norm"
-    return "convolution" if target.parameter.dim() > 2 else "linear"
+    return "convolution" if tensor.parameter.dim() > 2 else "linear"
 
 
 def densities_by_layer_type(model: nn.Module, selection: Selection) -> dict[str, dict[str, int]]:
     """Count prunable and non-zero weights of each layer type."""
     layer_types: dict[str, dict[str, int]] = {}
-    for target in selection.values():
-        layer_type = layer_type_of(model, target)
+    for tensor in selection.values():
+        layer_type = layer_type_of(model, tensor)
         counts = layer_types.setdefault(layer_type, {"prunable": 0, "nonzero": 0})
-        weight = target.parameter.detach()
+        weight = tensor.parameter.detach()
         nonzero = int(torch.count_nonzero(weight))
-        if target.padding_row is not None:
-            nonzero -= int(torch.count_nonzero(weight[target.padding_row]))
-        counts["prunable"] += target.prunable
+        if tensor.padding_row is not None:
+            nonzero -= int(torch.count_nonzero(weight[tensor.padding_row]))
+        counts["prunable"] += tensor.prunable
         counts["nonzero"] += nonzero
     return layer_types

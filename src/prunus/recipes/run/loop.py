@@ -46,24 +46,24 @@ def save_checkpoint(context: RunContext, state: RunState, phase: Phase) -> None:
 def _run_epoch(context: RunContext, state: RunState, phase: Phase, epoch: int) -> Epoch:
     """Train for an epoch and validate."""
     loss = _train_epoch(context, state, phase, epoch)
-    evaluation = context.validate(state.model, phase.name, epoch)
+    evaluation = context.validate(state.model, phase, epoch)
     return Epoch(
         phase=phase.name,
         epoch=epoch,
         loss=loss,
         validation_loss=evaluation.loss,
         validation=evaluation.metric,
-        more=dict(evaluation.more),
+        extra_metrics=dict(evaluation.extra_metrics),
     )
 
 
 def _train_epoch(context: RunContext, state: RunState, phase: Phase, epoch: int) -> float:
     """Train for an epoch, or for the rest of one; return the mean loss."""
     progress, task = context.progress, context.task
-    state.order_state = state.order.get_state()
+    state.data_generator_state = state.data_generator.get_state()
     done, state.partial = state.partial or PartialEpoch(), None
     resumed_at = done.steps
-    for step, batches in enumerate(task.epoch(state.order), 1):
+    for step, batches in enumerate(task.batches(state.data_generator), 1):
         if step <= resumed_at:  # it was done before: only its data order is drawn again
             progress.step()
             continue
@@ -95,7 +95,7 @@ def _train_step(
         with torch.autocast("cpu", torch.bfloat16, enabled=context.config.autocast):
             loss = task.loss(state.model, batch, phase.teacher)
         value = loss.item()
-        context.check_finite(value, phase.name, number)
+        context.check_finite(value, phase, number)
         loss_sum, size_sum = loss_sum + value * size, size_sum + size
         # Weighted so that the gradients of several batches add up to that of one large batch.
         weighted = phase.add_penalty(loss) * (size / sum(sizes))
@@ -112,7 +112,7 @@ def _close_epoch(context: RunContext, state: RunState, phase: Phase, epoch: Epoc
     epoch = replace(epoch, seconds=round(state.clock.total, 3))
     context.directory.append_metrics(asdict(epoch))
     state.metric_lines += 1
-    state.epoch, state.order_state = epoch.epoch, state.order.get_state()
+    state.epoch, state.data_generator_state = epoch.epoch, state.data_generator.get_state()
     save_checkpoint(context, state, phase)
     context.progress.epoch(epoch)
     if context.stop():

@@ -13,14 +13,14 @@ from prunus.errors import CheckpointError, PrunusError
 from prunus.pruner import Pruner
 from prunus.recipes.run.context import RunContext
 from prunus.recipes.run.progress import Epoch, PhaseStart
-from prunus.recipes.run.state import RunState
+from prunus.recipes.run.state import PhaseName, RunState
 from prunus.recipes.tasks.losses import Teacher
 
 __all__ = ["DensePhase", "Phase", "PruningPhase"]
 
 
 class Phase:
-    """A training of the network over one rise and fall of the learning rate.
+    """A training phase with one warm-up and cosine decay of the learning rate.
 
     Args:
         context: The fixed parts of the run.
@@ -29,7 +29,10 @@ class Phase:
         epochs: The number of epochs.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[PhaseName]
+    lr_settings: ClassVar[str]
+    """The settings to lower if the loss diverges."""
+
     teacher: Teacher | None = None
     """The network whose predictions the loss compares with, if any."""
 
@@ -54,12 +57,13 @@ class Phase:
             self.load_state_dict(saved)
         except (KeyError, ValueError, TypeError, PrunusError) as error:
             raise CheckpointError(
-                f"{self.context.directory.checkpoint} is not a checkpoint of this recipe: {error}"
+                f"{self.context.directory.checkpoint_file} is not a checkpoint of this recipe: "
+                f"{error}; restore its own checkpoint, or start again in another --out"
             ) from error
         state.phase_state = None
 
     def start_from_scratch(self) -> None:
-        """Prepare a phase of which :meth:`start` loads no checkpoint. By default, do nothing."""
+        """Prepare a phase that starts without a checkpoint."""
 
     def start_event(self) -> PhaseStart:
         """Return the event to report at the start."""
@@ -77,7 +81,7 @@ class Phase:
         return loss
 
     def before_step(self) -> None:
-        """Act between the backward passes of a step and the update. By default, do nothing."""
+        """Edit the gradients before the optimizer's update."""
 
     def after_validation(self, epoch: Epoch) -> Epoch:
         """Act on the validation of an epoch, and return its record."""
@@ -105,6 +109,7 @@ class DensePhase(Phase):
     """The training of the dense network."""
 
     name = "dense"
+    lr_settings = "dense_lr"
 
     def __init__(self, context: RunContext, state: RunState) -> None:
         super().__init__(context, state, context.config.dense_lr, context.config.dense_epochs)
@@ -130,6 +135,7 @@ class PruningPhase(Phase):
     """
 
     name = "prune"
+    lr_settings = "lr or strength"
 
     def __init__(self, context: RunContext, state: RunState, teacher: Teacher | None) -> None:
         config, task = context.config, context.task
@@ -156,7 +162,6 @@ class PruningPhase(Phase):
             min_density=config.min_density,
             max_grad_norm=config.max_grad_norm or None,
         )
-        self._penalty_in_loss = config.penalty != "none" and config.apply == "loss"
 
     def start_from_scratch(self) -> None:
         """Keep the dense network as the first state that meets the floor.
@@ -173,7 +178,7 @@ class PruningPhase(Phase):
 
     def add_penalty(self, loss: torch.Tensor) -> torch.Tensor:
         """Return the loss, plus the penalty where it is applied as a term of the loss."""
-        return loss + self.pruner.penalty(loss) if self._penalty_in_loss else loss
+        return loss + self.pruner.penalty(loss) if self.context.config.penalty_in_loss else loss
 
     def after_validation(self, epoch: Epoch) -> Epoch:
         """Let the pruner remove weights."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from prunus.constraint import Constraint
+from prunus.recipes.run.state import PhaseName
 
 __all__ = ["Epoch", "PhaseStart", "Progress"]
 
@@ -23,7 +24,7 @@ class PhaseStart:
         epochs_done: The number of epochs that are complete already.
     """
 
-    name: str
+    name: PhaseName
     metric: str
     constraint: Constraint | None
     epochs: int
@@ -41,19 +42,19 @@ class Epoch:
         loss: Mean training loss of the epoch.
         validation_loss: Mean loss on the validation split.
         validation: The metric there, before the iterative schedule removes weights.
-        more: Further metrics of the validation split.
+        extra_metrics: Further metrics of the validation split.
         floor: The bound that the metric must meet, or None.
         sparsity: Removed / prunable weights while the metric was measured.
         removed: The number of weights removed after this validation.
         seconds: Time since the run began, including its earlier processes.
     """
 
-    phase: str
+    phase: PhaseName
     epoch: int
     loss: float
     validation_loss: float
     validation: float
-    more: dict[str, float]
+    extra_metrics: dict[str, float]
     floor: float | None = None
     sparsity: float = 0.0
     removed: int = 0

@@ -5,22 +5,27 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
-__all__ = ["PartialEpoch", "PhaseClock", "RunState"]
+__all__ = ["PartialEpoch", "PhaseClock", "PhaseName", "RunState"]
+
+PhaseName = Literal["dense", "prune"]
+"""The name of a phase of a run, in the order in which they run."""
 
 
 @dataclass
 class PhaseClock:
     """Seconds spent in each phase, including earlier processes of a resumed run."""
 
-    seconds: dict[str, float] = field(default_factory=lambda: {"dense": 0.0, "prune": 0.0})
+    seconds: dict[PhaseName, float] = field(
+        default_factory=lambda: dict.fromkeys(get_args(PhaseName), 0.0)
+    )
     _since: float = field(default_factory=time.perf_counter)
 
-    def charge(self, phase: str) -> None:
+    def charge(self, phase: PhaseName) -> None:
         """Add the time since the last call to a phase."""
         now = time.perf_counter()
         self.seconds[phase] += now - self._since
@@ -58,8 +63,8 @@ class RunState:
 
     Attributes:
         model: The network.
-        order: The random numbers of the data order.
-        order_state: Their state at the start of the current epoch.
+        data_generator: The random numbers of the data order.
+        data_generator_state: Their state at the start of the current epoch.
         clock: The time spent in each phase.
         metric_lines: The number of lines written to metrics.jsonl.
         dense_metric: The validation metric of the dense network, once it is trained.
@@ -71,12 +76,12 @@ class RunState:
     """
 
     model: nn.Module
-    order: torch.Generator
-    order_state: torch.Tensor
+    data_generator: torch.Generator
+    data_generator_state: torch.Tensor
     clock: PhaseClock = field(default_factory=PhaseClock)
     metric_lines: int = 0
     dense_metric: float | None = None
-    phase: str = "dense"
+    phase: PhaseName = "dense"
     epoch: int = 0
     partial: PartialEpoch | None = None
     phase_state: Mapping[str, Any] | None = None
@@ -84,8 +89,10 @@ class RunState:
     @classmethod
     def initial(cls, model: nn.Module, seed: int) -> RunState:
         """Return the state of a run before its first step."""
-        order = torch.Generator().manual_seed(seed)
-        return cls(model=model, order=order, order_state=order.get_state())
+        generator = torch.Generator().manual_seed(seed)
+        return cls(
+            model=model, data_generator=generator, data_generator_state=generator.get_state()
+        )
 
     def as_tree(self, phase_state: Mapping[str, Any]) -> dict[str, Any]:
         """Return the content of a checkpoint.
@@ -99,7 +106,7 @@ class RunState:
             "partial_epoch": None if self.partial is None else asdict(self.partial),
             "model": dict(self.model.state_dict()),
             "phase_state": dict(phase_state),
-            "data_order": self.order_state,
+            "data_order": self.data_generator_state,
             "random_state": torch.get_rng_state(),
             "seconds": dict(self.clock.seconds),
             "metric_lines": self.metric_lines,
@@ -115,13 +122,13 @@ class RunState:
         """
         phase_state = dict(tree["phase_state"])
         self.model.load_state_dict(tree["model"])
-        self.order.set_state(tree["data_order"])
-        self.order_state = tree["data_order"]
+        self.data_generator.set_state(tree["data_order"])
+        self.data_generator_state = tree["data_order"]
         torch.set_rng_state(tree["random_state"])
         self.clock.seconds = dict(tree["seconds"])
         self.metric_lines = int(tree["metric_lines"])
         self.dense_metric = tree["dense_metric"]
-        self.phase, self.epoch = str(tree["phase"]), int(tree["epoch"])
+        self.phase, self.epoch = tree["phase"], int(tree["epoch"])
         partial = tree["partial_epoch"]
         self.partial = None if partial is None else PartialEpoch(**partial)
         self.phase_state = phase_state

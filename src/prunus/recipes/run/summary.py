@@ -29,7 +29,7 @@ def summarize(context: RunContext, state: RunState, sparsity: float) -> dict[str
     """
     task, directory, model = context.task, context.directory, state.model
     sparse = _evaluate(task, model)
-    dense = _evaluate(task, load_weights(task.network(), directory.dense))
+    dense = _evaluate(task, load_weights(task.network(), directory.dense_file))
     parameters, nonzero = total_parameters(model), nonzero_parameters(model)
     seconds = {phase: round(spent, 3) for phase, spent in state.clock.seconds.items()}
     return {
@@ -46,8 +46,8 @@ def summarize(context: RunContext, state: RunState, sparsity: float) -> dict[str
         "layer_types": densities_by_layer_type(model, context.selection),
         "seconds": {**seconds, "total": round(state.clock.total, 3)},
         "bytes": {
-            "dense": directory.dense.stat().st_size,
-            "sparse": directory.model.stat().st_size,
+            "dense": directory.dense_file.stat().st_size,
+            "sparse": directory.model_file.stat().st_size,
         },
         "environment": system_info(),
     }
@@ -58,5 +58,5 @@ def _evaluate(task: Task, model: nn.Module) -> dict[str, float]:
     for split, evaluate in (("validation", task.validate), ("test", task.test)):
         evaluation = evaluate(model)
         figures |= {split: evaluation.metric, f"{split}_loss": evaluation.loss}
-        figures |= {f"{split}_{name}": value for name, value in evaluation.more.items()}
+        figures |= {f"{split}_{name}": value for name, value in evaluation.extra_metrics.items()}
     return figures

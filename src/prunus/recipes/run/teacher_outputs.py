@@ -9,6 +9,7 @@ from torch import nn
 from prunus._utils.files import load_tree, save_tree
 from prunus.errors import CheckpointError
 from prunus.recipes.run.context import RunContext, Stopped
+from prunus.recipes.run.phases import PruningPhase
 from prunus.recipes.tasks.task import TeacherOutput
 
 __all__ = ["load_or_compute"]
@@ -27,7 +28,7 @@ def load_or_compute(context: RunContext, dense: Callable[[], nn.Module]) -> list
     Raises:
         Stopped: The run was asked to stop; no outputs are saved.
     """
-    path = context.directory.teacher_outputs
+    path = context.directory.teacher_outputs_file
     if path.exists():
         try:
             saved: list[TeacherOutput] = load_tree(path)["teacher_outputs"]
@@ -39,9 +40,9 @@ def load_or_compute(context: RunContext, dense: Callable[[], nn.Module]) -> list
         outputs.append(output)
         if int(fraction * 10) > reported:
             reported = int(fraction * 10)
-            context.progress.report(f"the dense network writes teacher outputs: {fraction:.0%}")
+            context.progress.report(f"computing teacher outputs: {fraction:.0%}")
         if context.stop():
-            raise Stopped("stopped before the first epoch (prune)")
+            raise Stopped(f"stopped before the first epoch ({PruningPhase.name})")
     if outputs:
         save_tree(path, {"teacher_outputs": outputs})
     return outputs

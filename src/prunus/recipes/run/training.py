@@ -100,7 +100,7 @@ def _complete_summary(directory: RunDirectory, progress: Progress) -> dict[str, 
     if directory.model_is_whole():
         progress.report(f"the run in {directory.path} is complete; nothing is left to do")
         return summary
-    progress.report(f"{directory.model} is missing or damaged: it is written again")
+    progress.report(f"{directory.model_file} is missing or damaged: it is written again")
     return None
 
 
@@ -118,6 +118,8 @@ def _prepare(
     model = task.network()
     selection = select(model, biases=config.biases, norms=config.norms)
     kept = weights_to_keep(config, model, selection)
+    for note in task.notes:
+        progress.report(note)
     context = RunContext(recipe, config, directory, progress, task, identity, selection, kept, stop)
     return context, RunState.initial(model, identity["seed"])
 
@@ -140,7 +142,7 @@ def _load_checkpoint(context: RunContext, state: RunState, *, resume: bool) -> N
     tree = directory.load_checkpoint(progress.report)
     if tree.get("run") != context.identity:
         raise CheckpointError(
-            f"{directory.checkpoint} is not a checkpoint of this run but of another one, with "
+            f"{directory.checkpoint_file} is not a checkpoint of this run but of another one, with "
             "other settings or another seed; restore its own checkpoint, or start again in another "
             "--out"
         )
@@ -150,12 +152,13 @@ def _load_checkpoint(context: RunContext, state: RunState, *, resume: bool) -> N
             "--data, or start again in another --out"
         )
     try:
-        if tree["phase"] == "prune":  # damage is found now and not at the end of the run
-            load_weights(context.task.network(), directory.dense)
+        if tree["phase"] == PruningPhase.name:  # damage is found now and not at the end of the run
+            load_weights(context.task.network(), directory.dense_file)
         state.load_tree(tree)
     except (KeyError, RuntimeError, TypeError) as error:
         raise CheckpointError(
-            f"{directory.checkpoint} is not a checkpoint of this recipe: {error}"
+            f"{directory.checkpoint_file} is not a checkpoint of this recipe: {error}; restore its "
+            "own checkpoint, or start again in another --out"
         ) from error
     directory.truncate_metrics(state.metric_lines)
 
@@ -179,7 +182,7 @@ def _prune(context: RunContext, state: RunState) -> float:
         )
     sparsity = phase.pruner.sparsity
     content = encode_weights(state.model, recipe=context.recipe.name, sparsity=sparsity)
-    write_atomically(directory.model, content)
+    write_atomically(directory.model_file, content)
     task.publish(state.model, directory.path)
     state.clock.charge(phase.name)
     return sparsity

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +14,9 @@ from torch import nn
 from prunus._utils.fields import number
 from prunus.recipes.config import Config
 from prunus.recipes.data.images import Images, Split, shift_images
+from prunus.recipes.setting_marks import Affects
 from prunus.recipes.tasks.losses import Teacher, cross_entropy
-from prunus.recipes.tasks.task import Evaluation, TeacherOutput, fingerprint
+from prunus.recipes.tasks.task import Evaluation, Task, fingerprint
 
 __all__ = ["Classification", "ImageConfig"]
 
@@ -27,22 +27,22 @@ _Batch = tuple[torch.Tensor, torch.Tensor]
 class ImageConfig(Config):
     """The settings of image classification, in addition to those of :class:`Config`."""
 
-    validation: float = number(
+    validation: Annotated[float, Affects.DENSE_NETWORK] = number(
         1 / 12, above=0, below=1, help="Fraction of the training split to set apart for validation."
     )
-    shift: int = number(
+    shift: Annotated[int, Affects.DENSE_NETWORK] = number(
         0,
         whole=True,
         least=0,
         help="Largest number of pixels by which training images are shifted each way, drawn again "
         "at every step, for both networks; 0 for no shift.",
     )
-    momentum: float = number(
+    momentum: Annotated[float, Affects.DENSE_NETWORK] = number(
         0.9, least=0, below=1, help="Nesterov momentum of SGD, for both trainings."
     )
 
 
-class Classification:
+class Classification(Task):
     """A task for a network that assigns images to classes.
 
     Args:
@@ -52,26 +52,29 @@ class Classification:
     """
 
     metric = "accuracy"
-    about: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, config: ImageConfig, images: Images, build: Callable[[], nn.Module]) -> None:
-        self._config, self._images, self.network = config, images, build
+        self._config, self._images, self._build = config, images, build
         self.steps_per_epoch = math.ceil(len(images.train) / config.batch_size)
         splits = (images.train, images.validation, images.test)
         self.fingerprint = fingerprint(t for split in splits for t in (split.inputs, split.labels))
+
+    def network(self) -> nn.Module:
+        """Build the network."""
+        return self._build()
 
     def optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
         """Build SGD with Nesterov's momentum."""
         momentum = self._config.momentum
         return torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, nesterov=momentum > 0)
 
-    def epoch(self, order: torch.Generator) -> Iterator[Sequence[_Batch]]:
+    def batches(self, generator: torch.Generator) -> Iterator[Sequence[_Batch]]:
         """Yield each image once, shifted at random, in random order."""
         train = self._images.train
         for batch in torch.split(
-            torch.randperm(len(train), generator=order), self._config.batch_size
+            torch.randperm(len(train), generator=generator), self._config.batch_size
         ):
-            inputs = shift_images(train.inputs[batch], self._config.shift, order)
+            inputs = shift_images(train.inputs[batch], self._config.shift, generator)
             yield [(inputs, train.labels[batch])]
 
     def size(self, batch: _Batch) -> int:
@@ -83,18 +86,6 @@ class Classification:
         inputs, labels = batch
         return cross_entropy(lambda network: (network(inputs), labels), model, teacher)
 
-    def prepare_pruning(self, model: nn.Module) -> None:
-        """Change nothing."""
-
-    def teacher_outputs(
-        self, dense: Callable[[], nn.Module]
-    ) -> Iterator[tuple[float, TeacherOutput]]:
-        """Yield nothing: the sparse network trains on labels."""
-        return iter(())
-
-    def use_teacher_outputs(self, outputs: Sequence[TeacherOutput]) -> None:
-        """Do nothing, because there are none."""
-
     def validate(self, model: nn.Module) -> Evaluation:
         """Evaluate on the validation images."""
         return _evaluate(model, self._images.validation)
@@ -102,9 +93,6 @@ class Classification:
     def test(self, model: nn.Module) -> Evaluation:
         """Evaluate on the test images."""
         return _evaluate(model, self._images.test)
-
-    def publish(self, model: nn.Module, directory: Path) -> None:
-        """Write nothing: the recipe builds the network for the weights."""
 
 
 @torch.no_grad()

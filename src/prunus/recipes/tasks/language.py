@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -15,14 +15,15 @@ from prunus._utils.checks import number_problem
 from prunus._utils.fields import checked, number
 from prunus.errors import PrunusError
 from prunus.recipes.config import Config
+from prunus.recipes.setting_marks import Affects
+from prunus.recipes.tasks.task import Task
 
 __all__ = [
     "LanguageConfig",
+    "LanguageTask",
     "bucket_by_length",
-    "build_adam",
     "choose_attention",
     "group_into_steps",
-    "publish",
     "set_dropout",
 ]
 
@@ -37,22 +38,30 @@ def _vocabulary_problem(name: str, value: Any) -> str | None:
 class LanguageConfig(Config):
     """The settings of language tasks, in addition to those of :class:`Config`."""
 
-    vocabulary: int = checked(
+    vocabulary: Annotated[int, Affects.DENSE_NETWORK] = checked(
         by=_vocabulary_problem,
         help="Tokens of the tokenizer, including 256 bytes and a few special ones.",
     )
-    length: int = number(
+    length: Annotated[int, Affects.DENSE_NETWORK] = number(
         whole=True,
         least=2,
         help="Most tokens in a sequence, which is the number of positions of the model.",
     )
-    width: int = number(whole=True, least=1, help="Features of each token within the model.")
-    layers: int = number(
+    width: Annotated[int, Affects.DENSE_NETWORK] = number(
+        whole=True, least=1, help="Features of each token within the model."
+    )
+    layers: Annotated[int, Affects.DENSE_NETWORK] = number(
         whole=True, least=1, help="Layers of the decoder, and of the encoder if there is one."
     )
-    heads: int = number(whole=True, least=1, help="Attention heads of each layer.")
-    feed_forward: int = number(whole=True, least=1, help="Width of the feed-forward layers.")
-    dropout: float = number(0.1, least=0, below=1, help="Probability of dropout.")
+    heads: Annotated[int, Affects.DENSE_NETWORK] = number(
+        whole=True, least=1, help="Attention heads of each layer."
+    )
+    feed_forward: Annotated[int, Affects.DENSE_NETWORK] = number(
+        whole=True, least=1, help="Width of the feed-forward layers."
+    )
+    dropout: Annotated[float, Affects.DENSE_NETWORK] = number(
+        0.1, least=0, below=1, help="Probability of dropout."
+    )
     pruning_dropout: float | None = number(
         None,
         least=0,
@@ -61,19 +70,21 @@ class LanguageConfig(Config):
         help="Probability of dropout in the pruning epochs, where the network has fewer weights "
         "and needs less of it; none for the value of dropout.",
     )
-    label_smoothing: float = number(
+    label_smoothing: Annotated[float, Affects.DENSE_NETWORK] = number(
         0.0,
         least=0,
         below=1,
         help="Fraction of the target probability that is spread evenly over all tokens.",
     )
-    accumulation: int = number(
+    accumulation: Annotated[int, Affects.DENSE_NETWORK] = number(
         1, whole=True, least=1, help="Batches whose gradients are accumulated in a step."
     )
-    beta1: float = number(0.9, least=0, below=1, help="Adam's decay of the mean gradient.")
-    beta2: float = number(0.98, least=0, below=1, help="Adam's decay of the squared gradient.")
-
-    pruning_settings: ClassVar[tuple[str, ...]] = ("pruning_dropout",)
+    beta1: Annotated[float, Affects.DENSE_NETWORK] = number(
+        0.9, least=0, below=1, help="Adam's decay of the mean gradient."
+    )
+    beta2: Annotated[float, Affects.DENSE_NETWORK] = number(
+        0.98, least=0, below=1, help="Adam's decay of the squared gradient."
+    )
 
     def _conflicts(self, wrong: Collection[str]) -> Iterator[str]:
         yield from super()._conflicts(wrong)
@@ -87,17 +98,53 @@ class LanguageConfig(Config):
             )
 
 
-def build_adam(config: LanguageConfig, model: nn.Module, lr: float) -> torch.optim.Optimizer:
-    """Build the optimizer of the paper's language tasks."""
-    return torch.optim.Adam(
-        model.parameters(), lr=lr, betas=(config.beta1, config.beta2), eps=1e-8, fused=True
-    )
+_ConfigT = TypeVar("_ConfigT", bound=LanguageConfig)
+
+
+class LanguageTask(Task, Generic[_ConfigT]):
+    """A task whose network is a ``transformers`` model, trained by Adam.
+
+    Args:
+        config: The settings.
+        tokenizer: The tokenizer, a ``PreTrainedTokenizerFast``.
+    """
+
+    def __init__(self, config: _ConfigT, tokenizer: Any) -> None:
+        self._config, self.tokenizer = config, tokenizer
+
+    def optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
+        """Build the optimizer of the paper's language tasks."""
+        betas = (self._config.beta1, self._config.beta2)
+        return torch.optim.Adam(model.parameters(), lr=lr, betas=betas, eps=1e-8, fused=True)
+
+    def prepare_pruning(self, model: nn.Module) -> None:
+        """Set the dropout of the pruning epochs."""
+        set_dropout(model, self._config.pruning_dropout)
+
+    def publish(self, model: nn.Module, directory: Path) -> None:
+        """Write model and tokenizer to ``pretrained/``, for ``from_pretrained``.
+
+        Raises:
+            PrunusError: It cannot be written.
+        """
+        from transformers.utils import logging
+
+        folder = directory / "pretrained"
+        logging.disable_progress_bar()  # the command shows its own
+        published: Any = model
+        try:
+            published.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+        except (OSError, SafetensorError) as error:
+            raise PrunusError(
+                f"cannot write {folder}: {error}; make room and resume the run"
+            ) from error
 
 
 def bucket_by_length(
     lengths: Sequence[tuple[int, ...]],
     size: int,
-    order: torch.Generator,
+    generator: torch.Generator,
     *,
     pool: int | None = None,
 ) -> Iterator[list[int]]:
@@ -106,7 +153,7 @@ def bucket_by_length(
     Args:
         lengths: For each example the lengths of its texts, first that whose padding costs most.
         size: The number of examples in a batch.
-        order: The random numbers of the data order.
+        generator: The random numbers of the data order.
         pool: The number of batches to sort together, in groups drawn again each time. More means
             less padding, and more similar batches from one epoch to the next. Default: 200, or a
             quarter of all batches if that is less.
@@ -119,10 +166,10 @@ def bucket_by_length(
     """
     pool = min(200, max(1, len(lengths) // (4 * size))) if pool is None else pool
     batches = []
-    for group in torch.split(torch.randperm(len(lengths), generator=order), size * pool):
+    for group in torch.split(torch.randperm(len(lengths), generator=generator), size * pool):
         ranked = sorted(group.tolist(), key=lengths.__getitem__)
         batches += [ranked[i : i + size] for i in range(0, len(ranked), size)]
-    for i in torch.randperm(len(batches), generator=order).tolist():
+    for i in torch.randperm(len(batches), generator=generator).tolist():
         yield batches[i]
 
 
@@ -173,22 +220,3 @@ def group_into_steps(batches: Iterator[Any], count: int) -> Iterator[list[Any]]:
             step = []
     if step:
         yield step
-
-
-def publish(model: Any, tokenizer: Any, directory: Path) -> None:
-    """Write model and tokenizer to ``pretrained/``, for ``from_pretrained``.
-
-    Raises:
-        PrunusError: It cannot be written.
-    """
-    from transformers.utils import logging
-
-    folder = directory / "pretrained"
-    logging.disable_progress_bar()  # the command shows its own
-    try:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    except (OSError, SafetensorError) as error:
-        raise PrunusError(
-            f"cannot write {folder}: {error}; make room and resume the run"
-        ) from error

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -17,14 +16,12 @@ from prunus.errors import DataError
 from prunus.recipes.data.tokenizer import train_tokenizer
 from prunus.recipes.tasks.language import (
     LanguageConfig,
-    build_adam,
+    LanguageTask,
     choose_attention,
     group_into_steps,
-    publish,
-    set_dropout,
 )
 from prunus.recipes.tasks.losses import Teacher, cross_entropy
-from prunus.recipes.tasks.task import Evaluation, TeacherOutput, fingerprint
+from prunus.recipes.tasks.task import Evaluation, fingerprint
 
 __all__ = ["LanguageModel", "LanguageModelConfig"]
 
@@ -36,12 +33,13 @@ class LanguageModelConfig(LanguageConfig):
     mode: ClassVar[Mode] = "min"
 
 
-class LanguageModel:
+class LanguageModel(LanguageTask[LanguageModelConfig]):
     """A task for a decoder shaped as GPT-2, whose embedding and head are tied.
 
-    An epoch contains every token once, in chunks of ``length`` whose boundaries are drawn at
-    random. For evaluation, chunks overlap by half and only the second half of each counts, so that
-    every token has at least half a length of context (except in the first chunk).
+    An epoch splits the text into chunks of ``length`` tokens from a random offset; fewer than
+    ``length`` tokens at the ends are left out. For evaluation, chunks overlap by half and only the
+    second half of each counts, so that every token has at least half a length of context (except
+    in the first chunk).
 
     Args:
         config: The settings.
@@ -54,9 +52,9 @@ class LanguageModel:
     metric = "bits per character"
 
     def __init__(self, config: LanguageModelConfig, texts: Mapping[str, str]) -> None:
-        self._config, self._texts = config, texts
+        self._texts = texts
         lines = texts["train"].splitlines(keepends=True)
-        self.tokenizer = train_tokenizer(lines, config.vocabulary)
+        super().__init__(config, train_tokenizer(lines, config.vocabulary))
         self._tokens = {
             split: torch.tensor(self.tokenizer(text)["input_ids"]) for split, text in texts.items()
         }
@@ -69,7 +67,7 @@ class LanguageModel:
         batches = math.ceil(chunks / config.batch_size)
         self.steps_per_epoch = math.ceil(batches / config.accumulation)
         self.fingerprint = fingerprint([self.tokenizer.backend_tokenizer.to_str(), *texts.values()])
-        self.about: Mapping[str, str] = {
+        self.about = {
             "context": f"{config.length // 2} to {config.length} tokens of a vocabulary of "
             f"{config.vocabulary}"
         }
@@ -97,17 +95,13 @@ class LanguageModel:
         choose_attention(model, config)
         return model
 
-    def optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
-        """Build Adam."""
-        return build_adam(self._config, model, lr)
-
-    def epoch(self, order: torch.Generator) -> Iterator[list[torch.Tensor]]:
+    def batches(self, generator: torch.Generator) -> Iterator[list[torch.Tensor]]:
         """Yield the text in chunks of one token more than ``length``, in random order."""
         tokens, length = self._tokens["train"], self._config.length
         chunks = (len(tokens) - 1) // length
         remainder = len(tokens) - 1 - chunks * length
-        start = int(torch.randint(remainder + 1, (), generator=order))
-        shuffled = start + length * torch.randperm(chunks, generator=order)
+        start = int(torch.randint(remainder + 1, (), generator=generator))
+        shuffled = start + length * torch.randperm(chunks, generator=generator)
         batches = (
             tokens[begins[:, None] + torch.arange(length + 1)]
             for begins in torch.split(shuffled, self._config.batch_size)
@@ -129,19 +123,6 @@ class LanguageModel:
 
         smoothing = self._config.label_smoothing
         return cross_entropy(predict, model, teacher, label_smoothing=smoothing)
-
-    def prepare_pruning(self, model: nn.Module) -> None:
-        """Set the dropout of the pruning epochs."""
-        set_dropout(model, self._config.pruning_dropout)
-
-    def teacher_outputs(
-        self, dense: Callable[[], nn.Module]
-    ) -> Iterator[tuple[float, TeacherOutput]]:
-        """Yield nothing: the sparse network trains on labels."""
-        return iter(())
-
-    def use_teacher_outputs(self, outputs: Sequence[TeacherOutput]) -> None:
-        """Do nothing, because there are none."""
 
     def validate(self, model: nn.Module) -> Evaluation:
         """Evaluate on the validation split."""
@@ -166,8 +147,8 @@ class LanguageModel:
                 count += int(counts.sum())
         model.train()
         bits = total / math.log(2) / len(self._texts[split])
-        more = {"perplexity": math.exp(min(total / count, 700.0))}
-        return Evaluation(total / count, bits, more)
+        extra = {"perplexity": math.exp(min(total / count, 700.0))}
+        return Evaluation(total / count, bits, extra)
 
     def _windows(self, split: str) -> dict[int, list[tuple[int, torch.Tensor]]]:
         """Return the chunks of a split by their length.
@@ -188,7 +169,3 @@ class LanguageModel:
             windows.setdefault(len(chunk), []).append((end_before - begin, chunk))
             end_before = end
         return windows
-
-    def publish(self, model: nn.Module, directory: Path) -> None:
-        """Write model and tokenizer for ``from_pretrained``."""
-        publish(model, self.tokenizer, directory)

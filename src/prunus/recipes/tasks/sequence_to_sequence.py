@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -17,14 +16,13 @@ from prunus._utils.fields import number, setting
 from prunus.errors import DataError
 from prunus.recipes.data.texts import TextPairs
 from prunus.recipes.data.tokenizer import train_tokenizer
+from prunus.recipes.setting_marks import Affects
 from prunus.recipes.tasks.language import (
     LanguageConfig,
+    LanguageTask,
     bucket_by_length,
-    build_adam,
     choose_attention,
     group_into_steps,
-    publish,
-    set_dropout,
 )
 from prunus.recipes.tasks.losses import NO_CLASS, Teacher, cross_entropy
 from prunus.recipes.tasks.task import Evaluation, TeacherOutput, fingerprint
@@ -39,8 +37,8 @@ _GENERATION_BATCH = 128
 class SequenceConfig(LanguageConfig):
     """The settings of translation and dialogue, in addition to those of :class:`LanguageConfig`."""
 
-    beams: int = number(
-        4, whole=True, least=1, help="Width of the beam search by which finished networks write."
+    beams: Annotated[int, Affects.TEACHER_OUTPUTS] = number(
+        4, whole=True, least=1, help="Beam width of the final evaluation."
     )
     validation_beams: int = number(
         1,
@@ -49,32 +47,18 @@ class SequenceConfig(LanguageConfig):
         help="Width of the beam search at each validation; 1 for greedy search, which is several "
         "times faster.",
     )
-    length_penalty: float = number(
-        1.0, least=0, help="Exponent of the length by which beam search divides."
+    length_penalty: Annotated[float, Affects.TEACHER_OUTPUTS] = number(
+        1.0, least=0, help="Exponent of the length that divides a beam's score."
     )
     validation_pairs: int = number(
-        0, whole=True, least=0, help="Pairs to answer at each validation; 0 for all."
+        0, whole=True, least=0, help="Validation pairs to generate outputs for; 0 for all."
     )
-    sequence_distillation: bool = setting(
+    sequence_distillation: Annotated[bool, Affects.TEACHER_OUTPUTS] = setting(
         False,
         help="Whether the sparse network trains on the outputs of the dense network for each "
         "training source, by a search of width beams, instead of the references. These outputs "
         "are easier to learn for a network with few weights, because teacher outputs are more "
         "consistent than human references (Kim and Rush, arXiv 1606.07947).",
-    )
-
-    pruning_settings: ClassVar[tuple[str, ...]] = (
-        *LanguageConfig.pruning_settings,
-        "beams",
-        "validation_beams",
-        "length_penalty",
-        "validation_pairs",
-        "sequence_distillation",
-    )
-    teacher_settings: ClassVar[tuple[str, ...]] = (
-        "sequence_distillation",
-        "beams",
-        "length_penalty",
     )
 
 
@@ -95,8 +79,10 @@ class _Batch:
     target: torch.Tensor
 
 
-class SequenceToSequence:
+class SequenceToSequence(LanguageTask[SequenceConfig]):
     """A task for an encoder and decoder shaped as BART, whose embeddings and head are tied.
+
+    Training pairs with more than ``length`` tokens are left out; :attr:`notes` reports how many.
 
     Args:
         config: The settings.
@@ -113,11 +99,12 @@ class SequenceToSequence:
     def __init__(
         self, config: SequenceConfig, pairs: Mapping[str, TextPairs], extra: Sequence[str] = ()
     ) -> None:
-        self._config, self._pairs = config, pairs
+        self._pairs = pairs
         train = pairs["train"]
         both = [text for texts in (train.sources, train.targets) for text in texts]
-        self.tokenizer = train_tokenizer(both, config.vocabulary, extra)
+        super().__init__(config, train_tokenizer(both, config.vocabulary, extra))
         self._encoded = {split: self._encode(split) for split in pairs}
+        self.notes = self._left_out()
         batches = math.ceil(len(self._encoded["train"]) / config.batch_size)
         self.steps_per_epoch = math.ceil(batches / config.accumulation)
         self.fingerprint = fingerprint(
@@ -130,9 +117,7 @@ class SequenceToSequence:
             ]
         )
         self._bleu = _bleu()
-        self.about: dict[str, str] = {
-            "search": f"beam {config.beams}, length penalty {config.length_penalty:g}"
-        }
+        self.about = {"search": f"beam {config.beams}, length penalty {config.length_penalty:g}"}
 
     def _encode(self, split: str) -> _Encoded:
         pairs, most = self._pairs[split], self._config.length
@@ -153,6 +138,17 @@ class SequenceToSequence:
                 f"every pair of the train split has more than length={most} tokens: raise length"
             )
         return _Encoded(*([column[i] for i in kept] for column in columns))
+
+    def _left_out(self) -> list[str]:
+        """Return a line with the number of training pairs that are left out, if there are any."""
+        train = self._pairs["train"]
+        counts = {
+            "with an empty text": train.left_out,
+            f"with more than length={self._config.length} tokens": len(train)
+            - len(self._encoded["train"]),
+        }
+        reasons = [f"{count:,} {reason}" for reason, count in counts.items() if count]
+        return [f"training pairs left out: {' and '.join(reasons)}"] if reasons else []
 
     def network(self) -> nn.Module:
         """Build a BART of the configured size."""
@@ -184,18 +180,14 @@ class SequenceToSequence:
         choose_attention(model, config)
         return model
 
-    def optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
-        """Build Adam."""
-        return build_adam(self._config, model, lr)
-
-    def epoch(self, order: torch.Generator) -> Iterator[list[_Batch]]:
+    def batches(self, generator: torch.Generator) -> Iterator[list[_Batch]]:
         """Yield each pair once, in batches of similar lengths, in random order."""
         data = self._encoded["train"]
         # Targets first: a target token costs the decoder and the head, a source token the encoder.
         lengths = [(len(b), len(a)) for a, b in zip(data.sources, data.targets, strict=True)]
         batches = (
             self._batch(data, indices)
-            for indices in bucket_by_length(lengths, self._config.batch_size, order)
+            for indices in bucket_by_length(lengths, self._config.batch_size, generator)
         )
         return group_into_steps(batches, self._config.accumulation)
 
@@ -220,10 +212,6 @@ class SequenceToSequence:
         return cross_entropy(
             lambda network: self._predict(network, batch), model, teacher, label_smoothing=smoothing
         )
-
-    def prepare_pruning(self, model: nn.Module) -> None:
-        """Set the dropout of the pruning epochs."""
-        set_dropout(model, self._config.pruning_dropout)
 
     @torch.no_grad()
     def teacher_outputs(
@@ -314,16 +302,12 @@ class SequenceToSequence:
         score = self._bleu.corpus_score(
             [answers[i] for i in order], [[pairs.targets[i] for i in order]]
         )
-        self.about["signature"] = str(self._bleu.get_signature())
+        self.about = {**self.about, "signature": str(self._bleu.get_signature())}
         samples = [
             f"    {_short(pairs.sources[i])}  →  {_short(answers[i])}" for i in order[:_SAMPLES]
         ]
-        more = {"perplexity": math.exp(min(total / count, 700.0))}
-        return Evaluation(total / count, float(score.score), more, samples)
-
-    def publish(self, model: nn.Module, directory: Path) -> None:
-        """Write model and tokenizer for ``from_pretrained``."""
-        publish(model, self.tokenizer, directory)
+        extra = {"perplexity": math.exp(min(total / count, 700.0))}
+        return Evaluation(total / count, float(score.score), extra, samples)
 
 
 def _bleu() -> Any:

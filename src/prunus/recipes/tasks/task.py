@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -30,66 +31,70 @@ class Evaluation:
     Attributes:
         loss: The mean loss.
         metric: The metric of the task.
-        more: Further metrics by name.
+        extra_metrics: Further metrics by name.
         samples: Lines for the user to read, such as inputs with the network's outputs.
     """
 
     loss: float
     metric: float
-    more: Mapping[str, float] = field(default_factory=dict)
+    extra_metrics: Mapping[str, float] = field(default_factory=dict)
     samples: Sequence[str] = ()
 
 
-class Task(Protocol):
-    """Data, network, loss and metric of a recipe."""
+class Task(ABC):
+    """Data, network, loss and metric of a recipe.
 
-    @property
-    def metric(self) -> str:
-        """The name of the metric, such as "accuracy"."""
-        ...
+    A subclass that keeps the defaults prunes the network as it was trained, on the labels of the
+    data, and needs no files besides the weights.
 
-    @property
-    def about(self) -> Mapping[str, str]:
-        """Facts for the summary, such as how the metric is computed."""
-        ...
+    Attributes:
+        metric: The name of the metric, such as "accuracy".
+        about: Facts for the summary, such as how the metric is computed.
+        notes: Lines to report before the training, such as which examples are left out.
+        steps_per_epoch: The number of optimizer steps in an epoch.
+        fingerprint: A digest of the data.
+    """
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """The number of optimizer steps in an epoch."""
-        ...
+    metric: ClassVar[str]
+    about: Mapping[str, str] = {}
+    notes: Sequence[str] = ()
+    steps_per_epoch: int
+    fingerprint: str
 
-    @property
-    def fingerprint(self) -> str:
-        """A digest of the data."""
-        ...
-
+    @abstractmethod
     def network(self) -> nn.Module:
         """Build the dense network with new random weights."""
-        ...
 
+    @abstractmethod
     def optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
         """Build the optimizer."""
-        ...
 
-    def epoch(self, order: torch.Generator) -> Iterator[Sequence[Batch]]:
+    @abstractmethod
+    def batches(self, generator: torch.Generator) -> Iterator[Sequence[Batch]]:
         """Yield the batches of each step of an epoch; several where gradients are accumulated.
 
         Args:
-            order: The random numbers of the data order, the only ones that may be drawn.
+            generator: The random numbers of the data order, the only ones that may be drawn.
         """
-        ...
 
+    @abstractmethod
     def size(self, batch: Batch) -> int:
         """Return the number of items over which the loss of a batch is averaged."""
-        ...
 
+    @abstractmethod
     def loss(self, model: nn.Module, batch: Batch, teacher: Teacher | None = None) -> torch.Tensor:
         """Return the mean loss of a batch against the labels, and against a teacher if any."""
-        ...
 
-    def prepare_pruning(self, model: nn.Module) -> None:
+    @abstractmethod
+    def validate(self, model: nn.Module) -> Evaluation:
+        """Evaluate on the validation split."""
+
+    @abstractmethod
+    def test(self, model: nn.Module) -> Evaluation:
+        """Evaluate on the test split."""
+
+    def prepare_pruning(self, model: nn.Module) -> None:  # noqa: B027 - a default
         """Change a network from the settings of the dense training to those of pruning."""
-        ...
 
     def teacher_outputs(
         self, dense: Callable[[], nn.Module]
@@ -101,23 +106,13 @@ class Task(Protocol):
         Args:
             dense: Returns the dense network.
         """
-        ...
+        return iter(())
 
-    def use_teacher_outputs(self, outputs: Sequence[TeacherOutput]) -> None:
+    def use_teacher_outputs(self, outputs: Sequence[TeacherOutput]) -> None:  # noqa: B027
         """Replace the labels of the training data by these outputs from now on."""
-        ...
 
-    def validate(self, model: nn.Module) -> Evaluation:
-        """Evaluate on the validation split."""
-        ...
-
-    def test(self, model: nn.Module) -> Evaluation:
-        """Evaluate on the test split."""
-        ...
-
-    def publish(self, model: nn.Module, directory: Path) -> None:
+    def publish(self, model: nn.Module, directory: Path) -> None:  # noqa: B027 - a default
         """Write the files that a user of the network needs besides its weights."""
-        ...
 
 
 def fingerprint(parts: Iterable[torch.Tensor | str]) -> str:
