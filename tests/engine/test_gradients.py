@@ -99,3 +99,18 @@ def test_means_are_those_of_the_whole_tensors_over_all_processes() -> None:
     averages = {"a.weight": torch.tensor([[1.0, 1.0]]), "b.weight": torch.ones(1, 2)}
     means = mean_magnitudes(selection, averages)
     assert [mean.item() for mean in means.values()] == [2.0, 4.0, 3.0]
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_magnitudes_are_summed_in_64_bits(gradients: bool) -> None:
+    class Recorded(PeerGroup):
+        def sum(self, counts: torch.Tensor) -> torch.Tensor:
+            assert counts.dtype == torch.float64
+            return super().sum(counts)
+
+    layer = nn.Linear(2, 1, bias=False)
+    if gradients:
+        layer.weight.grad = torch.tensor([[3.0, -1.0]])
+    selection = select(layer)
+    selection.process_group = Recorded()
+    assert mean_magnitudes(selection, None)["weight"].item() == (2.0 if gradients else 0.0)
