@@ -25,7 +25,7 @@ class AttentionSplit:
     Attributes:
         model: The network.
         joint: For each split attention, by name, whether one layer projects its inputs.
-        excluded: Why other sparse attentions stay whole, by name.
+        excluded: Why other attentions with many zero weights stay whole, by name.
     """
 
     model: nn.Module

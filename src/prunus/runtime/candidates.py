@@ -47,7 +47,7 @@ def layer_inputs(
 
     Returns:
         The input of the first call of each layer that can be replaced, by the layer's name; and
-        the reason why each other sparse module stays dense, by its name.
+        the reason why each other module with many zero weights stays dense, by its name.
     """
     inputs: dict[str, torch.Tensor] = {}
     excluded: dict[str, str] = {}

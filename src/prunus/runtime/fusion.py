@@ -140,8 +140,7 @@ class _Tracer(Tracer):
 def _only_consumers(model: nn.Module) -> dict[str, str]:
     """Return the only consumer of each module, by name.
 
-    A module without one, or that is not called exactly once, is left out; so is one whose consumer
-    is not.
+    Modules that are not called exactly once are ignored, as modules and as consumers.
     """
     try:
         graph = _Tracer().trace(model)

@@ -40,8 +40,8 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
         load_state(model, {**tensors, **first}, path)
     except PrunusError as error:
         raise CheckpointError(
-            f"the network {path} is damaged or missing: {error}; restore it from a copy or start "
-            "again"
+            f"the network {path} is damaged or missing: {error}. If there is no copy of it, "
+            "start again"
         ) from error
     return model
 
