@@ -69,7 +69,7 @@ CONTRADICTORY: dict[str, tuple[Any, str]] = {
                 "d": {"shape": [100, 50], "index": "bitmap"},
             }
         },
-        "lacks c, c/gaps, d, d/bitmap$",
+        "lacks c, c/gaps, d, d/bitmap. Restore the file",
     ),
     "invalid slash": (
         {"tensors": {"a": {"shape": [100, 50], "index": "gaps", "slash": "."}}},

@@ -46,6 +46,12 @@ def test_metadata_of_an_ordinary_file_are_facts() -> None:
     assert read_metadata({"prunus": '{"epoch": 3}'}) == Metadata({}, {}, {"epoch": 3})
 
 
+SHAPE_OF_A = (
+    r"^the shape of a must be a list of 1 to 64 sizes of at least 0, whose product is below "
+    r"2\*\*60 where 0 counts as 1, but is"
+)
+
+
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
@@ -55,9 +61,9 @@ def test_metadata_of_an_ordinary_file_are_facts() -> None:
         (content(tensors=None), "^the metadata have no object 'tensors'$"),
         (content(tied=[]), "^the metadata have no object 'tied'$"),
         (content(tied={"b": 1}), "^the metadata tie tensors to values that are not names$"),
-        (content(tensors={"a": 3}), "^the metadata have no valid shape of a$"),
-        (content(tensors={"a": {"shape": 3}}), "^the metadata have no valid shape of a$"),
-        (content(tensors={"a": {"shape": [1.0]}}), "^the metadata have no valid shape of a$"),
+        (content(tensors={"a": 3}), f"{SHAPE_OF_A} None$"),
+        (content(tensors={"a": {"shape": 3}}), f"{SHAPE_OF_A} 3$"),
+        (content(tensors={"a": {"shape": [1.0]}}), rf"{SHAPE_OF_A} \[1\.0\]$"),
         (
             content(tensors={"a": {"shape": [0], "index": "y" * 30}}),
             f"^the index of a must be one of gaps, columns, bitmap, but is '{'y' * 20}'$",

@@ -219,7 +219,7 @@ def _read_entry(name: str, entry: Any) -> TensorEntry:
     ):
         raise InconsistencyError(
             f"the shape of {name} must be a list of 1 to {_MAX_DIMENSIONS} sizes of at least 0, "
-            f"whose product is below 2**60, but is {reprlib.repr(shape)}"
+            f"whose product is below 2**60 where 0 counts as 1, but is {reprlib.repr(shape)}"
         )
     if not isinstance(encoding, str) or encoding not in ENCODINGS:
         known = listing(list(ENCODINGS))
