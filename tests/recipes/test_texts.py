@@ -126,6 +126,17 @@ def test_empty_training_pairs_are_left_out(tmp_path: Path) -> None:
     assert (len(train), train.left_out) == (1, 2)
 
 
+def test_training_pairs_left_out_are_reported(tmp_path: Path) -> None:
+    multi30k(tmp_path / "set")
+    english, german = counting(SIZES["train"], "train")
+    write(tmp_path / "set", "train", {"en": [*english, ""], "de": [*german, "eins"]})
+    chosen = small("multi30k-translation", ratio=1e9)  # the run ends before its training
+    paths = ("--data", tmp_path / "set", "--out", tmp_path / "run")
+    outcome = prunus("run", "multi30k-translation", *chosen, *paths)
+    outcome.refused("ratio=1e+09 cannot be reached")
+    assert "training pairs left out: 1 with an empty text\n" in outcome.out
+
+
 def test_text_longer_than_the_positions_is_rejected(tmp_path: Path) -> None:
     multi30k(tmp_path / "set")
     write(tmp_path / "set", "test", {"en": ["one " * 60], "de": ["eins"]})

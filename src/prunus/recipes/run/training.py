@@ -115,11 +115,11 @@ def _prepare(
     """Load the data and build the network; settings that do not fit it are rejected here."""
     torch.manual_seed(identity["seed"])
     task = recipe.prepare(config, identity["data"], identity["seed"])
+    for note in task.notes:
+        progress.report(note)
     model = task.network()
     selection = select(model, biases=config.biases, norms=config.norms)
     kept = weights_to_keep(config, model, selection)
-    for note in task.notes:
-        progress.report(note)
     context = RunContext(recipe, config, directory, progress, task, identity, selection, kept, stop)
     return context, RunState.initial(model, identity["seed"])
 

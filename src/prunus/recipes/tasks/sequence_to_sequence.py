@@ -217,7 +217,7 @@ class SequenceToSequence(LanguageTask[SequenceConfig]):
     def teacher_outputs(
         self, dense: Callable[[], nn.Module]
     ) -> Iterator[tuple[float, TeacherOutput]]:
-        """Yield the answers of the dense network to the training sources, with the fraction done.
+        """Yield the outputs of the dense network for the training sources, with the fraction done.
 
         Yields nothing without sequence_distillation.
         """
@@ -231,22 +231,22 @@ class SequenceToSequence(LanguageTask[SequenceConfig]):
             yield done / len(sources), {"indices": torch.tensor(indices), "tokens": tokens}
 
     def use_teacher_outputs(self, outputs: Sequence[TeacherOutput]) -> None:
-        """Replace the references of the training split by these answers."""
+        """Replace the references of the training split by these outputs."""
         end = self.tokenizer.eos_token_id
         targets = list(self._encoded["train"].targets)
         for output in outputs:
-            indices, answers = output["indices"].tolist(), output["tokens"].tolist()
-            for i, tokens in zip(indices, answers, strict=True):
+            indices, rows = output["indices"].tolist(), output["tokens"].tolist()
+            for i, tokens in zip(indices, rows, strict=True):
                 # The first is the start token; those after the end token are padding.
                 stop = tokens.index(end) + 1 if end in tokens else len(tokens)
                 targets[i] = tokens[1:stop]
         self._encoded["train"] = _Encoded(self._encoded["train"].sources, targets)
 
     def _generate(self, model: Any, sources: Sequence[list[int]], beams: int) -> torch.Tensor:
-        """Return the network's answers, a row of tokens each, which begin with the start token."""
+        """Return the network's outputs, a row of tokens each, which begin with the start token."""
         padded = self._padded(sources)
         penalty = {"length_penalty": self._config.length_penalty} if beams > 1 else {}
-        answers: torch.Tensor = model.generate(
+        outputs: torch.Tensor = model.generate(
             input_ids=padded,
             attention_mask=padded != self.tokenizer.pad_token_id,
             max_new_tokens=self._config.length - 1,
@@ -255,7 +255,7 @@ class SequenceToSequence(LanguageTask[SequenceConfig]):
             early_stopping=beams > 1,
             **penalty,
         )
-        return answers
+        return outputs
 
     def _predict(self, model: nn.Module, batch: _Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the logits of all target tokens, and their classes; padding has none."""
@@ -291,20 +291,20 @@ class SequenceToSequence(LanguageTask[SequenceConfig]):
             logits, labels = self._predict(model, batch)
             total += F.cross_entropy(logits, labels, reduction="sum", ignore_index=NO_CLASS).item()
             count += self.size(batch)
-        answers: dict[int, str] = {}
-        answered = [i for i in ranked if most is None or i < most]
-        for indices in _chunks(answered, _GENERATION_BATCH):
+        outputs: dict[int, str] = {}
+        chosen = [i for i in ranked if most is None or i < most]
+        for indices in _chunks(chosen, _GENERATION_BATCH):
             tokens = self._generate(model, [data.sources[i] for i in indices], beams)
             decoded = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-            answers.update(zip(indices, map(str.strip, decoded), strict=True))
+            outputs.update(zip(indices, map(str.strip, decoded), strict=True))
         model.train()
-        order = sorted(answers)
+        order = sorted(outputs)
         score = self._bleu.corpus_score(
-            [answers[i] for i in order], [[pairs.targets[i] for i in order]]
+            [outputs[i] for i in order], [[pairs.targets[i] for i in order]]
         )
         self.about = {**self.about, "signature": str(self._bleu.get_signature())}
         samples = [
-            f"    {_short(pairs.sources[i])}  →  {_short(answers[i])}" for i in order[:_SAMPLES]
+            f"    {_short(pairs.sources[i])}  →  {_short(outputs[i])}" for i in order[:_SAMPLES]
         ]
         extra = {"perplexity": math.exp(min(total / count, 700.0))}
         return Evaluation(total / count, float(score.score), extra, samples)
