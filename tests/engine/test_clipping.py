@@ -177,3 +177,20 @@ def test_a_single_float16_gradient_is_clipped() -> None:
     layer = layer_with_gradients(dtype=torch.float16)
     layer.weight.grad = None
     assert clipping(layer, 2.0).clip_(None).item() == pytest.approx(0.5, rel=1e-6)
+
+
+def test_the_norm_of_whole_tensors_has_the_type_that_torch_gives_it() -> None:
+    layer = layer_with_gradients(dtype=torch.bfloat16)
+    assert clipping(layer, 2.5).clip_(None).dtype == torch.bfloat16
+    layer = layer_with_gradients(dtype=torch.bfloat16)
+    assert clipping(layer, 2.5, PeerGroup()).clip_(None).dtype == torch.float32
+
+
+def test_the_factor_of_shards_is_rounded_to_the_type_of_their_gradients() -> None:
+    values = torch.arange(1.0, 200.0, dtype=torch.bfloat16).reshape(1, -1)
+    layer = nn.Linear(199, 1, bias=False, dtype=torch.bfloat16)
+    layer.weight.grad = values.clone()
+    factor = clipping(layer, 700.0, PeerGroup()).clip_(None)
+    expected = values * factor.bfloat16()
+    assert torch.equal(layer.weight.grad, expected)
+    assert not torch.equal((values.float() * factor).bfloat16(), expected)

@@ -166,6 +166,9 @@ def test_of_the_tensors_of_a_whole_model_a_process_restores_its_shards() -> None
             {**EMPTY, "score": {"weight": whole}, "observed": {"weight": 1}}
         )
         assert parts.observer.memory["weight"].tolist() == [[4.0, 5.0], [6.0, 7.0]]
+        state = parts.state.state_dict(complete=True)
+        assert state["score"]["weight"].shape == (4, 2)
+        assert state["score"]["weight"].to_local().tolist() == [[4.0, 5.0], [6.0, 7.0]]
 
 
 EMPTY: dict[str, dict[str, Any]] = {
