@@ -11,7 +11,7 @@ from torch import nn
 
 from helpers.data import normal
 from helpers.peers import second_of_two_processes
-from prunus import LinearRelevance, PrunusError, Selection, select
+from prunus import ArgumentError, LinearRelevance, PrunusError, Selection, select
 from prunus._distributed.process_group import ProcessGroup
 from prunus._utils.chunks import CPU_CHUNK
 from prunus.penalties.application import Application, TensorStep
@@ -353,9 +353,11 @@ def test_the_term_needs_one_number_with_a_graph() -> None:
     layer = column([2.0, 4.0])
     term = LossApplication(FORMULA, select(layer), lambda: {"weight": 1.0}).term()
     assert term(layer.weight[1]).item() == 2.0**2 + 0.5 * 4.0**2  # a vector of one element
-    with pytest.raises(PrunusError, match=r"scalar loss .* shape \(2, 1\) with requires_grad=True"):
+    with pytest.raises(
+        ArgumentError, match=r"scalar loss .* shape \(2, 1\) with requires_grad=True"
+    ):
         term(layer.weight)
-    with pytest.raises(PrunusError, match=r"scalar loss .* shape \(\) with requires_grad=False"):
+    with pytest.raises(ArgumentError, match=r"scalar loss .* shape \(\) with requires_grad=False"):
         term(layer.weight.detach().sum())
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from penalties.tasks import small_network
 from prunus import (
+    ArgumentError,
     Coefficient,
     ConstantRelevance,
     ExponentialRelevance,
@@ -107,8 +108,8 @@ def test_coefficients_lie_between_0_and_1_and_fall_with_the_gradient(
             lambda: RelevancePenalty("much"),  # type: ignore[arg-type]
             "strength must be a number or a Strength, but is 'much'",
         ),
-        (lambda: RelevancePenalty(-1.0), "a strength must be at least 0, but is -1"),
-        (lambda: LearningRateStrength(math.inf), "strength must be a finite number"),
+        (lambda: RelevancePenalty(-1.0), "^strength must be at least 0, but is -1"),
+        (lambda: LearningRateStrength(math.inf), "ratio must be a finite number"),
         (
             lambda: RelevancePenalty(LearningRateStrength),  # type: ignore[arg-type]
             r"strength must be .* but is the class LearningRateStrength: pass an instance",
@@ -124,7 +125,7 @@ def test_coefficients_lie_between_0_and_1_and_fall_with_the_gradient(
         (lambda: LinearDecayStrength(1.0, steps=1.5), "steps must be a whole number"),  # type: ignore[arg-type]
         (
             lambda: RelevancePenalty(10**400, power=3, apply="q"),  # type: ignore[arg-type]
-            "^a strength must be a finite number .* 1,329 bits; power must be 1 .*; apply must be ",
+            "^strength must be a finite number .* 1,329 bits; power must be 1 .*; apply must be ",
         ),
         (lambda: LinearDecayStrength(1.0, steps=0), "steps must be at least 1, but is 0"),
         (
@@ -162,7 +163,7 @@ def test_invalid_arguments_are_rejected(
 
 def test_the_term_needs_a_scalar_with_a_graph() -> None:
     term = RelevancePenalty(0.1).bind(small_network())
-    with pytest.raises(PrunusError, match=r"the scalar loss .* got a tensor of shape \(3,\)"):
+    with pytest.raises(ArgumentError, match=r"the scalar loss .* got a tensor of shape \(3,\)"):
         term(torch.ones(3))
 
 

@@ -52,10 +52,10 @@ def test_a_strength_is_returned_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ConstantStrength(-0.1), "a strength must be at least 0, but is -0.1"),
-        (lambda: ConstantStrength(math.nan), "a strength must be a finite number"),
-        (lambda: LearningRateStrength(-1), "a strength must be at least 0, but is -1"),
-        (lambda: LinearDecayStrength(-1, 2), "^a strength must be at least 0, but is -1$"),
+        (lambda: ConstantStrength(-0.1), "gamma must be at least 0, but is -0.1"),
+        (lambda: ConstantStrength(math.nan), "gamma must be a finite number"),
+        (lambda: LearningRateStrength(-1), "ratio must be at least 0, but is -1"),
+        (lambda: LinearDecayStrength(-1, 2), "^initial must be at least 0, but is -1$"),
         (lambda: LinearDecayStrength(1, 0), "^steps must be at least 1, but is 0$"),
         (
             lambda: LinearDecayStrength(1, 1.5),  # type: ignore[arg-type]
@@ -63,10 +63,10 @@ def test_a_strength_is_returned_as_it_is() -> None:
         ),
         (
             lambda: LinearDecayStrength(-1, 0),
-            "^a strength must be at least 0, but is -1; steps must be at least 1, but is 0$",
+            "^initial must be at least 0, but is -1; steps must be at least 1, but is 0$",
         ),
-        (lambda: as_strength(-0.5), "a strength must be at least 0, but is -0.5"),
-        (lambda: as_strength(np.float32(-0.5)), r"a strength must be at least 0, .*\(-0.5\)"),  # type: ignore[arg-type]
+        (lambda: as_strength(-0.5), "^strength must be at least 0, but is -0.5"),
+        (lambda: as_strength(np.float32(-0.5)), r"^strength must be at least 0, .*\(-0.5\)"),  # type: ignore[arg-type]
         (lambda: as_strength("1"), "strength must be a number or a Strength"),  # type: ignore[arg-type]
     ],
 )

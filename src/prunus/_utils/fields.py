@@ -75,18 +75,15 @@ class _Function:
         return self.function(name, value)
 
 
-def setting(
-    default: Any = MISSING, *, help: str = "", name: str = "", check: Check | None = None
-) -> Any:
+def setting(default: Any = MISSING, *, help: str = "", check: Check | None = None) -> Any:
     """Return a dataclass field.
 
     Args:
         default: Its default; without one the field is required.
         help: What it means, for tables of settings.
-        name: What messages call it. Default: the field's name.
         check: The check of its value, if it has one.
     """
-    metadata: Mapping[str, object] = {"help": help, "name": name, "check": check}
+    metadata: Mapping[str, object] = {"help": help, "check": check}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -94,7 +91,6 @@ def number(
     default: Any = MISSING,
     *,
     help: str = "",
-    name: str = "",
     whole: bool = False,
     above: float | None = None,
     least: float | None = None,
@@ -107,7 +103,6 @@ def number(
     Args:
         default: Its default; without one the field is required.
         help: What it means, for tables of settings.
-        name: What messages call it. Default: the field's name.
         whole: Whether the type must be an integer.
         above: Exclusive lower bound.
         least: Inclusive lower bound.
@@ -128,7 +123,7 @@ def number(
     check = _Number(
         whole=whole, above=above, least=least, below=below, most=most, optional=optional
     )
-    return setting(default, help=help, name=name, check=check)
+    return setting(default, help=help, check=check)
 
 
 def choice(
@@ -136,7 +131,6 @@ def choice(
     choices: Sequence[object] = (),
     *,
     help: str = "",
-    name: str = "",
     expected: str = "",
 ) -> Any:
     """Return a dataclass field for one of a few values.
@@ -145,10 +139,9 @@ def choice(
         default: Its default; without one the field is required.
         choices: The values.
         help: What it means, for tables of settings.
-        name: What messages call it. Default: the field's name.
         expected: What messages call the values. Default: their names.
     """
-    return setting(default, help=help, name=name, check=_Choice(tuple(choices), expected))
+    return setting(default, help=help, check=_Choice(tuple(choices), expected))
 
 
 def methods(
@@ -156,7 +149,6 @@ def methods(
     *methods: str,
     expected: str,
     help: str = "",
-    name: str = "",
 ) -> Any:
     """Return a dataclass field for an object with these methods.
 
@@ -165,9 +157,8 @@ def methods(
         *methods: The methods it must have.
         expected: What messages call such an object, with an article.
         help: What it means, for tables of settings.
-        name: What messages call it. Default: the field's name.
     """
-    return setting(default, help=help, name=name, check=_Methods(methods, expected))
+    return setting(default, help=help, check=_Methods(methods, expected))
 
 
 def checked(
@@ -175,7 +166,6 @@ def checked(
     *,
     by: Callable[[str, Any], str | None],
     help: str = "",
-    name: str = "",
 ) -> Any:
     """Return a dataclass field that a function checks.
 
@@ -183,9 +173,8 @@ def checked(
         default: Its default; without one the field is required.
         by: Returns what is wrong with a value, given the field's name and the value, or None.
         help: What it means, for tables of settings.
-        name: What messages call it. Default: the field's name.
     """
-    return setting(default, help=help, name=name, check=_Function(by))
+    return setting(default, help=help, check=_Function(by))
 
 
 def help_of(field: dataclasses.Field[Any]) -> str:
@@ -210,7 +199,7 @@ def value_problems(cls: type[Any], values: Mapping[str, Any]) -> Iterator[str | 
     for field in dataclasses.fields(cls):
         check = cast("Check | None", field.metadata.get("check"))
         if check is not None and field.name in values:
-            yield check.problem(field.metadata["name"] or field.name, values[field.name])
+            yield check.problem(field.name, values[field.name])
 
 
 def field_problems(instance: Any) -> Iterator[str | None]:

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 
-from prunus.errors import PrunusError
+from prunus.errors import ArgumentError, PrunusError
 from prunus.masks import clear_
 from prunus.penalties.application import Application, Strengths, TensorStep
 from prunus.penalties.formula import PenaltyFormula
@@ -61,10 +61,10 @@ class PenaltyTerm:
             loss: The task's loss, a scalar with a graph.
 
         Raises:
-            PrunusError: ``loss`` is not a scalar or has no graph.
+            ArgumentError: ``loss`` is not a scalar or has no graph.
         """
         if loss.numel() != 1 or not loss.requires_grad:
-            raise PrunusError(
+            raise ArgumentError(
                 "the penalty needs the scalar loss before loss.backward(), but got a tensor of "
                 f"shape {tuple(loss.shape)} with requires_grad={loss.requires_grad}"
             )

@@ -47,7 +47,7 @@ class ConstantStrength:
         1e-05
     """
 
-    gamma: float = number(least=0, name="a strength")
+    gamma: float = number(least=0)
 
     def __post_init__(self) -> None:
         validate(self)
@@ -75,7 +75,7 @@ class LearningRateStrength:
         0.05
     """
 
-    ratio: float = number(least=0, name="a strength")
+    ratio: float = number(least=0)
 
     def __post_init__(self) -> None:
         validate(self)
@@ -104,7 +104,7 @@ class LinearDecayStrength:
         [1.0, 0.75, 0.0, 0.0]
     """
 
-    initial: float = number(least=0, name="a strength")
+    initial: float = number(least=0)
     steps: int = number(whole=True, least=1)
 
     def __post_init__(self) -> None:
@@ -120,10 +120,10 @@ def strength_problem(name: str, strength: object) -> str | None:
 
     Example:
         >>> strength_problem("strength", -1)
-        'a strength must be at least 0, but is -1'
+        'strength must be at least 0, but is -1'
     """
     if isinstance(strength, Real):
-        return number_problem(f"a {name}", strength, least=0)
+        return number_problem(name, strength, least=0)
     return method_problem(name, strength, ["value"], "a number or a Strength")
 
 
@@ -131,8 +131,8 @@ def as_strength(strength: float | Strength) -> Strength:
     """Return a strength: as it is, or the constant one of a plain number.
 
     Raises:
-        PrunusError: It is a number that is negative, NaN or infinite, or neither a number nor a
-            strength.
+        ArgumentError: It is a number that is negative, NaN or infinite.
+        ArgumentTypeError: It is neither a number nor a strength.
     """
     raise_problems(strength_problem("strength", strength))
     if isinstance(strength, int | float):
