@@ -15,7 +15,7 @@ from torch import nn
 
 from prunus._distributed.process_group import ProcessGroup, replica_group_of
 from prunus._distributed.wrappers import check_wrappers, reshard, unwrap
-from prunus._engine.best_state import BestState, state_error
+from prunus._engine.best_state import BestState
 from prunus._engine.optimizer_state import clear_state
 from prunus._engine.preconditions import (
     argument_problems,
@@ -30,6 +30,7 @@ from prunus._engine.preconditions import (
     warn_of_rounding,
 )
 from prunus._engine.removal import Remover
+from prunus._engine.state_errors import state_error
 from prunus._engine.step_hooks import StepHooks
 from prunus._engine.step_state import COUNT_KEYS, TENSOR_KEYS
 from prunus._utils.checks import (
@@ -108,15 +109,15 @@ class Pruner:
         min_density: The fraction of each tensor's prunable weights that is never removed, rounded
             up. Default 1e-4, so that no layer is emptied.
         keep_best: Whether to keep a copy of the best state for :meth:`finish`. Default True.
-        max_grad_norm: The limit to clip the norm of all gradients in the optimizer to, within the
-            step, by the rule of ``torch.nn.utils.clip_grad_norm_``. Default None: no clipping.
-            Clipping before the step makes gradients smaller, so that weights look less relevant
-            than they are, unless the coefficient is ``relative``; here relevance is computed from
-            the gradients before they are clipped.
+        max_grad_norm: Maximum norm of all gradients of the optimizer, to which they are clipped
+            within the step by the rule of ``torch.nn.utils.clip_grad_norm_``. Default None: no
+            clipping. Clipping before the step makes gradients smaller, so that weights look less
+            relevant than they are, unless the coefficient is ``relative``; here relevance is
+            computed from the gradients before they are clipped.
 
     Raises:
         ArgumentError: An argument is out of range; every one is listed.
-        ArgumentTypeError: Every wrong argument has a type that cannot be used.
+        ArgumentTypeError: Arguments have the wrong type, and no other is out of range.
         PrunusError: A selected tensor cannot be pruned, is not the model's, or the optimizer does
             not hold it.
         PeerError: Another process that trains the model did not make the same calls.
@@ -275,10 +276,11 @@ class Pruner:
             The outcome.
 
         Raises:
+            ArgumentError: The schedule or the floor needs a metric and got none.
+            ArgumentTypeError: The metric is not a number.
             NonFiniteError: The metric is NaN or infinite, or scores are NaN.
-            PrunusError: The schedule needs a metric and got none, removed weights are not zero, so
-                that the metric is not that of the sparse network, or processes have different
-                metrics or weights.
+            PrunusError: Removed weights are not zero, so that the metric is not that of the sparse
+                network, or processes have different metrics or weights.
             PeerError: Another process did not answer.
         """
         if metric is None:
@@ -315,6 +317,7 @@ class Pruner:
             Whether the state was kept.
 
         Raises:
+            ArgumentTypeError: The metric is not a number.
             NonFiniteError: The metric is NaN or infinite.
             PrunusError: Removed weights are not zero, or processes have different metrics.
             PeerError: Another process did not answer.
@@ -417,7 +420,7 @@ class Pruner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` returned, and zero the removed weights.
 
-        Nothing is changed if the state is refused.
+        Nothing is changed if the state is rejected.
 
         Raises:
             CheckpointError: The state is not a pruner's or of another model.

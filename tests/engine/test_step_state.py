@@ -171,6 +171,8 @@ def test_of_the_tensors_of_a_whole_model_a_process_restores_its_shards() -> None
         assert state["score"]["weight"].to_local().tolist() == [[4.0, 5.0], [6.0, 7.0]]
 
 
+LOAD = r"\. Load the state saved with this model$"
+
 EMPTY: dict[str, dict[str, Any]] = {
     "score": {},
     "averages": {},
@@ -185,21 +187,27 @@ EMPTY: dict[str, dict[str, Any]] = {
     [
         (
             {"score": {"x": torch.ones(1)}, "averaged": {"y": 1, "x": 0}},
-            "^this is the state of another model: it has x, y$",
+            "^this is the state of another model: unknown x, y" + LOAD,
         ),
-        ({"observed": {"z": 1}}, "^this is the state of another model: it has z$"),
+        ({"observed": {"z": 1}}, "^this is the state of another model: unknown z" + LOAD),
         (
             {"averaged": {"a.weight": -1}, "observed": {"b.weight": 1.5}},
-            "^this is the state of another model: it has a.weight as -1, b.weight as 1.5$",
+            "^this is the state of another model: the count of a.weight must be at least 0, but is "
+            "-1, the count of b.weight must be a whole number of at least 0, but is 1.5" + LOAD,
         ),
         (
             {"score": {"a.weight": 3}, "remainders": {"b.weight": torch.ones(2, 1)}},
-            r"^this is the state of another model: it has a.weight as int, "
-            r"b.weight of \(2, 1\) for \(1, 1\)$",
+            r"^this is the state of another model: a.weight must be a tensor, but is int, "
+            r"b.weight must have shape \(1, 1\), but has \(2, 1\)" + LOAD,
         ),
         (
             {"score": {"b.weight": torch.ones(2)}, "averages": {"b.weight": torch.ones(2)}},
-            r"it has b.weight of \(2,\) for \(1, 1\)$",
+            r"model: b.weight must have shape \(1, 1\), but has \(2,\)" + LOAD,
+        ),
+        (
+            {"score": {"x": 3, "b.weight": 3}, "observed": {"a.weight": -1}},
+            "unknown x; the count of a.weight must be .* -1, b.weight must be a tensor, but is int"
+            + LOAD,
         ),
     ],
 )

@@ -9,18 +9,14 @@ import torch
 from torch import nn
 
 from prunus._distributed.shards import from_local_part, local, local_part
+from prunus._engine.state_errors import other_model_error, state_error
 from prunus._utils.checks import number_problem, raise_problems, type_problem
 from prunus._utils.files import memory_key
 from prunus.constraint import Constraint
 from prunus.errors import CheckpointError, listing
 from prunus.masks import Masks
 
-__all__ = ["BestState", "state_error"]
-
-
-def state_error(problem: str) -> CheckpointError:
-    """Return the error for a state that is not a pruner's."""
-    return CheckpointError(f"this is not the state of a Pruner: {problem}")
+__all__ = ["BestState"]
 
 
 class BestState:
@@ -84,8 +80,8 @@ class BestState:
             CheckpointError: It is not such a state, is of another model, or lacks the weights of
                 the best state that there was when it was saved.
         """
-        missing = [key for key in ("kept", "metric", "model", "masks") if key not in state]
-        raise_problems(f"best lacks {listing(missing)}" if missing else None, error=state_error)
+        lacking = [key for key in ("kept", "metric", "model", "masks") if key not in state]
+        raise_problems(f"best lacks {listing(lacking)}" if lacking else None, error=state_error)
         if state["kept"] is None:
             return
         raise_problems(
@@ -100,17 +96,16 @@ class BestState:
                 "saved: read a distributed checkpoint into pruner.state_dict(complete=True)"
             )
         expected = model.state_dict()
-        problems = [f"no {name}" for name in expected if name not in state["model"]]
-        problems += [f"{name} besides" for name in state["model"] if name not in expected]
+        missing = [name for name in expected if name not in state["model"]]
+        unknown = [name for name in state["model"] if name not in expected]
+        wrong = []
         # Only prunable tensors: a module may accept other shapes of its other tensors.
         for name, tensor in masks.selection.items():
             value, shape = state["model"].get(name), tuple(tensor.parameter.shape)
             if isinstance(value, torch.Tensor) and tuple(value.shape) != shape:
-                problems.append(f"{name} of {tuple(value.shape)} for {shape}")
-        if problems:
-            raise CheckpointError(
-                f"this is the state of another model: best has {listing(problems)}"
-            )
+                wrong.append(f"{name} must have shape {shape}, but has {tuple(value.shape)}")
+        if missing or unknown or wrong:
+            raise other_model_error(missing=missing, unknown=unknown, wrong=wrong)
         masks.check_packed(state["masks"])
 
     def load_state_dict(self, state: Mapping[str, Any], model: nn.Module) -> None:

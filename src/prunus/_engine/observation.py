@@ -1,4 +1,4 @@
-"""The score's view of the gradients: what it remembers of each tensor."""
+"""The gradient observer, which passes gradients to the score and stores its memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["GradientObserver"]
 
 
 class GradientObserver:
-    """Shows the gradients of each step to the score, before anything else changes them.
+    """Passes the gradients of each step to the score, before anything else changes them.
 
     Args:
         score: The score.
@@ -32,7 +32,7 @@ class GradientObserver:
         return self._score.uses_gradient
 
     def observe(self, loss_scale: float | None) -> None:
-        """Show the score every gradient there is, without the loss scale."""
+        """Pass each gradient, divided by the loss scale, to the score."""
         for name, tensor in self._tensors:
             gradient = tensor.gradient
             if gradient is None or gradient.layout is not torch.strided:

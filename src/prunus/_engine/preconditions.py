@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunus._engine.best_state import state_error
+from prunus._engine.state_errors import state_error
 from prunus._utils.checks import (
     TypeProblem,
     method_problem,
@@ -195,7 +195,7 @@ def check_state(state: Mapping[str, Any], tensor_keys: Sequence[str]) -> None:
         tensor_keys: The entries of the step hooks.
 
     Raises:
-        CheckpointError: It has not.
+        CheckpointError: An entry is missing or has the wrong type.
     """
     counts = ("steps", "steps_since_pruning", "prunings")
     mappings = ("masks", "schedule", *tensor_keys, "best")
@@ -211,14 +211,14 @@ def check_state(state: Mapping[str, Any], tensor_keys: Sequence[str]) -> None:
 
 
 def warn_of_rounding(penalty: RelevancePenalty | None, selection: Selection) -> None:
-    """Warn if the optimizer rounds the shrinks of 16-bit weights."""
+    """Warn if the optimizer rounds the shrinkage of 16-bit weights."""
     if penalty is None or penalty.application.exact_in_16_bits:
         return
     short = [name for name, t in selection.items() if t.parameter.element_size() < 4]
     if short:
         warnings.warn(
-            f"with apply={penalty.apply!r} the optimizer rounds what the penalty shrinks to the 16 "
-            f"bits of {listing(short)}, which may lose all of it: choose apply='decoupled', which "
-            "keeps what rounding loses, or train float32 weights under torch.autocast",
+            f"with apply={penalty.apply!r} the shrinkage is rounded to the 16-bit type of "
+            f"{listing(short)} and may be lost entirely: use apply='decoupled', or train float32 "
+            "weights under torch.autocast",
             stacklevel=3,
         )

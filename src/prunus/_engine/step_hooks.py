@@ -47,13 +47,13 @@ class StepHooks:
         masks: The masks of the prunable tensors.
         penalty: The penalty, or None.
         score: The score.
-        max_grad_norm: The limit of the norm of all gradients of the optimizer, or None.
+        max_grad_norm: Maximum norm of all gradients of the optimizer, or None.
         strengths: Returns γ of each tensor at the moment of the call.
         stepped: Called after each step that the optimizer has taken and not skipped.
 
     Attributes:
         application: The penalty's application, or None without a penalty.
-        observer: Has the score's memory.
+        observer: The gradient observer, which stores the score's memory.
         state: Saves and restores what is remembered from step to step.
     """
 

@@ -9,8 +9,8 @@ import torch
 
 from prunus._distributed.shards import from_local_part, local_part
 from prunus._engine.observation import GradientObserver
+from prunus._engine.state_errors import other_model_error
 from prunus._utils.checks import number_problem
-from prunus.errors import CheckpointError, listing
 from prunus.penalties.application import Application
 from prunus.penalties.averages import MagnitudeAverages
 from prunus.selection import Selection
@@ -29,9 +29,10 @@ class StepState:
 
     Args:
         selection: The prunable tensors.
-        observer: Has the score's memory.
+        observer: The gradient observer, which stores the score's memory.
         averages: The moving averages of gradient magnitudes.
-        application: Has the remainders of 16-bit tensors; None without a penalty.
+        application: The penalty's application, which stores the remainders of 16-bit tensors; None
+            without a penalty.
     """
 
     def __init__(
@@ -82,33 +83,27 @@ class StepState:
         """Check that :meth:`load_state_dict` can load a state.
 
         Raises:
-            CheckpointError: It has other tensors, or tensors of other shapes; every one is named.
+            CheckpointError: It has other tensors, tensors of other shapes, or invalid counts; every
+                one is named.
         """
         selection = self._selection
         keys = (*TENSOR_KEYS, *COUNT_KEYS)
-        foreign = [
-            name
-            for name in dict.fromkeys(n for k in keys for n in state[k])
-            if name not in selection
-        ]
-        if foreign:
-            raise CheckpointError(f"this is the state of another model: it has {listing(foreign)}")
-        problems = [
-            f"{name} as {value!r}"
+        names = dict.fromkeys(name for key in keys for name in state[key])
+        unknown = [name for name in names if name not in selection]
+        wrong = [
+            number_problem(f"the count of {name}", value, whole=True, least=0)
             for key in COUNT_KEYS
             for name, value in state[key].items()
-            if number_problem(name, value, whole=True, least=0)
         ]
-        for key in TENSOR_KEYS:
-            for name, tensor in state[key].items():
-                shape = tuple(selection[name].parameter.shape)
-                if not isinstance(tensor, torch.Tensor):
-                    problems.append(f"{name} as {type(tensor).__name__}")
-                elif tensor.shape != shape:
-                    problems.append(f"{name} of {tuple(tensor.shape)} for {shape}")
-        if problems:
-            found = listing(list(dict.fromkeys(problems)))
-            raise CheckpointError(f"this is the state of another model: it has {found}")
+        wrong += [
+            _tensor_problem(name, tensor, tuple(selection[name].parameter.shape))
+            for key in TENSOR_KEYS
+            for name, tensor in state[key].items()
+            if name in selection
+        ]
+        found = list(dict.fromkeys(problem for problem in wrong if problem is not None))
+        if unknown or found:
+            raise other_model_error(unknown=unknown, wrong=found)
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Load copies of what :meth:`state_dict` returned; other keys are ignored."""
@@ -130,6 +125,15 @@ class StepState:
             copies[name] = torch.empty_like(prunable.weight, dtype=tensor.dtype)
             copies[name].copy_(local_part(tensor, prunable.parameter))
         return copies
+
+
+def _tensor_problem(name: str, value: object, shape: tuple[int, ...]) -> str | None:
+    """Return what is wrong with an entry that must be a tensor of a shape, or None."""
+    if not isinstance(value, torch.Tensor):
+        return f"{name} must be a tensor, but is {type(value).__name__}"
+    if value.shape == shape:
+        return None
+    return f"{name} must have shape {shape}, but has {tuple(value.shape)}"
 
 
 def _without_placeholders(
