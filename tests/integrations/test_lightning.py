@@ -222,7 +222,10 @@ def test_only_weights_of_the_chosen_optimizer_are_pruned(tmp_path: Path, chosen:
     [
         (
             None,
-            r"one optimizer must hold .* 0 \(AdamW\), 1 \(SGD\) these do: 0 .*, 1 .*optimizer=0",
+            r"^exactly one optimizer must hold prunable weights\. Optimizers: 0 \(AdamW\), "
+            r"1 \(SGD\); "
+            r"with prunable weights: 0 \(AdamW\), 1 \(SGD\)\. Choose one with optimizer=0, or with "
+            "a function that returns True for it",
         ),
         (2, r"optimizer=2 is none of .*: 0 \(AdamW\), 1 \(SGD\)"),
         (lambda _: True, r"must return True for one of .* but does for 0 \(AdamW\), 1 \(SGD\)"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import MutableMapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -14,7 +14,7 @@ from prunus._utils.checks import raise_problems, type_problem
 from prunus._utils.extras import missing_extra
 from prunus._utils.files import load_tree, save_tree
 from prunus.errors import CheckpointError, PrunusError, listing
-from prunus.integrations.common import STATE_FILE, check_unsharded
+from prunus.integrations.common import STATE_FILE, PrunerOptions, check_unsharded
 from prunus.penalties.relevance import RelevancePenalty
 from prunus.pruner import Pruner
 from prunus.schedules import Schedule
@@ -56,7 +56,9 @@ class AcceleratedPruner(Pruner):
         optimizer: The prepared optimizer.
         penalty: As for :class:`~prunus.Pruner`.
         schedule: As for :class:`~prunus.Pruner`.
-        options: The other arguments of :class:`~prunus.Pruner`, by name.
+        options: The other arguments of :class:`~prunus.Pruner`, by name: ``floor``, ``mode``,
+            ``dense_metric``, ``score``, ``selection``, ``masks``, ``min_density``, ``keep_best``
+            and ``max_grad_norm``.
 
     Raises:
         ArgumentTypeError: ``accelerator`` is not an accelerator, or as for
@@ -85,7 +87,7 @@ class AcceleratedPruner(Pruner):
         optimizer: torch.optim.Optimizer,
         penalty: RelevancePenalty | None = None,
         schedule: Schedule | None = None,
-        **options: Any,
+        **options: Unpack[PrunerOptions],
     ) -> None:
         _check_prepared(accelerator, optimizer)
         super().__init__(model, _unwrapped(optimizer), penalty, schedule, **options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 from torch import nn
@@ -24,6 +25,7 @@ from prunus.selection import Selection, as_selection, select
 __all__ = [
     "STATE_FILE",
     "CallbackArguments",
+    "PrunerOptions",
     "check_unsharded",
     "select_trained",
     "step_and_log",
@@ -33,6 +35,20 @@ STATE_FILE = "prunus.safetensors"
 """Name of the pruner's file in a checkpoint that is a folder."""
 
 _LOG = logging.getLogger(__name__)
+
+
+class PrunerOptions(TypedDict, total=False):
+    """The arguments of :class:`~prunus.Pruner` that are passed by name; documented there."""
+
+    floor: float | str | None
+    mode: Mode
+    dense_metric: float | None
+    score: Score | None
+    selection: Selection | Callable[[nn.Module], Selection] | None
+    masks: Mapping[str, torch.Tensor] | None
+    min_density: float
+    keep_best: bool
+    max_grad_norm: float | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -240,7 +240,7 @@ class PruningCallback(Callback):
         self._restore_clipping(trainer)
         self._fitting = False
 
-    # Their parts.
+    # Helpers of the hooks.
 
     def _is_counted(self, trainer: Any) -> bool:
         """Return whether a validation belongs to the training, so that the schedule receives it."""
@@ -299,10 +299,10 @@ class PruningCallback(Callback):
         if len(fit) != 1:
             names = _names(optimizers)
             raise PrunusError(
-                "one optimizer must hold the prunable weights, but of "
-                f"{listing(names)} these do: {listing([names[i] for i in fit]) or 'none'}. Choose "
-                "one by its index, optimizer=0, or by a function that returns True for it; the "
-                "weights of the others are not pruned"
+                f"exactly one optimizer must hold prunable weights. Optimizers: {listing(names)}; "
+                f"with prunable weights: {listing([names[i] for i in fit]) or 'none'}. Choose one "
+                "with optimizer=0, or with a function that returns True for it; the weights of the "
+                "others are not pruned"
             )
         return optimizers[fit[0]]
 

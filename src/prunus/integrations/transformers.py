@@ -184,7 +184,7 @@ class PruningCallback(TrainerCallback):
         self._after_step(args, state, control)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Do the same if an epoch ends within a step."""
+        """Restore the Trainer's arguments if an epoch ends within a step."""
         self._after_step(args, state, control)
 
     def _after_step(self, args: Any, state: Any, control: Any) -> None:
@@ -259,7 +259,7 @@ class PruningCallback(TrainerCallback):
                 after / prunable,
             )
 
-    # Their parts.
+    # Helpers of the hooks.
 
     def _check_arguments(self, args: Any, state: Any) -> None:
         """Check that the Trainer's arguments fit the callback's."""
