@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from helpers.commands import prunus
-from prunus import PrunusError
+from prunus import ArgumentError, PrunusError
 from prunus import bench as module
-from prunus.bench import BenchReport, BenchRow
+from prunus.bench import BenchReport, BenchRow, MatrixLayers
 
 
 @pytest.mark.frameworks
@@ -50,6 +50,11 @@ def test_bench_of_a_plain_file_times_its_matrices(tmp_path: Path) -> None:
     assert "1,624 parameters" in outcome.out
     save_file({"b": torch.ones(3)}, path)
     prunus("bench", path).refused("there is no matrix in float32")
+
+
+def test_tensors_without_a_float32_matrix_are_an_argument_error() -> None:
+    with pytest.raises(ArgumentError, match="there is no matrix in float32"):
+        MatrixLayers({"b": torch.ones(3)})
 
 
 def row(batch: int, **milliseconds: float) -> BenchRow:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from helpers.peers import PeerGroup, second_of_two_processes
-from prunus import CheckpointError, Masks, PrunusError, select
+from prunus import ArgumentError, CheckpointError, Masks, PrunusError, select
 from prunus.masks import candidates, clear_
 
 
@@ -139,7 +139,7 @@ def test_foreign_masks_are_refused_and_change_nothing() -> None:
     ):
         masks.load_packed(wrong)
     assert masks.kept == 10
-    with pytest.raises(PrunusError, match=r"weight0: expected .* \(4,\), got torch.float32"):
+    with pytest.raises(ArgumentError, match=r"weight0 must be .* \(4,\), but is torch.float32"):
         masks.intersect_({"weight0": torch.ones(4), "weight1": torch.ones(3, 2).bool()})
 
 
@@ -272,15 +272,20 @@ def test_every_entry_that_does_not_fit_is_named() -> None:
         r"\(4, 1\), got 3, weight1: \(3, 2\) needs .*, got torch.float32 of shape \(3, 1\)$",
     ):
         masks.check_packed({"weight0": 3, "weight1": torch.zeros(3, 1), "weight2": right})  # type: ignore[dict-item]
-    with pytest.raises(CheckpointError, match="missing none; unknown other$"):
+    build = r"; build them with Masks\.from_zeros\(selection\)$"
+    with pytest.raises(ArgumentError, match="^masks must fit the selection: unknown other" + build):
         masks.differences({**masks, "other": right})
-    with pytest.raises(CheckpointError, match="missing weight1, weight2; unknown none$"):
+    with pytest.raises(ArgumentError, match="^masks must fit .*: missing weight1, weight2" + build):
         masks.intersect_({"weight0": masks["weight0"]})
+    with pytest.raises(
+        ArgumentError, match=": missing weight0; unknown x; weight1 must be .*, wei"
+    ):
+        masks.intersect_({"x": right, "weight1": right, "weight2": right})
     bad = torch.ones(3, dtype=torch.bool)
     with pytest.raises(
-        PrunusError,
-        match=r"^these masks do not fit: weight0: expected a boolean tensor of shape \(4,\), got "
-        r"None, weight2: expected .* \(2,\), got torch.bool of shape \(3,\)$",
+        ArgumentError,
+        match=r"^masks must fit the selection: weight0 must be torch.bool of shape \(4,\), but is "
+        r"None, weight2 must be .* \(2,\), but is torch.bool of shape \(3,\)" + build,
     ):
         masks.differences({"weight0": None, "weight1": masks["weight1"], "weight2": bad})  # type: ignore[dict-item]
     assert masks.kept == 12

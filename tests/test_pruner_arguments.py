@@ -114,7 +114,7 @@ def test_a_second_penalty_on_the_same_optimizer_is_refused() -> None:
             "selection must be a Selection, or a function that returns one, .*, but is",
         ),
         ({"masks": [1]}, r"masks must be masks by name or None, but is \[1\]"),
-        ({"masks": {"0.weight": 1, "4.weight": 2}}, "0.weight: expected a boolean tensor.* got 1"),
+        ({"masks": {"0.weight": 1, "4.weight": 2}}, "0.weight must be torch.bool.*, but is 1, "),
         ({"min_density": "0.1"}, "min_density must be a finite number .* but is '0.1'"),
         ({"max_grad_norm": "1"}, "max_grad_norm must be a finite number .* but is '1'"),
         ({"max_grad_norm": torch.ones(2)}, r"above 0 or None, but is Tensor of shape \(2,\)"),

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
-from prunus import PrunusError, Selection, select
+from prunus import ArgumentError, ArgumentTypeError, PrunusError, Selection, select
 from prunus.selection import as_selection, nonzero_parameters, total_parameters
 
 LAYERS: dict[str, tuple[nn.Module, list[str]]] = {
@@ -199,16 +199,20 @@ def test_patterns_may_come_in_any_collection(several: Any) -> None:
 
 
 def test_a_pattern_that_is_no_string_is_rejected() -> None:
-    with pytest.raises(PrunusError, match="a pattern must be a glob.*but is 3"):
+    with pytest.raises(PrunusError, match="each pattern of include must be a glob.*but is 3"):
         select(nn.Linear(2, 2), [3])  # type: ignore[list-item]
-    with pytest.raises(PrunusError, match="a pattern must be a glob.*but is b'weight'"):
+    with pytest.raises(
+        PrunusError, match="each pattern of include must be a glob.*but is b'weight'"
+    ):
         select(nn.Linear(2, 2), b"weight")  # type: ignore[arg-type]
     with pytest.raises(
-        PrunusError, match=r"a pattern must be a glob.*but is Linear\(in_features=2"
+        PrunusError, match=r"each pattern of include must be a glob.*but is Linear\(in_features=2"
     ):
         select(nn.Sequential(nn.Linear(2, 2)), nn.Linear(2, 2))
-    with pytest.raises(PrunusError, match="a pattern must be a glob.*but is 3"):
+    with pytest.raises(PrunusError, match="each pattern of include must be a glob.*but is 3"):
         select(nn.Linear(2, 2), 3)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="each pattern of exclude must be a glob.*but is 3, 4$"):
+        select(nn.Linear(2, 2), exclude=[3, 4])  # type: ignore[list-item]
 
 
 class IterablePredicate(list[str]):
@@ -312,6 +316,19 @@ def test_as_selection_accepts_a_selection_a_function_or_none() -> None:
         return select(network, "0")
 
     assert list(as_selection(first_layer, model)) == ["0.weight"]
+
+
+def test_a_function_that_returns_no_selection_is_rejected() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    functions: list[Any] = [lambda _: None, lambda m: list(m.parameters()), lambda _: Selection]
+    results = ("None", "of type list", "the class Selection")
+    for function, result in zip(functions, results, strict=True):
+        message = (
+            r"^the result of selection\(model\) must be a Selection, but is "
+            rf"{result}: return prunus\.select\(model, \.\.\.\)$"
+        )
+        with pytest.raises(ArgumentTypeError, match=message):
+            as_selection(function, model)
 
 
 def test_a_model_that_is_no_module_is_rejected() -> None:

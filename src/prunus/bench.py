@@ -28,7 +28,7 @@ from prunus._utils.checks import number_problem, raise_problems, type_problem
 from prunus._utils.files import memory_key
 from prunus._utils.timing import fitting_rounds, interleaved, spread
 from prunus.compaction import compact
-from prunus.errors import ArgumentTypeError, PrunusError
+from prunus.errors import ArgumentError, ArgumentTypeError, PrunusError
 from prunus.export.onnx_export import to_onnx
 from prunus.export.onnx_session import OnnxSession
 from prunus.export.report import tensor_size_bound
@@ -122,7 +122,7 @@ class MatrixLayers(nn.Module):
             with as many outputs as its first dimension has elements; the others are ignored.
 
     Raises:
-        PrunusError: There is no such tensor.
+        ArgumentError: There is no such tensor.
 
     Example:
         >>> layers = MatrixLayers({"a": torch.eye(3), "b": torch.ones(3)})
@@ -142,7 +142,9 @@ class MatrixLayers(nn.Module):
                 self.layers.append(layer)
                 self._widths.append(matrix.shape[1])
         if not self.layers:
-            raise PrunusError("there is no matrix in float32 among the tensors, so nothing to time")
+            raise ArgumentError(
+                "there is no matrix in float32 among the tensors, so nothing to time"
+            )
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return each layer's output for its own input."""
@@ -164,7 +166,7 @@ def bench(
 ) -> BenchReport:
     """Time a network dense, compact, with sparse layers, compact with them, and in onnxruntime.
 
-    All variants compute the same inputs by turns in one process, and their outputs are compared
+    All variants run interleaved on the same inputs in one process, and their outputs are compared
     with the dense network's. onnxruntime runs the compact network if there is one, as
     ``prunus export`` writes it.
 
@@ -181,8 +183,9 @@ def bench(
         The timings, and the sizes of the network.
 
     Raises:
-        PrunusError: An argument has the wrong type or is out of range, or the network fails on the
-            inputs or cannot be written to a file.
+        ArgumentError: An argument is out of range.
+        ArgumentTypeError: Arguments have the wrong type.
+        PrunusError: The network fails on the inputs or cannot be written to a file.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 8))
@@ -362,7 +365,7 @@ def _variants(
 
 
 def _timed(variants: _Variants, batch: int, excluded: dict[str, str], seconds: float) -> BenchRow:
-    """Compare the variants' outputs, and time those that are right by turns."""
+    """Compare the variants' outputs, and time those that match, interleaved."""
     expected = variants.outputs["dense"]
     errors = {
         name: relative_difference(expected, outputs) for name, outputs in variants.outputs.items()

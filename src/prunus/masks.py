@@ -20,7 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from prunus._distributed.shards import from_local_part, local, local_part, sharded_by_rows
 from prunus._utils.checks import raise_problems, type_problem
 from prunus._utils.chunks import bits, chunks
-from prunus.errors import CheckpointError, PrunusError, listing
+from prunus.errors import ArgumentError, CheckpointError, PrunusError, listing
 from prunus.selection import PrunableTensor, Selection
 
 __all__ = ["Masks"]
@@ -253,7 +253,7 @@ class Masks(Mapping[str, torch.Tensor]):
         """Keep only the weights that ``other`` keeps too, and padding rows.
 
         Raises:
-            PrunusError: Names, shapes or types are not those of these masks.
+            ArgumentError: Names, shapes or types are not those of these masks; every one is listed.
         """
         self._check(other)
         for name in self:
@@ -262,7 +262,11 @@ class Masks(Mapping[str, torch.Tensor]):
         self.recount()
 
     def differences(self, other: Mapping[str, torch.Tensor]) -> dict[str, int]:
-        """Return, by tensor, how many weights exactly one of the two keeps."""
+        """Return, by tensor, how many weights exactly one of the two keeps.
+
+        Raises:
+            ArgumentError: As for :meth:`intersect_`.
+        """
         self._check(other)
         return {
             name: int(torch.count_nonzero(self[name] ^ other[name].to(self[name].device)))
@@ -311,7 +315,12 @@ class Masks(Mapping[str, torch.Tensor]):
         Raises:
             CheckpointError: Names or sizes are not those of these tensors; every one is listed.
         """
-        self._check_names(packed)
+        missing, unknown = self._differing_names(packed)
+        if missing or unknown:
+            raise CheckpointError(
+                "the masks are of another model or selection: "
+                f"missing {listing(missing) or 'none'}; unknown {listing(unknown) or 'none'}"
+            )
         shapes = {name: self.selection[name].parameter.shape for name in self}
         wrong = [
             f"{name}: {tuple(shape)} needs torch.uint8 of shape {_packed_shape(shape)}, got "
@@ -330,24 +339,25 @@ class Masks(Mapping[str, torch.Tensor]):
                 self[name][tensor.local_padding_row] = True
 
     def _check(self, other: Mapping[str, torch.Tensor]) -> None:
-        self._check_names(other)
+        missing, unknown = self._differing_names(other)
+        problems = [f"missing {listing(missing)}"] * bool(missing)
+        problems += [f"unknown {listing(unknown)}"] * bool(unknown)
         wrong = [
-            f"{name}: expected a boolean tensor of shape {tuple(mask.shape)}, got "
-            f"{_description(other[name])}"
+            f"{name} must be {_description(mask)}, but is {_description(other[name])}"
             for name, mask in self.items()
-            if _description(other[name]) != _description(mask)
+            if name in other and _description(other[name]) != _description(mask)
         ]
-        if wrong:
-            raise PrunusError(f"these masks do not fit: {listing(wrong)}")
-
-    def _check_names(self, other: Mapping[str, torch.Tensor]) -> None:
-        missing = [name for name in self if name not in other]
-        foreign = [name for name in other if name not in self]
-        if missing or foreign:
-            raise CheckpointError(
-                "the masks are of another model or selection: "
-                f"missing {listing(missing) or 'none'}; unknown {listing(foreign) or 'none'}"
+        problems += [listing(wrong)] * bool(wrong)
+        if problems:
+            raise ArgumentError(
+                f"masks must fit the selection: {'; '.join(problems)}; build them with "
+                "Masks.from_zeros(selection)"
             )
+
+    def _differing_names(self, other: Mapping[str, torch.Tensor]) -> tuple[list[str], list[str]]:
+        """Return the names that ``other`` lacks, and those that it has besides."""
+        missing = [name for name in self if name not in other]
+        return missing, [name for name in other if name not in self]
 
 
 @torch.no_grad()

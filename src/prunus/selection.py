@@ -211,7 +211,7 @@ def select(
     check_model(model)
     check_wrappers(model)
     model = unwrap(model)  # the names are the inner ones
-    includes, excludes = _as_patterns(include), _as_patterns(exclude)
+    includes, excludes = _as_patterns("include", include), _as_patterns("exclude", exclude)
     occurrences = _occurrences(model)
     _check_matches(includes, excludes, occurrences)
 
@@ -242,7 +242,7 @@ def select(
     return Selection(selected)
 
 
-def _as_patterns(patterns: Pattern | Iterable[Pattern]) -> tuple[Pattern, ...]:
+def _as_patterns(name: str, patterns: Pattern | Iterable[Pattern]) -> tuple[Pattern, ...]:
     argument: Any = patterns
     result: tuple[Pattern, ...] = (argument,)
     single = isinstance(patterns, str | bytes | torch.Tensor | nn.Module) or callable(patterns)
@@ -257,7 +257,8 @@ def _as_patterns(patterns: Pattern | Iterable[Pattern]) -> tuple[Pattern, ...]:
     ]
     if wrong:
         raise ArgumentError(
-            f"a pattern must be a glob, a module type or a predicate, but is {listing(wrong)}"
+            f"each pattern of {name} must be a glob, a module type or a predicate, but is "
+            f"{listing(wrong)}"
         )
     return result
 
@@ -421,7 +422,21 @@ def as_selection(
         selection: A selection of this model, a function that returns one, or None for
             :func:`select`.
         model: The model.
+
+    Raises:
+        ArgumentTypeError: The function returns something else.
     """
     if isinstance(selection, Selection):
         return selection
-    return select(model) if selection is None else selection(model)
+    if selection is None:
+        return select(model)
+    result = selection(model)
+    problem = type_problem(
+        "the result of selection(model)",
+        result,
+        Selection,
+        "a Selection",
+        fix="return prunus.select(model, ...)",
+    )
+    raise_problems(problem)
+    return result

@@ -19,7 +19,7 @@ from torch import nn
 from helpers.comparisons import assert_outputs_match
 from helpers.planted_timings import plant_timings, report_of
 from helpers.sparse_models import sparsified
-from prunus import PrunusError, speed_up
+from prunus import ArgumentTypeError, PrunusError, speed_up
 from prunus.runtime.linear import SparseLinear
 
 
@@ -232,6 +232,11 @@ class Noisy(nn.Sequential):
 def test_invalid_models_and_examples_are_rejected(model: Any, example: Any, message: str) -> None:
     with pytest.raises(PrunusError, match=message):
         speed_up(model, example)
+
+
+def test_example_inputs_of_the_wrong_type_are_an_argument_error() -> None:
+    with pytest.raises(ArgumentTypeError, match="example_inputs must be a tensor.*but is int"):
+        speed_up(nn.Sequential(nn.Linear(3, 3)), 7)  # type: ignore[call-overload]
 
 
 def test_missing_numba_names_the_extra_to_install() -> None:

@@ -1,4 +1,4 @@
-"""Calls of a model on example inputs, which neither the model nor the caller can see change."""
+"""Calls of a model on example inputs that leave the inputs and the random state unchanged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from prunus._distributed.wrappers import check_wrappers, unwrap
 from prunus._inference.outputs import output_tensors, widen
-from prunus.errors import PrunusError, listing
+from prunus.errors import ArgumentTypeError, PrunusError, listing
 from prunus.selection import check_model
 
 __all__ = [
@@ -46,9 +46,9 @@ def prepare_call(
         The unwrapped model, the positional and the keyword arguments.
 
     Raises:
-        PrunusError: The model is not a module, has no parameters, has parameters without values, or
-            is sharded by a wrapper that does not record which weights it holds; or the inputs are
-            of another type.
+        ArgumentTypeError: The model is not a module, or the inputs have the wrong type.
+        PrunusError: The model has no parameters, has parameters without values, or is sharded by a
+            wrapper that does not record which weights it holds.
     """
     _check_usable(model)
     check_wrappers(model)
@@ -79,7 +79,7 @@ def call_arguments(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict
     """Return the positional and the keyword arguments of a call.
 
     Raises:
-        PrunusError: The inputs are not a tensor, a tuple, a list or a mapping.
+        ArgumentTypeError: The inputs are not a tensor, a tuple, a list or a mapping.
 
     Example:
         >>> call_arguments({"x": 1})
@@ -91,7 +91,7 @@ def call_arguments(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict
         return (), dict(example_inputs)
     if isinstance(example_inputs, tuple | list):
         return tuple(example_inputs), {}
-    raise PrunusError(
+    raise ArgumentTypeError(
         "example_inputs must be a tensor, a tuple of positional arguments or a mapping of keyword "
         f"arguments, but is {type(example_inputs).__name__}"
     )
