@@ -41,7 +41,9 @@ def test_short_types_lose_no_shrink_to_rounding(
 def test_16_bit_weights_without_decoupled_penalty_warn(apply: Apply) -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1).bfloat16())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.warns(UserWarning, match="rounded to the 16-bit type of 1.weight and may .* apply='decoupled'"):
+    with pytest.warns(
+        UserWarning, match="rounded to the 16-bit type of 1.weight and may .* apply='decoupled'"
+    ):
         Pruner(model, optimizer, RelevancePenalty(0.1, apply=apply))
 
 
