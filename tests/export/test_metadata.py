@@ -15,7 +15,7 @@ from prunus import save_sparse
 from prunus.errors import PrunusError
 from prunus.export import to_csr
 from prunus.export.paths import model_file
-from prunus.export.sparse_format import can_allocate, encode_tensors
+from prunus.export.sparse_format import encode_tensors
 from prunus.recipes.run.weight_file import encode_weights
 
 
@@ -56,23 +56,6 @@ def test_encoded_tensors_are_a_safetensors_file(tmp_path: Path) -> None:
     tensors = {"a": torch.eye(3)}
     save_file(tensors, tmp_path / "a", {"prunus": "{}"})
     assert encode_tensors(tensors, "{}") == (tmp_path / "a").read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("shape", "can"),
-    [
-        ([], True),
-        ([1] * 64, True),
-        ([1] * 65, False),
-        ([0, (1 << 60) - 1], True),
-        ([0, 1 << 60], False),
-        ([1 << 30, 1 << 30], False),
-        ([1 << 30, 1 << 29], True),
-        ([1 << 63], False),
-    ],
-)
-def test_empty_dimensions_count_as_one_in_the_bytes_of_a_shape(shape: list[int], can: bool) -> None:
-    assert can_allocate(shape) is can
 
 
 def test_path_that_does_not_exist_is_rejected_with_the_fix(tmp_path: Path) -> None:
