@@ -59,6 +59,7 @@ SHAPE_OF_A = (
         ({"prunus": "[]"}, "^the metadata are not a JSON object$"),
         (content(sparse="x" * 30), f"^the file has version {'x' * 20} of the format, but "),
         (content(tensors=None), "^the metadata have no object 'tensors'$"),
+        ({"prunus": '{"sparse": 1}'}, "^the metadata have no object 'tensors'$"),
         (content(tied=[]), "^the metadata have no object 'tied'$"),
         (content(tied={"b": 1}), "^the metadata tie tensors to values that are not names$"),
         (content(tensors={"a": 3}), f"{SHAPE_OF_A} None$"),
@@ -75,6 +76,10 @@ SHAPE_OF_A = (
         (
             content(tensors={"a": {**ENTRY, "slash": "/" + "z" * 30}}),
             f"^the slash of a must be one or more '/', but is '/{'z' * 19}'$",
+        ),
+        (
+            content(tensors={"a": {**ENTRY, "slash": "X/"}}),
+            "^the slash of a must be one or more '/', but is 'X/'$",
         ),
         (
             content(tensors={"a": {**ENTRY, "slash": 1}}),
