@@ -217,7 +217,7 @@ def measure(module: str, processes: int, earlier: Record | None, numbers: str) -
     Args:
         module: The module, below ``src/prunus/``.
         processes: How many mutants are tested at once.
-        earlier: A record of the same source: only its survivors are tested again.
+        earlier: A record of the same code: only its survivors are tested again.
         numbers: Only mutants whose number ends like this; "" for all.
     """
     dotted = "prunus." + module.removesuffix(".py").replace("/", ".")
@@ -259,7 +259,7 @@ def _record(module: str, counts: Counter[str], seconds: int, survivors: list[Rec
     return {
         "commit": _commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "source_sha256": _digest(module),
+        "code_sha256": _digest_of(module),
         "tests": MODULES[module],
         "mutants": total,
         "killed": counts["killed"],
@@ -286,8 +286,20 @@ def _cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def _digest(module: str) -> str:
-    return hashlib.sha256((ROOT / "src/prunus" / module).read_bytes()).hexdigest()
+def digest(source: str) -> str:
+    """Return a digest of a module's code, without docstrings and comments.
+
+    The numbers of its mutants only depend on that.
+    """
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            node.value.value = None
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def _digest_of(module: str) -> str:
+    return digest((ROOT / "src/prunus" / module).read_text())
 
 
 def _commit() -> str:
@@ -339,7 +351,7 @@ def main() -> None:
         results = json.loads(options.out.read_text())["modules"]
     for module in options.modules:
         earlier = results.get(module) if options.survivors else None
-        if earlier is not None and earlier["source_sha256"] != _digest(module):
+        if earlier is not None and earlier["code_sha256"] != _digest_of(module):
             earlier = None  # the numbers of its mutants are others now
         results[module] = measure(module, options.processes, earlier, options.numbers)
         _save(options.out, results)
