@@ -186,6 +186,9 @@ def test_the_state_of_another_schedule_is_refused() -> None:
         ),
         (lambda: GradualPruning(sparsity=0.0, end=5), "sparsity must be above 0 and below 1 or"),
         (lambda: GradualPruning(sparsity=1.0, end=5), "sparsity must be above 0 and below 1 or"),
+        (lambda: GradualPruning(kept=2, end=0), "^end must be at least 1, but is 0$"),
+        (lambda: GradualPruning(kept=2, end=1, begin=1), "^begin must be .* below 1, but is 1$"),
+        (lambda: GradualPruning(kept=2, end=5, begin=-1), "^begin must be at least 0, but is -1$"),
         (lambda: GradualPruning(kept=2.5, end=5), "kept must be a whole number of at least 1 or"),  # type: ignore[arg-type]
         (
             lambda: GradualPruning(kept=2, begin=1.5, end=5),  # type: ignore[arg-type]
