@@ -253,10 +253,7 @@ def measure(module: str, processes: int, earlier: Record | None, numbers: str) -
 
 def _record(module: str, counts: Counter[str], seconds: int, survivors: list[Record]) -> Record:
     detected, total = counts["killed"] + counts["timeout"], counts.total()
-    for survivor in survivors:
-        if (why := reason(module, survivor["diff"])) is not None:
-            survivor["equivalent"] = why
-    return {
+    record = {
         "commit": _commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "code_sha256": _digest_of(module),
@@ -265,11 +262,22 @@ def _record(module: str, counts: Counter[str], seconds: int, survivors: list[Rec
         "killed": counts["killed"],
         "timeouts": counts["timeout"],
         "survived": total - detected,
-        "equivalent": sum("equivalent" in survivor for survivor in survivors),
+        "equivalent": 0,
         "percent_killed": round(100 * detected / total, 1),
         "cpu_seconds": seconds,
         "survivors": sorted(survivors, key=lambda survivor: (survivor["line"], survivor["mutant"])),
     }
+    return explain(module, record)
+
+
+def explain(module: str, record: Record) -> Record:
+    """Write the reasons why survivors are equivalent into a module's record, and return it."""
+    for survivor in record["survivors"]:
+        survivor.pop("equivalent", None)
+        if (why := reason(module, survivor["diff"])) is not None:
+            survivor["equivalent"] = why
+    record["equivalent"] = sum("equivalent" in survivor for survivor in record["survivors"])
+    return record
 
 
 def reason(module: str, diff: Iterable[str]) -> str | None:
@@ -335,6 +343,9 @@ def _options() -> argparse.Namespace:
         action="store_true",
         help="test only those that survived, as --out lists them",
     )
+    parser.add_argument(
+        "--explain", action="store_true", help="test nothing: only compare --out with the reasons"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / "mutants.json")
     return parser.parse_args()
 
@@ -350,13 +361,18 @@ def main() -> None:
     if options.out.exists():
         results = json.loads(options.out.read_text())["modules"]
     for module in options.modules:
+        if options.explain:
+            if module in results:
+                explain(module, results[module])
+            continue
         earlier = results.get(module) if options.survivors else None
         if earlier is not None and earlier["code_sha256"] != _digest_of(module):
             earlier = None  # the numbers of its mutants are others now
         results[module] = measure(module, options.processes, earlier, options.numbers)
         _save(options.out, results)
         print(module, {k: v for k, v in results[module].items() if isinstance(v, int | float)})
-    found = problems({module: results[module] for module in options.modules})
+    _save(options.out, results)
+    found = problems({module: results[module] for module in options.modules if module in results})
     if found:
         raise SystemExit("\n".join(found))
 
