@@ -29,7 +29,8 @@ class TerminalProgress:
         self.close()
         self._phase, self._started = phase, time.perf_counter()
         resumed = f", resuming after epoch {phase.epochs_done}" if phase.epochs_done else ""
-        self._screen.print(f"[bold]{phase.name}[/bold]: {phase.epochs} epochs{resumed}")
+        epochs = "1 epoch" if phase.epochs == 1 else f"{phase.epochs} epochs"
+        self._screen.print(f"[bold]{phase.name}[/bold]: {epochs}{resumed}")
         if self._screen.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
