@@ -12,6 +12,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from benchmarks.processes import run_in_processes
 from distributed.test_sharded import (
     fsdp,
     one_process,
@@ -20,7 +21,6 @@ from distributed.test_sharded import (
     transformer,
     whole,
 )
-from helpers.processes import run_in_processes
 from prunus import (
     CheckpointError,
     ExponentialRelevance,

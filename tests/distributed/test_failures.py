@@ -15,8 +15,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
+from benchmarks.processes import run_in_processes
 from helpers.errors import message_of
-from helpers.processes import run_in_processes
 from prunus import (
     NonFiniteError,
     OneShot,

@@ -11,10 +11,10 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks.processes import run_in_processes
 from helpers.data import noise_batch
 from helpers.errors import message_of
 from helpers.models import tanh_network
-from helpers.processes import run_in_processes
 from prunus import (
     ExponentialRelevance,
     IterativePruning,

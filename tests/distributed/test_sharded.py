@@ -21,8 +21,8 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
+from benchmarks.processes import run_in_processes
 from helpers.errors import message_of
-from helpers.processes import run_in_processes
 from prunus import (
     ConstantRelevance,
     ExponentialRelevance,
