@@ -6,6 +6,7 @@ READY := .venv/.ready
 
 # Tests with one of these markers run in `make test` only.
 REST := slow or distributed or frameworks
+PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 export HF_HUB_OFFLINE ?= 1
 
@@ -20,10 +21,10 @@ demo: $(READY)  ## prune a small network on embedded data, in seconds
 	$(BIN)/prunus run digits
 
 check: lint  ## lint, types and the quick tests, in about a minute
-	$(BIN)/pytest -m "not ($(REST))"
+	$(PYTEST) -m "not ($(REST))"
 
 test: check  ## everything: check, and the slow, distributed and framework tests
-	$(BIN)/pytest -m "$(REST)"
+	$(PYTEST) -m "$(REST)"
 
 lint: $(READY)  ## style, types and the direction of imports
 	$(BIN)/ruff check .
@@ -36,7 +37,7 @@ format: $(READY)  ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-mutants: $(READY)  ## change the library in small ways and check that tests fail, within an hour
+mutants: $(READY)  ## change the library in small ways and check that tests fail, in half an hour
 	$(BIN)/python -m benchmarks.robustness.mutants
 
 architecture: $(READY)  ## draw docs/architecture.svg from the imports

@@ -195,6 +195,7 @@ def test_module_runs_as_the_command(tmp_path: Path) -> None:
     assert nonzero in inspected.stdout
 
 
+@pytest.mark.slow
 def test_user_error_exits_with_two_and_no_traceback(tmp_path: Path) -> None:
     process = python("-m", "prunus", "inspect", str(tmp_path / "absent"))
     assert process.returncode == 2
@@ -255,6 +256,7 @@ def test_importing_the_library_imports_no_extras() -> None:
     assert (process.returncode, process.stdout) == (0, "[]\n"), process.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("absent", ["typer", "rich.console"])
 def test_missing_extra_is_reported(absent: str) -> None:
     process = python(

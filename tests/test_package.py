@@ -176,6 +176,7 @@ def test_every_form_of_import_is_found(line: str, package: str) -> None:
     assert imported_packages(line) == [package]
 
 
+@pytest.mark.slow
 def test_importing_prunus_imports_no_extra() -> None:
     code = (
         "import sys, prunus, prunus.integrations.common; "
@@ -186,6 +187,7 @@ def test_importing_prunus_imports_no_extra() -> None:
     assert done.stdout.strip() == ""
 
 
+@pytest.mark.slow
 def test_a_missing_extra_is_named() -> None:
     code = """
 import importlib, sys

@@ -89,6 +89,7 @@ def test_equal_values_are_selected_by_position() -> None:
     assert below == [[True, True, True], [True, False, False, False]]
 
 
+@pytest.mark.slow
 def test_the_order_is_exact_beyond_two_to_the_24_elements() -> None:
     # Beyond 2**24 a float32 cannot count, and torch.quantile refuses.
     n = (1 << 24) + 12_345

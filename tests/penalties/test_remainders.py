@@ -16,6 +16,7 @@ from prunus import (
 from prunus.penalties.relevance import Apply
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("gamma", "steps"), [(5e-5, 10_000), (5e-7, 10_000), (0.05, 20)])
 def test_short_types_lose_no_shrink_to_rounding(

@@ -154,9 +154,9 @@ def test_random_perceptrons_with_every_layer_sparse_keep_their_outputs(
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(widths):
         layers.append(nn.Linear(inputs, outputs, bias=data.draw(st.booleans())))
-        layers += data.draw(
-            st.sampled_from([[], [nn.ReLU()], [nn.LayerNorm(outputs)], [nn.Tanh(), nn.ReLU()]])
-        )
+        # With eps 1 a normalization enlarges no rounding error of the layer before it.
+        norm = nn.LayerNorm(outputs, eps=1.0)
+        layers += data.draw(st.sampled_from([[], [nn.ReLU()], [norm], [nn.Tanh(), nn.ReLU()]]))
     model = sparsified(nn.Sequential(*layers), sparsity)
     fast = replace_all_linear_layers(model, by_item=by_item)
     replaced = [name for name, layer in fast.named_modules() if isinstance(layer, SparseLinear)]

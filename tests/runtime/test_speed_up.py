@@ -239,6 +239,7 @@ def test_example_inputs_of_the_wrong_type_are_an_argument_error() -> None:
         speed_up(nn.Sequential(nn.Linear(3, 3)), 7)  # type: ignore[call-overload]
 
 
+@pytest.mark.slow
 def test_missing_numba_names_the_extra_to_install() -> None:
     code = """
 import sys
