@@ -52,6 +52,7 @@ RESUMABLE: dict[str, Callable[[], tuple[RelevancePenalty, Schedule, Score]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", RESUMABLE.values(), ids=RESUMABLE)
 @pytest.mark.parametrize("stop", [1, 4, 7])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])

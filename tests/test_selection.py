@@ -144,6 +144,7 @@ def test_a_zero_in_weight_norms_direction_is_a_zero_in_the_weight() -> None:
     assert model[0].weight[0, 1] == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler warns of its own matters
 def test_compiled_names_are_the_inner_ones() -> None:
     assert list(select(torch.compile(nn.Linear(2, 2)))) == ["weight"]  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from .networks import FunctionalModel, Heads, PackedHeads
 from .round_trips import compact_and_reload, compact_with_report
 
 
+@pytest.mark.slow
 def test_attention_heads_are_removed_whole() -> None:
     model: Any = Heads()
     zero(model.v.weight, slice(4, 8))  # the second head outputs a constant
@@ -49,6 +50,7 @@ def test_heads_of_a_packed_projection_are_removed() -> None:
     assert_outputs_match(small, model, torch.randn(2, 5, 32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("need_weights", [False, True])
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_multihead_attention_loses_unused_heads(batch_first: bool, need_weights: bool) -> None:

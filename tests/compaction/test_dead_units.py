@@ -31,6 +31,7 @@ def test_constants_are_folded_and_unused_neurons_removed() -> None:
     assert small[2].bias.tolist() == [21, 42]
 
 
+@pytest.mark.slow
 def test_removals_propagate_backwards_through_layers() -> None:
     model: Any = nn.Sequential(*[nn.Linear(6, 6) for _ in range(4)])
     # Layer 3 reads neurons 0 to 3 of layer 2, these read 0 and 1 of layer 1, these 0 of layer 0.
@@ -162,6 +163,7 @@ def test_channels_are_removed_through_flatten_and_constants_folded() -> None:
     assert_outputs_match(small, model, torch.randn(2, 1, 8, 8))
 
 
+@pytest.mark.slow
 def test_constant_is_not_folded_across_zero_padding() -> None:
     def build(padding: int, bias: float) -> Any:
         model: Any = nn.Sequential(nn.Conv2d(1, 3, 1), nn.Conv2d(3, 2, 3, padding=padding))
@@ -177,6 +179,7 @@ def test_constant_is_not_folded_across_zero_padding() -> None:
         assert_outputs_match(small, model, torch.randn(1, 1, 6, 6))
 
 
+@pytest.mark.slow
 def test_grouped_convolutions_lose_whole_groups_only() -> None:
     model: Any = nn.Sequential(
         nn.Conv2d(1, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 1, groups=4),
@@ -203,6 +206,7 @@ def test_layer_norm_keeps_its_features_and_the_next_layer_selects() -> None:
     assert_outputs_match(small, model, torch.randn(5, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1, 2, 3])
 def test_unused_inputs_are_skipped_unless_the_index_costs_more(rank: int) -> None:
     layer_type: Any = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank]
@@ -269,6 +273,7 @@ def test_position_table_is_not_folded_as_a_constant() -> None:
     assert_outputs_match(small, model, torch.randn(2, 6, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_other_floating_point_types_keep_type_and_outputs(dtype: torch.dtype) -> None:
     model: Any = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4, bias=False)).to(dtype)

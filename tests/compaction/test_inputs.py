@@ -51,6 +51,7 @@ def test_torch_prune_parametrization_is_rejected_until_removed() -> None:
     assert_outputs_match(small, model, torch.randn(5, 4))
 
 
+@pytest.mark.slow
 def test_compiled_models_are_unwrapped() -> None:
     model: Any = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     zero(model[0].weight, slice(0, 2))

@@ -304,6 +304,7 @@ def test_changing_type_and_layout_keeps_the_masks() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler warns of its own matters
 def test_removed_weights_stay_zero_in_a_compiled_model() -> None:
     model = small_network()

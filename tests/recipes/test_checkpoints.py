@@ -35,6 +35,7 @@ def alter(path: Path) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [cut, alter, Path.unlink])
 def test_previous_checkpoint_is_used_if_the_newest_is_damaged(
     finished_hard_run: Path, tmp_path: Path, damage: Callable[[Path], None]

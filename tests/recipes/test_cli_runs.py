@@ -123,6 +123,7 @@ def test_dense_network_of_another_run_is_adopted(tmp_path: Path) -> None:
     assert "complete" in prunus("run", "digits", "--out", second, "--resume").out
 
 
+@pytest.mark.slow
 def test_pruning_an_adopted_dense_network_gives_the_same_bits(tmp_path: Path) -> None:
     whole, donor, adopted = tmp_path / "whole", tmp_path / "donor", tmp_path / "adopted"
     for path, more in (

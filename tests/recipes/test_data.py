@@ -296,6 +296,7 @@ def test_undecodable_image_is_reported(tmp_path: Path, cell: Any) -> None:
         load(with_one_bad(tmp_path, cell))
 
 
+@pytest.mark.slow
 def test_png_with_an_altered_byte_decodes_or_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bytes include lengths, names and checksums of PNG chunks, and the compressed stream."""
     whole = png(noise(1, seed=1, size=(5, 5))[0])

@@ -274,6 +274,7 @@ def test_run_without_a_whole_epoch_starts_again(tmp_path: Path) -> None:
     assert_same_run(stopped, whole)
 
 
+@pytest.mark.slow
 def test_run_that_lost_its_checkpoints_reports_it_and_starts_again(tmp_path: Path) -> None:
     whole, lost = tmp_path / "whole", tmp_path / "lost"
     assert prunus("run", "digits", *settings(**BRIEF), "--out", whole).code == 0

@@ -126,6 +126,7 @@ def test_empty_training_pairs_are_left_out(tmp_path: Path) -> None:
     assert (len(train), train.left_out) == (1, 2)
 
 
+@pytest.mark.slow
 def test_training_pairs_left_out_are_reported(tmp_path: Path) -> None:
     multi30k(tmp_path / "set")
     english, german = counting(SIZES["train"], "train")

@@ -168,6 +168,7 @@ def test_printed_summary_matches_the_file(tmp_path: Path) -> None:
 KINDS = ("dense", "sparse")
 
 
+@pytest.mark.slow
 def test_network_depends_on_the_seed_alone(tmp_path: Path) -> None:
     def run(name: str, seed: int) -> bytes:
         path = tmp_path / name
@@ -234,6 +235,7 @@ def test_every_tensor_keeps_its_smallest_density(tmp_path: Path) -> None:
     assert summary(tmp_path / "run")["nonzero"] <= 506
 
 
+@pytest.mark.slow
 def test_iterative_run_recovers_after_reaching_its_target(tmp_path: Path) -> None:
     chosen = settings(**{**FAST, "epochs": 20})
     assert prunus("run", "digits", *chosen, "--out", tmp_path / "run").code == 0

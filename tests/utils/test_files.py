@@ -84,6 +84,7 @@ NODES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(tree=st.dictionaries(KEYS, NODES, max_size=5))
 def test_a_tree_comes_back_as_it_was(
