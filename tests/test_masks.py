@@ -128,6 +128,11 @@ def test_foreign_masks_are_refused_and_change_nothing() -> None:
     masks = masks_of((4,), (3, 2))
     with pytest.raises(CheckpointError, match="missing weight1; unknown other"):
         masks.load_packed({"weight0": torch.zeros(1, dtype=torch.uint8), "other": torch.zeros(1)})
+    right = masks.packed()
+    with pytest.raises(CheckpointError, match="missing weight1; unknown none"):
+        masks.load_packed({"weight0": right["weight0"]})
+    with pytest.raises(CheckpointError, match="missing none; unknown other"):
+        masks.load_packed({**right, "other": right["weight0"]})
     wrong = {
         "weight0": torch.zeros(4, 1, dtype=torch.uint8),
         "weight1": torch.zeros(9, dtype=torch.uint8),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load
 
 from prunus.export.encodings import InconsistencyError
 from prunus.export.sparse_format import (
@@ -16,6 +17,7 @@ from prunus.export.sparse_format import (
     TensorInfo,
     as_bits,
     can_allocate,
+    encode_tensors,
     part_key,
     read_metadata,
     size_bound,
@@ -26,6 +28,14 @@ ENTRY = {"shape": [2, 3], "index": "columns"}
 
 def content(**fields: Any) -> dict[str, str]:
     return {"prunus": json.dumps({"sparse": 1, "tensors": {"a": ENTRY}, **fields})}
+
+
+def test_safetensors_reads_encoded_tensors_and_their_metadata() -> None:
+    file = encode_tensors({"a": torch.tensor([1.5, -2.0])}, '{"epoch": 3}')
+    assert load(file)["a"].tolist() == [1.5, -2.0]
+    # A file begins with the length of its header and the header, a JSON object.
+    length = int.from_bytes(file[:8], "little")
+    assert json.loads(file[8 : 8 + length])["__metadata__"] == {"prunus": '{"epoch": 3}'}
 
 
 def test_metadata_are_parsed_into_entries_ties_and_facts() -> None:

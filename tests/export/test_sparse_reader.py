@@ -17,7 +17,7 @@ from prunus import PrunusError, SparseFile, SparseFileError, load_sparse, save_s
 from prunus.errors import ArgumentError, ArgumentTypeError
 from prunus.export.encodings import ENCODINGS
 
-from .files import assert_rejected, replace_parts, write_example
+from .files import CHOICES, assert_rejected, replace_parts, scattered, write_example
 
 # Arguments that a type checker would reject.
 LINEAR: Any = nn.Linear
@@ -64,8 +64,10 @@ def test_stored_elements_are_returned_in_order(tmp_path: Path) -> None:
 
 
 def test_stored_bytes_are_those_of_elements_and_index(tmp_path: Path) -> None:
+    weight = scattered((100, 50), 0.1, torch.float32, 1)
     for encoding in ENCODINGS:
-        path = write_example(tmp_path / encoding, encoding)
+        path = tmp_path / encoding
+        save_sparse({"a": weight, "b": torch.ones(3)}, path, encoding=encoding)
         parts = {name: x for name, x in load_file(path).items() if name.startswith("a")}
         assert len(parts) == 1 + len(ENCODINGS[encoding].parts)
         with SparseFile(path) as file:
@@ -143,6 +145,16 @@ def test_a_csr_matrix_has_the_shape_of_the_tensor(tmp_path: Path, encoding: str)
         matrix = file.get_csr("a")
     assert matrix.shape == (40, 30)
     assert torch.equal(matrix.to_dense(), weight.reshape(40, 30))
+
+
+@pytest.mark.parametrize("encoding", CHOICES)
+def test_a_vector_becomes_a_matrix_of_one_column(tmp_path: Path, encoding: str) -> None:
+    save_sparse({"a": torch.tensor([0.0, 7.0, 0.0, 8.0])}, tmp_path / "a", encoding=encoding)
+    with SparseFile(tmp_path / "a") as file:
+        matrix = file.get_csr("a")
+    assert matrix.crow_indices().tolist() == [0, 0, 1, 1, 2]
+    assert matrix.col_indices().tolist() == [0, 0]
+    assert matrix.values().tolist() == [7.0, 8.0]
 
 
 @pytest.mark.parametrize("method", ["get_tensor", "get_elements", "get_csr"])
