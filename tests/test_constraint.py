@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
+import warnings
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from prunus.constraint import Constraint, Mode
+from helpers.pruning import classifier, sgd
+from helpers.states import same
+from prunus import ArgumentError, IterativePruning, Pruner
+from prunus.constraint import Constraint, Mode, constraint_problems
 
 
 @pytest.mark.parametrize(("mode", "bound"), [("max", -math.inf), ("min", math.inf)])
@@ -33,3 +41,125 @@ def test_only_an_unknown_dense_metric_is_replaced() -> None:
 def test_bound_is_named_by_the_side_it_limits(mode: Mode, bound_name: str, relax: str) -> None:
     constraint = Constraint(0.9, mode)
     assert (constraint.bound_name, constraint.relax) == (bound_name, relax)
+
+
+@pytest.mark.parametrize(
+    ("floor", "mode", "fix"),
+    [
+        ("dense+0.1", "max", '"dense-0.1" to allow a smaller one'),
+        ("dense+0.5%", "max", '"dense-0.5%" to allow a smaller one'),
+        ("dense - -2", "max", '"dense-2" to allow a smaller one'),
+        ("dense-0.5%", "min", '"dense+0.5%" to allow a larger one'),
+        ("dense-0.1", "min", '"dense+0.1" to allow a larger one'),
+    ],
+)
+def test_a_floor_better_than_the_dense_metric_is_rejected_with_the_right_sign(
+    floor: str, mode: Mode, fix: str
+) -> None:
+    side = "above" if mode == "max" else "below"
+    message = f'floor={floor!r} with mode="{mode}" asks for a metric {side} that of the dense'
+    with pytest.raises(ArgumentError, match=re.escape(message)) as caught:
+        Constraint(floor, mode)
+    assert fix in str(caught.value)
+    model = classifier()
+    with pytest.raises(ArgumentError, match=re.escape(message)):
+        Pruner(model, sgd(model), floor=floor, mode=mode)
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+@pytest.mark.parametrize("floor", ["dense", "dense+0", "dense-0%", "dense*1.1", "dense*0.9"])
+def test_floors_without_a_wrong_sign_are_accepted(floor: str, mode: Mode) -> None:
+    assert list(filter(None, constraint_problems(floor, mode, 0.5))) == []
+
+
+@given(
+    dense=st.floats(-1e6, 1e6),
+    percent=st.floats(0, 200),
+    mode=st.sampled_from(["max", "min"]),
+)
+def test_the_dense_metric_meets_every_percentage(dense: float, percent: float, mode: Mode) -> None:
+    floor = f"dense{'-' if mode == 'max' else '+'}{percent!r}%"
+    constraint = Constraint(floor, mode, dense)
+    assert constraint.met(dense)
+    assert abs(constraint.bound - dense) == pytest.approx(abs(dense) * percent / 100, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("floor", "mode", "metric", "factor", "fix"),
+    [
+        (98, "max", 0.98, "100", "floor=0.98"),
+        (0.98, "max", 98.0, "100", "floor=98"),
+        ("98", "max", 0.49, "200", "floor=0.98"),
+        (2, "min", 0.02, "100", "floor=0.02"),
+        (0.02, "min", 2.5, "125", "floor=2"),
+    ],
+)
+def test_floors_of_another_unit_are_found(
+    floor: Any, mode: Mode, metric: float, factor: str, fix: str
+) -> None:
+    problem = Constraint(floor, mode).unit_problem(metric)
+    assert problem is not None
+    assert f"differ by a factor of {factor}, " in problem
+    assert f"pass {fix}, or" in problem
+    assert f'"dense{"-" if mode == "max" else "+"}0.5%"' in problem
+    model = classifier()
+    with pytest.raises(ArgumentError, match=re.escape(problem)):
+        Pruner(model, sgd(model), floor=floor, mode=mode, dense_metric=metric)
+
+
+@pytest.mark.parametrize(
+    ("floor", "mode", "metric"),
+    [
+        (0.98, "max", 0.01),  # an accuracy at the start of training
+        (27.2, "max", 2.0),  # a BLEU score early in training
+        (25.0, "min", 30000.0),  # a perplexity at the start
+        (1e-2, "min", 1e-6),
+        (0.0, "max", 35.0),
+        (-1.0, "max", 50.0),
+        (50.0, "max", 0.0),
+        (1.5, "max", 0.9),
+        (None, "max", 50.0),
+        ("dense-0.5", "max", 50.0),
+        ("dense*0.01", "max", 50.0),
+    ],
+)
+def test_floors_of_the_same_unit_are_accepted(floor: Any, mode: Mode, metric: float) -> None:
+    assert Constraint(floor, mode).unit_problem(metric) is None
+
+
+@pytest.mark.parametrize(("floor", "mode", "metric"), [(0.98, "max", 98.0), (2, "min", 0.02)])
+def test_a_floor_that_is_always_met_is_rejected_before_anything_changes(
+    floor: float, mode: Mode, metric: float
+) -> None:
+    model = classifier()
+    pruner = Pruner(model, sgd(model), schedule=IterativePruning(), floor=floor, mode=mode)
+    before, schedule = pruner.state_dict(), pruner.schedule.state_dict()
+    for call in (pruner.step, pruner.consider, pruner.step):
+        with pytest.raises(ArgumentError, match="differ by a factor of 100, as if their units"):
+            call(metric)
+    assert pruner.sparsity == 0.0
+    assert pruner.schedule.state_dict() == schedule
+    assert same(pruner.state_dict(), before)
+
+
+def test_a_floor_that_is_far_away_is_reported_once() -> None:
+    model = classifier()
+    pruner = Pruner(model, sgd(model), schedule=IterativePruning(), floor=98)
+    with pytest.warns(
+        UserWarning, match=r"pass floor=0\.98, .*Nothing is removed until it is met$"
+    ):
+        assert pruner.step(0.976).removed == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert pruner.step(0.977).removed == 0
+
+
+def test_a_percentage_is_described_with_the_number_that_it_is() -> None:
+    for mode, floor, text in (
+        ("max", "dense-2%", "'dense-2%' (49, which is 2 percent of the dense metric 50 below it)"),
+        ("min", "dense+2%", "'dense+2%' (51, which is 2 percent of the dense metric 50 above it)"),
+        ("max", "dense-0.5", "'dense-0.5' (49.5)"),
+    ):
+        chosen: Any = mode
+        assert Constraint(floor, chosen, 50.0).description == text
+    assert Constraint("dense-2%").description == "'dense-2%' (unknown)"

@@ -194,7 +194,18 @@ def test_the_state_of_another_schedule_is_refused() -> None:
             lambda: GradualPruning(kept=2, begin=1.5, end=5),  # type: ignore[arg-type]
             "begin must be a whole number",
         ),
-        (lambda: OneShot(sparsity=90), "sparsity must be above 0 and below 1, but is 90"),
+        (
+            lambda: OneShot(sparsity=90),
+            "sparsity must be above 0 and below 1, but is 90: pass sparsity=0.9 for 90 percent",
+        ),
+        (
+            lambda: IterativePruning(fraction=10, target=97.5),
+            "but is 10: pass fraction=0.1 for 10 percent; .* target=0.975 for 97.5 percent$",
+        ),
+        (
+            lambda: OneShot(sparsity=100),
+            "^sparsity must be above 0 and below 1, but is 100$",
+        ),
         (lambda: OneShot(sparsity=0.5, at=0), "at must be at least 1 or None, but is 0"),
         (lambda: Constraint(mode="up"), "mode must be 'max' or 'min', but is 'up'"),  # type: ignore[arg-type]
         (lambda: Constraint("dense/2"), 'floor must be a number, or "dense-0.005"'),
@@ -215,6 +226,13 @@ def test_invalid_arguments_are_rejected(make: Callable[[], Any], message: str) -
         ("dense+0.5", "min", 2.0, 2.5),
         ("dense*1.5", "min", 2.0, 3.0),
         ("dense-1e-2", "max", 1.01, 1.0),
+        ("dense-0.5%", "max", 0.98, 0.9751),
+        ("dense - 0.5 %", "max", 50.0, 49.75),
+        ("dense+2%", "min", 25.0, 25.5),
+        ("dense*99%", "max", 2.0, 1.98),
+        # A log-likelihood: 10 percent of its size below it.
+        ("dense-10%", "max", -2.0, -2.2),
+        ("dense+10%", "min", -2.0, -1.8),
     ],
 )
 def test_a_floor_has_the_value_computed_by_hand(
@@ -231,7 +249,22 @@ def test_a_floor_has_the_value_computed_by_hand(
     assert not floor.better(exact, exact)
 
 
-@pytest.mark.parametrize("bound", ["", "nan", "inf", "dense-", "dense-x", "dens", float("nan")])
+@pytest.mark.parametrize(
+    "bound",
+    [
+        "",
+        "nan",
+        "inf",
+        "dense-",
+        "dense-x",
+        "dens",
+        float("nan"),
+        "98%",
+        "dense-%",
+        "dense%",
+        "dense-5%%",
+    ],
+)
 def test_invalid_floors_are_rejected(bound: Any) -> None:
     with pytest.raises(PrunusError, match="floor must be a number, or"):
         Constraint(bound)

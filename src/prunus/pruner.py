@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -40,8 +41,7 @@ from prunus._utils.checks import (
     raise_problems,
     type_problem,
 )
-from prunus._utils.fields import value_problems
-from prunus.constraint import Constraint, Mode
+from prunus.constraint import Constraint, Mode, constraint_problems
 from prunus.errors import (
     FloorNotReachedError,
     NonFiniteError,
@@ -96,8 +96,10 @@ class Pruner:
             must move the weights at each call of its ``step``, because each call counts as a step.
         penalty: The penalty that shrinks irrelevant weights; None for no penalty.
         schedule: When and how much to remove; None for never (:meth:`prune` removes by hand).
-        floor: The validation metric that a delivered model must meet: a number, or relative to the
-            dense network, "dense-0.005". Default None: any metric meets it.
+        floor: The validation metric that a delivered model must meet: a number, in the metric's
+            unit, or relative to the dense network: "dense-0.5%" is 0.5 percent of the dense metric
+            below it, "dense-0.005" is 0.005 below it, in the metric's unit. With ``mode="min"``,
+            "dense+2%". Default None: any metric meets it.
         mode: "max" (default) if larger metrics are better, "min" if smaller are.
         dense_metric: The metric that "dense" stands for in a relative floor. Default None: the
             first metric that the pruner receives.
@@ -158,11 +160,10 @@ class Pruner:
         keep_best: bool = True,
         max_grad_norm: float | None = None,
     ) -> None:
-        constraint = {"floor": floor, "mode": mode, "dense_metric": dense_metric}
         raise_problems(
             model_problem(model),
             optimizer_problem(optimizer),
-            *value_problems(Constraint, constraint),
+            *constraint_problems(floor, mode, dense_metric),
             *argument_problems(penalty, schedule, score, min_density, selection),
             type_problem("masks", masks, Mapping, "masks by name", optional=True),
             grad_norm_problem(max_grad_norm),
@@ -276,7 +277,8 @@ class Pruner:
             The outcome.
 
         Raises:
-            ArgumentError: The schedule or the floor needs a metric and got none.
+            ArgumentError: The schedule or the floor needs a metric and got none, or the first
+                metric has another unit than the floor, which it meets by far.
             ArgumentTypeError: The metric is not a number.
             NonFiniteError: The metric is NaN or infinite, or scores are NaN.
             PrunusError: Removed weights are not zero, so that the metric is not that of the sparse
@@ -331,12 +333,26 @@ class Pruner:
         self._check_zeros()
         if not math.isfinite(metric):
             raise NonFiniteError(f"{_METRIC} must be finite, but is {metric}")
+        if self.constraint.dense_metric is None:
+            self._check_unit(metric)
         self.constraint = self.constraint.with_dense_metric(metric)
         return (
             self.keep_best
             and self.constraint.met(metric)
             and self._best.offer(self.model, self.masks, metric, self.constraint)
         )
+
+    def _check_unit(self, metric: float) -> None:
+        """Check the first metric against a floor that may have another unit.
+
+        A floor that is always met would prune the model to nothing, which is an error. One that is
+        far away may be reached from random weights, in BLEU for example, which is a warning.
+        """
+        problem = self.constraint.unit_problem(metric)
+        if problem is None:
+            return
+        raise_problems(problem if self.constraint.met(metric) else None)
+        warnings.warn(f"{problem}. Nothing is removed until it is met", stacklevel=4)
 
     def prune(self, *, sparsity: float | None = None, kept: int | None = None) -> int:
         """Remove weights now, down to a sparsity or a number of kept prunable weights.
@@ -376,9 +392,8 @@ class Pruner:
                 self._hooks.application.remainders.clear()  # they belong to the weights before
         elif self.constraint.floor is not None and self.keep_best:
             constraint = self.constraint
-            bound = "unknown" if self.floor is None else f"{self.floor:.6g}"
             raise FloorNotReachedError(
-                f"no validation met the {constraint.bound_name} {constraint.floor!r} ({bound}): "
+                f"no validation met the {constraint.bound_name} {constraint.description}: "
                 f"{constraint.relax} it, train longer, or remove less"
             )
 

@@ -27,7 +27,7 @@ BASE = ImageConfig(
 )
 
 WHOLE, NUMBER = "a whole number", "a number"
-FLOOR = 'floor must be a number, or "dense-0.005", "dense+0.1" or "dense*0.99", but is'
+FLOOR = 'floor must be a number, or "dense-0.005", "dense-0.5%", "dense+2%" or "dense*0.99", but'
 
 # Setting: a text, its value, and texts that are rejected, each with the reason.
 SETTINGS: dict[str, tuple[str, Any, dict[str, str]]] = {
@@ -132,7 +132,7 @@ def _is_number(text: str) -> bool:
         ("dense", "dense"),
         ("dense-0.01", "dense-0.01"),
         ("dense*0.99", "dense*0.99"),
-        ("dense + 0.1", "dense + 0.1"),
+        ("dense - 0.1", "dense - 0.1"),
     ],
 )
 def test_floor_accepts_numbers_and_relative_bounds(text: str, value: float | str | None) -> None:

@@ -81,6 +81,8 @@ def number_problem(
     Example:
         >>> number_problem("fraction", 1.5, above=0, below=1)
         'fraction must be above 0 and below 1, but is 1.5'
+        >>> number_problem("sparsity", 90, above=0, below=1)
+        'sparsity must be above 0 and below 1, but is 90: pass sparsity=0.9 for 90 percent'
     """
     if value is None and optional:
         return None
@@ -97,6 +99,10 @@ def number_problem(
     noun = "" if is_number else "a whole number" if whole else "a finite number"
     expected = _expected_number(noun, above, least, below, most)
     problem = f"{name} must be {expected}{' or None' * optional}, but is {_shown(value)}"
+    if is_number and not whole and (below == 1 or most == 1) and 2 < value <= 100:
+        bounds: dict[str, Any] = {"above": above, "least": least, "below": below, "most": most}
+        if number_problem(name, value / 100, **bounds) is None:
+            problem += f": pass {name}={value / 100:g} for {value:g} percent"
     return problem if _is_number(value) else TypeProblem(problem)
 
 

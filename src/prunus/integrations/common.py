@@ -12,8 +12,7 @@ from torch import nn
 
 from prunus._engine.preconditions import argument_problems, missing_metric_problem
 from prunus._utils.checks import raise_problems, type_problem
-from prunus._utils.fields import value_problems
-from prunus.constraint import Constraint, Mode
+from prunus.constraint import Mode, constraint_problems
 from prunus.errors import ArgumentError, PrunusError
 from prunus.masks import Masks
 from prunus.penalties.relevance import RelevancePenalty
@@ -98,10 +97,7 @@ class CallbackArguments:
             *argument_problems(
                 self.penalty, self.schedule, self.score, self.min_density, self.selection
             ),
-            *value_problems(
-                Constraint,
-                {"floor": self.floor, "mode": self.mode, "dense_metric": self.dense_metric},
-            ),
+            *constraint_problems(self.floor, self.mode, self.dense_metric),
             type_problem("metric", self.metric, str, "the name of a metric", optional=True),
             type_problem("masks", self.masks, Mapping, "masks by name", optional=True),
         )

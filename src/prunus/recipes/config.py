@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from prunus._utils.checks import number_problem, raise_problems
 from prunus._utils.fields import checked, help_of, number, setting, value_problems
-from prunus.constraint import Constraint, Mode
+from prunus.constraint import Constraint, Mode, constraint_problems
 from prunus.errors import ArgumentError, CheckpointError, PrunusError, listing, nearest
 from prunus.penalties.coefficients import (
     Coefficient,
@@ -185,7 +185,8 @@ class Config:
         None,
         by=_floor_problem,
         help="Bound on the validation metric that the delivered network must meet: a number, or "
-        'relative to the dense network, such as "dense-0.005".',
+        'relative to the dense network, such as "dense-0.005", or "dense-0.5%" for 0.5 percent of '
+        'its metric ("dense+0.5%" for a loss).',
     )
     score: Literal["magnitude", "taylor", "random"] = setting(
         "magnitude",
@@ -246,6 +247,8 @@ class Config:
                 f"ratio must be above 1 with schedule={self.schedule}, but is {self.ratio!r}; "
                 "only schedule=iterative accepts 0, for no target"
             )
+        if "floor" not in wrong:
+            yield from filter(None, constraint_problems(self.floor, self.mode, None))
         gradual = self.schedule == "gradual"  # the only schedule with an end
         bounds_known = not {"schedule_begin", "schedule_end"} & set(wrong)
         if bounds_known and gradual and self.schedule_begin >= self.schedule_end:
