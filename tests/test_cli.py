@@ -79,6 +79,7 @@ def test_recipes_are_listed_with_summary_and_data() -> None:
         [name, recipe.summary, recipe.data or "--data FOLDER"] for name, recipe in RECIPES.items()
     ]
     assert {"digits", "mnist-lenet300", "mnist-lenet5", "fashion-lenet5"} <= RECIPES.keys()
+    assert {"cifar10-resnet20", "cifar10-resnet32"} <= RECIPES.keys()
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,14 @@ SETTINGS: dict[str, tuple[str, Any, dict[str, str]]] = {
         {"x": NUMBER, "0": "above 0 and below 1", "1": "above 0 and below 1", "nan": "above 0"},
     ),
     "shift": ("2", 2, {"x": WHOLE, "-1": "at least 0"}),
+    "flip": ("true", True, {"half": "true or false", "1": "true or false"}),
+    "channels_last": ("true", True, {"nhwc": "true or false", "1": "true or false"}),
     "momentum": ("0", 0.0, {"x": NUMBER, "1": "from 0 to below 1", "-0.1": "from 0 to below 1"}),
+    "weight_decay": (
+        "5e-4",
+        5e-4,
+        {"x": NUMBER, "-1": "at least 0", "inf": "a finite number of at least 0"},
+    ),
 }
 
 
@@ -229,6 +236,7 @@ def test_setting_without_effect_is_reported_once(settings: list[str], messages: 
 
 # The settings of each kind of recipe that change its dense network or its teacher outputs.
 DENSE = {"dense_epochs", "batch_size", "dense_lr", "warmup", "max_grad_norm", "autocast"}
+IMAGES = {"validation", "shift", "flip", "channels_last", "momentum", "weight_decay"}
 LANGUAGE = {
     *("vocabulary", "length", "width", "layers", "heads", "feed_forward", "dropout"),
     *("label_smoothing", "accumulation", "beta1", "beta2"),
@@ -238,7 +246,7 @@ LANGUAGE = {
 @pytest.mark.parametrize(
     ("name", "dense", "teacher"),
     [
-        ("digits", {"validation", "shift", "momentum"}, set()),
+        ("digits", IMAGES, set()),
         ("shakespeare-lm", LANGUAGE, set()),
         (
             "multi30k-translation",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,13 @@ import torch
 
 from helpers.commands import prunus, settings, summary
 from prunus.errors import DataError, PrunusError
-from prunus.recipes.data.images import Images, load_digits, load_hub_images, shift_images
+from prunus.recipes.data.images import Images, load_digits, load_hub_images
 from prunus.recipes.registry import RECIPES
-from prunus.recipes.tasks.classification import ImageConfig
 
 datasets = pytest.importorskip("datasets")
 Pillow = pytest.importorskip("PIL.Image")
 
-Pixels = np.ndarray[Any, Any]
-
-CLASSES = [str(digit) for digit in range(10)]
+from recipes.images import Pixels, noise, write  # noqa: E402
 
 
 @pytest.fixture
@@ -33,31 +29,6 @@ def folder(tmp_path: Path) -> Path:
     write(tmp_path / "set", "train", noise(40, seed=1))
     write(tmp_path / "set", "test", noise(20, seed=2))
     return tmp_path / "set"
-
-
-def noise(count: int, seed: int, size: tuple[int, int] = (28, 28)) -> Pixels:
-    return np.random.default_rng(seed).integers(0, 256, (count, *size), dtype=np.uint8)
-
-
-def write(
-    folder: Path,
-    split: str,
-    images: Sequence[Any] | Pixels,
-    labels: Sequence[Any] | None = None,
-    *,
-    columns: tuple[str, str] = ("image", "label"),
-    features: tuple[Any, Any] | None = None,
-) -> Path:
-    path = folder / "mnist" / f"{split}-00000-of-00001.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cells = [Pillow.fromarray(cell) if isinstance(cell, np.ndarray) else cell for cell in images]
-    labels = [index % 10 for index in range(len(cells))] if labels is None else list(labels)
-    kinds = features or (datasets.Image(), datasets.ClassLabel(names=CLASSES))
-    datasets.Dataset.from_dict(
-        dict(zip(columns, (cells, labels), strict=True)),
-        features=datasets.Features(dict(zip(columns, kinds, strict=True))),
-    ).to_parquet(path)
-    return path
 
 
 def load(
@@ -90,6 +61,43 @@ def test_pixels_are_decoded_exactly_and_normalized_by_training_images(
     assert images.train.inputs.std().item() == pytest.approx(1, abs=1e-5)
     # Noise differs, so that a normalization over other images is detected here.
     assert abs(images.test.inputs.mean().item()) > 1e-5
+
+
+def test_color_pixels_are_normalized_by_channel(tmp_path: Path) -> None:
+    scale = np.array([1.0, 0.5, 0.25])  # so that the channels differ in mean and deviation
+    pixels = {
+        split: (noise(count, seed=count, size=(4, 6, 3)) * scale).astype(np.uint8)
+        for split, count in (("train", 12), ("test", 8))
+    }
+    for split, images in pixels.items():
+        write(tmp_path / "set", split, images, columns=("img", "label"))
+    loaded = load_hub_images(
+        str(tmp_path / "set"),
+        size=(4, 6),
+        color=True,
+        columns=("img", "label"),
+        validation=0.25,
+        seed=0,
+    )
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(0)).numpy()
+    held, rest = pixels["train"][order[:3]], pixels["train"][order[3:]]
+    mean, deviation = rest.mean(axis=(0, 1, 2)), rest.std(axis=(0, 1, 2), ddof=1)
+    parts = ((loaded.train, rest), (loaded.validation, held), (loaded.test, pixels["test"]))
+    for part, images in parts:
+        expected = torch.from_numpy((images - mean) / deviation).movedim(-1, 1)
+        assert part.inputs.is_contiguous()
+        torch.testing.assert_close(part.inputs, expected.float(), rtol=1e-5, atol=1e-5)
+
+
+def test_channel_of_a_single_value_is_rejected(tmp_path: Path) -> None:
+    pixels = noise(8, seed=1, size=(4, 4, 3))
+    pixels[..., 1] = 7
+    for split in ("train", "test"):
+        write(tmp_path / "set", split, pixels)
+    with pytest.raises(
+        DataError, match="channel 1 of the images of the train split has a single value everywhere"
+    ):
+        load_hub_images(str(tmp_path / "set"), size=(4, 4), color=True, validation=0.25, seed=0)
 
 
 def test_labels_match_their_images(tmp_path: Path) -> None:
@@ -228,7 +236,7 @@ def test_split_without_rows_is_reported(tmp_path: Path, empty: str) -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
 def test_truncated_file_is_reported(folder: Path, share: float) -> None:
-    path = folder / "mnist" / "train-00000-of-00001.parquet"
+    path = folder / "data" / "train-00000-of-00001.parquet"
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(DataError, match=r"cannot load .*set: a file may be empty, truncated"):
@@ -344,7 +352,7 @@ def test_labels_that_are_not_integers_are_reported(
         load(tmp_path / "set")
 
 
-def test_training_images_of_a_single_colour_are_rejected(tmp_path: Path) -> None:
+def test_training_images_of_a_single_color_are_rejected(tmp_path: Path) -> None:
     """Their deviation is zero, and a division by it would turn every input into NaN."""
     for split in ("train", "test"):
         write(tmp_path / "set", split, np.full((8, 28, 28), 7, dtype=np.uint8))
@@ -396,33 +404,10 @@ def test_seed_chooses_the_validation_digits() -> None:
     assert flat(one.validation.inputs) != flat(other.validation.inputs)
 
 
-def test_shifted_images_keep_their_content() -> None:
-    images = torch.rand(50, 2, 5, 6) + 1
-    moved = shift_images(images, 2, torch.Generator().manual_seed(0))
-    room = torch.full((50, 2, 9, 10), images.min().item())
-    room[:, :, 2:7, 2:8] = images
-    seen = set()
-    for before, after in zip(room, moved, strict=True):
-        places = [
-            (y, x)
-            for y in range(5)
-            for x in range(5)
-            if torch.equal(before[:, y : y + 5, x : x + 6], after)
-        ]
-        assert len(places) == 1
-        seen.update(places)
-    assert len(seen) > 15  # of 25, in 50 draws
-    assert shift_images(images, 0, torch.Generator()) is images
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [
-        name
-        for name, recipe in RECIPES.items()
-        if isinstance(recipe.config, ImageConfig) and name != "digits"
-    ],
+    [name for name, recipe in RECIPES.items() if "28×28" in recipe.columns],
 )
 def test_image_recipe_runs_from_a_folder(tmp_path: Path, name: str) -> None:
     """The images are bright in a place that depends on their class."""

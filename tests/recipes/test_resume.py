@@ -245,7 +245,7 @@ def test_kill_around_any_write_changes_no_bit(
         },
         {"apply": "gradient", "strength_schedule": "lr"},
         {"min_density": 0.02, "biases": "false"},
-        {"initial_weights": "random", "floor": "none", "shift": 1},
+        {"initial_weights": "random", "floor": "none", "shift": 1, "flip": "true"},
     ],
     ids=lambda choice: "-".join(map(str, choice.values())),
 )

@@ -10,7 +10,7 @@ import torch
 
 from prunus._version import VERSION
 
-__all__ = ["system_info"]
+__all__ = ["has_bfloat16", "system_info"]
 
 
 def system_info() -> dict[str, str | int]:
@@ -24,6 +24,16 @@ def system_info() -> dict[str, str | int]:
         "cores": os.cpu_count() or 0,
         "threads": torch.get_num_threads(),
     }
+
+
+def has_bfloat16() -> bool:
+    """Return whether the processor has instructions for products in bfloat16.
+
+    Without them torch emulates such products. False where torch does not report instructions.
+    """
+    # The function is newer than the oldest torch that prunus accepts.
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(name.endswith("bf16") and value is True for name, value in capabilities.items())
 
 
 def _processor() -> str:

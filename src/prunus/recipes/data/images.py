@@ -10,18 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from prunus._utils.extras import missing_extra
 from prunus.errors import DataError
 from prunus.recipes.data.splits import get_split, load_splits
 
-__all__ = ["Images", "Split", "load_digits", "load_hub_images", "shift_images"]
+__all__ = ["Images", "Split", "load_digits", "load_hub_images"]
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Normalized inputs with their labels.
+    """Inputs with their labels, each channel normalized by the training images.
 
     Attributes:
         inputs: Of shape (n, channels, height, width), float32.
@@ -74,16 +73,18 @@ def load_hub_images(
     source: str,
     *,
     size: tuple[int, int],
+    color: bool = False,
     classes: int = 10,
     columns: tuple[str, str] = ("image", "label"),
     validation: float,
     seed: int,
 ) -> Images:
-    """Load grey images with labels from the Hugging Face Hub or a folder of the same layout.
+    """Load images with labels from the Hugging Face Hub or a folder of the same layout.
 
     Args:
         source: A name on the Hub, or the path of a folder.
         size: Height and width that the images must have.
+        color: Whether to read red, green and blue, instead of shades of grey.
         classes: The number of labels, which count from 0.
         columns: The names of the image and the label column.
         validation: The fraction of the training images to set apart for validation.
@@ -95,34 +96,17 @@ def load_hub_images(
     loaded = load_splits(source)
     raw = {
         split: _decode(
-            _undecoded(loaded, source, split, columns), source, split, size, classes, columns
+            _undecoded(loaded, source, split, columns),
+            source,
+            split,
+            size,
+            color,
+            classes,
+            columns,
         )
         for split in ("train", "test")
     }
     return _images(raw["train"], raw["test"], 255.0, validation, seed)
-
-
-def shift_images(images: torch.Tensor, most: int, generator: torch.Generator) -> torch.Tensor:
-    """Return images shifted by random numbers of pixels and filled with the darkest value.
-
-    Args:
-        images: Of shape (n, channels, height, width).
-        most: The largest shift in each direction; with 0 the images are returned unchanged.
-        generator: The random numbers of the shifts.
-
-    Example:
-        >>> shift_images(torch.ones(2, 1, 3, 3), 1, torch.Generator().manual_seed(0)).shape
-        torch.Size([2, 1, 3, 3])
-    """
-    if most == 0:
-        return images
-    count, _, height, width = images.shape
-    padded = functional.pad(images, (most,) * 4, value=images.min().item())
-    down, across = torch.randint(2 * most + 1, (2, count, 1), generator=generator)
-    rows = (down + torch.arange(height))[:, :, None]
-    columns = (across + torch.arange(width))[:, None, :]
-    # Indices on both sides of the colour channels move those to the end.
-    return padded[torch.arange(count)[:, None, None], :, rows, columns].movedim(-1, 1)
 
 
 def _decode(
@@ -130,16 +114,18 @@ def _decode(
     source: str,
     split: str,
     size: tuple[int, int],
+    color: bool,
     classes: int,
     columns: tuple[str, str],
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     from PIL import Image as Pillow
 
-    images = np.empty((len(found), *size), dtype=np.uint8)
+    mode, channels = ("RGB", (3,)) if color else ("L", ())
+    images = np.empty((len(found), *size, *channels), dtype=np.uint8)
     for index, cell in enumerate(found[columns[0]]):
         try:
             content = cell["bytes"] or Path(cell["path"]).read_bytes()
-            image = Pillow.open(io.BytesIO(content)).convert("L")
+            image = Pillow.open(io.BytesIO(content)).convert(mode)
         except Exception as error:  # the library raises whatever its decoders do
             raise DataError(
                 f"image {index} of the {split} split of {source} cannot be decoded: {error}"
@@ -187,18 +173,28 @@ def _images(
             f"are {len(labels)} training images"
         )
     chosen, rest = order[:count], order[count:]
-    mean, deviation = pixels[rest].mean(), pixels[rest].std()
-    if not deviation > 0:
-        raise DataError("the images of the train split all have the same single colour")
+    train_pixels, validation_pixels = pixels[rest], pixels[chosen]
+    del pixels  # color images fill hundreds of megabytes
     test_pixels, test_labels = _tensors(test, scale)
+    for channel in range(train_pixels.shape[1]):
+        mean, deviation = train_pixels[:, channel].mean(), train_pixels[:, channel].std()
+        if not deviation > 0:
+            raise DataError(
+                f"channel {channel} of the images of the train split has a single value "
+                f"everywhere, {scale * mean:g}: choose another --data"
+            )
+        for part in (train_pixels, validation_pixels, test_pixels):
+            part[:, channel].sub_(mean).div_(deviation)
     return Images(
-        train=Split((pixels[rest] - mean) / deviation, labels[rest]),
-        validation=Split((pixels[chosen] - mean) / deviation, labels[chosen]),
-        test=Split((test_pixels - mean) / deviation, test_labels),
+        train=Split(train_pixels, labels[rest]),
+        validation=Split(validation_pixels, labels[chosen]),
+        test=Split(test_pixels, test_labels),
     )
 
 
 def _tensors(raw: Sequence[Any], scale: float) -> tuple[torch.Tensor, torch.Tensor]:
     images, labels = raw
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).to(torch.float32) / scale
-    return pixels.unsqueeze(1), torch.from_numpy(np.ascontiguousarray(labels)).to(torch.int64)
+    pixels = torch.from_numpy(np.ascontiguousarray(images)).to(torch.float32).div_(scale)
+    # Channels come last in a decoded image, and a grey one has no dimension for them.
+    pixels = pixels.movedim(-1, 1).contiguous() if pixels.dim() == 4 else pixels.unsqueeze(1)
+    return pixels, torch.from_numpy(np.ascontiguousarray(labels)).to(torch.int64)
