@@ -388,9 +388,9 @@ def test_both_checkpoints_are_kept_until_the_next_is_complete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     directory = RunDirectory(tmp_path)
-    directory.checkpoint_file.parent.mkdir()
-    directory.save_checkpoint({"epoch": 1})
-    directory.save_checkpoint({"epoch": 2})
+    directory.checkpoints.folder.mkdir()
+    directory.checkpoints.save({"epoch": 1})
+    directory.checkpoints.save({"epoch": 2})
     before = contents(tmp_path)
 
     def full(*_: object) -> None:
@@ -401,13 +401,13 @@ def test_both_checkpoints_are_kept_until_the_next_is_complete(
     with pytest.raises(
         PrunusError, match=r"safetensors: No space left on device\. Files written before"
     ):
-        directory.save_checkpoint({"epoch": 3})
+        directory.checkpoints.save({"epoch": 3})
     assert contents(tmp_path) == before
     monkeypatch.undo()
-    directory.save_checkpoint({"epoch": 3})
+    directory.checkpoints.save({"epoch": 3})
     held = [
         load_tree(path)["epoch"]
-        for path in (directory.checkpoint_file, directory.previous_checkpoint_file)
+        for path in (directory.checkpoints.last, directory.checkpoints.previous)
     ]
     assert held == [3, 2]
 

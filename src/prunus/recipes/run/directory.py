@@ -6,19 +6,14 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from prunus._utils.files import (
-    link_or_copy,
-    load_tree,
-    report_write_errors,
-    save_tree,
-    write_atomically,
-)
+from prunus._utils.files import report_write_errors, write_atomically
 from prunus.errors import CheckpointError, PrunusError, listing
 from prunus.export.sparse_reader import load_sparse
+from prunus.recipes.run.checkpoints import Checkpoints
 
 __all__ = ["RunDirectory"]
 
@@ -47,9 +42,7 @@ class RunDirectory:
     Attributes:
         path: The directory.
         config_file: The identity of the run: recipe, seed, data and settings.
-        checkpoint_file: The state to resume from, replaced after every epoch.
-        previous_checkpoint_file: The checkpoint before that, because a crash may damage the newest
-            one.
+        checkpoints: The states to resume from.
         dense_file: The dense network at the end of its training.
         after_dense_file: The random states then, from which another run continues to the same
             bits.
@@ -63,11 +56,10 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config_file = path / "config.json"
-        self.checkpoint_file = path / "checkpoints" / "last.safetensors"
-        self.previous_checkpoint_file = path / "checkpoints" / "previous.safetensors"
-        self.dense_file = path / "checkpoints" / "dense.safetensors"
-        self.after_dense_file = path / "checkpoints" / "after-dense.safetensors"
-        self.teacher_outputs_file = path / "checkpoints" / "teacher-outputs.safetensors"
+        self.checkpoints = Checkpoints(path / "checkpoints")
+        self.dense_file = self.checkpoints.folder / "dense.safetensors"
+        self.after_dense_file = self.checkpoints.folder / "after-dense.safetensors"
+        self.teacher_outputs_file = self.checkpoints.folder / "teacher-outputs.safetensors"
         self.model_file = path / "model.safetensors"
         self.metrics_file = path / "metrics.jsonl"
         self.summary_file = path / "summary.json"
@@ -118,7 +110,7 @@ class RunDirectory:
 
     def _create(self) -> list[Path]:
         """Create the missing directories; return them, the outermost first."""
-        innermost = self.checkpoint_file.parent
+        innermost = self.checkpoints.folder
         paths = (innermost, *innermost.parents)
         missing = [path for path in paths if not path.exists()][::-1]
         created = []
@@ -137,8 +129,8 @@ class RunDirectory:
         """Remove temporary files of processes that were killed while they wrote."""
         files = (
             self.config_file,
-            self.checkpoint_file,
-            self.previous_checkpoint_file,
+            self.checkpoints.last,
+            self.checkpoints.previous,
             self.dense_file,
             self.after_dense_file,
             self.teacher_outputs_file,
@@ -155,7 +147,7 @@ class RunDirectory:
             raise PrunusError(
                 f"{self.path} holds a run already; resume it with --resume, or choose another --out"
             )
-        own = {self._lock.name, self.checkpoint_file.parent.name}
+        own = {self._lock.name, self.checkpoints.folder.name}
         foreign = sorted(
             entry.name
             for entry in self.path.iterdir()
@@ -209,47 +201,9 @@ class RunDirectory:
             )
 
     @property
-    def has_checkpoint(self) -> bool:
-        """Whether there is a checkpoint to resume from."""
-        return self.checkpoint_file.exists() or self.previous_checkpoint_file.exists()
-
-    @property
     def metric_lines(self) -> int:
         """The number of lines in the file of metrics."""
         return self.metrics_file.read_bytes().count(b"\n") if self.metrics_file.exists() else 0
-
-    def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Write a checkpoint, and keep the previous one.
-
-        Raises:
-            PrunusError: It cannot be written; the two previous ones are intact.
-        """
-        save_tree(self.checkpoint_file, state, previous=self.previous_checkpoint_file)
-
-    def load_checkpoint(self, report: Callable[[str], None]) -> dict[str, Any]:
-        """Return the newest checkpoint, or the previous one if the newest is damaged.
-
-        Args:
-            report: Receives a message if it is the previous one.
-
-        Raises:
-            CheckpointError: There is none, or both are damaged.
-        """
-        try:
-            return load_tree(self.checkpoint_file)
-        except CheckpointError as error:
-            if not self.previous_checkpoint_file.exists():
-                raise
-            try:
-                state = load_tree(self.previous_checkpoint_file)
-            except CheckpointError as other:
-                raise CheckpointError(
-                    f"{error}; the previous one cannot be used either: {other}"
-                ) from other
-            report(f"{error}. Resuming from the previous one")
-        # Else the damaged one would become the previous one of the next.
-        link_or_copy(self.previous_checkpoint_file, self.checkpoint_file)
-        return state
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Append a line to the metrics."""

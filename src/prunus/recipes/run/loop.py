@@ -38,7 +38,7 @@ def train(context: RunContext, state: RunState, phase: Phase) -> None:
 def save_checkpoint(context: RunContext, state: RunState, phase: Phase) -> None:
     """Write a checkpoint of the current state."""
     tree = state.as_tree(phase.state_dict())
-    context.directory.save_checkpoint(
+    context.directory.checkpoints.save(
         {"run": context.identity, "data": context.task.fingerprint, **tree}
     )
 

@@ -57,7 +57,7 @@ class Phase:
             self.load_state_dict(saved)
         except (KeyError, ValueError, TypeError, PrunusError) as error:
             raise CheckpointError(
-                f"{self.context.directory.checkpoint_file} is not a checkpoint of this recipe: "
+                f"{self.context.directory.checkpoints.last} is not a checkpoint of this recipe: "
                 f"{error}; restore its own checkpoint, or start again in another --out"
             ) from error
         state.phase_state = None

@@ -80,7 +80,7 @@ def run(
                 return complete
         progress.report(f"data: {data or recipe.data}")
         context, state = _prepare(recipe, config, directory, progress, identity, stop)
-        if dense is not None and not directory.has_checkpoint:
+        if dense is not None and not directory.checkpoints:
             check_donor(context)
         if not resume:
             directory.write_config(identity)
@@ -131,7 +131,7 @@ def _load_checkpoint(context: RunContext, state: RunState, *, resume: bool) -> N
         CheckpointError: It is damaged, or one of another run or other data.
     """
     directory, progress = context.directory, context.progress
-    if not directory.has_checkpoint:
+    if not directory.checkpoints:
         if resume:
             # The first line of metrics is written before the first checkpoint.
             lost = directory.metric_lines > 1
@@ -139,12 +139,12 @@ def _load_checkpoint(context: RunContext, state: RunState, *, resume: bool) -> N
             progress.report(f"{reason}, so the run starts again")
         directory.truncate_metrics(0)
         return
-    tree = directory.load_checkpoint(progress.report)
+    tree = directory.checkpoints.load(progress.report)
     if tree.get("run") != context.identity:
         raise CheckpointError(
-            f"{directory.checkpoint_file} is not a checkpoint of this run but of another one, with "
-            "other settings or another seed; restore its own checkpoint, or start again in another "
-            "--out"
+            f"{directory.checkpoints.last} is not a checkpoint of this run but of another one, "
+            "with other settings or another seed; restore its own checkpoint, or start again in "
+            "another --out"
         )
     if tree.get("data") != context.task.fingerprint:
         raise CheckpointError(
@@ -157,8 +157,8 @@ def _load_checkpoint(context: RunContext, state: RunState, *, resume: bool) -> N
         state.load_tree(tree)
     except (KeyError, RuntimeError, TypeError) as error:
         raise CheckpointError(
-            f"{directory.checkpoint_file} is not a checkpoint of this recipe: {error}; restore its "
-            "own checkpoint, or start again in another --out"
+            f"{directory.checkpoints.last} is not a checkpoint of this recipe: {error}; restore "
+            "its own checkpoint, or start again in another --out"
         ) from error
     directory.truncate_metrics(state.metric_lines)
 
