@@ -132,7 +132,10 @@ def test_every_setting_has_a_help_text_in_the_table(name: str) -> None:
     [
         (["--set", "epoch=3"], "there is no setting 'epoch'; did you mean "),
         (["--set", "lr=fast"], "lr must be a number, but is 'fast'"),
-        (["--set", "score=size"], "score must be magnitude, taylor or random, but is 'size'"),
+        (
+            ["--set", "score=size"],
+            "score must be magnitude, fisher, taylor or random, but is 'size'",
+        ),
         (["--set", "epochs"], "'epochs' is not of the form key=value"),
         (["--set", "epochs=0"], "epochs must be at least 1, but is 0"),
         (["--set", "floor=nonsense"], "floor must be a number"),

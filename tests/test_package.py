@@ -55,6 +55,7 @@ def test_the_public_names_are_exactly_these() -> None:
         "ConstantStrength",
         "DataError",
         "ExponentialRelevance",
+        "FisherScore",
         "FloorNotReachedError",
         "GradualPruning",
         "IterativePruning",

@@ -141,11 +141,9 @@ def test_all_arguments_of_another_type_are_reported_at_once() -> None:
 
 def test_a_score_without_gradients_needs_no_observe_method() -> None:
     class Signed:
-        uses_gradient = False
+        memory_names = ()
 
-        def compute(
-            self, weight: torch.Tensor, memory: torch.Tensor | None, *, uniform: Any
-        ) -> torch.Tensor:
+        def compute(self, weight: torch.Tensor, memory: Any, *, uniform: Any) -> torch.Tensor:
             return weight
 
     class Unsaid:
@@ -156,7 +154,7 @@ def test_a_score_without_gradients_needs_no_observe_method() -> None:
     pruner.prune(sparsity=0.25)
     epoch(model, pruner.optimizer)
     assert pruner.masks.kept == 552
-    with pytest.raises(PrunusError, match="without uses_gradient, observe$"):
+    with pytest.raises(PrunusError, match="without memory_names, observe$"):
         Pruner(classifier(), sgd(model), score=Unsaid())  # type: ignore[arg-type]
 
 

@@ -16,6 +16,7 @@ from helpers.states import same
 from prunus import (
     CheckpointError,
     ExponentialRelevance,
+    FisherScore,
     GradualPruning,
     IterativePruning,
     LearningRateStrength,
@@ -36,6 +37,11 @@ RESUMABLE: dict[str, Callable[[], tuple[RelevancePenalty, Schedule, Score]]] = {
         RelevancePenalty(LinearDecayStrength(0.01, steps=10)),
         IterativePruning(fraction=0.15, patience=4),
         TaylorScore(),
+    ),
+    "iterative, fisher": lambda: (
+        RelevancePenalty(0.01, apply="decoupled"),
+        IterativePruning(fraction=0.15, patience=4),
+        FisherScore(smoothing=0.9),
     ),
     "gradual, decoupled, random": lambda: (
         RelevancePenalty(
@@ -238,9 +244,10 @@ def test_state_tensors_of_other_shapes_are_rejected(key: str) -> None:
     pruner = Pruner(model, sgd(model), RelevancePenalty(0.1, smoothing=0.9), score=TaylorScore())
     epoch(model, pruner.optimizer)
     state = pruner.state_dict()
-    state[key] = {"0.weight": torch.ones(3, 4)}
+    wrong = torch.ones(3, 4)
+    state[key] = {"0.weight": {"product": wrong} if key == "score" else wrong}
     with pytest.raises(
-        CheckpointError, match=r"model: 0.weight must have shape \(32, 20\), but has \(3, 4\)"
+        CheckpointError, match=r"model: .*0.weight must have shape \(32, 20\), but has \(3, 4\)"
     ):
         pruner.load_state_dict(state)
 
@@ -252,7 +259,7 @@ def test_loaded_state_tensors_take_the_memory_format_of_the_weights() -> None:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         penalty = RelevancePenalty(0.1, ExponentialRelevance(0.2, relative=True), smoothing=0.9)
-        return model, optimizer, Pruner(model, optimizer, penalty)
+        return model, optimizer, Pruner(model, optimizer, penalty, score=FisherScore())
 
     def steps(parts: tuple[nn.Module, torch.optim.Optimizer, Pruner], count: int) -> None:
         for _ in range(count):
@@ -263,7 +270,7 @@ def test_loaded_state_tensors_take_the_memory_format_of_the_weights() -> None:
     whole, second = start(), start()
     steps(whole, 5)
     state = whole[2].state_dict()
-    for averages in state["averages"], state["score"]:
+    for averages in state["averages"], *state["score"].values():
         for name, tensor in averages.items():  # as a file gives it back
             averages[name] = tensor.clone(memory_format=torch.contiguous_format)
     second[0].load_state_dict(whole[0].state_dict())
@@ -273,6 +280,8 @@ def test_loaded_state_tensors_take_the_memory_format_of_the_weights() -> None:
         steps(parts, 5)
     for one, other in zip(whole[0].parameters(), second[0].parameters(), strict=True):
         assert torch.equal(one, other)
+    for name, memory in whole[2].state_dict()["score"].items():
+        assert torch.equal(memory["fisher"], second[2].state_dict()["score"][name]["fisher"])
 
 
 def test_a_state_that_is_refused_changes_nothing() -> None:

@@ -43,7 +43,7 @@ from prunus.penalties.strengths import (
 from prunus.pruner import Pruner, Validation
 from prunus.runtime import speed_up
 from prunus.schedules import GradualPruning, IterativePruning, OneShot, Schedule
-from prunus.scores import MagnitudeScore, RandomScore, Score, TaylorScore
+from prunus.scores import FisherScore, MagnitudeScore, RandomScore, Score, TaylorScore
 from prunus.selection import Selection, select
 
 __version__ = VERSION
@@ -57,6 +57,7 @@ __all__ = [
     "ConstantStrength",
     "DataError",
     "ExponentialRelevance",
+    "FisherScore",
     "FloorNotReachedError",
     "GradualPruning",
     "IterativePruning",

@@ -2,51 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
 
+from prunus._utils.averages import update_average_
 from prunus._utils.fields import number, validate
-from prunus.errors import PrunusError
 
-__all__ = ["MagnitudeScore", "RandomScore", "Score", "TaylorScore", "Uniform"]
+__all__ = [
+    "FisherScore",
+    "MagnitudeScore",
+    "RandomScore",
+    "Score",
+    "ScoreMemory",
+    "TaylorScore",
+    "Uniform",
+]
 
 
 Uniform = Callable[[int], torch.Tensor]
 """Returns random numbers for a seed."""
 
+ScoreMemory = Mapping[str, torch.Tensor]
+"""What a score remembers of a tensor, or of a chunk of it: tensors of its shape, by name."""
+
 
 class Score(Protocol):
     """Anything that computes the importance of each weight of a tensor.
 
-    A score may keep one tensor of memory per weight tensor, which the pruner keeps and saves.
+    A score that uses gradients names what it remembers of them in :attr:`memory_names`. The pruner
+    keeps a tensor of each name beside each weight tensor, of the same shape, in float32 at least,
+    and saves it. Both methods work element by element, because they receive tensors in chunks.
     """
 
     @property
-    def uses_gradient(self) -> bool:
-        """Whether :meth:`observe` uses the gradient."""
+    def memory_names(self) -> tuple[str, ...]:
+        """Names of the tensors to remember; empty for a score that uses no gradient."""
         ...
 
     def observe(
-        self, weight: torch.Tensor, gradient: torch.Tensor, memory: torch.Tensor | None
-    ) -> torch.Tensor | None:
-        """Return the memory to keep after a gradient of the loss, or None to keep none.
+        self, weight: torch.Tensor, gradient: torch.Tensor, memory: ScoreMemory, *, count: int
+    ) -> None:
+        """Update the memory in place after a gradient of the loss.
 
-        Called before each step, or after each call of the optimizer's closure. The memory has the
-        weight's shape.
+        Called before each step, or after each call of the optimizer's closure, under
+        ``torch.no_grad()``, unless :attr:`memory_names` is empty.
+
+        Args:
+            weight: The chunk, not to be changed. It and the gradient are in the memory's type.
+            gradient: ∂L/∂w, not to be changed.
+            memory: The memory by name, zeros at the first gradient.
+            count: The number of gradients of this tensor so far, this one included.
         """
         ...
 
     def compute(
-        self, weight: torch.Tensor, memory: torch.Tensor | None, *, uniform: Uniform
+        self, weight: torch.Tensor, memory: ScoreMemory, *, uniform: Uniform
     ) -> torch.Tensor:
         """Return the scores of a chunk of a tensor, of its shape.
 
         Args:
             weight: The chunk.
-            memory: The same chunk of what :meth:`observe` returned last.
+            memory: The same chunk of the memory, not to be changed. It is that of at least one
+                gradient, unless :attr:`memory_names` is empty.
             uniform: Returns a random number from 0 to below 1 for each weight of the chunk, given a
                 seed: the same at each call within one pruning, however the tensor is divided into
                 chunks and shards, and others in the next pruning.
@@ -55,84 +75,35 @@ class Score(Protocol):
 
 
 @dataclass(frozen=True)
-class MagnitudeScore:
-    """|w|, the paper's score: the penalty has already made irrelevant weights small.
+class _Memoryless:
+    """A score that uses no gradient."""
 
-    Example:
-        >>> MagnitudeScore().compute(torch.tensor([-2.0, 1.0]), None, uniform=torch.empty).tolist()
-        [2.0, 1.0]
-    """
-
-    uses_gradient: ClassVar[bool] = False
+    memory_names: ClassVar[tuple[str, ...]] = ()
 
     def observe(
-        self,
-        weight: torch.Tensor,
-        gradient: torch.Tensor,
-        memory: torch.Tensor | None,
+        self, weight: torch.Tensor, gradient: torch.Tensor, memory: ScoreMemory, *, count: int
     ) -> None:
         """Keep nothing."""
 
+
+@dataclass(frozen=True)
+class MagnitudeScore(_Memoryless):
+    """|w|, the paper's score: the penalty has already made irrelevant weights small.
+
+    Example:
+        >>> MagnitudeScore().compute(torch.tensor([-2.0, 1.0]), {}, uniform=torch.empty).tolist()
+        [2.0, 1.0]
+    """
+
     def compute(
-        self, weight: torch.Tensor, memory: torch.Tensor | None, *, uniform: Uniform
+        self, weight: torch.Tensor, memory: ScoreMemory, *, uniform: Uniform
     ) -> torch.Tensor:
         """Return the magnitudes."""
         return weight.abs()
 
 
 @dataclass(frozen=True)
-class TaylorScore:
-    """|w · ∂L/∂w|, how much the loss would change, to first order, if the weight were removed.
-
-    Args:
-        smoothing: The weight of the past in the moving average over steps, from 0 (the last
-            step alone) to below 1. Default 0.9.
-
-    Raises:
-        ArgumentError: ``smoothing`` is out of range.
-
-    Source: Molchanov et al., arXiv 1611.06440, the first-order criterion.
-
-    Example:
-        >>> score = TaylorScore(smoothing=0.5)
-        >>> weight, gradient = torch.tensor([2.0, -1.0]), torch.tensor([0.5, 4.0])
-        >>> memory = score.observe(weight, gradient, None)
-        >>> memory = score.observe(weight, torch.zeros(2), memory)
-        >>> score.compute(weight, memory, uniform=torch.empty).tolist()
-        [0.5, 2.0]
-    """
-
-    smoothing: float = number(0.9, least=0, below=1)
-    uses_gradient: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        validate(self)
-
-    def observe(
-        self, weight: torch.Tensor, gradient: torch.Tensor, memory: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Return the average, moved towards the present |w · g|."""
-        now = (weight.detach() * gradient).abs_()
-        return now if memory is None else memory.to(now).lerp_(now, 1 - self.smoothing)
-
-    def compute(
-        self, weight: torch.Tensor, memory: torch.Tensor | None, *, uniform: Uniform
-    ) -> torch.Tensor:
-        """Return the averages.
-
-        Raises:
-            PrunusError: No gradient has been observed yet.
-        """
-        if memory is None:
-            raise PrunusError(
-                "the Taylor score needs the gradient of at least one optimizer step before weights "
-                f"are removed, but a tensor of shape {tuple(weight.shape)} has had none"
-            )
-        return memory
-
-
-@dataclass(frozen=True)
-class RandomScore:
+class RandomScore(_Memoryless):
     """A uniform random number: the baseline that any other score should beat.
 
     Args:
@@ -144,26 +115,120 @@ class RandomScore:
     Example:
         >>> def uniform(seed: int) -> torch.Tensor:
         ...     return torch.full((3,), seed / 8)
-        >>> RandomScore(seed=7).compute(torch.ones(3), None, uniform=uniform)
+        >>> RandomScore(seed=7).compute(torch.ones(3), {}, uniform=uniform)
         tensor([0.8750, 0.8750, 0.8750])
     """
 
     seed: int = number(0, whole=True)
-    uses_gradient: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    def compute(
+        self, weight: torch.Tensor, memory: ScoreMemory, *, uniform: Uniform
+    ) -> torch.Tensor:
+        """Return uniform numbers in [0, 1)."""
+        return uniform(self.seed)
+
+
+@dataclass(frozen=True)
+class TaylorScore:
+    """|w · ∂L/∂w|, how much the loss would change, to first order, if the weight were removed.
+
+    Args:
+        smoothing: The weight of the past in the moving average over steps, from 0 (the last
+            step alone) to below 1. Default 0.9. The average starts from the first step's value.
+
+    Raises:
+        ArgumentError: ``smoothing`` is out of range.
+
+    Source: Molchanov et al., arXiv 1611.06440, the first-order criterion.
+
+    Example:
+        >>> score = TaylorScore(smoothing=0.5)
+        >>> weight, memory = torch.tensor([2.0, -1.0]), {"product": torch.zeros(2)}
+        >>> score.observe(weight, torch.tensor([0.5, 4.0]), memory, count=1)
+        >>> score.observe(weight, torch.zeros(2), memory, count=2)
+        >>> score.compute(weight, memory, uniform=torch.empty).tolist()
+        [0.5, 2.0]
+    """
+
+    smoothing: float = number(0.9, least=0, below=1)
+    memory_names: ClassVar[tuple[str, ...]] = ("product",)
 
     def __post_init__(self) -> None:
         validate(self)
 
     def observe(
-        self,
-        weight: torch.Tensor,
-        gradient: torch.Tensor,
-        memory: torch.Tensor | None,
+        self, weight: torch.Tensor, gradient: torch.Tensor, memory: ScoreMemory, *, count: int
     ) -> None:
-        """Keep nothing."""
+        """Move the average towards the present |w · g|."""
+        now = (weight * gradient).abs_()
+        memory["product"].lerp_(now, 1.0 if count == 1 else 1 - self.smoothing)
 
     def compute(
-        self, weight: torch.Tensor, memory: torch.Tensor | None, *, uniform: Uniform
+        self, weight: torch.Tensor, memory: ScoreMemory, *, uniform: Uniform
     ) -> torch.Tensor:
-        """Return uniform numbers in [0, 1)."""
-        return uniform(self.seed)
+        """Return the averages."""
+        return memory["product"]
+
+
+@dataclass(frozen=True)
+class FisherScore:
+    """w² · F, twice what the loss would rise, to second order, if the weight were removed.
+
+    Removing w from a converged network changes the loss by about ½ · H · w², with H the second
+    derivative. F, the moving average of (∂L/∂w)², stands in for H: it is the diagonal of the
+    empirical Fisher information, computed from the gradient of each step, that is, of a batch.
+
+    F is the plain mean of the first 1 / (1 − smoothing) gradients' squares, and the exponential
+    moving average from there on. It costs four bytes for each weight.
+
+    A float32 cannot hold the square of a gradient below 1e-22: such a weight scores 0, as one that
+    the loss does not depend on at all, and equal scores are removed in order of position. Squares
+    of gradients above 1.8e19 count as the largest number.
+
+    Args:
+        smoothing: The weight of the past in F, from 0 (the last step alone) to below 1. Default
+            0.999, about the last 1,000 steps.
+        exponent: The power of F in the score, at least 0. Default 1. With 0 the order is that of
+            the magnitude; with ½ the gradient counts half as much as the weight.
+
+    Raises:
+        ArgumentError: ``smoothing`` or ``exponent`` is out of range.
+
+    Source: LeCun, Denker, Solla, "Optimal brain damage", NIPS 1989, with F for the Hessian's
+    diagonal.
+
+    Example:
+        >>> score = FisherScore()
+        >>> weight, memory = torch.tensor([2.0, -1.0]), {"fisher": torch.zeros(2)}
+        >>> score.observe(weight, torch.tensor([0.5, 4.0]), memory, count=1)
+        >>> score.observe(weight, torch.zeros(2), memory, count=2)
+        >>> memory["fisher"].tolist()
+        [0.125, 8.0]
+        >>> score.compute(weight, memory, uniform=torch.empty).tolist()
+        [0.5, 8.0]
+    """
+
+    smoothing: float = number(0.999, least=0, below=1)
+    exponent: float = number(1.0, least=0)
+    memory_names: ClassVar[tuple[str, ...]] = ("fisher",)
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    def observe(
+        self, weight: torch.Tensor, gradient: torch.Tensor, memory: ScoreMemory, *, count: int
+    ) -> None:
+        """Move F towards the present g²."""
+        # An infinity would make the average NaN at the next step, and NaN it would stay.
+        square = gradient.square().clamp_max_(torch.finfo(gradient.dtype).max)
+        update_average_(memory["fisher"], square, smoothing=self.smoothing, count=count)
+
+    def compute(
+        self, weight: torch.Tensor, memory: ScoreMemory, *, uniform: Uniform
+    ) -> torch.Tensor:
+        """Return w² · F^exponent."""
+        # In this order w² is neither rounded to 16 bits nor out of range by itself.
+        return memory["fisher"].pow(self.exponent).mul(weight).mul_(weight)

@@ -26,6 +26,7 @@ from helpers.errors import message_of
 from prunus import (
     ConstantRelevance,
     ExponentialRelevance,
+    FisherScore,
     GradualPruning,
     LinearRelevance,
     Pruner,
@@ -112,6 +113,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "smoothed": {"penalty": RelevancePenalty(1e-2, ExponentialRelevance(0.1), smoothing=0.9)},
     "no penalty": {},
     "taylor": {"score": TaylorScore()},
+    "fisher": {"score": FisherScore(smoothing=0.75)},
     "random": {"score": RandomScore(5)},
 }
 """Methods that work element by element. Results are equal but for the last elements of a tensor,
@@ -194,7 +196,7 @@ def pruned(layout: Layout, methods: dict[str, dict[str, Any]]) -> dict[str, Any]
 
 
 ALL = tuple(METHODS | SUMMED)
-SOME = ("decoupled, lobster", "random", "relative, smoothed, decoupled", "clipped")
+SOME = ("decoupled, lobster", "random", "fisher", "relative, smoothed, decoupled", "clipped")
 
 LAYOUTS: list[tuple[Layout, int, tuple[str, ...]]] = [
     (fsdp, 2, ALL),

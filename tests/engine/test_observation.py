@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from prunus import MagnitudeScore, Selection, TaylorScore, select
+from helpers.data import normal
+from prunus import FisherScore, MagnitudeScore, Score, Selection, TaylorScore, select
 from prunus._engine.observation import GradientObserver
+from prunus._utils.chunks import CPU_CHUNK
 
 
 def two_layers(dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Selection]:
@@ -26,14 +28,16 @@ def test_the_memory_of_each_tensor_is_updated_by_each_gradient() -> None:
     a, b = (tensor.parameter for tensor in selection.values())
     a.grad = torch.tensor([[1.0, -3.0]])
     observer.observe(None)
-    assert {name: m.tolist() for name, m in observer.memory.items()} == {"a.weight": [[2.0, 6.0]]}
+    assert list(observer.memory) == ["a.weight"]
+    assert observer.memory["a.weight"]["product"].tolist() == [[2.0, 6.0]]
     a.grad, b.grad = None, torch.tensor([[4.0]])
     observer.observe(None)
     a.grad = torch.tensor([[3.0, 1.0]])
     observer.observe(None)
     # |w · g| is 6 and 2: the averages with 2 and 6 are 4 and 4.
-    assert observer.memory["a.weight"].tolist() == [[4.0, 4.0]]
-    assert observer.memory["b.weight"].tolist() == [[8.0]]
+    assert observer.memory["a.weight"]["product"].tolist() == [[4.0, 4.0]]
+    assert observer.memory["b.weight"]["product"].tolist() == [[8.0]]
+    assert observer.counts == {"a.weight": 2, "b.weight": 2}
 
 
 def test_sparse_gradients_are_left_out_and_later_tensors_observed() -> None:
@@ -54,15 +58,57 @@ def test_the_loss_scale_is_divided_out_in_at_least_32_bits(dtype: torch.dtype) -
     observer.observe(2.0**12)
     for memory in observer.memory.values():
         # 2 · 2^-20 / 2^12 is below the smallest number of float16.
-        assert memory.flatten()[0].item() == 2.0**-31
-        assert memory.dtype == torch.promote_types(dtype, torch.float32)
+        product = memory["product"]
+        assert product.flatten()[0].item() == 2.0**-31
+        assert product.dtype == torch.promote_types(dtype, torch.float32)
     assert selection["b.weight"].parameter.grad.item() == 2.0**-20  # type: ignore[union-attr]
 
 
-def test_a_score_without_memory_leaves_nothing_to_keep() -> None:
+def test_a_score_without_memory_makes_the_observer_inactive() -> None:
     _, selection = two_layers()
-    observer = GradientObserver(MagnitudeScore(), selection)
-    assert not observer.active
-    selection["b.weight"].parameter.grad = torch.ones(1, 1)
-    observer.observe(None)
-    assert observer.memory == {}
+    assert not GradientObserver(MagnitudeScore(), selection).active
+    assert GradientObserver(FisherScore(), selection).active
+
+
+@pytest.mark.parametrize("score", [TaylorScore(), FisherScore()])
+def test_a_tensor_of_several_chunks_is_observed_whole(score: Score) -> None:
+    # Strides of the gradient unlike those of the weight, so that chunks are rows.
+    layer = nn.Linear(300, CPU_CHUNK // 300 + 5, bias=False)
+    selection = select(layer)
+    observer = GradientObserver(score, selection)
+    whole = {name: torch.zeros_like(layer.weight) for name in score.memory_names}
+    for count in (1, 2):
+        flat = normal(layer.weight.numel(), seed=count)
+        layer.weight.grad = flat.reshape(300, -1).T
+        with torch.no_grad():
+            observer.observe(None)
+            score.observe(layer.weight, layer.weight.grad, whole, count=count)
+    assert observer.counts == {"weight": 2}
+    for name, tensor in whole.items():
+        torch.testing.assert_close(observer.memory["weight"][name], tensor, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_memory_takes_the_type_of_the_weights_but_at_least_32_bits(dtype: torch.dtype) -> None:
+    layer = nn.Linear(2, 1, bias=False)
+    observer = GradientObserver(TaylorScore(smoothing=0.5), select(layer))
+    nn.init.constant_(layer.weight, 2.0)
+    for step_dtype, gradient in ((torch.float32, 1.0), (dtype, 3.0)):
+        layer.to(step_dtype)
+        layer.weight.grad = torch.full_like(layer.weight, gradient)
+        with torch.no_grad():
+            observer.observe(None)
+    product = observer.memory["weight"]["product"]
+    assert product.dtype == torch.promote_types(dtype, torch.float32)
+    assert product.tolist() == [[4.0, 4.0]]  # the mean of 2 and 6
+    assert not product.requires_grad
+
+
+def test_averages_of_16_bit_weights_do_not_lose_small_changes() -> None:
+    layer = nn.Linear(1, 1, bias=False, dtype=torch.bfloat16)
+    observer = GradientObserver(FisherScore(smoothing=0.0), select(layer))
+    # Its square is 1 + 2^-6 + 2^-14, of which bfloat16 holds 1 + 2^-6 only.
+    layer.weight.grad = torch.full((1, 1), 1 + 2.0**-7, dtype=torch.bfloat16)
+    with torch.no_grad():
+        observer.observe(None)
+    assert observer.memory["weight"]["fisher"].item() == (1 + 2.0**-7) ** 2

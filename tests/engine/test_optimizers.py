@@ -20,6 +20,7 @@ from helpers.training import squared_error, train
 from prunus import (
     ConstantRelevance,
     ExponentialRelevance,
+    FisherScore,
     Masks,
     OneShot,
     Pruner,
@@ -343,6 +344,12 @@ def fused_sgd(params: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(params, lr=0.05, momentum=0.9, fused=True)
 
 
+def memory_of(state: dict[str, Any]) -> list[torch.Tensor]:
+    """Return the tensors that score and averages remember."""
+    scores = [tensor for memory in state["score"].values() for tensor in memory.values()]
+    return [*scores, *state["averages"].values()]
+
+
 SCALED: dict[str, dict[str, Any]] = {
     "gradient": {"penalty": RelevancePenalty(0.1, ExponentialRelevance(0.01))},
     "decoupled": {"penalty": RelevancePenalty(0.1, ExponentialRelevance(0.01), apply="decoupled")},
@@ -353,6 +360,8 @@ SCALED: dict[str, dict[str, Any]] = {
         "max_grad_norm": 0.02,
     },
     "taylor": {"score": TaylorScore(), "schedule": OneShot(sparsity=0.5, at=4)},
+    "fisher": {"score": FisherScore(smoothing=0.8), "schedule": OneShot(sparsity=0.5, at=4)},
+    "fisher, clipped": {"score": FisherScore(smoothing=0.8), "max_grad_norm": 0.02},
 }
 
 
@@ -372,7 +381,7 @@ def test_under_a_gradient_scaler_relevance_is_that_of_the_true_gradient(
         )
         for _ in range(9):  # at the third and the sixth step the scale doubles
             scaled_step(scaler, model, optimizer, 1.0, unscale)
-        return [*model.parameters(), *pruner.state_dict()["score"].values()]
+        return [*model.parameters(), *memory_of(pruner.state_dict())]
 
     for one, other in zip(trained(None), trained(4096.0), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
@@ -395,9 +404,11 @@ def test_a_step_that_the_scaler_skips_changes_no_weight_and_no_state(
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     after = pruner.state_dict()
     assert after["steps"] == 1
-    for memory in ("score", "averages"):
-        assert after[memory].keys() == state[memory].keys()
-        assert all(torch.equal(after[memory][key], state[memory][key]) for key in state[memory])
+    for key in ("score", "averages", "observed", "averaged"):
+        assert after[key].keys() == state[key].keys()
+    assert (after["observed"], after["averaged"]) == (state["observed"], state["averaged"])
+    for one, other in zip(memory_of(after), memory_of(state), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_removed_weights_stay_zero_under_a_scaler_that_leaves_unscaling_to_the_optimizer() -> None:

@@ -14,6 +14,7 @@ from torch import nn
 
 from helpers.peers import PeerGroup
 from prunus import (
+    FisherScore,
     MagnitudeScore,
     Masks,
     NonFiniteError,
@@ -147,12 +148,56 @@ def test_random_scores_are_fair_and_repeat_by_seed() -> None:
 def test_taylor_scores_go_by_the_remembered_product() -> None:
     model: Any = model_of([5.0, 1.0, 3.0])
     score = TaylorScore(smoothing=0.0)
-    memory = score.observe(model.w0.detach(), torch.tensor([0.1, 2.0, 0.0]), None)
+    memory = {"product": torch.zeros(3)}
+    score.observe(model.w0.detach(), torch.tensor([0.1, 2.0, 0.0]), memory, count=1)
     removal = Remover(Masks(select(model, "*")), score, {"w0": memory})
     removal.keep(1)
     assert removal.masks["w0"].tolist() == [False, True, False]
-    with pytest.raises(PrunusError, match=r"needs the gradient of at least one .* shape \(3,\)"):
-        Remover(Masks(select(model, "*")), score, {}).keep(1)
+
+
+def test_a_removal_before_the_gradients_that_the_score_needs_names_every_tensor() -> None:
+    model = model_of([5.0, 1.0], [2.0], [3.0])
+    removal = Remover(Masks(select(model, "*")), FisherScore(), {"w1": {"fisher": torch.ones(1)}})
+    compared: list[float] = []
+
+    def check_equal(values: Mapping[str, float]) -> None:
+        compared.extend(values.values())
+
+    with pytest.raises(
+        PrunusError, match=r"^FisherScore needs the gradient of at least .* but w0, w2 had none: "
+    ):
+        removal.keep(1, check_equal)
+    assert removal.masks.kept == 4
+    assert all(map(math.isnan, compared))  # the other processes do not wait
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(number, number), min_size=2, max_size=40),
+    st.data(),
+)
+def test_fisher_scores_are_sorted_as_in_float64(
+    pairs: list[tuple[float, float]], data: st.DataObject
+) -> None:
+    weights = [w if math.isfinite(w) else 1.0 for w, _ in pairs]
+    gradients = [g if math.isfinite(g) else 1.0 for _, g in pairs]
+    score, split = FisherScore(), data.draw(st.integers(1, len(pairs) - 1))
+    parts = (weights[:split], gradients[:split]), (weights[split:], gradients[split:])
+    model = model_of(*(part for part, _ in parts))
+    memory = {}
+    for index, (part, gradient) in enumerate(parts):
+        memory[f"w{index}"] = {"fisher": torch.zeros(len(part))}
+        observed = torch.tensor(gradient)
+        score.observe(torch.tensor(part), observed, memory[f"w{index}"], count=1)
+    removal = Remover(Masks(select(model, "*")), score, memory)
+    keep = data.draw(st.integers(0, len(pairs)))
+    removal.keep(keep)
+    costs = (torch.tensor(weights).double() * torch.tensor(gradients).double()).square()
+    kept = torch.cat(list(removal.masks.values()))
+    assert int(kept.sum()) == keep
+    if 0 < keep < len(pairs):
+        # Up to the rounding of the score, of which squares below 1e-38 have more.
+        assert costs[kept].min() >= costs[~kept].max() * (1 - 1e-6) - 1e-38
 
 
 def test_positions_of_removed_weights_are_compared_before_anything_is_removed() -> None:
@@ -286,7 +331,7 @@ class Recording(RandomScore):
     drawn: ClassVar[list[torch.Tensor]] = []
 
     def compute(self, weight: Any, memory: Any, *, uniform: Any) -> torch.Tensor:
-        assert memory is None
+        assert memory == {}
         numbers: torch.Tensor = uniform(self.seed)
         assert numbers.shape == weight.shape
         assert numbers.dtype == torch.float32
@@ -315,6 +360,6 @@ def test_a_memory_is_read_chunk_by_chunk_beside_its_weights() -> None:
     numel = SCORE_CHUNK + 2
     model = model_of([1.0] * numel)
     memory = torch.arange(numel, 0, -1, dtype=torch.float32)
-    removal = Remover(Masks(select(model, "*")), TaylorScore(), {"w0": memory})
+    removal = Remover(Masks(select(model, "*")), TaylorScore(), {"w0": {"product": memory}})
     removal.keep(3)
     assert removal.masks["w0"].nonzero().flatten().tolist() == [0, 1, 2]

@@ -225,14 +225,14 @@ def test_the_penalty_is_scaled_as_the_loss_is() -> None:
     hooked.optimizer.grad_scale = torch.tensor(8.0)  # type: ignore[attr-defined]
     assert hooked.moved([0.0, -8.0, 40.0]) == [8 * value for value in PENALIZED]
     # |w · g| with the gradients of the loss
-    assert hooked.hooks.observer.memory["0.weight"].tolist() == [[0.0, 4.0, 20.0]]
+    assert hooked.hooks.observer.memory["0.weight"]["product"].tolist() == [[0.0, 4.0, 20.0]]
 
 
 def test_only_scores_that_use_gradients_observe_them() -> None:
     seen: list[str] = []
 
     class Idle(MagnitudeScore):
-        def observe(self, *_: Any) -> None:
+        def observe(self, *_: Any, **__: Any) -> None:
             seen.append("observed")
 
     Hooked(score=Idle()).moved()
@@ -244,7 +244,7 @@ def test_gradients_are_clipped_between_score_and_penalty() -> None:
     hooked = Hooked(penalty=penalty_of(), score=TaylorScore(), max_grad_norm=limit)
     # Half the gradients of the loss, and the penalty of the whole ones.
     assert hooked.moved() == pytest.approx([4.0, -2.5, 2.5], rel=1e-5)
-    assert hooked.hooks.observer.memory["0.weight"].tolist() == [[0.0, 4.0, 20.0]]
+    assert hooked.hooks.observer.memory["0.weight"]["product"].tolist() == [[0.0, 4.0, 20.0]]
     smooth = Hooked(penalty=penalty_of(smoothing=0.5), max_grad_norm=limit)
     assert smooth.moved() == pytest.approx([4.0, -2.5, 2.5], rel=1e-5)
 

@@ -12,6 +12,7 @@ from helpers.peers import second_of_two_processes
 from prunus import (
     CheckpointError,
     ConstantRelevance,
+    FisherScore,
     MagnitudeScore,
     Selection,
     TaylorScore,
@@ -50,7 +51,8 @@ class Parts:
 
 def filled(selection: Selection) -> Parts:
     parts = Parts(selection)
-    parts.observer.memory = {"a.weight": torch.tensor([[1.0, 2.0]])}
+    parts.observer.memory = {"a.weight": {"product": torch.tensor([[1.0, 2.0]])}}
+    parts.observer.counts = {"a.weight": 3}
     parts.averages.tensors = {"b.weight": torch.tensor([[3.0]])}
     parts.averages.counts = {"b.weight": 7}
     parts.application.remainders = {"a.weight": torch.tensor([[0.25, 0.5]])}
@@ -58,20 +60,23 @@ def filled(selection: Selection) -> Parts:
 
 
 def listed(state: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {
-        key: {n: v.tolist() if isinstance(v, torch.Tensor) else v for n, v in entries.items()}
-        for key, entries in state.items()
-    }
+    return {key: {n: plain(v) for n, v in entries.items()} for key, entries in state.items()}
+
+
+def plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: plain(entry) for name, entry in value.items()}
+    return value.tolist() if isinstance(value, torch.Tensor) else value
 
 
 def test_the_state_holds_what_is_remembered_and_how_often_it_was_updated() -> None:
     state = filled(selection_of()).state.state_dict(complete=False)
     assert listed(state) == {
-        "score": {"a.weight": [[1.0, 2.0]]},
+        "score": {"a.weight": {"product": [[1.0, 2.0]]}},
         "averages": {"b.weight": [[3.0]]},
         "remainders": {"a.weight": [[0.25, 0.5]]},
         "averaged": {"b.weight": 7},
-        "observed": {"a.weight": 1},
+        "observed": {"a.weight": 3},
     }
 
 
@@ -83,17 +88,18 @@ def test_a_complete_state_holds_zeros_for_what_may_be_remembered_later(
     dtype: torch.dtype, wide: torch.dtype
 ) -> None:
     parts = filled(selection_of(dtype))
-    parts.observer.memory = {"a.weight": torch.tensor([[1.0, 2.0]], dtype=dtype)}
+    parts.observer.memory["a.weight"]["product"] = torch.tensor([[1.0, 2.0]], dtype=dtype)
     state = parts.state.state_dict(complete=True)
     assert listed(state) == {
-        "score": {"a.weight": [[1.0, 2.0]], "b.weight": [[0.0]]},
+        "score": {"a.weight": {"product": [[1.0, 2.0]]}, "b.weight": {"product": [[0.0]]}},
         "averages": {"b.weight": [[3.0]], "a.weight": [[0.0, 0.0]]},
         "remainders": {"a.weight": [[0.25, 0.5]], "b.weight": [[0.0]]},
         "averaged": {"b.weight": 7, "a.weight": 0},
-        "observed": {"a.weight": 1, "b.weight": 0},
+        "observed": {"a.weight": 3, "b.weight": 0},
     }
-    for key in ("score", "averages", "remainders"):
-        assert all(tensor.dtype == wide for tensor in state[key].values())
+    scores = [tensor for memory in state["score"].values() for tensor in memory.values()]
+    for tensor in [*scores, *state["averages"].values(), *state["remainders"].values()]:
+        assert tensor.dtype == wide
     assert parts.application.remainders.keys() == {"a.weight"}  # not filled up itself
 
 
@@ -108,7 +114,7 @@ def test_a_complete_state_has_no_place_for_what_is_never_remembered() -> None:
     wide = Parts(selection_of(torch.float64))
     state = wide.state.state_dict(complete=True)
     assert state["remainders"] == {}
-    assert state["score"]["a.weight"].dtype == torch.float64
+    assert state["score"]["a.weight"]["product"].dtype == torch.float64
     assert list(state["averages"]) == ["a.weight", "b.weight"]
 
 
@@ -119,8 +125,9 @@ def test_a_state_is_restored_as_copies() -> None:
     restored.state.load_state_dict({**state, "other": {"ignored": 1}})
     assert listed(restored.state.state_dict(complete=False)) == listed(state)
     assert restored.averages.counts == {"b.weight": 7}
-    state["score"]["a.weight"].zero_()
-    assert restored.observer.memory["a.weight"].tolist() == [[1.0, 2.0]]
+    assert restored.observer.counts == {"a.weight": 3}
+    state["score"]["a.weight"]["product"].zero_()
+    assert restored.observer.memory["a.weight"]["product"].tolist() == [[1.0, 2.0]]
     without = Parts(selection_of(), application=None)
     without.state.load_state_dict(state)
     assert without.averages.tensors["b.weight"].tolist() == [[3.0]]
@@ -131,6 +138,7 @@ def test_placeholders_are_not_restored() -> None:
     restored = Parts(selection_of(torch.bfloat16))
     restored.state.load_state_dict(complete)
     assert list(restored.observer.memory) == ["a.weight"]
+    assert restored.observer.counts == {"a.weight": 3}
     assert list(restored.averages.tensors) == ["b.weight"]
     assert restored.averages.counts == {"b.weight": 7}
 
@@ -141,14 +149,14 @@ def test_restored_tensors_have_their_own_type_and_the_memory_order_of_the_weight
     parts = Parts(select(layer))
     memory = torch.arange(54.0, dtype=torch.float64).reshape(3, 2, 3, 3)
     state: dict[str, dict[str, Any]] = {
-        "score": {"weight": memory},
+        "score": {"weight": {"product": memory}},
         "observed": {"weight": 1},
         "averages": {},
         "averaged": {},
         "remainders": {},
     }
     parts.state.load_state_dict(state)
-    restored = parts.observer.memory["weight"]
+    restored = parts.observer.memory["weight"]["product"]
     assert restored.stride() == layer.weight.stride()
     assert restored.dtype == torch.float64
     assert torch.equal(restored, memory)
@@ -163,12 +171,13 @@ def test_of_the_tensors_of_a_whole_model_a_process_restores_its_shards() -> None
         parts = Parts(select(layer))
         whole = torch.arange(8.0).reshape(4, 2)
         parts.state.load_state_dict(
-            {**EMPTY, "score": {"weight": whole}, "observed": {"weight": 1}}
+            {**EMPTY, "score": {"weight": {"product": whole}}, "observed": {"weight": 1}}
         )
-        assert parts.observer.memory["weight"].tolist() == [[4.0, 5.0], [6.0, 7.0]]
+        assert parts.observer.memory["weight"]["product"].tolist() == [[4.0, 5.0], [6.0, 7.0]]
         state = parts.state.state_dict(complete=True)
-        assert state["score"]["weight"].shape == (4, 2)
-        assert state["score"]["weight"].to_local().tolist() == [[4.0, 5.0], [6.0, 7.0]]
+        saved = state["score"]["weight"]["product"]
+        assert saved.shape == (4, 2)
+        assert saved.to_local().tolist() == [[4.0, 5.0], [6.0, 7.0]]
 
 
 LOAD = r"\. Load the state saved with this model$"
@@ -186,7 +195,7 @@ EMPTY: dict[str, dict[str, Any]] = {
     ("entries", "message"),
     [
         (
-            {"score": {"x": torch.ones(1)}, "averaged": {"y": 1, "x": 0}},
+            {"score": {"x": {"product": torch.ones(1)}}, "averaged": {"y": 1, "x": 0}},
             "^this is the state of another model: unknown x, y" + LOAD,
         ),
         ({"observed": {"z": 1}}, "^this is the state of another model: unknown z" + LOAD),
@@ -197,17 +206,26 @@ EMPTY: dict[str, dict[str, Any]] = {
         ),
         (
             {"score": {"a.weight": 3}, "remainders": {"b.weight": torch.ones(2, 1)}},
-            r"^this is the state of another model: a.weight must be a tensor, but is int, "
+            r"^this is the state of another model: the score's memory of a.weight must be tensors "
+            r"by name, but is int, "
             r"b.weight must have shape \(1, 1\), but has \(2, 1\)" + LOAD,
         ),
         (
-            {"score": {"b.weight": torch.ones(2)}, "averages": {"b.weight": torch.ones(2)}},
-            r"model: b.weight must have shape \(1, 1\), but has \(2,\)" + LOAD,
+            {
+                "score": {"b.weight": {"product": torch.ones(2)}},
+                "averages": {"b.weight": torch.ones(2)},
+                "remainders": {"b.weight": torch.ones(2)},
+            },
+            r"model: product of b.weight must have shape \(1, 1\), but has \(2,\), "
+            r"b.weight must have shape \(1, 1\), but has \(2,\)" + LOAD,
         ),
         (
-            {"score": {"x": 3, "b.weight": 3}, "observed": {"a.weight": -1}},
-            "unknown x; the count of a.weight must be .* -1, b.weight must be a tensor, but is int"
-            + LOAD,
+            {
+                "score": {"x": {"product": 3}, "b.weight": {"product": 3}},
+                "observed": {"a.weight": -1},
+            },
+            "unknown x; the count of a.weight must be .* -1, product of b.weight must be a tensor, "
+            "but is int" + LOAD,
         ),
     ],
 )
@@ -217,3 +235,31 @@ def test_every_foreign_entry_is_named(entries: dict[str, Any], message: str) -> 
     state.check({**EMPTY, "averaged": {"a.weight": 0}})
     with pytest.raises(CheckpointError, match=message):
         state.check({**EMPTY, **entries})
+
+
+@pytest.mark.parametrize(
+    ("score", "remembers"),
+    [(FisherScore(), "FisherScore remembers fisher"), (MagnitudeScore(), "nothing")],
+)
+def test_the_state_of_another_score_is_refused(score: Any, remembers: str) -> None:
+    state = filled(selection_of()).state.state_dict(complete=False)
+    other = Parts(selection_of(), score=score)
+    with pytest.raises(
+        CheckpointError,
+        match=f"^this is the state of another score: .*{remembers}, but the state has product of "
+        r"a.weight\. Pass score=, the score that the state was saved with$",
+    ):
+        other.state.check(state)
+    other.state.check(EMPTY)  # of a run whose score remembered nothing
+    state["score"]["a.weight"] = {}
+    with pytest.raises(CheckpointError, match=r"remembers product, but .* has nothing of a.weight"):
+        Parts(selection_of()).state.check(state)
+
+
+def test_counts_without_a_tensor_are_not_restored() -> None:
+    restored = Parts(selection_of())
+    restored.state.load_state_dict(
+        {**EMPTY, "observed": {"a.weight": 3}, "averaged": {"b.weight": 3}}
+    )
+    assert (restored.observer.counts, restored.observer.memory) == ({}, {})
+    assert (restored.averages.counts, restored.averages.tensors) == ({}, {})

@@ -92,10 +92,13 @@ def test_settings_of_a_recipe_are_listed() -> None:
     prunus("recipes", "mnist").refused("there is no recipe 'mnist'")
 
 
-def test_taylor_score_with_penalty_in_the_loss_is_rejected_before_training(tmp_path: Path) -> None:
-    chosen = settings(**BRIEF, score="taylor", apply="loss")
+@pytest.mark.parametrize("score", ["taylor", "fisher"])
+def test_gradient_scores_with_penalty_in_the_loss_are_rejected_before_training(
+    score: str, tmp_path: Path
+) -> None:
+    chosen = settings(**BRIEF, score=score, apply="loss")
     prunus("run", "digits", *chosen, "--out", tmp_path / "run").refused(
-        "choose another apply or score"
+        f"score={score} needs the gradient of the loss alone", "choose another apply or score"
     )
 
 

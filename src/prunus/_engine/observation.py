@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from prunus._utils.chunks import chunks
 from prunus.scores import Score
 from prunus.selection import Selection
 
@@ -18,18 +19,21 @@ class GradientObserver:
         selection: The prunable tensors.
 
     Attributes:
-        memory: What the score remembers, by tensor.
+        score: The score.
+        memory: What the score remembers, by tensor and by the score's name for it.
+        counts: How many gradients of each tensor the score has observed.
     """
 
     def __init__(self, score: Score, selection: Selection) -> None:
-        self.memory: dict[str, torch.Tensor] = {}
-        self._score = score
+        self.score = score
+        self.memory: dict[str, dict[str, torch.Tensor]] = {}
+        self.counts: dict[str, int] = {}
         self._tensors = tuple(selection.items())
 
     @property
     def active(self) -> bool:
         """Whether the score uses gradients."""
-        return self._score.uses_gradient
+        return bool(self.score.memory_names)
 
     def observe(self, loss_scale: float | None) -> None:
         """Pass each gradient, divided by the loss scale, to the score."""
@@ -37,10 +41,26 @@ class GradientObserver:
             gradient = tensor.gradient
             if gradient is None or gradient.layout is not torch.strided:
                 continue
-            if loss_scale is not None:
-                # In 16 bits a small gradient would become 0.
-                wide = torch.promote_types(gradient.dtype, torch.float32)
-                gradient = gradient.to(wide) / loss_scale
-            memory = self._score.observe(tensor.weight, gradient, self.memory.get(name))
-            if memory is not None:
-                self.memory[name] = memory
+            weight = tensor.weight
+            # In 16 bits a small gradient or a small change of an average would be lost.
+            wide = torch.promote_types(weight.dtype, torch.float32)
+            memory = self._memory(name, weight, wide)
+            count = self.counts[name] = self.counts.get(name, 0) + 1
+            for w, g, *parts in chunks(weight, gradient, *memory.values()):
+                g = g.to(wide)
+                if loss_scale is not None:
+                    g = g / loss_scale
+                chunk = dict(zip(memory, parts, strict=True))
+                self.score.observe(w.to(wide), g, chunk, count=count)
+
+    def _memory(
+        self, name: str, weight: torch.Tensor, dtype: torch.dtype
+    ) -> dict[str, torch.Tensor]:
+        """Return the memory of a tensor in this type, on the tensor's device."""
+        memory = self.memory.get(name)
+        if memory is None:
+            memory = {key: torch.zeros_like(weight, dtype=dtype) for key in self.score.memory_names}
+        else:
+            memory = {key: value.to(weight.device, dtype) for key, value in memory.items()}
+        self.memory[name] = memory
+        return memory

@@ -48,9 +48,9 @@ def argument_problems(
     yield type_problem("schedule", schedule, Schedule, "a Schedule", optional=True)
     if score is not None:
         # A score that uses no gradient is never asked to observe one.
-        uses_none = getattr(score, "uses_gradient", None) is False
+        uses_none = getattr(score, "memory_names", None) == ()
         methods = ["compute"] if uses_none else ["observe", "compute"]
-        yield method_problem("score", score, methods, "a Score", attributes=["uses_gradient"])
+        yield method_problem("score", score, methods, "a Score", attributes=["memory_names"])
     yield number_problem("min_density", min_density, least=0, below=1)
     yield type_problem(
         "selection",
@@ -111,7 +111,7 @@ def check_penalty(
     """
     if penalty is None or not penalty.application.in_loss:
         return
-    if score is not None and score.uses_gradient:
+    if score is not None and score.memory_names:
         raise ArgumentError(
             f"{type(score).__name__} needs the gradient of the loss alone, but with "
             f'apply="{penalty.apply}" the gradient of the optimizer includes the penalty: choose '

@@ -19,9 +19,9 @@ from prunus._engine.kth_smallest import (
     kth_smallest,
 )
 from prunus._utils.chunks import chunks
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, listing
 from prunus.masks import Masks, candidates
-from prunus.scores import Score
+from prunus.scores import Score, ScoreMemory
 
 __all__ = ["Remover", "least_kept"]
 
@@ -33,7 +33,7 @@ class Remover:
     Attributes:
         masks: The masks.
         score: The order of removal, smallest first.
-        memory: The score's memory by tensor.
+        memory: The score's memory by tensor and by the score's name for it.
         min_density: The fraction of each tensor's prunable weights that stays, whatever their
             scores; rounded up, so that with anything above 0 no layer is emptied.
         seed: Distinguishes this pruning from others, for scores that draw random numbers.
@@ -41,7 +41,7 @@ class Remover:
 
     masks: Masks
     score: Score
-    memory: Mapping[str, torch.Tensor]
+    memory: Mapping[str, ScoreMemory]
     min_density: float = 0.0
     seed: int = 0
 
@@ -73,7 +73,8 @@ class Remover:
             The names of the tensors that lost weights.
 
         Raises:
-            PrunusError: ``min_density`` does not allow to keep so few.
+            PrunusError: ``min_density`` does not allow to keep so few, or the score needs gradients
+                and has not observed any of some tensor.
             NonFiniteError: A score is NaN.
         """
         excess = self.masks.kept - count
@@ -89,6 +90,7 @@ class Remover:
         # All thresholds are found before the first weight is removed, so that an error changes
         # nothing.
         try:
+            self._check_observed()
             thresholds = self._thresholds(excess)
         except PrunusError:
             if check_equal is not None:
@@ -102,6 +104,18 @@ class Remover:
                 mask.logical_and_(~threshold.below(chunk).view(mask.shape))
         self.masks.recount()
         return [name for name in self.masks if self.masks.kept_in(name) < before[name]]
+
+    def _check_observed(self) -> None:
+        """Check that the score has observed a gradient of every tensor, if it uses gradients."""
+        if not self.score.memory_names:
+            return
+        unobserved = [name for name in self.masks if name not in self.memory]
+        if unobserved:
+            raise PrunusError(
+                f"{type(self.score).__name__} needs the gradient of at least one optimizer step "
+                f"before weights are removed, but {listing(unobserved)} had none: train first, or "
+                "leave tensors without gradients out with select(model, exclude=...)"
+            )
 
     def _thresholds(self, excess: int) -> list[tuple[Threshold, list[str]]]:
         """Return thresholds and their tensors: a common one for all that ``min_density`` allows.
@@ -154,12 +168,11 @@ class Remover:
         for name in names:
             tensor = self.masks.selection[name]
             weight, mask = tensor.weight, self.masks[name]
-            operands = [weight, mask, candidates(tensor, mask)]
-            if name in self.memory:
-                operands.append(self.memory[name])
+            operands = (weight, mask, candidates(tensor, mask))
+            memory = self.memory.get(name, {})
             counted = self.masks.selection.counted[name]
             size = SCORE_CHUNK if weight.device.type == "cpu" else ACCELERATOR_SCORE_CHUNK
-            for w, m, candidate, *memory in chunks(*operands, size=size):
+            for w, m, candidate, *parts in chunks(*operands, *memory.values(), size=size):
                 positions_of_chunk = partial(positions, w, weight, tensor.shard)
                 uniform = partial(_uniform, positions_of_chunk, (self.seed, _number(name)), w.shape)
                 # A local name for the scores would keep them while the next chunk is computed.
@@ -168,7 +181,7 @@ class Remover:
                     ScoreChunk(
                         name,
                         self.score.compute(
-                            w, memory[0] if memory else None, uniform=uniform
+                            w, dict(zip(memory, parts, strict=True)), uniform=uniform
                         ).reshape(-1),
                         candidate.reshape(-1),
                         counted,

@@ -114,7 +114,9 @@ class CallbackArguments:
     @property
     def uses_gradient(self) -> bool:
         """Whether the penalty or the score reads gradients."""
-        return self.penalty is not None or (self.score is not None and self.score.uses_gradient)
+        return self.penalty is not None or (
+            self.score is not None and bool(self.score.memory_names)
+        )
 
     def attach(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from prunus._utils.averages import update_average_
 from prunus._utils.chunks import chunks
 
 __all__ = ["MagnitudeAverages"]
@@ -62,5 +63,5 @@ class MagnitudeAverages:
             magnitude = g.abs().to(wide)
             if scale is not None:
                 magnitude.div_(scale)
-            a.lerp_(magnitude, max(1.0 - self.smoothing, 1.0 / count))
+            update_average_(a, magnitude, smoothing=self.smoothing, count=count)
         self.tensors[name] = average

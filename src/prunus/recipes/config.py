@@ -40,7 +40,7 @@ from prunus.recipes.setting_values import (
     parse_value,
 )
 from prunus.schedules import GradualPruning, IterativePruning, OneShot, Schedule
-from prunus.scores import MagnitudeScore, RandomScore, Score, TaylorScore
+from prunus.scores import FisherScore, MagnitudeScore, RandomScore, Score, TaylorScore
 
 __all__ = ["Config"]
 
@@ -49,6 +49,13 @@ _WITH_GRADIENTS = OnlyWith("penalty", ("relevance", "lobster"))
 _WITH_ITERATIVE = OnlyWith("schedule", ("iterative",))
 _WITH_GRADUAL = OnlyWith("schedule", ("gradual",))
 _WITH_BEGIN = OnlyWith("schedule", ("gradual", "oneshot"))
+
+_SCORES: Mapping[str, Score] = {
+    "magnitude": MagnitudeScore(),
+    "fisher": FisherScore(),
+    "taylor": TaylorScore(),
+    "random": RandomScore(),
+}
 
 
 def _ratio_problem(name: str, value: Any) -> str | None:
@@ -188,10 +195,11 @@ class Config:
         'relative to the dense network, such as "dense-0.005", or "dense-0.5%" for 0.5 percent of '
         'its metric ("dense+0.5%" for a loss).',
     )
-    score: Literal["magnitude", "taylor", "random"] = setting(
+    score: Literal["magnitude", "fisher", "taylor", "random"] = setting(
         "magnitude",
-        help='Score whose smallest values are removed first: "magnitude"; "taylor", the weight '
-        'times its gradient; or "random".',
+        help='Score whose smallest values are removed first: "magnitude"; "fisher", the squared '
+        'weight times the mean square of its gradient; "taylor", the weight times its gradient; or '
+        '"random".',
     )
     biases: bool = setting(True, help="Whether biases may be removed too.")
     norms: bool = setting(
@@ -228,10 +236,11 @@ class Config:
         Args:
             wrong: The names of the settings that are wrong by themselves.
         """
-        if "apply" not in wrong and self.score == "taylor" and self.penalty_in_loss:
+        score_known = not {"score", "apply"} & set(wrong)
+        if score_known and _SCORES[self.score].memory_names and self.penalty_in_loss:
             yield (
-                f"score=taylor needs the gradient of the loss alone, which apply={self.apply} does "
-                "not provide: choose another apply or score"
+                f"score={self.score} needs the gradient of the loss alone, which "
+                f"apply={self.apply} does not provide: choose another apply or score"
             )
         smoothing_known = not {"smoothing", "apply"} & set(wrong)
         smooths = self.penalty in _WITH_GRADIENTS.values and self.smoothing
@@ -447,12 +456,7 @@ class Config:
 
     def make_score(self) -> Score:
         """Build the score."""
-        scores: Mapping[str, Score] = {
-            "magnitude": MagnitudeScore(),
-            "taylor": TaylorScore(),
-            "random": RandomScore(),
-        }
-        return scores[self.score]
+        return _SCORES[self.score]
 
 
 def _type_problem(name: str, value: Any, hint: Any) -> str:
