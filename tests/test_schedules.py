@@ -103,6 +103,51 @@ def test_gradual_never_regrows_and_ends_exactly(
     assert kept == prunable - round(sparsity * prunable)
 
 
+def removal_steps(schedule: Schedule, steps: int) -> dict[int, int]:
+    """Return how many of 1,000 weights are kept after each step that removes some."""
+    answers = {step: schedule.after_step(step=step, prunable=1000) for step in range(steps + 1)}
+    return {step: kept for step, kept in answers.items() if kept is not None}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "steps"),
+    [
+        # Half of the training by default, with a removal at each hundredth of it.
+        ({"total_steps": 400}, range(0, 201, 4)),
+        ({"epochs": 4, "steps_per_epoch": 100}, range(0, 201, 4)),
+        ({"total_steps": 100_000}, range(0, 50_001, 100)),
+        ({"total_steps": 400, "begin": 0.25, "end": 0.75, "every": 50}, range(100, 301, 50)),
+        ({"total_steps": 10, "end": 1}, range(11)),
+        ({"total_steps": 10, "begin": 0.33, "end": 0.66}, range(3, 8)),
+        # At least one step, however short the training.
+        ({"total_steps": 1}, range(2)),
+        ({"total_steps": 2, "begin": 0.99, "end": 1.0}, range(1, 3)),
+        ({"total_steps": 1000, "begin": 0.5, "end": 0.5001}, range(500, 502)),
+    ],
+)
+def test_gradual_prunes_between_fractions_of_the_training(
+    arguments: dict[str, Any], steps: range
+) -> None:
+    removals = removal_steps(GradualPruning(sparsity=0.875, **arguments), steps[-1] + 5)
+    assert list(removals) == list(steps)
+    assert removals[steps[-1]] == 125
+
+
+@given(
+    total=st.integers(1, 5000),
+    bounds=st.tuples(st.floats(0, 1), st.floats(0, 1)).filter(lambda b: b[0] < b[1]),
+)
+def test_gradual_ends_exactly_within_any_training(total: int, bounds: tuple[float, float]) -> None:
+    begin, end = bounds
+    schedule = GradualPruning(kept=7, total_steps=total, begin=begin, end=end)
+    removals = removal_steps(schedule, total)
+    last = max(removals)
+    assert removals[last] == 7
+    assert schedule.done
+    assert begin * total - 1 <= min(removals) < last <= max(end * total, begin * total + 1) + 1
+    assert list(removals.values()) == sorted(removals.values(), reverse=True)
+
+
 def test_gradual_keeps_the_counts_computed_by_hand() -> None:
     # kept = 100 + 900 (1 − f)³ at f = 0, 1/4, 1/2, 3/4, 1
     schedule = GradualPruning(kept=100, begin=10, end=30, every=5)
@@ -127,6 +172,7 @@ def test_one_shot_removes_at_its_step_or_at_the_first_validation() -> None:
         Schedule,
         lambda: IterativePruning(patience=3, target=0.5),
         lambda: GradualPruning(sparsity=0.5, end=10, every=3),
+        lambda: GradualPruning(sparsity=0.5, epochs=2, steps_per_epoch=5),
         lambda: OneShot(sparsity=0.5, at=4),
     ],
 )
@@ -172,7 +218,7 @@ def test_the_state_of_another_schedule_is_refused() -> None:
             "begin must be from 0 to below 5, but is 5",
         ),
         (
-            lambda: GradualPruning(sparsity=0.5, end=100.5),  # type: ignore[arg-type]
+            lambda: GradualPruning(sparsity=0.5, end=100.5),
             "end must be a whole number of at least 1, but is 100.5",
         ),
         (lambda: GradualPruning(sparsity=0.5, end=9, every=2.5), "every must be a whole number"),  # type: ignore[arg-type]
@@ -184,6 +230,44 @@ def test_the_state_of_another_schedule_is_refused() -> None:
             lambda: Constraint("dense-0.1", dense_metric=math.nan),
             "dense_metric must be a finite number or None, but is nan",
         ),
+        (
+            lambda: GradualPruning(sparsity=0.5),
+            "^pass total_steps, or epochs and steps_per_epoch, or the step end, but got none of",
+        ),
+        (
+            lambda: GradualPruning(sparsity=0.5, epochs=3),
+            "^pass the length .* either total_steps, or epochs and .*, but got epochs=3$",
+        ),
+        (
+            lambda: GradualPruning(sparsity=0.5, total_steps=9, epochs=3, steps_per_epoch=3),
+            "but got total_steps=9 and epochs=3 and steps_per_epoch=3$",
+        ),
+        (
+            lambda: GradualPruning(sparsity=0.5, total_steps=9000, end=4500),
+            "^as a fraction of the training, end must be above 0 and at most 1, but is 4,500: "
+            "divide steps by those of the training$",
+        ),
+        (
+            lambda: GradualPruning(sparsity=0.5, total_steps=100, begin=25, end=75),
+            "end must be .* is 75: pass end=0.75 for 75 percent; as .* begin=0.25 for 25 percent$",
+        ),
+        (
+            lambda: GradualPruning(sparsity=0.5, total_steps=100, begin=0.5),
+            "^as a fraction of the training, begin must be from 0 to below 0.5, but is 0.5",
+        ),
+        (
+            lambda: GradualPruning(sparsity=0.5, begin=0.25, end=0.75),
+            "^end must be a whole number of at least 1, but is 0.75; fractions of the training "
+            "need total_steps, too; begin must be a whole number .*, too$",
+        ),
+        (
+            lambda: GradualPruning(sparsity=0.5, epochs="3", steps_per_epoch="x"),  # type: ignore[arg-type]
+            "^epochs must be a whole number of at least 1 or None, but is '3'; steps_per_epoch",
+        ),
+        (
+            lambda: GradualPruning(sparsity=90, total_steps=0),
+            "=0.9 for 90 percent; total_steps must",
+        ),
         (lambda: GradualPruning(sparsity=0.0, end=5), "sparsity must be above 0 and below 1 or"),
         (lambda: GradualPruning(sparsity=1.0, end=5), "sparsity must be above 0 and below 1 or"),
         (lambda: GradualPruning(kept=2, end=0), "^end must be at least 1, but is 0$"),
@@ -191,7 +275,7 @@ def test_the_state_of_another_schedule_is_refused() -> None:
         (lambda: GradualPruning(kept=2, end=5, begin=-1), "^begin must be at least 0, but is -1$"),
         (lambda: GradualPruning(kept=2.5, end=5), "kept must be a whole number of at least 1 or"),  # type: ignore[arg-type]
         (
-            lambda: GradualPruning(kept=2, begin=1.5, end=5),  # type: ignore[arg-type]
+            lambda: GradualPruning(kept=2, begin=1.5, end=5),
             "begin must be a whole number",
         ),
         (
@@ -278,8 +362,8 @@ def test_a_relative_floor_needs_the_dense_metric() -> None:
 def test_all_problems_are_reported_at_once() -> None:
     with pytest.raises(
         PrunusError,
-        match="^end must be at least 1, but is 0; begin must be at least 0, but is -1; "
-        "every must be at least 1, but is 0; power must be above 0, but is -1; pass either .*$",
+        match="^every must be at least 1 or None, but is 0; power must be above 0, but is -1; pass "
+        "either .*; end must be at least 1, but is 0; begin must be at least 0, but is -1$",
     ):
         GradualPruning(end=0, begin=-1, every=0, power=-1)
     with pytest.raises(

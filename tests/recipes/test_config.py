@@ -459,6 +459,7 @@ def test_gradual_schedule_fits_the_shortest_run(steps: int) -> None:
     config = BASE.with_settings(["schedule_begin=0.98", "schedule_end=1"])
     schedule = config.make_schedule(kept=1, prunable=2, steps=steps)
     assert isinstance(schedule, GradualPruning)
+    assert schedule.end is not None
     assert 0 <= schedule.begin < schedule.end <= steps
 
 
