@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from helpers.pruning import accuracy, classifier, epoch, sgd
+from helpers.pruning import INPUTS, LABELS, accuracy, classifier, epoch, sgd
 from helpers.states import same, states_equal
 from prunus import (
     ExponentialRelevance,
@@ -158,6 +158,37 @@ def test_gradual_pruning_reaches_the_exact_count_while_training() -> None:
     assert history == sorted(history, reverse=True)
     assert sum(int(w.count_nonzero()) for w in (model[0].weight, model[4].weight)) == 77
     assert pruner.done
+
+
+def test_training_past_the_last_removal_recovers_the_loss() -> None:
+    """With a learning rate that falls to 0, the state at ``done`` is worse than the last one."""
+    model, epochs = classifier(), 16
+    optimizer = sgd(model, lr=0.2)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    pruner = Pruner(
+        model,
+        optimizer,
+        schedule=GradualPruning(sparsity=0.97, epochs=epochs, steps_per_epoch=10),
+        mode="min",
+    )
+
+    def loss() -> float:
+        with torch.no_grad():
+            return float(F.cross_entropy(model.eval()(INPUTS[500:]), LABELS[500:]))
+
+    losses, done = [], []
+    for _ in range(epochs):
+        epoch(model, optimizer)
+        scheduler.step()
+        losses.append(loss())
+        done.append(pruner.done)
+        pruner.step(losses[-1])
+    assert done.index(True) == epochs // 2 - 1
+    pruner.finish()
+    assert pruner.sparsity == pytest.approx(0.97, abs=1e-3)
+    delivered = loss()
+    assert delivered == min(losses[epochs // 2 - 1 :])
+    assert delivered < 0.9 * losses[epochs // 2 - 1]  # 0.73 to 0.83 over three seeds
 
 
 def test_a_step_counts_once_with_a_closure_and_the_penalty_acts_on_each_call() -> None:

@@ -6,6 +6,7 @@ import re
 import shlex
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from benchmarks.figures.pages import render
 from prunus.recipes.registry import RECIPES, find_recipe
@@ -14,11 +15,28 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 
 
 def test_the_loop_runs_and_prunes() -> None:
+    names, trained = run_loop()
+    assert names["pruner"].sparsity > 0.99
+    assert trained == list(range(100))
+
+
+def test_the_loop_trains_for_all_epochs_after_the_last_removal() -> None:
+    """A learning rate that falls until the last epoch must not be cut short."""
+    names, trained = run_loop("IterativePruning(fraction=0.1)", "OneShot(sparsity=0.5)")
+    assert names["pruner"].done
+    assert trained == list(range(100))
+
+
+def run_loop(schedule: str = "", replacement: str = "") -> tuple[dict[str, Any], list[int]]:
+    """Run the loop, with another schedule; return its names, and the epochs that it trains for."""
     (block,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    names = {"accuracy": 0.985}
-    exec(block, names)
-    pruner = names["pruner"]
-    assert pruner.sparsity > 0.99  # type: ignore[attr-defined]
+    trained: list[int] = []
+    names: dict[str, Any] = {"accuracy": 0.985, "trained": trained}
+    assert schedule in block
+    assert block.count("    ...  ") == 1
+    block = block.replace(schedule, replacement) if schedule else block
+    exec(block.replace("    ...  ", "    trained.append(epoch)  "), names)
+    return names, trained
 
 
 def test_the_commands_name_recipes_and_settings_that_exist() -> None:

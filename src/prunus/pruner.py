@@ -237,7 +237,12 @@ class Pruner:
 
     @property
     def done(self) -> bool:
-        """Whether the schedule has nothing left to do: time for :meth:`finish`."""
+        """Whether the schedule has nothing left to remove.
+
+        The network has yet to recover from the last removal then, so train on for the planned
+        epochs, until the learning rate has fallen. It is a reason to stop only if the number of
+        epochs is open: IterativePruning with ``patience`` and a constant learning rate.
+        """
         return self.schedule.done
 
     @property

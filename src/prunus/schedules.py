@@ -34,7 +34,7 @@ class Schedule:
 
     @property
     def done(self) -> bool:
-        """Whether the schedule has done all it was set up to do."""
+        """Whether nothing is left to remove; the network has yet to recover then."""
         return False
 
     def after_step(self, *, step: int, prunable: int) -> int | None:
