@@ -134,7 +134,8 @@ def test_every_setting_has_a_help_text_in_the_table(name: str) -> None:
         (["--set", "lr=fast"], "lr must be a number, but is 'fast'"),
         (
             ["--set", "score=size"],
-            "score must be magnitude, fisher, taylor or random, but is 'size'",
+            "score must be magnitude, fisher, sensitivity, taylor, movement or random, but is "
+            "'size'",
         ),
         (["--set", "epochs"], "'epochs' is not of the form key=value"),
         (["--set", "epochs=0"], "epochs must be at least 1, but is 0"),

@@ -22,6 +22,7 @@ from prunus import (
     LearningRateStrength,
     LinearDecayStrength,
     MagnitudeScore,
+    MovementScore,
     OneShot,
     Pruner,
     PrunusError,
@@ -29,6 +30,7 @@ from prunus import (
     RelevancePenalty,
     Schedule,
     Score,
+    SensitivityScore,
     TaylorScore,
 )
 
@@ -42,6 +44,16 @@ RESUMABLE: dict[str, Callable[[], tuple[RelevancePenalty, Schedule, Score]]] = {
         RelevancePenalty(0.01, apply="decoupled"),
         IterativePruning(fraction=0.15, patience=4),
         FisherScore(smoothing=0.9),
+    ),
+    "oneshot, sensitivity": lambda: (
+        RelevancePenalty(0.01, smoothing=0.9),
+        OneShot(sparsity=0.8, at=60),
+        SensitivityScore(),
+    ),
+    "gradual, movement": lambda: (
+        RelevancePenalty(0.01),
+        GradualPruning(sparsity=0.9, begin=3, end=70, every=4),
+        MovementScore(),
     ),
     "gradual, decoupled, random": lambda: (
         RelevancePenalty(

@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from helpers.data import normal
-from prunus import FisherScore, MagnitudeScore, PrunusError, RandomScore, Score, TaylorScore
+from prunus import (
+    FisherScore,
+    MagnitudeScore,
+    MovementScore,
+    PrunusError,
+    RandomScore,
+    Score,
+    SensitivityScore,
+    TaylorScore,
+)
 
 WEIGHT = torch.tensor([2.0, -1.0, 0.5])
 
@@ -96,7 +105,8 @@ def test_a_fisher_score_of_16_bit_weights_is_computed_in_float32() -> None:
 
 
 def test_computing_a_score_changes_neither_weights_nor_memory() -> None:
-    scores: list[Score] = [TaylorScore(), *(FisherScore(exponent=e) for e in (0.0, 1.0, 0.5))]
+    others = TaylorScore(), SensitivityScore(), MovementScore()
+    scores: list[Score] = [*others, *(FisherScore(exponent=e) for e in (0.0, 1.0, 0.5))]
     for score in scores:
         weight = WEIGHT.clone()
         memory = remembered(score, weight, [1.0, 4.0, -8.0])
@@ -112,6 +122,40 @@ def test_gradients_whose_squares_no_float32_holds_give_the_least_and_the_largest
     assert memory["fisher"].tolist() == [0.0, 1.0, largest]
     nan = remembered(FisherScore(), torch.ones(1), [float("nan")])
     assert nan["fisher"].isnan().all()  # for the error of the removal
+
+
+def test_a_sensitivity_score_is_the_mean_sensitivity_times_its_uncertainty() -> None:
+    score = SensitivityScore(smoothing=0.75, uncertainty_smoothing=0.5)
+    assert score.memory_names == ("sensitivity", "uncertainty")
+    first, second = [2.0, -16.0, 0.0], [6.0, 0.0, 32.0]
+    # I is [4, 16, 0]: a quarter of it is Ī, and half of the rest, 3/4 of it, is Ū.
+    assert scores_of(score, WEIGHT, first) == [1.0 * 1.5, 4.0 * 6.0, 0.0]
+    # I is [12, 0, 16]: Ī is 3/4 of [1, 4, 0] and a quarter of it, [3.75, 3, 4];
+    # |I − Ī| is [8.25, 3, 12], and Ū the mean of it and [1.5, 6, 0].
+    assert scores_of(score, WEIGHT, first, second) == [3.75 * 4.875, 3.0 * 4.5, 4.0 * 6.0]
+
+
+def test_the_sensitivity_is_that_of_its_definition_in_float64() -> None:
+    weight = normal(50, seed=1)
+    gradients = [normal(50, seed=seed) for seed in range(2, 42)]
+    products = [(weight.double() * gradient.double()).abs() for gradient in gradients]
+    # The paper's defaults, written out: I_t weighs 0.15 · 0.85^(T − t) in Ī_T.
+    means = [
+        sum(0.15 * 0.85 ** (end - t) * products[t] for t in range(end + 1)) for end in range(40)
+    ]
+    distances = [(now - mean).abs() for now, mean in zip(products, means, strict=True)]
+    uncertainty = sum(0.05 * 0.95 ** (39 - t) * distances[t] for t in range(40))
+    memory = remembered(SensitivityScore(), weight, *gradients)
+    computed = SensitivityScore().compute(weight, memory, uniform=torch.empty)
+    torch.testing.assert_close(computed.double(), means[-1] * uncertainty, rtol=1e-5, atol=0)
+
+
+def test_a_movement_score_sums_the_steps_away_from_zero() -> None:
+    assert MovementScore().memory_names == ("movement",)
+    # A positive gradient moves a positive weight towards zero.
+    first, second = [1.0, 4.0, -8.0], [3.0, 0.0, 2.0]
+    assert scores_of(MovementScore(), WEIGHT, first) == [-2.0, 4.0, 4.0]
+    assert scores_of(MovementScore(), WEIGHT, first, second) == [-8.0, 4.0, 3.0]
 
 
 def test_a_random_score_draws_by_its_seed_and_remembers_nothing() -> None:
@@ -131,6 +175,15 @@ def test_smoothing_must_be_from_0_to_below_1(
     assert score(smoothing=0.0).smoothing == 0.0
     with pytest.raises(PrunusError, match="smoothing must be "):
         score(smoothing=smoothing)
+
+
+def test_the_smoothings_of_a_sensitivity_must_be_below_1_and_leave_an_uncertainty() -> None:
+    assert SensitivityScore(uncertainty_smoothing=0.0).smoothing == 0.85
+    with pytest.raises(
+        PrunusError,
+        match="^smoothing must be above 0 .*, but is 0; uncertainty_smoothing .*, but is 1$",
+    ):
+        SensitivityScore(smoothing=0, uncertainty_smoothing=1)
 
 
 def test_an_exponent_must_be_at_least_0() -> None:

@@ -43,7 +43,15 @@ from prunus.penalties.strengths import (
 from prunus.pruner import Pruner, Validation
 from prunus.runtime import speed_up
 from prunus.schedules import GradualPruning, IterativePruning, OneShot, Schedule
-from prunus.scores import FisherScore, MagnitudeScore, RandomScore, Score, TaylorScore
+from prunus.scores import (
+    FisherScore,
+    MagnitudeScore,
+    MovementScore,
+    RandomScore,
+    Score,
+    SensitivityScore,
+    TaylorScore,
+)
 from prunus.selection import Selection, select
 
 __version__ = VERSION
@@ -67,6 +75,7 @@ __all__ = [
     "MagnitudeScore",
     "Masks",
     "MissingExtraError",
+    "MovementScore",
     "NonFiniteError",
     "OneShot",
     "PeerError",
@@ -77,6 +86,7 @@ __all__ = [
     "Schedule",
     "Score",
     "Selection",
+    "SensitivityScore",
     "SparseFile",
     "SparseFileError",
     "Strength",

@@ -14,9 +14,11 @@ from prunus._utils.fields import number, validate
 __all__ = [
     "FisherScore",
     "MagnitudeScore",
+    "MovementScore",
     "RandomScore",
     "Score",
     "ScoreMemory",
+    "SensitivityScore",
     "TaylorScore",
     "Uniform",
 ]
@@ -232,3 +234,96 @@ class FisherScore:
         """Return w² · F^exponent."""
         # In this order w² is neither rounded to 16 bits nor out of range by itself.
         return memory["fisher"].pow(self.exponent).mul(weight).mul_(weight)
+
+
+@dataclass(frozen=True)
+class SensitivityScore:
+    """Ī · Ū, PLATON's score: the mean sensitivity of the loss times its uncertainty.
+
+    With I = |w · ∂L/∂w| of a step, Ī is its moving average and Ū that of |I − Ī|. A weight
+    whose sensitivity varies from batch to batch has not been measured well yet and is kept longer.
+
+    Both averages start from zero, as in the paper's code: if Ī started from the first I, the first
+    Ū would be zero for every weight. They cost eight bytes for each weight.
+
+    Args:
+        smoothing: β₁, the weight of the past in Ī, above 0 (at which there would be no
+            uncertainty) and below 1. Default 0.85, the paper's.
+        uncertainty_smoothing: β₂, the weight of the past in Ū, from 0 to below 1. Default
+            0.95, the paper's.
+
+    Raises:
+        ArgumentError: An argument is out of range.
+
+    Source: Zhang et al., arXiv 2206.12562.
+
+    Example:
+        >>> score = SensitivityScore(smoothing=0.5, uncertainty_smoothing=0.5)
+        >>> weight = torch.tensor([2.0, -1.0])
+        >>> memory = {"sensitivity": torch.zeros(2), "uncertainty": torch.zeros(2)}
+        >>> score.observe(weight, torch.tensor([2.0, 4.0]), memory, count=1)
+        >>> memory["sensitivity"].tolist(), memory["uncertainty"].tolist()
+        ([2.0, 2.0], [1.0, 1.0])
+        >>> score.observe(weight, torch.tensor([1.0, 0.0]), memory, count=2)
+        >>> score.compute(weight, memory, uniform=torch.empty).tolist()
+        [1.0, 1.0]
+    """
+
+    smoothing: float = number(0.85, above=0, below=1)
+    uncertainty_smoothing: float = number(0.95, least=0, below=1)
+    memory_names: ClassVar[tuple[str, ...]] = ("sensitivity", "uncertainty")
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    def observe(
+        self, weight: torch.Tensor, gradient: torch.Tensor, memory: ScoreMemory, *, count: int
+    ) -> None:
+        """Move Ī towards the present I, then Ū towards |I − Ī|."""
+        now = (weight * gradient).abs_()
+        mean = memory["sensitivity"].lerp_(now, 1 - self.smoothing)
+        memory["uncertainty"].lerp_(now.sub_(mean).abs_(), 1 - self.uncertainty_smoothing)
+
+    def compute(
+        self, weight: torch.Tensor, memory: ScoreMemory, *, uniform: Uniform
+    ) -> torch.Tensor:
+        """Return Ī · Ū."""
+        return memory["sensitivity"] * memory["uncertainty"]
+
+
+@dataclass(frozen=True)
+class MovementScore:
+    """The sum of −w · ∂L/∂w over all steps: weights that training moves towards zero go first.
+
+    A score below zero belongs to a weight whose gradient steps have moved it towards zero, one
+    above zero to a weight that they have moved away. The size of the weight counts as a factor
+    only, so this score suits fine-tuning, where weights have a size before they have a use.
+
+    In the paper removed weights go on scoring and may return; here they are removed for good. The
+    penalty's own pull towards zero is not in the gradient of the loss. The sum costs four bytes for
+    each weight.
+
+    Source: Sanh, Wolf, Rush, arXiv 2005.07683, without the learning rate.
+
+    Example:
+        >>> score = MovementScore()
+        >>> weight, memory = torch.tensor([2.0, -1.0]), {"movement": torch.zeros(2)}
+        >>> score.observe(weight, torch.tensor([0.5, 4.0]), memory, count=1)
+        >>> score.observe(weight, torch.tensor([0.5, -1.0]), memory, count=2)
+        >>> score.compute(weight, memory, uniform=torch.empty).tolist()
+        [-2.0, 3.0]
+    """
+
+    memory_names: ClassVar[tuple[str, ...]] = ("movement",)
+
+    def observe(
+        self, weight: torch.Tensor, gradient: torch.Tensor, memory: ScoreMemory, *, count: int
+    ) -> None:
+        """Add the present −w · g."""
+        memory["movement"].addcmul_(weight, gradient, value=-1)
+
+    def compute(
+        self, weight: torch.Tensor, memory: ScoreMemory, *, uniform: Uniform
+    ) -> torch.Tensor:
+        """Return the sums."""
+        return memory["movement"]

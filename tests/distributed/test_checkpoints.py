@@ -24,10 +24,10 @@ from distributed.test_sharded import (
 from prunus import (
     CheckpointError,
     ExponentialRelevance,
-    FisherScore,
     GradualPruning,
     Pruner,
     RelevancePenalty,
+    SensitivityScore,
     select,
 )
 
@@ -51,7 +51,7 @@ class Run:
                 1e-2, ExponentialRelevance(0.2, relative=True), apply="decoupled", smoothing=0.9
             ),
             GradualPruning(sparsity=0.9, end=8, every=2),
-            score=FisherScore(smoothing=0.75),
+            score=SensitivityScore(),
             selection=select(self.model, biases=True),
             max_grad_norm=1.0,
             floor=0.5,

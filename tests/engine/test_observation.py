@@ -7,7 +7,16 @@ import torch
 from torch import nn
 
 from helpers.data import normal
-from prunus import FisherScore, MagnitudeScore, Score, Selection, TaylorScore, select
+from prunus import (
+    FisherScore,
+    MagnitudeScore,
+    MovementScore,
+    Score,
+    Selection,
+    SensitivityScore,
+    TaylorScore,
+    select,
+)
 from prunus._engine.observation import GradientObserver
 from prunus._utils.chunks import CPU_CHUNK
 
@@ -70,7 +79,9 @@ def test_a_score_without_memory_makes_the_observer_inactive() -> None:
     assert GradientObserver(FisherScore(), selection).active
 
 
-@pytest.mark.parametrize("score", [TaylorScore(), FisherScore()])
+@pytest.mark.parametrize(
+    "score", [TaylorScore(), FisherScore(), SensitivityScore(), MovementScore()]
+)
 def test_a_tensor_of_several_chunks_is_observed_whole(score: Score) -> None:
     # Strides of the gradient unlike those of the weight, so that chunks are rows.
     layer = nn.Linear(300, CPU_CHUNK // 300 + 5, bias=False)

@@ -22,10 +22,12 @@ from prunus import (
     ExponentialRelevance,
     FisherScore,
     Masks,
+    MovementScore,
     OneShot,
     Pruner,
     PrunusError,
     RelevancePenalty,
+    SensitivityScore,
     TaylorScore,
     select,
 )
@@ -361,6 +363,8 @@ SCALED: dict[str, dict[str, Any]] = {
     },
     "taylor": {"score": TaylorScore(), "schedule": OneShot(sparsity=0.5, at=4)},
     "fisher": {"score": FisherScore(smoothing=0.8), "schedule": OneShot(sparsity=0.5, at=4)},
+    "sensitivity": {"score": SensitivityScore(), "schedule": OneShot(sparsity=0.5, at=4)},
+    "movement": {"score": MovementScore(), "schedule": OneShot(sparsity=0.5, at=4)},
     "fisher, clipped": {"score": FisherScore(smoothing=0.8), "max_grad_norm": 0.02},
 }
 

@@ -92,7 +92,7 @@ def test_settings_of_a_recipe_are_listed() -> None:
     prunus("recipes", "mnist").refused("there is no recipe 'mnist'")
 
 
-@pytest.mark.parametrize("score", ["taylor", "fisher"])
+@pytest.mark.parametrize("score", ["taylor", "fisher", "sensitivity", "movement"])
 def test_gradient_scores_with_penalty_in_the_loss_are_rejected_before_training(
     score: str, tmp_path: Path
 ) -> None:

@@ -20,7 +20,14 @@ from prunus.recipes.registry import RECIPES
 from prunus.recipes.setting_marks import Affects
 from prunus.recipes.tasks.classification import ImageConfig
 from prunus.schedules import GradualPruning, IterativePruning, OneShot
-from prunus.scores import FisherScore, MagnitudeScore, RandomScore, TaylorScore
+from prunus.scores import (
+    FisherScore,
+    MagnitudeScore,
+    MovementScore,
+    RandomScore,
+    SensitivityScore,
+    TaylorScore,
+)
 
 BASE = ImageConfig(
     dense_epochs=1, epochs=10, batch_size=8, dense_lr=0.1, lr=0.1, strength=0.01, ratio=9
@@ -71,7 +78,11 @@ SETTINGS: dict[str, tuple[str, Any, dict[str, str]]] = {
     "fraction": ("0.3", 0.3, {"x": NUMBER, "0": "above 0 and below 1", "1": "above 0 and below 1"}),
     "patience": ("3", 3, {"x": WHOLE, "-1": "at least 0"}),
     "floor": ("dense-0.01", "dense-0.01", {"nonsense": FLOOR, "nan": FLOOR, "dense/2": FLOOR}),
-    "score": ("taylor", "taylor", {"size": "magnitude, fisher, taylor or random"}),
+    "score": (
+        "taylor",
+        "taylor",
+        {"size": "magnitude, fisher, sensitivity, taylor, movement or random"},
+    ),
     "biases": ("true", True, {"yes": "true or false", "": "true or false"}),
     "norms": ("true", True, {"yes": "true or false", "": "true or false"}),
     "min_density": ("0.01", 0.01, {"x": NUMBER, "1": "from 0 to below 1", "-1": "from 0 to"}),
@@ -295,7 +306,7 @@ def test_all_parse_errors_are_listed_in_one_message() -> None:
         "there is no setting 'epoch'",
         "did you mean epochs?",
         "lr must be a number, but is 'fast'",
-        "score must be magnitude, fisher, taylor or random, but is 'size'",
+        "score must be magnitude, fisher, sensitivity, taylor, movement or random, but is 'size'",
         "'biases' is not of the form key=value",
         "relative must be true or false, but is '2'",
     ]
@@ -468,7 +479,9 @@ def test_gradual_schedule_fits_the_shortest_run(steps: int) -> None:
     [
         ("magnitude", MagnitudeScore()),
         ("fisher", FisherScore()),
+        ("sensitivity", SensitivityScore()),
         ("taylor", TaylorScore()),
+        ("movement", MovementScore()),
         ("random", RandomScore()),
     ],
 )

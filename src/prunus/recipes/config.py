@@ -40,7 +40,15 @@ from prunus.recipes.setting_values import (
     parse_value,
 )
 from prunus.schedules import GradualPruning, IterativePruning, OneShot, Schedule
-from prunus.scores import FisherScore, MagnitudeScore, RandomScore, Score, TaylorScore
+from prunus.scores import (
+    FisherScore,
+    MagnitudeScore,
+    MovementScore,
+    RandomScore,
+    Score,
+    SensitivityScore,
+    TaylorScore,
+)
 
 __all__ = ["Config"]
 
@@ -53,7 +61,9 @@ _WITH_BEGIN = OnlyWith("schedule", ("gradual", "oneshot"))
 _SCORES: Mapping[str, Score] = {
     "magnitude": MagnitudeScore(),
     "fisher": FisherScore(),
+    "sensitivity": SensitivityScore(),
     "taylor": TaylorScore(),
+    "movement": MovementScore(),
     "random": RandomScore(),
 }
 
@@ -195,10 +205,11 @@ class Config:
         'relative to the dense network, such as "dense-0.005", or "dense-0.5%" for 0.5 percent of '
         'its metric ("dense+0.5%" for a loss).',
     )
-    score: Literal["magnitude", "fisher", "taylor", "random"] = setting(
+    score: Literal["magnitude", "fisher", "sensitivity", "taylor", "movement", "random"] = setting(
         "magnitude",
         help='Score whose smallest values are removed first: "magnitude"; "fisher", the squared '
-        'weight times the mean square of its gradient; "taylor", the weight times its gradient; or '
+        'weight times the mean square of its gradient; "sensitivity", PLATON\'s; "taylor", the '
+        'weight times its gradient; "movement", whether training moves it away from zero; or '
         '"random".',
     )
     biases: bool = setting(True, help="Whether biases may be removed too.")
