@@ -24,19 +24,20 @@ from benchmarks.robustness.contract.training import check
 def test_every_cell_in_one_process_meets_the_reference(optimizer: str) -> None:
     count, problems = check("one process", [optimizer])
     assert problems == {}
-    # Every method: four penalties, applied in three ways, and none; each with three schedules.
-    assert count == 39
+    # Every method: four penalties, applied in three ways, and none, and four scores from gradients
+    # with one penalty; each with three schedules.
+    assert count == 51
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("layout", "expected"),
     [
-        # 18 optimizers, without the two LBFGS, with 33 methods: without relevance and lobster in
+        # 18 optimizers, without the two LBFGS, with 45 methods: without relevance and lobster in
         # the loss, each with three schedules.
-        ("DDP", 18 * 33),
-        # 16 optimizers, without Adafactor and Rprop besides, with 27 methods: nothing in the loss.
-        ("FSDP2", 16 * 27),
+        ("DDP", 18 * 45),
+        # 16 optimizers, without Adafactor and Rprop besides, with 39 methods: nothing in the loss.
+        ("FSDP2", 16 * 39),
     ],
 )
 def test_every_cell_in_two_processes_meets_the_reference(layout: str, expected: int) -> None:
@@ -49,7 +50,10 @@ def test_every_method_and_optimizer_meets_every_precision() -> None:
     for layout in LAYOUTS:
         met: dict[str, set[tuple[str, int]]] = {}
         for cell in cells(layout):
-            for key in (f"{cell.penalty} {cell.apply} {cell.schedule}", cell.optimizer):
+            for key in (
+                f"{cell.penalty} {cell.apply} {cell.schedule} {cell.score}",
+                cell.optimizer,
+            ):
                 met.setdefault(key, set()).add((cell.precision, cell.accumulation))
         every = len(PRECISIONS) * len(ACCUMULATIONS)
         for key, found in met.items():

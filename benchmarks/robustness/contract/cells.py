@@ -12,11 +12,17 @@ from prunus import (
     Coefficient,
     ConstantRelevance,
     ExponentialRelevance,
+    FisherScore,
     GradualPruning,
     IterativePruning,
     LinearRelevance,
+    MagnitudeScore,
+    MovementScore,
     OneShot,
     Schedule,
+    Score,
+    SensitivityScore,
+    TaylorScore,
 )
 from prunus.penalties.relevance import Apply
 
@@ -36,6 +42,14 @@ SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "iterative": lambda: IterativePruning(fraction=0.3),
     "gradual": lambda: GradualPruning(sparsity=0.5, end=4, every=2),
     "oneshot": lambda: OneShot(sparsity=0.4, at=3),
+}
+
+SCORES: dict[str, Score] = {
+    "magnitude": MagnitudeScore(),
+    "fisher": FisherScore(smoothing=0.5),
+    "sensitivity": SensitivityScore(),
+    "taylor": TaylorScore(),
+    "movement": MovementScore(),
 }
 
 KEPT = {
@@ -78,6 +92,7 @@ class Cell:
     penalty: str
     apply: Apply
     schedule: str
+    score: str
     optimizer: str
     precision: str
     accumulation: int
@@ -105,14 +120,24 @@ class Cell:
         return ""
 
 
-def methods() -> list[tuple[str, Apply, str]]:
-    """Return every penalty with every ``apply=`` and every schedule."""
-    return [
-        (penalty, apply, schedule)
+def methods() -> list[tuple[str, Apply, str, str]]:
+    """Return every penalty with every ``apply=``, and every score, with every schedule.
+
+    The other scores than the magnitude are combined with one penalty, which they must not observe.
+    """
+    penalized = [
+        (penalty, apply, schedule, "magnitude")
         for penalty in PENALTIES
         for apply in (APPLICATIONS if PENALTIES[penalty] else APPLICATIONS[:1])
         for schedule in SCHEDULES
     ]
+    scored: list[tuple[str, Apply, str, str]] = [
+        ("relevance", "gradient", schedule, score)
+        for score in SCORES
+        for schedule in SCHEDULES
+        if score != "magnitude"
+    ]
+    return penalized + scored
 
 
 def product(layout: str) -> Iterator[Cell]:

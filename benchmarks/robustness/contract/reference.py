@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
@@ -36,8 +37,9 @@ class Reference:
 
     Attributes:
         weights: All weights at the end, concatenated.
-        across: The largest distance by which a removed weight's magnitude exceeded the threshold
-            of its removal, or a kept one's fell below it.
+        across: The largest distance by which a removed weight's score exceeded the threshold of its
+            removal, or a kept one's fell below it. Of magnitudes it is relative to the distance
+            travelled in training, of other scores to the norm of all scores.
     """
 
     weights: torch.Tensor
@@ -47,8 +49,8 @@ class Reference:
 class _Training:
     """Training by the formulas, one process, one batch."""
 
-    def __init__(self, penalty: str, apply: Apply, optimizer: str) -> None:
-        self.penalty, self.apply = penalty, apply
+    def __init__(self, penalty: str, apply: Apply, score: str, optimizer: str) -> None:
+        self.penalty, self.apply, self.score = penalty, apply, score
         self.model = start()
         self.inputs, self.targets = batch()
         self.weights = list(self.model.parameters())
@@ -56,6 +58,7 @@ class _Training:
         self.optimizer = OPTIMIZERS[optimizer](self.weights)
         self.searches = optimizer.startswith("LBFGS")
         self.coefficients: list[torch.Tensor] = []
+        self.observed: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def step(self) -> None:
         """Take one optimizer step, with the penalty and the masks applied."""
@@ -76,11 +79,14 @@ class _Training:
     def remove(self, kept: torch.Tensor, count: int) -> float:
         """Keep these weights alone; return how far the choice is across the threshold.
 
-        The threshold is the magnitude of the weight of rank ``count``.
+        The threshold is the score of the weight of rank ``count``.
         """
-        magnitudes = torch.cat([weight.abs().flatten() for weight in self.weights])
-        threshold = magnitudes.sort(descending=True).values[count - 1]
-        over = torch.where(kept, threshold - magnitudes, magnitudes - threshold)
+        present = torch.cat([mask.flatten() for mask in self.masks]).bool()
+        scores = self._scores()
+        unit = 1.0 if self.score == "magnitude" else float(scores[present].norm())
+        scores[~present] = -torch.inf
+        threshold = scores.sort(descending=True).values[count - 1]
+        over = torch.where(kept, threshold - scores, scores - threshold) / unit
         parts = torch.split(kept, [weight.numel() for weight in self.weights])
         for weight, mask, chosen in zip(self.weights, self.masks, parts, strict=True):
             mask.copy_(chosen.view_as(mask))
@@ -92,11 +98,36 @@ class _Training:
             self.optimizer.state.clear()
         return float(over.max())
 
+    def _scores(self) -> torch.Tensor:
+        """Return the scores of all weights, from everything observed so far."""
+        now = _flat(self.weights)
+        gradients = [gradient for _, gradient in self.observed]
+        products = [weight * gradient for weight, gradient in self.observed]
+        if self.score == "fisher":
+            mean = gradients[0].square()
+            for count, gradient in enumerate(gradients[1:], start=2):
+                share = max(0.5, 1 / count)
+                mean = (1 - share) * mean + share * gradient.square()
+            return now.square() * mean
+        if self.score == "sensitivity":
+            average, uncertainty = torch.zeros_like(now), torch.zeros_like(now)
+            for product in products:
+                average = 0.85 * average + 0.15 * product.abs()
+                uncertainty = 0.95 * uncertainty + 0.05 * (product.abs() - average).abs()
+            return average * uncertainty
+        if self.score == "taylor":
+            average = products[0].abs()
+            for product in products[1:]:
+                average = 0.9 * average + 0.1 * product.abs()
+            return average
+        return -sum(products, torch.zeros_like(now)) if self.score == "movement" else now.abs()
+
     def _closure(self) -> torch.Tensor:
         self.optimizer.zero_grad()
         loss: torch.Tensor = (self.model(self.inputs) - self.targets).square().mean()
         gradients = torch.autograd.grad(loss, self.weights)
         self.coefficients = [self._coefficient(gradient) for gradient in gradients]
+        self.observed.append((_flat(self.weights), _flat(gradients)))
         term = torch.zeros((), dtype=torch.float64)
         rows = zip(self.weights, gradients, self.coefficients, self.masks, strict=True)
         for weight, gradient, c, mask in rows:
@@ -117,9 +148,18 @@ class _Training:
         return torch.ones(())
 
 
+def _flat(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+
+
 @cache
 def reference(
-    penalty: str, apply: Apply, schedule: str, optimizer: str, kept_by_cell: tuple[bytes, ...]
+    penalty: str,
+    apply: Apply,
+    schedule: str,
+    score: str,
+    optimizer: str,
+    kept_by_cell: tuple[bytes, ...],
 ) -> Reference:
     """Train in float64, one process, one batch, by the formulas.
 
@@ -127,17 +167,21 @@ def reference(
         penalty: A name of ``PENALTIES``.
         apply: How the penalty is applied.
         schedule: A name of ``SCHEDULES``.
+        score: A name of ``SCORES``.
         optimizer: A name of ``OPTIMIZERS``.
         kept_by_cell: The weights that the cell has kept after each step, a byte for each weight;
             the reference keeps the same. Where rounding put a weight of the cell on the other side
             of the threshold, the two trainings would otherwise diverge; they stay comparable, and
             the distance of such a weight from the threshold is returned.
     """
-    training = _Training(penalty, apply, optimizer)
+    training = _Training(penalty, apply, score, optimizer)
     across = 0.0
     for step in range(STEPS):
         training.step()
         kept = torch.frombuffer(bytearray(kept_by_cell[step]), dtype=torch.bool)
         if int(kept.sum()) < sum(int(mask.sum()) for mask in training.masks):
             across = max(across, training.remove(kept, KEPT[schedule][step]))
-    return Reference(torch.cat([w.detach().flatten() for w in training.weights]), across)
+    weights = _flat(training.weights)
+    if score == "magnitude":
+        across /= float((weights - _flat(start().parameters())).norm())
+    return Reference(weights, across)

@@ -18,6 +18,7 @@ from benchmarks.robustness.contract.cells import (
     KEPT,
     PENALTIES,
     SCHEDULES,
+    SCORES,
     STEPS,
     STRENGTH,
     Cell,
@@ -31,11 +32,13 @@ from prunus import Pruner, RelevancePenalty
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of a cell; distances are relative to the distance travelled in training.
+    """Result of a cell.
 
     Attributes:
-        distance: Distance from the reference at the end.
-        across: Largest distance of a removal on the other side of the reference's threshold.
+        distance: Distance from the reference at the end, relative to the distance travelled in
+            training.
+        across: Largest distance of a removal on the other side of the reference's threshold,
+            relative to the same, or to the norm of all scores that are no magnitudes.
         problems: Every promise that was broken.
     """
 
@@ -123,15 +126,16 @@ def run(cell: Cell) -> Outcome:
     problems = training.problems
     reached = torch.cat([_whole(weight).double().flatten() for weight in training.weights])
     kept = tuple(training.kept)
-    expected = reference(cell.penalty, cell.apply, cell.schedule, cell.optimizer, kept)
+    method = cell.penalty, cell.apply, cell.schedule, cell.score
+    expected = reference(*method, cell.optimizer, kept)
     begin = torch.cat([weight.detach().flatten() for weight in start().parameters()])
     travelled = (expected.weights - begin).norm()
     distance = float((reached - expected.weights).norm() / travelled)
-    across = float(expected.across / travelled)
+    across = expected.across
     if not distance <= bound(cell):
         problems.append(f"{distance:.1e} from the reference, relative to the distance travelled")
     if not across <= bound(cell):
-        problems.append(f"a removal is {across:.1e} across the threshold, relative to the same")
+        problems.append(f"a removal is {across:.1e} across the threshold, relatively")
     training.pruner.detach()
     return Outcome(distance, across, problems)
 
@@ -162,6 +166,7 @@ def _pruner(cell: Cell, model: nn.Module, optimizer: torch.optim.Optimizer) -> P
             optimizer,
             penalty and RelevancePenalty(STRENGTH, penalty[0], power=penalty[1], apply=cell.apply),
             SCHEDULES[cell.schedule](),
+            score=SCORES[cell.score],
         )
 
 
