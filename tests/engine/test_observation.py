@@ -19,6 +19,7 @@ from prunus import (
 )
 from prunus._engine.observation import GradientObserver
 from prunus._utils.chunks import CPU_CHUNK
+from prunus.scores import ScoreMemory
 
 
 def two_layers(dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Selection]:
@@ -123,3 +124,18 @@ def test_averages_of_16_bit_weights_do_not_lose_small_changes() -> None:
     with torch.no_grad():
         observer.observe(None)
     assert observer.memory["weight"]["fisher"].item() == (1 + 2.0**-7) ** 2
+
+
+def test_a_score_receives_weights_and_gradients_in_the_type_of_its_memory() -> None:
+    types = set()
+
+    class Recording(TaylorScore):
+        def observe(
+            self, weight: torch.Tensor, gradient: torch.Tensor, memory: ScoreMemory, *, count: int
+        ) -> None:
+            types.update({weight.dtype, gradient.dtype, memory["product"].dtype})
+
+    _, selection = two_layers(torch.bfloat16)
+    selection["b.weight"].parameter.grad = torch.ones(1, 1, dtype=torch.bfloat16)
+    GradientObserver(Recording(), selection).observe(None)
+    assert types == {torch.float32}
