@@ -81,6 +81,7 @@ def test_the_public_names_are_exactly_these() -> None:
         "SparseFileError",
         "Strength",
         "TaylorScore",
+        "ThresholdSearch",
         "Validation",
         "__version__",
         "compact",

@@ -42,7 +42,13 @@ from prunus.penalties.strengths import (
 )
 from prunus.pruner import Pruner, Validation
 from prunus.runtime import speed_up
-from prunus.schedules import GradualPruning, IterativePruning, OneShot, Schedule
+from prunus.schedules import (
+    GradualPruning,
+    IterativePruning,
+    OneShot,
+    Schedule,
+    ThresholdSearch,
+)
 from prunus.scores import (
     FisherScore,
     MagnitudeScore,
@@ -91,6 +97,7 @@ __all__ = [
     "SparseFileError",
     "Strength",
     "TaylorScore",
+    "ThresholdSearch",
     "Validation",
     "__version__",
     "compact",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import warnings
@@ -34,6 +35,7 @@ from prunus._engine.removal import Remover
 from prunus._engine.state_errors import state_error
 from prunus._engine.step_hooks import StepHooks
 from prunus._engine.step_state import COUNT_KEYS, TENSOR_KEYS
+from prunus._engine.trial import restored
 from prunus._utils.checks import (
     as_number,
     either_problem,
@@ -301,12 +303,19 @@ class Pruner:
         best = metric is not None and self._consider(metric)
         met = metric is None or self.constraint.met(metric)
         least, before = self._remover().least, self.schedule.state_dict()
-        keep = self.schedule.after_validation(
-            met=met, prunable=self._prunable, kept=self.masks.kept, least=least
-        )
+        counts = {"prunable": self._prunable, "kept": self.masks.kept, "least": least}
         try:
+            keep = self.schedule.after_validation(met=met, **counts)
+            if keep is None:
+                keep = self.schedule.search(
+                    metric=metric,
+                    mode=self.constraint.mode,
+                    met=met,
+                    **counts,
+                    metric_if_kept=self._metric_if_kept,
+                )
             removed = 0 if keep is None else self._remove_to(max(keep, least))
-        except PrunusError:
+        except BaseException:  # a function that the schedule calls may raise anything
             self.schedule.load_state_dict(before)  # it has counted a removal that failed
             raise
         return Validation(metric, self.floor, met, best, removed, self.sparsity)
@@ -520,15 +529,51 @@ class Pruner:
         memory = self._hooks.observer.memory
         return Remover(self.masks, self.score, memory, self.min_density, seed=self._prunings)
 
+    def _metric_if_kept(self, kept: int, evaluate: Callable[[], float]) -> float:
+        """Return what ``evaluate`` measures if only ``kept`` weights are kept, and change nothing.
+
+        Raises:
+            ArgumentTypeError: It does not return a number.
+            PrunusError: It took steps of the optimizer, or processes have different results.
+            PeerError: Another process did not answer.
+        """
+        check_in_model(self.selection, self.model)
+        reshard(self.model)
+        steps, result, error = self._steps, math.nan, None
+        with restored(self.model, self.masks), torch.no_grad():
+            self._mask_to(kept)
+            self.masks.apply_()
+            try:
+                result = as_number(f"the {_TRIAL}", evaluate())
+            except BaseException as raised:
+                error = raised
+                raise
+            finally:
+                values = {"number of errors in evaluate()": float(error is not None)}
+                values[_TRIAL] = result
+                # After an error, the other processes must not wait for this one.
+                with contextlib.suppress(*([PrunusError] if error is not None else [])):
+                    self._process_group.check_equal(values, _DIFFERING_TRIALS)
+        if self._steps != steps:
+            raise PrunusError(
+                f"evaluate() of {type(self.schedule).__name__} took {self._steps - steps} steps of "
+                "the optimizer, but must only measure the model: remove the training from it"
+            )
+        return result
+
+    def _mask_to(self, kept: int) -> list[str]:
+        """Update the masks to keep ``kept`` weights; return the tensors that lost weights."""
+        check_equal = None
+        if self._process_group.group is not None and not self._process_group.sharded:
+            check_equal = partial(self._process_group.check_equal, fix=_DIFFERING_WEIGHTS)
+        return self._remover().keep(kept, check_equal)
+
     def _remove_to(self, kept: int) -> int:
         """Remove weights until ``kept`` are left; return how many were removed."""
         before = self.masks.kept
         check_in_model(self.selection, self.model)
         reshard(self.model)
-        check_equal = None
-        if self._process_group.group is not None and not self._process_group.sharded:
-            check_equal = partial(self._process_group.check_equal, fix=_DIFFERING_WEIGHTS)
-        for name in self._remover().keep(kept, check_equal):
+        for name in self._mask_to(kept):
             tensor = self.selection[name]
             clear_(tensor.weight, self.masks[name])
             if tensor.gradient is not None:
@@ -542,6 +587,12 @@ class Pruner:
 
 
 _METRIC = "the validation metric"
+
+_TRIAL = "result of evaluate()"
+
+_DIFFERING_TRIALS = (
+    "return the metric of all the data, or its average over the processes, from evaluate()"
+)
 
 _DIFFERING_WEIGHTS = (
     "their weights differ, so that they cannot prune alike. Start all of them from the same state, "
