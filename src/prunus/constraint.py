@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -17,10 +17,10 @@ Mode = Literal["max", "min"]
 
 _RELATIVE = re.compile(r"\s*dense\s*(?:([-+*])\s*([^\s%]+)\s*(%)?)?\s*")
 
-_FAR = 20
-"""How many times larger than the other a floor or a metric is if their units differ, such as
-percent and fraction. Early in training a metric may be as far from its floor for another reason,
-so the smaller one must be at most 1 and the larger one above 1, too."""
+_FACTORS: Mapping[str, tuple[float, float]] = {"max": (20, math.inf), "min": (80, 200)}
+"""The factors, by mode, between a floor and a metric of different units, such as percent and
+fraction. Early in training a metric may be as far from its floor for another reason, so the smaller
+one must be at most 1 and the larger one above 1, too."""
 
 
 class _Terms(NamedTuple):
@@ -205,7 +205,9 @@ class Constraint:
 
         One of the two is at most 1, and the other above 1 and at least 20 times as large, such as a
         floor of 98 for an accuracy of 0.98, or of 0.98 for an accuracy of 98, which would be met
-        until nothing is left.
+        until nothing is left. With ``mode="min"`` it must be 80 to 200 times as large, and a
+        ceiling above the metric is accepted: a loss has no natural unit, and 10 for one of 0.1 may
+        be meant.
 
         Args:
             metric: The metric of the dense network, or the first one measured.
@@ -217,10 +219,13 @@ class Constraint:
             True
         """
         terms = self._terms()
-        if terms.operator != "=":
+        if terms.operator != "=" or (self.mode == "min" and terms.value >= metric):
             return None
         small, large = sorted((terms.value, metric))
-        if not (math.isfinite(terms.value) and 0 < small <= 1 < large and large >= _FAR * small):
+        least, most = _FACTORS[self.mode]
+        if not (math.isfinite(terms.value) and 0 < small <= 1 < large):
+            return None
+        if not least <= large / small <= most:
             return None
         fix = terms.value / 100 if terms.value == large else terms.value * 100
         sign = "-" if self.mode == "max" else "+"
