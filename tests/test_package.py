@@ -70,9 +70,11 @@ def test_the_public_names_are_exactly_these() -> None:
         "OneShot",
         "PeerError",
         "Pruner",
+        "PruningStatus",
         "PrunusError",
         "RandomScore",
         "RelevancePenalty",
+        "Restore",
         "Schedule",
         "Score",
         "Selection",
@@ -94,7 +96,7 @@ def test_the_public_names_are_exactly_these() -> None:
 
 def constructible() -> list[str]:
     """Public names that a user calls; the others are received, and need no example."""
-    received = {"Coefficient", "Score", "Strength", "Validation"}
+    received = {"Coefficient", "PruningStatus", "Restore", "Score", "Strength", "Validation"}
     return [
         name
         for name in prunus.__all__

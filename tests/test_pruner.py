@@ -96,7 +96,8 @@ def test_weights_that_the_loss_does_not_depend_on_are_removed_first(apply: Apply
 
 def test_a_minimised_metric_may_not_exceed_its_floor() -> None:
     model = classifier()
-    pruner = Pruner(model, sgd(model), schedule=IterativePruning(), floor="dense*1.1", mode="min")
+    schedule = IterativePruning(fraction=0.1)
+    pruner = Pruner(model, sgd(model), schedule=schedule, floor="dense*1.1", mode="min")
     assert pruner.floor is None
     assert pruner.step(2.0).met
     assert pruner.floor == pytest.approx(2.2)
@@ -144,6 +145,30 @@ def test_finishing_without_a_state_that_met_the_ceiling_advises_to_raise_it() ->
     )
     with pytest.raises(FloorNotReachedError, match=message):
         pruner.finish()
+
+
+def test_without_a_fraction_the_pruner_returns_to_the_best_state_and_removes_less() -> None:
+    model = classifier()
+    optimizer = sgd(model)
+    pruner = Pruner(model, optimizer, schedule=IterativePruning(), floor=0.5)
+    prunable = pruner.selection.prunable
+    epoch(model, optimizer)
+    best = copy.deepcopy(model.state_dict())
+    outcomes = [pruner.step(1.0)]  # removes a tenth
+    # The first two are below the floor by no more than the median change, the next ten by more.
+    for _ in range(12):
+        epoch(model, optimizer)
+        outcomes.append(pruner.step(0.0))
+    assert [outcome.restored for outcome in outcomes] == [*[False] * 12, True]
+    assert [outcome.removed > 0 for outcome in outcomes] == [*[True] * 3, *[False] * 9, True]
+    assert pruner.masks.kept == prunable - round(0.05 * prunable)
+    for name, mask in pruner.masks.items():
+        torch.testing.assert_close(model.get_parameter(name).detach(), best[name] * mask)
+    epoch(model, optimizer)
+    assert not pruner.masks.revived()
+    pruner.finish()
+    assert pruner.sparsity == 0.0
+    assert same(model.state_dict(), best)
 
 
 def test_gradual_pruning_reaches_the_exact_count_while_training() -> None:

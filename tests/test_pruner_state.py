@@ -165,8 +165,22 @@ def refused_whole(change: Callable[[dict[str, Any]], dict[str, Any]], message: s
     [
         ({"masks": None}, "masks must be a mapping, but is None"),
         ({"schedule": None}, "schedule must be a mapping, but is None"),
-        ({"schedule": {"waited": "x", "reached": False}}, "invalid literal"),
-        ({"schedule": {"waited": 1}}, "expected .'reached', 'waited'., got .'waited'."),
+        (
+            {
+                "schedule": {
+                    "waited": "x",
+                    "reached": False,
+                    "fraction": 0.1,
+                    "recovering": 0,
+                    "margins": [],
+                }
+            },
+            "invalid literal",
+        ),
+        (
+            {"schedule": {"waited": 1}},
+            "expected .*'reached', 'recovering', 'waited'., got .'waited'.",
+        ),
         ({"steps": "x"}, "steps must be a whole number of at least 0, but is 'x'"),
         ({"prunings": None}, "prunings must be a whole number of at least 0, but is None"),
         ({"dense_metric": "x"}, "dense_metric must be a finite number or None, but is 'x'"),

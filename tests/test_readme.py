@@ -22,7 +22,7 @@ def test_the_loop_runs_and_prunes() -> None:
 
 def test_the_loop_trains_for_all_epochs_after_the_last_removal() -> None:
     """A learning rate that falls until the last epoch must not be cut short."""
-    names, trained = run_loop("IterativePruning(fraction=0.1)", "OneShot(sparsity=0.5)")
+    names, trained = run_loop("IterativePruning()", "OneShot(sparsity=0.5)")
     assert names["pruner"].done
     assert trained == list(range(100))
 

@@ -10,61 +10,154 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunus import GradualPruning, IterativePruning, OneShot, PrunusError, Schedule
+from prunus import (
+    GradualPruning,
+    IterativePruning,
+    OneShot,
+    PruningStatus,
+    PrunusError,
+    Restore,
+    Schedule,
+)
 from prunus.constraint import Constraint
 
 
 def test_iterative_drops_a_fraction_of_what_is_left_only_above_the_floor() -> None:
-    schedule, kept, history = IterativePruning(fraction=0.2), 1000, []
-    for met in (True, False, False, True, True):
-        kept = schedule.after_validation(met=met, prunable=1000, kept=kept) or kept
-        history.append(kept)
-    assert history == [800, 800, 800, 640, 512]
+    schedule = IterativePruning(fraction=0.2)
+    history = [
+        schedule.after_validation(PruningStatus(met=met, prunable=1000, kept=kept))
+        for met, kept in ((True, 1000), (False, 800), (False, 800), (True, 800), (True, 640))
+    ]
+    assert history == [800, None, None, 640, 512]
     assert not schedule.done
 
 
 def test_iterative_stops_exactly_at_the_target_once_the_floor_is_met_there() -> None:
     schedule = IterativePruning(fraction=0.5, target=0.8)
-    assert schedule.after_validation(met=True, prunable=100, kept=100) == 50
-    assert schedule.after_validation(met=True, prunable=100, kept=50) == 25
-    assert schedule.after_validation(met=True, prunable=100, kept=25) == 20
-    assert schedule.after_validation(met=False, prunable=100, kept=20) is None
+    assert schedule.after_validation(PruningStatus(met=True, prunable=100, kept=100)) == 50
+    assert schedule.after_validation(PruningStatus(met=True, prunable=100, kept=50)) == 25
+    assert schedule.after_validation(PruningStatus(met=True, prunable=100, kept=25)) == 20
+    assert schedule.after_validation(PruningStatus(met=False, prunable=100, kept=20)) is None
     assert not schedule.done
-    assert schedule.after_validation(met=True, prunable=100, kept=20) is None
+    assert schedule.after_validation(PruningStatus(met=True, prunable=100, kept=20)) is None
     assert schedule.done
 
 
 def test_iterative_removes_at_least_one_weight() -> None:
     schedule = IterativePruning(fraction=0.1)
-    assert schedule.after_validation(met=True, prunable=10, kept=2) == 1
+    assert schedule.after_validation(PruningStatus(met=True, prunable=10, kept=2)) == 1
 
 
 def test_patience_counts_validations_in_a_row() -> None:
     schedule = IterativePruning(patience=2)
     for met, done in ((False, False), (True, False), (False, False), (False, True)):
-        schedule.after_validation(met=met, prunable=10, kept=10)
+        schedule.after_validation(PruningStatus(met=met, prunable=10, kept=10))
         assert schedule.done == done
 
 
 def test_iterative_removes_no_more_than_one_weight_of_few() -> None:
     schedule = IterativePruning(fraction=0.1)
-    assert schedule.after_validation(met=True, prunable=10, kept=4) == 3
+    assert schedule.after_validation(PruningStatus(met=True, prunable=10, kept=4)) == 3
     # A tenth of 16 is 1.6, which rounds to 2.
-    assert schedule.after_validation(met=True, prunable=20, kept=16) == 14
+    assert schedule.after_validation(PruningStatus(met=True, prunable=20, kept=16)) == 14
 
 
 def test_iterative_stops_at_the_least_that_the_guard_keeps() -> None:
     schedule = IterativePruning(fraction=0.5)
-    assert schedule.after_validation(met=True, prunable=100, kept=100, least=70) == 70
-    assert schedule.after_validation(met=True, prunable=100, kept=70, least=70) is None
+    assert (
+        schedule.after_validation(PruningStatus(met=True, prunable=100, kept=100, least=70)) == 70
+    )
+    assert (
+        schedule.after_validation(PruningStatus(met=True, prunable=100, kept=70, least=70)) is None
+    )
     assert schedule.done
     last = IterativePruning(fraction=0.5)
-    assert last.after_validation(met=True, prunable=100, kept=1, least=0) is None
+    assert last.after_validation(PruningStatus(met=True, prunable=100, kept=1, least=0)) is None
     assert last.done
 
 
+def margins(schedule: IterativePruning, values: list[float], best: int | None) -> list[Any]:
+    """Return the decisions for these distances from the floor, with 1,000 of 2,000 weights kept."""
+    return [
+        schedule.after_validation(
+            PruningStatus(met=margin >= 0, margin=margin, prunable=2000, kept=1000, best_kept=best)
+        )
+        for margin in values
+    ]
+
+
+def test_without_a_fraction_weights_are_removed_within_the_noise_below_the_floor() -> None:
+    # The changes are 0.04, 0.06, 0.05: the median of those so far is 0.04, 0.05, 0.05.
+    values = [0.02, -0.02, 0.04, -0.01]
+    assert margins(IterativePruning(), values, best=1100) == [900, 900, 900, 900]
+    # The changes are 0.05, 0.01, 0.02, 0.02: the median of those so far is 0.05, 0.03, 0.02, 0.02.
+    values = [0.01, -0.04, -0.05, -0.03, -0.01]
+    assert margins(IterativePruning(), values, best=1100) == [900, 900, None, None, 900]
+    assert margins(IterativePruning(fraction=0.1), values, best=1100) == [900, *[None] * 4]
+
+
+def test_only_the_last_nine_changes_count_as_noise() -> None:
+    # Nine changes of 0.3 leave the window one by one: after five of 0.01 the median is 0.01.
+    schedule = IterativePruning()
+    margins(schedule, [0.0, 0.3] * 5, best=None)
+    falling = [0.31, 0.32, 0.33, 0.34, 0.35]
+    margins(schedule, falling, best=None)
+    assert margins(schedule, [-0.02], best=None) == [None]
+
+
+def test_without_a_fraction_it_returns_to_the_best_state_and_removes_less_from_there() -> None:
+    schedule = IterativePruning()
+    below = [-0.5] * 10
+    assert margins(schedule, below, best=1100) == [*[None] * 9, Restore(1100 - 55)]
+    assert margins(schedule, below, best=1100) == [*[None] * 9, Restore(1100 - 28)]
+    assert margins(schedule, [0.5], best=1100) == [1000 - 25]  # a fortieth
+
+
+def test_the_fraction_is_not_halved_below_a_hundredth() -> None:
+    schedule = IterativePruning()
+    for fraction in (0.05, 0.025, 0.0125, 0.01, 0.01):
+        (*_, decision) = margins(schedule, [-0.5] * 10, best=2000)
+        assert decision == Restore(2000 - round(fraction * 2000))
+
+
+def test_without_a_best_state_that_keeps_more_it_trains_on() -> None:
+    for best in (None, 1000, 900):
+        assert margins(IterativePruning(), [-0.5] * 25, best=best) == [None] * 25
+
+
+def test_a_near_miss_starts_the_recovery_anew() -> None:
+    schedule = IterativePruning()
+    below = [-0.5] * 9
+    assert margins(schedule, below, best=1100) == [None] * 9
+    assert margins(schedule, [0.1], best=1100) == [900]
+    assert margins(schedule, below, best=1100) == [None] * 9
+
+
+def test_the_target_is_reached_only_where_the_floor_is_met() -> None:
+    schedule = IterativePruning(target=0.5)
+    # Within the noise, which is 0.2, but below the floor.
+    assert margins(schedule, [0.1, -0.1], best=1100) == [None, None]
+    assert schedule.done
+    schedule = IterativePruning(target=0.5)
+    assert margins(schedule, [-0.1], best=1100) == [None]
+    assert not schedule.done
+
+
+def test_without_a_floor_the_first_fraction_is_removed_each_time() -> None:
+    schedule = IterativePruning()
+    status = PruningStatus(met=True, prunable=2000, kept=1000)
+    assert [schedule.after_validation(status) for _ in range(3)] == [900] * 3
+
+
 def test_schedules_start_with_nothing_done() -> None:
-    assert IterativePruning().state_dict() == {"waited": 0, "reached": False}
+    iterative = IterativePruning(fraction=0.3).state_dict()
+    assert iterative == {
+        "waited": 0,
+        "reached": False,
+        "fraction": 0.3,
+        "recovering": 0,
+        "margins": [],
+    }
     assert GradualPruning(sparsity=0.5, end=1).state_dict() == {"step": 0}
     assert not GradualPruning(sparsity=0.5, end=1).done
     assert OneShot(sparsity=0.5).state_dict() == {"done": False}
@@ -72,10 +165,11 @@ def test_schedules_start_with_nothing_done() -> None:
 
 def test_a_schedule_that_reached_its_target_is_restored_as_done() -> None:
     restored = IterativePruning(target=0.5)
-    restored.load_state_dict({"waited": 0, "reached": True})
+    found = {"fraction": 0.05, "recovering": 2, "margins": [0.1, -0.2]}
+    restored.load_state_dict({"waited": 0, "reached": True, **found})
     assert restored.done
-    restored.load_state_dict({"waited": 3, "reached": False})
-    assert restored.state_dict() == {"waited": 3, "reached": False}
+    restored.load_state_dict({"waited": 3, "reached": False, **found})
+    assert restored.state_dict() == {"waited": 3, "reached": False, **found}
 
 
 @given(
@@ -159,11 +253,11 @@ def test_one_shot_removes_at_its_step_or_at_the_first_validation() -> None:
     at_step = OneShot(sparsity=0.9, at=3)
     answers = [at_step.after_step(step=s, prunable=50) for s in range(1, 6)]
     assert answers == [None, None, 5, None, None]
-    assert at_step.after_validation(met=True, prunable=50, kept=5) is None
+    assert at_step.after_validation(PruningStatus(met=True, prunable=50, kept=5)) is None
     first = OneShot(sparsity=0.9)
     assert first.after_step(step=1, prunable=50) is None
-    assert first.after_validation(met=True, prunable=50, kept=50) == 5
-    assert first.after_validation(met=True, prunable=50, kept=5) is None
+    assert first.after_validation(PruningStatus(met=True, prunable=50, kept=50)) == 5
+    assert first.after_validation(PruningStatus(met=True, prunable=50, kept=5)) is None
 
 
 @pytest.mark.parametrize(
@@ -171,6 +265,7 @@ def test_one_shot_removes_at_its_step_or_at_the_first_validation() -> None:
     [
         Schedule,
         lambda: IterativePruning(patience=3, target=0.5),
+        lambda: IterativePruning(fraction=0.2),
         lambda: GradualPruning(sparsity=0.5, end=10, every=3),
         lambda: GradualPruning(sparsity=0.5, epochs=2, steps_per_epoch=5),
         lambda: OneShot(sparsity=0.5, at=4),
@@ -180,10 +275,10 @@ def test_one_shot_removes_at_its_step_or_at_the_first_validation() -> None:
 def test_a_restored_schedule_goes_on_as_the_original(
     make: Callable[[], Schedule], stop: int
 ) -> None:
-    def tell(schedule: Schedule, step: int) -> tuple[int | None, int | None, bool]:
+    def tell(schedule: Schedule, step: int) -> tuple[object, object, bool]:
         return (
             schedule.after_step(step=step, prunable=100),
-            schedule.after_validation(met=step % 3 == 0, prunable=100, kept=60),
+            schedule.after_validation(PruningStatus(met=step % 3 == 0, prunable=100, kept=60)),
             schedule.done,
         )
 
@@ -204,7 +299,10 @@ def test_the_state_of_another_schedule_is_refused() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: IterativePruning(fraction=0.0), "fraction must be above 0 and below 1, but is 0"),
+        (
+            lambda: IterativePruning(fraction=0.0),
+            "fraction must be above 0 and below 1 or None, but is 0",
+        ),
         (
             lambda: IterativePruning(target=1.0),
             "target must be above 0 and below 1 or None, but is",

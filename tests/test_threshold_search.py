@@ -22,6 +22,7 @@ from prunus import (
     ArgumentTypeError,
     NonFiniteError,
     Pruner,
+    PruningStatus,
     PrunusError,
     RandomScore,
     ThresholdSearch,
@@ -46,16 +47,16 @@ def search(
         trials.append(kept - count)
         return loss(kept - count)
 
-    answer = schedule.search(
-        metric=metric,
-        mode=mode,
+    status = PruningStatus(
         met=met,
         prunable=1000,
         kept=kept,
         least=least,
+        metric=metric,
+        mode=mode,
         metric_if_kept=metric_if_kept,
     )
-    return answer, trials
+    return schedule.after_validation(status), trials
 
 
 def at_plateau(**arguments: Any) -> ThresholdSearch:

@@ -46,7 +46,11 @@ ROOT = Path(__file__).resolve().parents[2]
 MODULES: dict[str, list[str]] = {
     "constraint.py": ["tests/test_constraint.py", "tests/test_schedules.py"],
     "masks.py": ["tests/test_masks.py", "tests/engine/test_removal.py"],
-    "schedules.py": ["tests/test_schedules.py"],
+    "schedules/base.py": ["tests/test_schedules.py"],
+    "schedules/gradual.py": ["tests/test_schedules.py"],
+    "schedules/iterative.py": ["tests/test_schedules.py"],
+    "schedules/one_shot.py": ["tests/test_schedules.py"],
+    "schedules/threshold_search.py": ["tests/test_threshold_search.py"],
     "scores.py": ["tests/test_scores.py"],
     "selection.py": ["tests/test_selection.py"],
     "export/encodings.py": ["tests/export/test_encodings.py", "tests/export/test_round_trips.py"],

@@ -239,6 +239,10 @@ class Constraint:
         """Return whether ``metric`` equals the bound or is better."""
         return metric >= self.bound if self.mode == "max" else metric <= self.bound
 
+    def margin(self, metric: float) -> float:
+        """Return by how much ``metric`` is better than the bound; below 0 if it is worse."""
+        return metric - self.bound if self.mode == "max" else self.bound - metric
+
     def better(self, metric: float, other: float) -> bool:
         """Return whether ``metric`` is strictly better than ``other``."""
         return metric > other if self.mode == "max" else metric < other

@@ -54,7 +54,7 @@ from prunus.masks import Masks, clear_
 from prunus.penalties.loss_application import LossApplication, PenaltyTerm
 from prunus.penalties.relevance import RelevancePenalty
 from prunus.penalties.strengths import ConstantStrength, as_strength
-from prunus.schedules import Schedule
+from prunus.schedules import PruningStatus, Restore, Schedule
 from prunus.scores import MagnitudeScore, Score
 from prunus.selection import Selection, as_selection, model_problem
 
@@ -72,6 +72,7 @@ class Validation:
         best: Whether the state was kept as the best so far.
         removed: How many weights were removed after the metric was measured.
         sparsity: The sparsity after the removal.
+        restored: Whether the pruner returned to the best state before it removed them.
     """
 
     metric: float | None
@@ -80,6 +81,7 @@ class Validation:
     best: bool
     removed: int
     sparsity: float
+    restored: bool = False
 
 
 class Pruner:
@@ -275,7 +277,8 @@ class Pruner:
         """Record a validation, as ``ReduceLROnPlateau.step`` does, and prune if the schedule asks.
 
         If the metric meets the floor and the state is the sparsest so far (or as sparse and better)
-        it is kept for :meth:`finish`. Then the schedule may remove weights.
+        it is kept for :meth:`finish`. Then the schedule may remove weights, or return to the best
+        state and remove fewer from there; weights that this brings back are those of that state.
 
         Args:
             metric: The validation metric just measured. Optional for schedules that do not need it.
@@ -303,22 +306,39 @@ class Pruner:
         best = metric is not None and self._consider(metric)
         met = metric is None or self.constraint.met(metric)
         least, before = self._remover().least, self.schedule.state_dict()
-        counts = {"prunable": self._prunable, "kept": self.masks.kept, "least": least}
+        restored = False
         try:
-            keep = self.schedule.after_validation(met=met, **counts)
-            if keep is None:
-                keep = self.schedule.search(
-                    metric=metric,
-                    mode=self.constraint.mode,
-                    met=met,
-                    **counts,
-                    metric_if_kept=self._metric_if_kept,
-                )
-            removed = 0 if keep is None else self._remove_to(max(keep, least))
+            decision = self.schedule.after_validation(self._status(metric, met, least))
+            if isinstance(decision, Restore):
+                self._restore_best()
+                decision, restored = decision.keep, True
+            removed = 0 if decision is None else self._remove_to(max(decision, least))
         except BaseException:  # a function that the schedule calls may raise anything
             self.schedule.load_state_dict(before)  # it has counted a removal that failed
             raise
-        return Validation(metric, self.floor, met, best, removed, self.sparsity)
+        return Validation(metric, self.floor, met, best, removed, self.sparsity, restored)
+
+    def _status(self, metric: float | None, met: bool, least: int) -> PruningStatus:
+        """Return what the schedule decides on."""
+        return PruningStatus(
+            met=met,
+            prunable=self._prunable,
+            kept=self.masks.kept,
+            least=least,
+            metric=metric,
+            mode=self.constraint.mode,
+            margin=math.inf if metric is None else self.constraint.margin(metric),
+            best_kept=self._best.kept,
+            metric_if_kept=self._metric_if_kept,
+        )
+
+    def _restore_best(self) -> None:
+        """Restore the weights and masks of the best state."""
+        check_in_model(self.selection, self.model)
+        reshard(self.model)
+        self._best.restore(self.model, self.masks)
+        if self._hooks.application is not None:
+            self._hooks.application.remainders.clear()  # they belong to the weights before
 
     def consider(self, metric: float) -> bool:
         """Keep the present state for :meth:`finish` if it is the best so far, and remove nothing.
@@ -399,11 +419,7 @@ class Pruner:
             PrunusError: Layers of the model were replaced since.
         """
         if self._best.kept is not None:
-            check_in_model(self.selection, self.model)
-            reshard(self.model)
-            self._best.restore(self.model, self.masks)
-            if self._hooks.application is not None:
-                self._hooks.application.remainders.clear()  # they belong to the weights before
+            self._restore_best()
         elif self.constraint.floor is not None and self.keep_best:
             constraint = self.constraint
             raise FloorNotReachedError(

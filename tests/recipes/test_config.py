@@ -75,7 +75,7 @@ SETTINGS: dict[str, tuple[str, Any, dict[str, str]]] = {
         1.0,
         {"x": NUMBER, "0": "above 0 and at most 1", "1.1": "above 0 and at most 1"},
     ),
-    "fraction": ("0.3", 0.3, {"x": NUMBER, "0": "above 0 and below 1", "1": "above 0 and below 1"}),
+    "fraction": ("0.3", 0.3, {"x": NUMBER, "-1": "from 0 to below 1", "1": "from 0 to below 1"}),
     "patience": ("3", 3, {"x": WHOLE, "-1": "at least 0"}),
     "floor": ("dense-0.01", "dense-0.01", {"nonsense": FLOOR, "nan": FLOOR, "dense/2": FLOOR}),
     "score": (
@@ -347,10 +347,10 @@ def test_parse_error_and_value_out_of_bounds_are_both_listed() -> None:
         BASE.with_settings(["lr=fast", "epochs=0"])
 
 
-@pytest.mark.parametrize("text", ["0", "1", "-0.5", "nan"])
+@pytest.mark.parametrize("text", ["1.5", "1", "-0.5", "nan"])
 @pytest.mark.parametrize("schedule", ["iterative", "gradual"])
 def test_fraction_is_checked_with_every_schedule(schedule: str, text: str) -> None:
-    with pytest.raises(PrunusError, match="fraction must be .*above 0 and below 1, but is"):
+    with pytest.raises(PrunusError, match="fraction must be .*from 0 to below 1, but is"):
         BASE.with_settings([f"schedule={schedule}", f"fraction={text}"])
 
 
@@ -455,8 +455,9 @@ def test_schedule_follows_its_setting() -> None:
         fraction=0.5, target=0.75, patience=None
     )
     assert build("schedule=iterative", "ratio=0", "patience=4") == IterativePruning(
-        target=None, patience=4
+        fraction=0.1, target=None, patience=4
     )
+    assert build("schedule=iterative", "fraction=0") == IterativePruning(target=0.75)
     # From step 100 to 600, in a hundred removals.
     assert build("schedule=gradual", "schedule_begin=0.1") == GradualPruning(
         kept=25, begin=100, end=600, every=5

@@ -188,9 +188,10 @@ class Config:
     )
     fraction: Annotated[float, _WITH_ITERATIVE] = number(
         0.1,
-        above=0,
+        least=0,
         below=1,
-        help='Fraction of the remaining weights that "iterative" removes each time.',
+        help='Fraction of the remaining weights that "iterative" removes each time; 0 to remove as '
+        "much as the floor allows.",
     )
     patience: Annotated[int, _WITH_ITERATIVE] = number(
         0,
@@ -454,8 +455,9 @@ class Config:
         """
         if self.schedule == "iterative":
             target = 1 - kept / prunable if self.ratio else None
-            patience = self.patience or None
-            return IterativePruning(fraction=self.fraction, target=target, patience=patience)
+            return IterativePruning(
+                fraction=self.fraction or None, target=target, patience=self.patience or None
+            )
         if self.schedule == "gradual":
             end = max(1, round(self.schedule_end * steps))
             begin = min(end - 1, round(self.schedule_begin * steps))

@@ -184,6 +184,11 @@ class PruningPhase(Phase):
         """Let the pruner remove weights."""
         sparsity, validation = self.pruner.sparsity, self.pruner.step(epoch.validation)
         floor = self.pruner.floor
+        if validation.restored:
+            self.context.progress.report(
+                f"the {self.constraint.bound_name} was out of reach: back to the best network, and "
+                f"on from there with a sparsity of {validation.sparsity:.4f}"
+            )
         return replace(epoch, floor=floor, sparsity=sparsity, removed=validation.removed)
 
     @property

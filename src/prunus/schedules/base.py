@@ -1,0 +1,103 @@
+"""The base of all schedules, and what they decide on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from prunus._utils.fields import validate
+from prunus.constraint import Mode
+from prunus.errors import PrunusError
+
+__all__ = ["MetricIfKept", "PruningStatus", "Restore", "Schedule", "kept_at"]
+
+
+MetricIfKept = Callable[[int, Callable[[], float]], float]
+"""Returns what a function measures with only so many weights kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningStatus:
+    """What a schedule decides on after a validation.
+
+    Attributes:
+        met: Whether the metric met the floor.
+        prunable: How many weights may be pruned.
+        kept: How many of them are kept now.
+        least: The fewest that the pruner's ``min_density`` allows to keep.
+        metric: The validation metric, or None.
+        mode: "max" if larger metrics are better, else "min".
+        margin: By how much the metric is better than the floor, below 0 if it is worse; infinity
+            without a floor.
+        best_kept: How many weights the best state keeps that met the floor; None if there is none.
+        metric_if_kept: Removes weights until so many are kept, calls a function that measures the
+            model, restores everything, and returns the result; the same in all processes.
+    """
+
+    met: bool
+    prunable: int
+    kept: int
+    least: int = 1
+    metric: float | None = None
+    mode: Mode = "max"
+    margin: float = math.inf
+    best_kept: int | None = None
+    metric_if_kept: MetricIfKept | None = None
+
+
+@dataclass(frozen=True)
+class Restore:
+    """A decision to return to the best state that met the floor, and to remove less from there.
+
+    Attributes:
+        keep: How many weights to keep of that state.
+    """
+
+    keep: int
+
+
+@dataclass(kw_only=True)
+class Schedule:
+    """Removes nothing; the base of every schedule."""
+
+    needs_metric = False
+    """Whether the schedule cannot decide without a metric."""
+
+    def __post_init__(self) -> None:
+        validate(self, *self._problems())
+
+    def _problems(self) -> Iterator[str | None]:
+        """Yield what is wrong with the arguments beyond the bounds of each field."""
+        yield from ()
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to remove; the network has yet to recover then."""
+        return False
+
+    def after_step(self, *, step: int, prunable: int) -> int | None:
+        """Return how many weights to keep after optimizer step ``step``, counted from 1."""
+        return None
+
+    def after_validation(self, status: PruningStatus) -> int | Restore | None:
+        """Return how many weights to keep after a validation, of this state or of the best one."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what changes while the schedule runs."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load what :meth:`state_dict` returned."""
+        if set(state) != set(self.state_dict()):
+            raise PrunusError(
+                f"this is not the state of a {type(self).__name__}: expected "
+                f"{sorted(self.state_dict())}, got {sorted(state)}"
+            )
+
+
+def kept_at(prunable: int, sparsity: float) -> int:
+    """Return how many of the prunable weights a sparsity keeps."""
+    return prunable - round(sparsity * prunable)

@@ -1,0 +1,139 @@
+"""Iterative pruning: removals after validations, as long as the metric allows."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+from prunus._utils.fields import number
+from prunus.schedules.base import PruningStatus, Restore, Schedule, kept_at
+
+__all__ = ["IterativePruning"]
+
+
+_FRACTION = 0.1
+"""The fraction that is removed at first, and again whenever the floor is met, if none is given."""
+
+_SMALLEST_FRACTION = 0.01
+"""The fraction below which halving it ends."""
+
+_WINDOW = 9
+"""Validations whose changes of the metric its noise is estimated from."""
+
+_RECOVERY = 10
+"""Validations that a network may stay below the floor before it returns to the best state."""
+
+
+@dataclass(kw_only=True)
+class IterativePruning(Schedule):
+    """The paper's algorithm: remove a fraction of what is left while the metric meets the floor.
+
+    At each validation, if the metric meets the floor, the pruner keeps the state as the best so far
+    and then removes ``fraction`` of the weights that remain. Otherwise it trains on.
+
+    Without ``fraction`` it finds how much to remove. The metric of a small validation set changes
+    from one validation to the next by more than a removal costs, and rises again as the learning
+    rate falls. So weights are also removed while the metric is below the floor by no more than its
+    noise, the median change over the last 9 validations. If the floor is not met for 10
+    validations that are below it by more, the pruner returns to the best state and removes
+    less from there: a tenth at first, half of that fraction after each return. Only states that
+    met the floor are delivered.
+
+    Args:
+        fraction: The fraction of the remaining weights to remove each time, above 0 and below 1.
+            Default None: as much as the floor allows.
+        target: The sparsity to stop at, or None (default) to continue while the floor allows.
+        patience: The schedule is done after this many consecutive validations that do not meet the
+            floor; None (default) to wait without limit.
+
+    Raises:
+        ArgumentError: An argument is out of range.
+
+    Source: Bonetta, Ribero, Cancelliere, arXiv 2204.04977, the iterative pruning algorithm, for a
+    given fraction.
+
+    Example:
+        >>> schedule = IterativePruning(fraction=0.2)
+        >>> schedule.after_validation(PruningStatus(met=True, prunable=1000, kept=1000))
+        800
+        >>> schedule.after_validation(PruningStatus(met=False, prunable=1000, kept=800)) is None
+        True
+    """
+
+    fraction: float | None = number(None, above=0, below=1, optional=True)
+    target: float | None = number(None, above=0, below=1, optional=True)
+    patience: int | None = number(None, whole=True, least=1, optional=True)
+
+    needs_metric = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._waited = 0
+        self._reached = False
+        self._fraction = _FRACTION if self.fraction is None else self.fraction
+        self._recovering = 0
+        self._margins: list[float] = []
+
+    @property
+    def done(self) -> bool:
+        """Whether the target or the least density is reached, or patience is exhausted."""
+        return self._reached or (self.patience is not None and self._waited >= self.patience)
+
+    def after_validation(self, status: PruningStatus) -> int | Restore | None:
+        """Remove a fraction if the floor is met, or nearly met if no fraction was given."""
+        self._waited = 0 if status.met else self._waited + 1
+        target = 0 if self.target is None else kept_at(status.prunable, self.target)
+        least = max(1, status.least, target)
+        if self.fraction is not None:
+            return self._remove(status, least) if status.met else None
+        if math.isfinite(status.margin):
+            self._margins = [*self._margins, status.margin][-_WINDOW - 1 :]
+        if status.met or status.margin >= -self._noise:
+            self._recovering = 0
+            return self._remove(status, least)
+        return self._return_to_best(status, least)
+
+    def _remove(self, status: PruningStatus, least: int) -> int | None:
+        if status.kept <= least:
+            self._reached = self._reached or status.met
+            return None
+        return max(least, self._reduced(status.kept))
+
+    def _return_to_best(self, status: PruningStatus, least: int) -> Restore | None:
+        """Return to the best state after too long a recovery, if it keeps more weights."""
+        self._recovering += 1
+        best = status.best_kept
+        if self._recovering < _RECOVERY or best is None or best <= max(least, status.kept):
+            return None
+        self._recovering = 0
+        self._fraction = max(self._fraction / 2, _SMALLEST_FRACTION)
+        return Restore(max(least, self._reduced(best)))
+
+    def _reduced(self, kept: int) -> int:
+        return kept - max(1, round(self._fraction * kept))
+
+    @property
+    def _noise(self) -> float:
+        """The median change of the metric from one validation to the next."""
+        changes = [abs(b - a) for a, b in itertools.pairwise(self._margins)]
+        return statistics.median(changes) if changes else 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how long it has waited, whether the target was reached, and what it has found."""
+        return {
+            "waited": self._waited,
+            "reached": self._reached,
+            "fraction": self._fraction,
+            "recovering": self._recovering,
+            "margins": list(self._margins),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load what :meth:`state_dict` returned."""
+        super().load_state_dict(state)
+        self._waited, self._reached = int(state["waited"]), bool(state["reached"])
+        self._fraction, self._recovering = float(state["fraction"]), int(state["recovering"])
+        self._margins = [float(margin) for margin in state["margins"]]
