@@ -155,12 +155,12 @@ def test_without_a_fraction_the_pruner_returns_to_the_best_state_and_removes_les
     epoch(model, optimizer)
     best = copy.deepcopy(model.state_dict())
     outcomes = [pruner.step(1.0)]  # removes a tenth
-    # The first two are below the floor by no more than the median change, the next ten by more.
-    for _ in range(12):
+    # The first change is the noise of the next 20 validations; ten more are below the floor.
+    for _ in range(30):
         epoch(model, optimizer)
-        outcomes.append(pruner.step(0.0))
-    assert [outcome.restored for outcome in outcomes] == [*[False] * 12, True]
-    assert [outcome.removed > 0 for outcome in outcomes] == [*[True] * 3, *[False] * 9, True]
+        outcomes.append(pruner.step(0.4))
+    assert [outcome.restored for outcome in outcomes] == [*[False] * 30, True]
+    assert [outcome.removed > 0 for outcome in outcomes] == [*[True] * 21, *[False] * 9, True]
     assert pruner.masks.kept == prunable - round(0.05 * prunable)
     for name, mask in pruner.masks.items():
         torch.testing.assert_close(model.get_parameter(name).detach(), best[name] * mask)

@@ -76,6 +76,13 @@ def test_iterative_stops_at_the_least_that_the_guard_keeps() -> None:
     assert last.done
 
 
+def test_gradual_removes_every_hundred_steps_or_a_hundredth_of_the_training() -> None:
+    by_step = removal_steps(GradualPruning(sparsity=0.5, end=250), 250)
+    assert list(by_step) == [0, 100, 200, 250]
+    by_training = removal_steps(GradualPruning(sparsity=0.5, total_steps=250), 125)
+    assert list(by_training) == [*range(0, 125, 2), 125]
+
+
 def margins(schedule: IterativePruning, values: list[float], best: int | None) -> list[Any]:
     """Return the decisions for these distances from the floor, with 1,000 of 2,000 weights kept."""
     return [
@@ -87,22 +94,20 @@ def margins(schedule: IterativePruning, values: list[float], best: int | None) -
 
 
 def test_without_a_fraction_weights_are_removed_within_the_noise_below_the_floor() -> None:
-    # The changes are 0.04, 0.06, 0.05: the median of those so far is 0.04, 0.05, 0.05.
-    values = [0.02, -0.02, 0.04, -0.01]
-    assert margins(IterativePruning(), values, best=1100) == [900, 900, 900, 900]
-    # The changes are 0.05, 0.01, 0.02, 0.02: the median of those so far is 0.05, 0.03, 0.02, 0.02.
-    values = [0.01, -0.04, -0.05, -0.03, -0.01]
-    assert margins(IterativePruning(), values, best=1100) == [900, 900, None, None, 900]
-    assert margins(IterativePruning(fraction=0.1), values, best=1100) == [900, *[None] * 4]
+    # Two standard deviations of the metric are √2 times the root mean square of its changes. These
+    # are 0.05, 0.11 and 0.10, so that the noise is 0.071, then 0.121, then 0.128.
+    values = [0.01, -0.04, -0.15, -0.05]
+    assert margins(IterativePruning(), values, best=1100) == [900, 900, None, 900]
+    assert margins(IterativePruning(fraction=0.1), values, best=1100) == [900, None, None, None]
+    # Of the changes 3 and 4 it is √(9 + 16) = 5, which is still within.
+    assert margins(IterativePruning(), [2.0, -1.0, -5.0], best=1100) == [900, 900, 900]
+    assert margins(IterativePruning(), [2.0, -1.0, -6.0], best=1100) == [900, 900, None]
 
 
-def test_only_the_last_nine_changes_count_as_noise() -> None:
-    # Nine changes of 0.3 leave the window one by one: after five of 0.01 the median is 0.01.
-    schedule = IterativePruning()
-    margins(schedule, [0.0, 0.3] * 5, best=None)
-    falling = [0.31, 0.32, 0.33, 0.34, 0.35]
-    margins(schedule, falling, best=None)
-    assert margins(schedule, [-0.02], best=None) == [None]
+def test_the_last_twenty_changes_count_as_noise_except_those_of_zero() -> None:
+    # The only change, the first, is among the last 20 at the validations from 1 to 20.
+    values = [0.01] + [-0.02] * 21
+    assert margins(IterativePruning(), values, best=1100) == [*[900] * 21, None]
 
 
 def test_without_a_fraction_it_returns_to_the_best_state_and_removes_less_from_there() -> None:
@@ -125,17 +130,18 @@ def test_without_a_best_state_that_keeps_more_it_trains_on() -> None:
         assert margins(IterativePruning(), [-0.5] * 25, best=best) == [None] * 25
 
 
-def test_a_near_miss_starts_the_recovery_anew() -> None:
+def test_a_validation_near_the_floor_starts_the_recovery_anew() -> None:
     schedule = IterativePruning()
-    below = [-0.5] * 9
-    assert margins(schedule, below, best=1100) == [None] * 9
+    assert margins(schedule, [-0.5] * 9, best=1100) == [None] * 9
+    # The change to 0.1 and back is within the noise for the next 20 validations.
     assert margins(schedule, [0.1], best=1100) == [900]
-    assert margins(schedule, below, best=1100) == [None] * 9
+    assert margins(schedule, [-0.5] * 20, best=1100) == [900] * 20
+    assert margins(schedule, [-0.5] * 10, best=1100) == [*[None] * 9, Restore(1100 - 55)]
 
 
 def test_the_target_is_reached_only_where_the_floor_is_met() -> None:
     schedule = IterativePruning(target=0.5)
-    # Within the noise, which is 0.2, but below the floor.
+    # Within the noise, which is 0.28, but below the floor.
     assert margins(schedule, [0.1, -0.1], best=1100) == [None, None]
     assert schedule.done
     schedule = IterativePruning(target=0.5)
@@ -330,8 +336,12 @@ def test_the_state_of_another_schedule_is_refused() -> None:
         ),
         (
             lambda: GradualPruning(sparsity=0.5),
-            "^pass total_steps, or epochs and steps_per_epoch, or the step end, but got none of",
+            "^pass total_steps, or epochs and steps_per_epoch, or the step end, but got none of "
+            "them$",
         ),
+        (lambda: GradualPruning(sparsity=0.5, end=1.0), "is 1.0; fractions of the training need"),
+        (lambda: GradualPruning(sparsity=0.5, end=1.5), "but is 1.5$"),
+        (lambda: GradualPruning(sparsity=0.5, begin=0.0, end=9), "but is 0.0$"),  # no hint
         (
             lambda: GradualPruning(sparsity=0.5, epochs=3),
             "^pass the length .* either total_steps, or epochs and .*, but got epochs=3$",

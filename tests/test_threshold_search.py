@@ -314,3 +314,22 @@ def test_random_scores_remove_the_weights_of_the_trial() -> None:
     pruner.step(1.0)
     removed = pruner.step(1.0).removed
     assert torch.equal(model[0].weight == 0, tried[removed])
+
+
+def test_a_search_starts_and_ends_with_nothing_waited_for() -> None:
+    schedule = ThresholdSearch(evaluate=lambda: 0.0, patience=1)
+    assert schedule.state_dict() == {"best": None, "waited": 0, "exhausted": False}
+    assert not schedule.done
+    assert search(schedule, 1.0) == (None, [])
+    answer, _ = search(schedule, 1.0, lambda removed: 1.0 if removed == 0 else 9.0)
+    assert answer is None
+    assert schedule.state_dict() == {"best": 1.0, "waited": 0, "exhausted": True}
+
+
+@pytest.mark.parametrize("best", [None, 0.5])
+def test_a_restored_search_has_the_same_state(best: float | None) -> None:
+    state = {"best": best, "waited": 3, "exhausted": True}
+    schedule = ThresholdSearch(evaluate=lambda: 0.0)
+    schedule.load_state_dict(state)
+    assert schedule.state_dict() == state
+    assert schedule.done

@@ -20,8 +20,8 @@ _FRACTION = 0.1
 _SMALLEST_FRACTION = 0.01
 """The fraction below which halving it ends."""
 
-_WINDOW = 9
-"""Validations whose changes of the metric its noise is estimated from."""
+_WINDOW = 20
+"""Changes of the metric that its noise is estimated from."""
 
 _RECOVERY = 10
 """Validations that a network may stay below the floor before it returns to the best state."""
@@ -36,11 +36,10 @@ class IterativePruning(Schedule):
 
     Without ``fraction`` it finds how much to remove. The metric of a small validation set changes
     from one validation to the next by more than a removal costs, and rises again as the learning
-    rate falls. So weights are also removed while the metric is below the floor by no more than its
-    noise, the median change over the last 9 validations. If the floor is not met for 10
-    validations that are below it by more, the pruner returns to the best state and removes
-    less from there: a tenth at first, half of that fraction after each return. Only states that
-    met the floor are delivered.
+    rate falls. So a tenth is also removed while the metric is below the floor by no more than its
+    noise: two standard deviations, estimated from its last 20 changes. After 10 validations that
+    are below by more, the pruner returns to the best state and removes less from there, half of the
+    fraction before. Only states that met the floor are delivered.
 
     Args:
         fraction: The fraction of the remaining weights to remove each time, above 0 and below 1.
@@ -117,9 +116,13 @@ class IterativePruning(Schedule):
 
     @property
     def _noise(self) -> float:
-        """The median change of the metric from one validation to the next."""
-        changes = [abs(b - a) for a, b in itertools.pairwise(self._margins)]
-        return statistics.median(changes) if changes else 0.0
+        """Two standard deviations of the metric, as its last changes show it.
+
+        A change is the difference of two measurements, so its variance is twice theirs. Changes of
+        zero do not count: a metric of few examples has few values, and seems exact where it stays.
+        """
+        changes = [b - a for a, b in itertools.pairwise(self._margins) if a != b]
+        return math.sqrt(2 * statistics.fmean(x * x for x in changes)) if changes else 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """Return how long it has waited, whether the target was reached, and what it has found."""
