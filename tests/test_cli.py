@@ -18,6 +18,7 @@ from prunus.cli.progress import TerminalProgress
 from prunus.cli.screen import Screen
 from prunus.constraint import Constraint, Mode
 from prunus.errors import PeerError
+from prunus.methods import methods
 from prunus.recipes.registry import RECIPES, find_recipe
 from prunus.recipes.run.progress import Epoch, PhaseStart
 
@@ -45,7 +46,8 @@ def test_subcommands_and_flags_are_exactly_these() -> None:
     }
     assert flags == {
         "recipes": {"name"},
-        "run": {"recipe", "--data", "--seed", "--out", "--dense", "--resume", "--set"},
+        "methods": set(),
+        "run": {"recipe", "--data", "--seed", "--out", "--dense", "--resume", "--method", "--set"},
         "inspect": {"path"},
         "export": {"path", "--to", "--out"},
         "bench": {"path", "--batch", "--threads"},
@@ -82,9 +84,34 @@ def test_recipes_are_listed_with_summary_and_data() -> None:
     assert {"cifar10-resnet20", "cifar10-resnet32"} <= RECIPES.keys()
 
 
+def test_methods_are_listed_with_summary_and_source() -> None:
+    outcome = prunus("methods")
+    assert outcome.code == 0
+    # The lines of a wrapped row are joined.
+    rows: list[list[str]] = []
+    for line in outcome.out.splitlines():
+        if line.startswith("│"):
+            cells = [cell.strip() for cell in line.strip("│").split("│")]
+            if cells[0]:
+                rows.append(cells)
+            else:
+                rows[-1] = [
+                    f"{above} {cell}".strip() for above, cell in zip(rows[-1], cells, strict=True)
+                ]
+    assert rows == [[name, found.summary, found.source] for name, found in methods.items()]
+
+
 @pytest.mark.parametrize(
     "flag",
-    ["--help", "run --help", "inspect --help", "export --help", "bench --help", "recipes --help"],
+    [
+        "--help",
+        "run --help",
+        "inspect --help",
+        "export --help",
+        "bench --help",
+        "recipes --help",
+        "methods --help",
+    ],
 )
 def test_help_is_printed(flag: str) -> None:
     outcome = prunus(*flag.split())
@@ -95,7 +122,7 @@ def test_help_is_printed(flag: str) -> None:
 
 def test_help_is_printed_without_arguments() -> None:
     outcome = prunus()
-    for name in ("Usage: ", "recipes", "run", "inspect", "export", "bench"):
+    for name in ("Usage: ", "recipes", "methods", "run", "inspect", "export", "bench"):
         assert name in outcome.out + outcome.err
 
 
@@ -137,6 +164,11 @@ def test_every_setting_has_a_help_text_in_the_table(name: str) -> None:
             "score must be magnitude, fisher, sensitivity, taylor, movement or random, but is "
             "'size'",
         ),
+        (
+            ["--method", "papr"],
+            "there is no method 'papr'. Did you mean paper? The methods are prunus, paper, ",
+        ),
+        (["--method", "paper", "--set", "score=taylor", "--set", "apply=loss"], "needs the grad"),
         (["--set", "epochs"], "'epochs' is not of the form key=value"),
         (["--set", "epochs=0"], "epochs must be at least 1, but is 0"),
         (["--set", "floor=nonsense"], "floor must be a number"),

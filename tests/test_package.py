@@ -64,6 +64,7 @@ def test_the_public_names_are_exactly_these() -> None:
         "LinearRelevance",
         "MagnitudeScore",
         "Masks",
+        "Method",
         "MissingExtraError",
         "MovementScore",
         "NonFiniteError",
@@ -88,6 +89,8 @@ def test_the_public_names_are_exactly_these() -> None:
         "__version__",
         "compact",
         "load_sparse",
+        "method",
+        "methods",
         "save_sparse",
         "select",
         "speed_up",
@@ -96,7 +99,16 @@ def test_the_public_names_are_exactly_these() -> None:
 
 def constructible() -> list[str]:
     """Public names that a user calls; the others are received, and need no example."""
-    received = {"Coefficient", "PruningStatus", "Restore", "Score", "Strength", "Validation"}
+    received = {
+        "Coefficient",
+        "Method",
+        "methods",
+        "PruningStatus",
+        "Restore",
+        "Score",
+        "Strength",
+        "Validation",
+    }
     return [
         name
         for name in prunus.__all__

@@ -1,11 +1,11 @@
-"""Pages whose figures are rendered from the committed result files."""
+"""Pages whose figures are rendered from the committed result files, and the table of methods."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from benchmarks.figures import details, readme
+from benchmarks.figures import details, methods, readme
 from benchmarks.measuring import RESULTS
 
 ROOT = RESULTS.parent.parent
@@ -31,4 +31,5 @@ def render() -> dict[Path, str]:
         ROOT / "docs" / "figures.md": "\n".join(
             f"## {title}\n\n{text}" for title, text in sections.items()
         ),
+        ROOT / "docs" / "methods.md": methods.table(),
     }

@@ -2,7 +2,8 @@
 
 Training: :class:`Pruner` attaches a :class:`RelevancePenalty` and a schedule, such as
 :class:`IterativePruning`, to an optimizer; :func:`select` returns the tensors, and :class:`Masks`
-record which weights are kept. ``prunus.integrations`` has adapters for the trainers of transformers
+record which weights are kept. :func:`method` returns a penalty and a score by the name of their
+method. ``prunus.integrations`` has adapters for the trainers of transformers
 and Lightning, and for accelerate.
 
 After training: :func:`save_sparse` and :func:`load_sparse` for files without zeros,
@@ -27,6 +28,7 @@ from prunus.errors import (
 from prunus.export.sparse_reader import SparseFile, load_sparse
 from prunus.export.sparse_writer import save_sparse
 from prunus.masks import Masks
+from prunus.methods import Method, method, methods
 from prunus.penalties.coefficients import (
     Coefficient,
     ConstantRelevance,
@@ -82,6 +84,7 @@ __all__ = [
     "LinearRelevance",
     "MagnitudeScore",
     "Masks",
+    "Method",
     "MissingExtraError",
     "MovementScore",
     "NonFiniteError",
@@ -106,6 +109,8 @@ __all__ = [
     "__version__",
     "compact",
     "load_sparse",
+    "method",
+    "methods",
     "save_sparse",
     "select",
     "speed_up",

@@ -81,6 +81,24 @@ def nearest(name: str, known: Iterable[str], most: int = 3) -> list[str]:
     return list(dict.fromkeys(close + parts + loose))[:most]
 
 
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """Return the message for a name that is not among the known ones.
+
+    Args:
+        kind: What the names are of.
+        name: The unknown name.
+        known: The known names.
+
+    Example:
+        >>> unknown_name("recipe", "digit", ["digits", "wmt14"])
+        "there is no recipe 'digit'. Did you mean digits? The recipes are digits, wmt14"
+    """
+    names = list(known)
+    near = nearest(name, names)
+    hint = f"Did you mean {near[0]}? " if near else ""
+    return f"there is no {kind} {name!r}. {hint}The {kind}s are {listing(names)}"
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message that is not blank; "" if there is none.
 

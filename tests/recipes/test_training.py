@@ -42,6 +42,7 @@ def test_summary_has_exactly_these_keys(finished_hard_run: Path) -> None:
     assert held == {
         "recipe": None,
         "method": None,
+        "method_name": None,
         "seed": None,
         "parameters": None,
         "nonzero": None,

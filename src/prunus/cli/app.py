@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from prunus._version import VERSION
-from prunus.cli.commands import bench, export, inspect, recipes
+from prunus.cli.commands import bench, export, inspect, methods, recipes
 from prunus.cli.run import run
 from prunus.cli.screen import discard_output
 from prunus.errors import PeerError, PrunusError
@@ -41,7 +41,7 @@ def options(
         raise typer.Exit
 
 
-for command in (recipes, run, inspect, export, bench):
+for command in (recipes, methods, run, inspect, export, bench):
     app.command()(command)
 
 

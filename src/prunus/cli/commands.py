@@ -1,4 +1,4 @@
-"""The subcommands on recipes and files: ``recipes``, ``inspect``, ``export`` and ``bench``."""
+"""The subcommands on recipes, methods and files: all but ``run``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from prunus.cli.screen import Screen
 from prunus.errors import PrunusError
 
-__all__ = ["bench", "export", "inspect", "recipes"]
+__all__ = ["bench", "export", "inspect", "methods", "recipes"]
 
 _Network = Annotated[Path, typer.Argument(help="A safetensors file, or the directory of a run.")]
 
@@ -29,6 +29,14 @@ def recipes(
         Screen().print(recipes_table(RECIPES.values()))
     else:
         Screen().print(settings_table(find_recipe(name)))
+
+
+def methods() -> None:
+    """List the methods that ``prunus run --method`` accepts, with their sources."""
+    from prunus.cli.tables import methods_table
+    from prunus.methods import methods as named
+
+    Screen().print(methods_table(named.values()))
 
 
 def inspect(path: _Network) -> None:

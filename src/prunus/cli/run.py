@@ -56,6 +56,14 @@ def run(
         bool,
         typer.Option("--resume", help="Resume the run in --out, with its own settings."),
     ] = False,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="A name from `prunus methods`: penalty and score to use instead of the recipe's. "
+            "What the method leaves open, such as the strength of l2, and the schedule stay the "
+            "recipe's. --set may change any of it."
+        ),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated."),
@@ -65,22 +73,25 @@ def run(
     # From the start, because imports and data loading before the first step are slow.
     with _termination() as stop:
         arguments = _Arguments(data, seed, None if dense is None else str(dense))
-        _run(recipe, arguments, out, set_ or [], resume=resume, stop=stop)
+        _run(recipe, arguments, out, method, set_ or [], resume=resume, stop=stop)
 
 
 def _run(
     name: str,
     arguments: _Arguments,
     out: Path | None,
+    method: str | None,
     settings: list[str],
     *,
     resume: bool,
     stop: Callable[[], bool],
 ) -> None:
+    from prunus.methods import method as find_method
     from prunus.recipes.registry import find_recipe
     from prunus.recipes.run.directory import RunDirectory
 
     recipe, seed = find_recipe(name), arguments.seed
+    named = None if method is None else find_method(method)
     if seed is not None and not 0 <= seed < 2**63:
         raise ArgumentError(f"--seed must be at least 0 and below 2**63, but is {seed}")
     if resume and out is None:
@@ -90,7 +101,7 @@ def _run(
     if resume:
         config, arguments = _restore(recipe, directory, arguments)
     screen = Screen()
-    config = config.with_settings(settings, screen.message)
+    config = config.with_settings(settings, screen.message, method=named)
     _train(recipe, config, directory, arguments, screen, resume=resume, stop=stop)
 
 

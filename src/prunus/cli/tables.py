@@ -12,6 +12,7 @@ from rich.text import Text
 from prunus.bench import BenchReport
 from prunus.export import ExportReport
 from prunus.export.inspection import TensorDensity
+from prunus.methods import Method
 from prunus.recipes.registry import Recipe
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "exported_table",
     "format_duration",
     "layer_types_table",
+    "methods_table",
     "recipes_table",
     "settings_table",
     "summary_table",
@@ -32,7 +34,10 @@ _DATA_OPTION = "--data FOLDER"
 
 def summary_table(summary: Mapping[str, Any]) -> Table:
     """Return a table of the dense network beside the sparse one."""
-    table = Table(title=f"{summary['recipe']}, seed {summary['seed']}", title_justify="left")
+    title = f"{summary['recipe']}, seed {summary['seed']}"
+    if name := summary.get("method_name"):  # older summaries have none
+        title += f", method {name}"
+    table = Table(title=title, title_justify="left")
     table.add_column("")
     table.add_column("dense", justify="right")
     table.add_column("sparse", justify="right")
@@ -151,6 +156,16 @@ def recipes_table(recipes: Iterable[Recipe]) -> Table:
         table.add_column(column, overflow="fold")
     for recipe in recipes:
         table.add_row(recipe.name, recipe.summary, recipe.data or _DATA_OPTION)
+    return table
+
+
+def methods_table(methods: Iterable[Method]) -> Table:
+    """Return a table of methods."""
+    table = Table()
+    for column in ("method", "description", "source"):
+        table.add_column(column, overflow="fold")
+    for method in methods:
+        table.add_row(method.name, method.summary, method.source)
     return table
 
 

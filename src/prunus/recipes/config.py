@@ -18,18 +18,16 @@ from prunus._utils.checks import number_problem, raise_problems
 from prunus._utils.fields import checked, help_of, number, setting, value_problems
 from prunus.constraint import Constraint, Mode, constraint_problems
 from prunus.errors import ArgumentError, CheckpointError, PrunusError, listing, nearest
-from prunus.penalties.coefficients import (
-    Coefficient,
-    ConstantRelevance,
-    ExponentialRelevance,
-    LinearRelevance,
-)
+from prunus.methods import DecayOverEpoch, Method
+from prunus.penalties.coefficients import Coefficient, ConstantRelevance
 from prunus.penalties.relevance import APPLICATIONS, Apply, RelevancePenalty
-from prunus.penalties.strengths import (
-    ConstantStrength,
-    LearningRateStrength,
-    LinearDecayStrength,
-    Strength,
+from prunus.penalties.strengths import Strength
+from prunus.recipes.method_settings import (
+    COEFFICIENTS,
+    SCORES,
+    STRENGTHS,
+    method_settings,
+    named_method,
 )
 from prunus.recipes.setting_marks import Affects, OnlyWith
 from prunus.recipes.setting_values import (
@@ -40,15 +38,7 @@ from prunus.recipes.setting_values import (
     parse_value,
 )
 from prunus.schedules import GradualPruning, IterativePruning, OneShot, Schedule
-from prunus.scores import (
-    FisherScore,
-    MagnitudeScore,
-    MovementScore,
-    RandomScore,
-    Score,
-    SensitivityScore,
-    TaylorScore,
-)
+from prunus.scores import Score
 
 __all__ = ["Config"]
 
@@ -57,15 +47,6 @@ _WITH_GRADIENTS = OnlyWith("penalty", ("relevance", "lobster"))
 _WITH_ITERATIVE = OnlyWith("schedule", ("iterative",))
 _WITH_GRADUAL = OnlyWith("schedule", ("gradual",))
 _WITH_BEGIN = OnlyWith("schedule", ("gradual", "oneshot"))
-
-_SCORES: Mapping[str, Score] = {
-    "magnitude": MagnitudeScore(),
-    "fisher": FisherScore(),
-    "sensitivity": SensitivityScore(),
-    "taylor": TaylorScore(),
-    "movement": MovementScore(),
-    "random": RandomScore(),
-}
 
 
 def _ratio_problem(name: str, value: Any) -> str | None:
@@ -249,7 +230,7 @@ class Config:
             wrong: The names of the settings that are wrong by themselves.
         """
         score_known = not {"score", "apply"} & set(wrong)
-        if score_known and _SCORES[self.score].memory_names and self.penalty_in_loss:
+        if score_known and SCORES[self.score].memory_names and self.penalty_in_loss:
             yield (
                 f"score={self.score} needs the gradient of the loss alone, which "
                 f"apply={self.apply} does not provide: choose another apply or score"
@@ -279,14 +260,21 @@ class Config:
             )
 
     def with_settings(
-        self, settings: Iterable[str], warn: Callable[[str], None] | None = None
+        self,
+        settings: Iterable[str],
+        warn: Callable[[str], None] | None = None,
+        *,
+        method: Method | None = None,
     ) -> Self:
         """Return this configuration with ``key=value`` settings applied.
 
         Args:
             settings: The settings.
-            warn: Called with a message for each of the settings that has no effect with the others.
-                Default: a ``UserWarning``.
+            warn: Called with a message for each of the settings that has no effect with the others,
+                for those that change the method, and for a strength that it lacks. Default: a
+                ``UserWarning``.
+            method: The method to apply before the settings, which may change its parts. What it
+                leaves open stays as it is. Default None.
 
         Raises:
             ArgumentError: A key is unknown or a value cannot be used; every one is listed.
@@ -309,13 +297,17 @@ class Config:
                 except ValueError:
                     problems.append(_type_problem(key, value, hints[key]))
         changed = self
+        parts = {} if method is None else method_settings(method)
         try:
-            changed = dataclasses.replace(self, **changes)
+            changed = dataclasses.replace(self, **{**parts, **changes})
         except PrunusError as error:
             problems.append(str(error))
         if problems:
             raise ArgumentError("; ".join(problems))
-        for message in changed._without_effect(changes):
+        messages = list(changed._without_effect(changes))
+        if method is not None:
+            messages += self._method_messages(method, changed, changes)
+        for message in messages:
             if warn is None:
                 warnings.warn(message, stacklevel=2)
             else:
@@ -330,6 +322,30 @@ class Config:
                     problem = mark.problem(name, getattr(self, mark.setting))
                     if problem is not None:
                         yield problem
+
+    def _method_messages(
+        self, method: Method, changed: Config, settings: Collection[str]
+    ) -> Iterator[str]:
+        """Yield what a user of a method should know about the settings that were passed with it.
+
+        Args:
+            method: The method that was applied to these settings.
+            changed: The result.
+            settings: The names of the settings that were passed.
+        """
+        others = [
+            f"{name}={getattr(changed, name)} instead of {value}"
+            for name, value in method_settings(method).items()
+            if getattr(changed, name) != value
+        ]
+        if others:
+            yield f"these settings are not those of the method {method.name}: {listing(others)}"
+        other_penalty = self.penalty != changed.penalty != "none"
+        if method.leaves_strength_open and other_penalty and "strength" not in settings:
+            yield (
+                f"the method {method.name} leaves the strength open: {self.strength!r} is the "
+                f"recipe's for penalty={self.penalty}; set another one by --set strength=..."
+            )
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any], path: Path) -> Self:
@@ -404,6 +420,12 @@ class Config:
         return self.penalty != "none" and APPLICATIONS[self.apply].in_loss
 
     @property
+    def method_name(self) -> str | None:
+        """The name of the method that these settings are of, or None if they are of none."""
+        method = named_method(self.as_dict())
+        return None if method is None else method.name
+
+    @property
     def method(self) -> str:
         """The method in short, for tables: penalty, its application, schedule and score."""
         penalty = self.penalty if self.penalty == "none" else f"{self.penalty} ({self.apply})"
@@ -413,33 +435,26 @@ class Config:
         """Build the penalty; None with penalty=none."""
         if self.penalty == "none":
             return None
-        coefficient = self.make_coefficient()
+        coefficient_type, power = COEFFICIENTS[self.penalty]
+        coefficient: Coefficient
+        if issubclass(coefficient_type, ConstantRelevance):
+            coefficient, smoothing = coefficient_type(), 0.0  # the same at each step anyway
+        else:
+            coefficient = coefficient_type(self.alpha, self.relative)
+            smoothing = self.smoothing
         return RelevancePenalty(
-            self.make_strength(steps_per_epoch),
+            self._strength(steps_per_epoch),
             coefficient,
-            power=1 if self.penalty == "l1" else 2,
+            power=power,
             apply=self.apply,
-            # A constant coefficient is the same at each step without an average.
-            smoothing=0.0 if isinstance(coefficient, ConstantRelevance) else self.smoothing,
+            smoothing=smoothing,
         )
 
-    def make_strength(self, steps_per_epoch: int) -> Strength:
-        """Build the strength."""
-        if self.strength_schedule == "linear":
-            return LinearDecayStrength(self.strength, steps_per_epoch)
-        strengths: Mapping[str, type[ConstantStrength | LearningRateStrength]] = {
-            "constant": ConstantStrength,
-            "lr": LearningRateStrength,
-        }
-        return strengths[self.strength_schedule](self.strength)
-
-    def make_coefficient(self) -> Coefficient:
-        """Build the irrelevance coefficient."""
-        coefficients: Mapping[str, Coefficient] = {
-            "relevance": ExponentialRelevance(self.alpha, self.relative),
-            "lobster": LinearRelevance(self.alpha, self.relative),
-        }
-        return coefficients.get(self.penalty, ConstantRelevance())
+    def _strength(self, steps_per_epoch: int) -> Strength:
+        strength = STRENGTHS[self.strength_schedule](self.strength)
+        if isinstance(strength, DecayOverEpoch):
+            return strength.over(steps_per_epoch)
+        return strength
 
     def make_constraint(self, dense_metric: float | None = None) -> Constraint:
         """Build the constraint on the validation metric."""
@@ -469,7 +484,7 @@ class Config:
 
     def make_score(self) -> Score:
         """Build the score."""
-        return _SCORES[self.score]
+        return SCORES[self.score]
 
 
 def _type_problem(name: str, value: Any, hint: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from prunus._utils.system_info import has_bfloat16
-from prunus.errors import ArgumentError, PrunusError, listing, nearest
+from prunus.errors import ArgumentError, PrunusError, unknown_name
 from prunus.recipes.config import Config
 from prunus.recipes.data.images import load_digits, load_hub_images
 from prunus.recipes.data.texts import TURN_SEPARATOR, load_dialogues, load_texts, load_translations
@@ -435,9 +435,5 @@ def find_recipe(name: str) -> Recipe:
         ArgumentError: There is none of this name.
     """
     if name not in RECIPES:
-        near = nearest(name, RECIPES)
-        hint = f"Did you mean {near[0]}? " if near else ""
-        raise ArgumentError(
-            f"there is no recipe {name!r}. {hint}The recipes are {listing(list(RECIPES))}"
-        )
+        raise ArgumentError(unknown_name("recipe", name, RECIPES))
     return RECIPES[name]

@@ -35,6 +35,7 @@ def summarize(context: RunContext, state: RunState, sparsity: float) -> dict[str
     return {
         "recipe": context.recipe.name,
         "method": context.config.method,
+        "method_name": context.config.method_name,
         "seed": context.identity["seed"],
         "parameters": parameters,
         "nonzero": nonzero,

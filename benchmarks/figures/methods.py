@@ -1,0 +1,47 @@
+"""Table of the named methods, rendered from their registry."""
+
+from __future__ import annotations
+
+from prunus.methods import DecayOverEpoch, Method, methods
+
+
+def table() -> str:
+    """Return a row of Markdown for each method."""
+    rows = [
+        "| method | what it does | penalty | strength | score | schedule | source |",
+        "|---|---|---|---|---|---|---|",
+        *(_row(method) for method in methods.values()),
+    ]
+    return "\n".join([*rows, ""])
+
+
+def _row(method: Method) -> str:
+    cells = [
+        f"`{method.name}`",
+        method.summary,
+        _penalty(method),
+        _strength(method),
+        f"`{method.score!r}`",
+        f"`{method.schedule.__name__}`",
+        method.source,
+    ]
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _penalty(method: Method) -> str:
+    if method.coefficient is None:
+        return "none"
+    options = [f'apply="{method.apply}"']
+    options += [f"power={method.power}"] if method.power != 2 else []
+    options += [f"smoothing={method.smoothing}"] if method.smoothing else []
+    return f"`{method.coefficient!r}`, " + ", ".join(f"`{option}`" for option in options)
+
+
+def _strength(method: Method) -> str:
+    if method.coefficient is None:
+        return ""
+    if method.strength is None:
+        return "open"
+    if isinstance(method.strength, DecayOverEpoch):
+        return f"`LinearDecayStrength({method.strength.initial}, steps_per_epoch)`"
+    return f"`{method.strength!r}`"
