@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,6 +56,7 @@ def test_every_method_says_what_it_changes() -> None:
         assert isinstance(compare.changes("shakespeare-lm", method), list)
     assert compare.changes("shakespeare-lm", "L2")[0] == "penalty=l2"
     assert compare.changes("digits", "L2") == ["penalty=l2"]
+    assert compare.changes("digits", "prunus") == ["penalty=none", "score=fisher"]
 
 
 @pytest.mark.parametrize("recipe", compare.L2_STRENGTHS)
@@ -62,3 +64,15 @@ def test_result_files_have_the_settings_of_their_recipes(recipe: str) -> None:
     record = json.loads((RESULTS / f"compare-{recipe}.json").read_text())
     settings = find_recipe(recipe).config.with_settings(["autocast=true"]).as_dict()
     assert record["settings"] == settings  # otherwise the comparison cannot be continued
+    assert record["methods"] == {name: compare.changes(recipe, name) for name in compare.METHODS}
+
+
+def test_record_accepts_further_methods_but_no_other_settings_for_one(tmp_path: Path) -> None:
+    out = tmp_path / "record.json"
+    out.write_text(json.dumps({"recipe": "digits", "methods": {"L2": ["penalty=l2"]}, "runs": []}))
+    added = {"random": ["penalty=none", "score=random"]}
+    record = compare._started(out, {"recipe": "digits", "methods": added})
+    assert record["methods"] == {"L2": ["penalty=l2"], **added}
+    wanted = {"recipe": "digits", "methods": {"L2": ["penalty=l2", "strength=1"]}}
+    with pytest.raises(SystemExit, match=r"record.json has other methods: name another file"):
+        compare._started(out, wanted)

@@ -25,10 +25,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import prunus
 from benchmarks.measuring import RESULTS, write_record
+from prunus.recipes.method_settings import method_settings
 from prunus.recipes.registry import find_recipe
 
-METHODS = ("relevance", "L2", "no penalty")
+METHODS = {"relevance": None, "L2": "l2", "no penalty": "magnitude"}
+"""The names in the tables, and the method in the registry; None for the recipe's own settings."""
 
 L2_STRENGTHS = {
     "multi30k-translation": 0.002,
@@ -43,11 +46,22 @@ rates, by which γ is multiplied in the course of the run."""
 
 
 def changes(recipe: str, method: str) -> list[str]:
-    """Return the changes that a method makes to the recipe's settings."""
-    strength = [f"strength={L2_STRENGTHS[recipe]}"] if recipe in L2_STRENGTHS else []
-    return {"relevance": [], "L2": ["penalty=l2", *strength], "no penalty": ["penalty=none"]}[
-        method
-    ]
+    """Return the changes that a method makes to the recipe's settings.
+
+    Args:
+        recipe: The name of the recipe.
+        method: A name in :data:`METHODS`, or one of the registry.
+    """
+    name = METHODS.get(method, method)
+    if name is None:
+        return []
+    own = find_recipe(recipe).config.as_dict()
+    found = prunus.method(name)
+    settings = method_settings(found)
+    changed = [f"{key}={value}" for key, value in settings.items() if own[key] != value]
+    if found.name == "l2" and recipe in L2_STRENGTHS:
+        changed.append(f"strength={L2_STRENGTHS[recipe]}")
+    return changed
 
 
 def main() -> None:
@@ -61,7 +75,7 @@ def main() -> None:
         "recipe": recipe.name,
         "data": recipe.data or "a folder",
         "settings": settings,
-        "methods": {method: changes(recipe.name, method) for method in METHODS},
+        "methods": {method: changes(recipe.name, method) for method in arguments.methods},
     }
     record = _started(out, wanted)
     before = len(record["runs"])
@@ -178,12 +192,16 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--data", help="as in `prunus run`")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ratios", type=float, nargs="+", required=True)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument(
+        "--methods", nargs="+", choices=[*METHODS, *prunus.methods], default=list(METHODS)
+    )
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, help="the result file; default: in benchmarks/results")
     parser.add_argument("--runs", type=Path, help="keep the runs here; default: delete them")
     arguments = parser.parse_args()
-    own = [s for s in arguments.settings if s.partition("=")[0] in ("ratio", "penalty", "strength")]
+    names = filter(None, (METHODS.get(method, method) for method in arguments.methods))
+    compared = {"ratio", "strength"}.union(*(method_settings(prunus.method(n)) for n in names))
+    own = [s for s in arguments.settings if s.partition("=")[0] in compared]
     if own:
         parser.error(f"the comparison itself sets what --set {own[0]} would change")
     return arguments
@@ -193,10 +211,15 @@ def _started(out: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     if not out.exists():
         return {**wanted, "runs": []}
     record: dict[str, Any] = json.loads(out.read_text())
-    differing = [key for key in wanted if record.get(key) != wanted[key]]
+    differing = [key for key in wanted if key != "methods" and record.get(key) != wanted[key]]
+    recorded = record["methods"]
+    # The record may have other methods, but not other settings for one of these.
+    methods = {**wanted["methods"], **recorded}
+    if methods != {**recorded, **wanted["methods"]}:
+        differing.append("methods")
     if differing:
         sys.exit(f"{out.name} has other {', '.join(differing)}: name another file by --out")
-    return record
+    return {**record, "methods": methods}
 
 
 def _holds(record: dict[str, Any], method: str, ratio: float, seed: int) -> bool:
