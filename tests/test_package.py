@@ -49,6 +49,7 @@ def test_the_public_names_are_exactly_these() -> None:
     assert set(prunus.__all__) == {
         "ArgumentError",
         "ArgumentTypeError",
+        "CautiousRelevance",
         "CheckpointError",
         "Coefficient",
         "ConstantRelevance",

@@ -30,6 +30,7 @@ from prunus.export.sparse_writer import save_sparse
 from prunus.masks import Masks
 from prunus.methods import Method, method, methods
 from prunus.penalties.coefficients import (
+    CautiousRelevance,
     Coefficient,
     ConstantRelevance,
     ExponentialRelevance,
@@ -69,6 +70,7 @@ __version__ = VERSION
 __all__ = [
     "ArgumentError",
     "ArgumentTypeError",
+    "CautiousRelevance",
     "CheckpointError",
     "Coefficient",
     "ConstantRelevance",

@@ -24,6 +24,7 @@ from torch.distributed.tensor.parallel import (
 from benchmarks.processes import run_in_processes
 from helpers.errors import message_of
 from prunus import (
+    CautiousRelevance,
     ConstantRelevance,
     ExponentialRelevance,
     FisherScore,
@@ -112,6 +113,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "penalty": RelevancePenalty(1e-2, LinearRelevance(0.1), apply="decoupled")
     },
     "L1": {"penalty": RelevancePenalty(1e-3, ConstantRelevance(), power=1, apply="decoupled")},
+    "cautious": {"penalty": RelevancePenalty(1e-2, CautiousRelevance())},
     "smoothed": {"penalty": RelevancePenalty(1e-2, ExponentialRelevance(0.1), smoothing=0.9)},
     "no penalty": {},
     "taylor": {"score": TaylorScore()},

@@ -11,7 +11,7 @@ from torch import nn
 
 from helpers.data import normal
 from helpers.peers import second_of_two_processes
-from prunus import ArgumentError, LinearRelevance, PrunusError, Selection, select
+from prunus import ArgumentError, CautiousRelevance, LinearRelevance, PrunusError, Selection, select
 from prunus._distributed.process_group import ProcessGroup
 from prunus._utils.chunks import CPU_CHUNK
 from prunus.penalties.application import Application, TensorStep
@@ -69,6 +69,32 @@ def test_the_gradient_of_the_penalty_is_added() -> None:
     assert penalized(strength=0.25) == [2.0, -2.0, 5.0]
     # γ · c · sign(w) is 1/2, −1/4 and 0.
     assert penalized(PenaltyFormula(LinearRelevance(2.0), 1)) == [0.5, -1.25, 5.0]
+
+
+def test_a_cautious_penalty_is_added_where_gradient_and_weight_have_one_sign() -> None:
+    # c is 0, 1 and 1, and 2γ · c · w is 0, −4 and 4.
+    formula = PenaltyFormula(CautiousRelevance(), 2)
+    assert penalized(formula) == [0.0, -5.0, 9.0]
+    # In chunks, with a mask, and with a gradient that was scaled by 2.
+    mask = torch.tensor([[True], [True], [False]])
+    assert penalized(formula, mask=mask, basis_scale=2.0) == [0.0, -5.0, 0.0]
+    assert penalized(formula, padding_row=1) == [0.0, -1.0, 9.0]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_cautious_penalty_in_chunks_equals_the_whole_formula(masked: bool) -> None:
+    weight, gradient = normal(2, 2 * CPU_CHUNK + 3, seed=4, dtype=torch.float64)
+    mask = torch.arange(len(weight)) % 3 > 0 if masked else torch.ones(len(weight)).bool()
+    layer = nn.Embedding(len(weight), 1)
+    layer.weight = nn.Parameter(weight.reshape(-1, 1))
+    mine = gradient.clone().reshape(-1, 1)
+    application = GradientApplication(PenaltyFormula(CautiousRelevance(), 2), select(layer), dict)
+    with torch.no_grad():
+        application.before_step(
+            step_of(select(layer), mine, mask=mask.reshape(-1, 1) if masked else None)
+        )
+    expected = (gradient + (gradient * weight > 0) * weight) * mask  # 2γ is 1
+    torch.testing.assert_close(mine.flatten(), expected, rtol=0, atol=1e-12)
 
 
 def test_removed_weights_and_the_padding_row_keep_their_gradient_rules() -> None:

@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from prunus import ConstantRelevance, ExponentialRelevance, LinearRelevance, PrunusError
+from prunus import (
+    CautiousRelevance,
+    ConstantRelevance,
+    ExponentialRelevance,
+    LinearRelevance,
+    PrunusError,
+)
 
 GRADIENT = torch.tensor([0.0, -0.5, 1.0, -3.0], dtype=torch.float64)
 
@@ -84,6 +90,31 @@ def test_a_constant_coefficient_is_1_whatever_the_gradient() -> None:
     assert constant.unit(GRADIENT, 3.0, mean=torch.tensor(2.0)) == 1.0
     torch.testing.assert_close(constant(GRADIENT), torch.ones(4, dtype=torch.float64))
     assert constant(GRADIENT, out=torch.zeros(4)).tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_a_cautious_coefficient_is_1_where_gradient_and_weight_have_one_sign(
+    dtype: torch.dtype,
+) -> None:
+    tiny = torch.finfo(dtype).tiny  # its square is 0
+    gradient = torch.tensor([3.0, 3.0, -3.0, -3.0, 0.0, 3.0, tiny, -tiny], dtype=dtype)
+    weight = torch.tensor([2.0, -2.0, 2.0, -2.0, 2.0, 0.0, tiny, tiny], dtype=dtype)
+    before = gradient.clone(), weight.clone()
+    expected = torch.tensor([1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0], dtype=dtype)
+    out = torch.full_like(gradient, 7.0)
+    cautious = CautiousRelevance()
+    torch.testing.assert_close(cautious(gradient, weight=weight), expected, rtol=0, atol=0)
+    assert cautious(gradient, unit=5.0, out=out, weight=weight) is out
+    torch.testing.assert_close(out, expected, rtol=0, atol=0)
+    assert torch.equal(gradient, before[0])
+    assert torch.equal(weight, before[1])
+    assert not cautious.relative
+    assert cautious.unit(gradient, 3.0, mean=torch.tensor(2.0)) == 1.0
+
+
+def test_a_cautious_coefficient_without_the_weight_is_rejected() -> None:
+    with pytest.raises(PrunusError, match="depends on the sign of the weight, but got none: pass"):
+        CautiousRelevance()(GRADIENT)
 
 
 @pytest.mark.parametrize("alpha", [0.0, -1.0, math.nan, math.inf, "1"])

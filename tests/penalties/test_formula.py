@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from helpers.data import normal
-from prunus import ConstantRelevance, ExponentialRelevance, LinearRelevance
+from prunus import CautiousRelevance, ConstantRelevance, ExponentialRelevance, LinearRelevance
 from prunus._utils.chunks import CPU_CHUNK
 from prunus.penalties.formula import PenaltyFormula
 
@@ -83,3 +83,21 @@ def test_a_coefficient_that_ignores_out_is_copied() -> None:
     result = PenaltyFormula(Own(), 2).coefficients(GRADIENT, out=out)
     assert result is out
     assert out.flatten().tolist() == [0.25] * 3
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_a_coefficient_of_the_weight_receives_the_weight_of_each_chunk(
+    power: Literal[1, 2],
+) -> None:
+    weight, gradient = normal(2, 2 * CPU_CHUNK + 3, seed=1, dtype=torch.float64)
+    expected = (gradient * weight > 0).double()
+    formula = PenaltyFormula(CautiousRelevance(), power)
+    torch.testing.assert_close(
+        formula.coefficients(gradient, None, 4.0, weight=weight), expected, rtol=0, atol=0
+    )
+    value = formula.value(weight.requires_grad_(), gradient, None)
+    torch.testing.assert_close(value, (expected * weight.abs() ** power).sum())
+    value.backward()  # type: ignore[no-untyped-call]
+    assert weight.grad is not None
+    derivative = power * expected * weight.detach().abs() ** (power - 1) * weight.detach().sign()
+    torch.testing.assert_close(weight.grad, derivative)

@@ -14,6 +14,7 @@ from torch import nn
 from penalties.tasks import small_network
 from prunus import (
     ArgumentError,
+    CautiousRelevance,
     Coefficient,
     ConstantRelevance,
     ExponentialRelevance,
@@ -208,3 +209,12 @@ def test_the_term_of_a_selection_is_that_of_its_tensors() -> None:
     assert term.selection is selection
     nn.init.constant_(selection["1.weight"].parameter, 3.0)
     assert term(model(torch.ones(1, 2)).sum()).item() == 0.5 * 2 * 3.0**2
+
+
+def test_smoothing_is_rejected_for_a_coefficient_that_depends_on_signs() -> None:
+    with pytest.raises(ArgumentError) as caught:
+        RelevancePenalty(0.1, CautiousRelevance(), smoothing=0.9)
+    assert str(caught.value) == (
+        "smoothing must be 0 with CautiousRelevance(), which depends on the sign of the gradient, "
+        "but is 0.9: an average of |∂L/∂w| has no sign; choose another coefficient, or smoothing=0"
+    )

@@ -1,6 +1,7 @@
 """The relevance penalty, its irrelevance coefficients, strengths and ways of application."""
 
 from prunus.penalties.coefficients import (
+    CautiousRelevance,
     Coefficient,
     ConstantRelevance,
     ExponentialRelevance,
@@ -17,6 +18,7 @@ from prunus.penalties.strengths import (
 
 __all__ = [
     "Apply",
+    "CautiousRelevance",
     "Coefficient",
     "ConstantRelevance",
     "ConstantStrength",

@@ -1,7 +1,7 @@
 """Irrelevance coefficients: how little the loss depends on a weight, from 0 to 1 (not at all).
 
-Each is a function of the gradient of the loss alone. It is held constant in the optimization: no
-gradient flows through it.
+Each is a function of the gradient of the loss, some also of the weight. It is held constant in the
+optimization: no gradient flows through it.
 """
 
 from __future__ import annotations
@@ -13,15 +13,26 @@ from typing import ClassVar, Protocol
 import torch
 
 from prunus._utils.fields import number, validate
+from prunus.errors import ArgumentError
 
-__all__ = ["Coefficient", "ConstantRelevance", "ExponentialRelevance", "LinearRelevance"]
+__all__ = [
+    "CautiousRelevance",
+    "Coefficient",
+    "ConstantRelevance",
+    "ExponentialRelevance",
+    "LinearRelevance",
+]
 
 
 _LOG2_E = math.log2(math.e)
 
 
 class Coefficient(Protocol):
-    """Anything that turns a gradient into irrelevance coefficients."""
+    """Anything that turns a gradient into irrelevance coefficients.
+
+    A coefficient with an attribute ``needs_weight`` that is True is also called with the keyword
+    argument ``weight``: the weights that belong to the gradient, not to be changed.
+    """
 
     @property
     def relative(self) -> bool:
@@ -193,3 +204,57 @@ class ConstantRelevance:
     ) -> torch.Tensor:
         """Return ones of the gradient's shape."""
         return torch.ones_like(gradient) if out is None else out.fill_(1.0)
+
+
+@dataclass(frozen=True)
+class CautiousRelevance:
+    """1 where g·w > 0, else 0: shrinks a weight only where the gradient step shrinks it too.
+
+    The penalty never works against a step of gradient descent. The source compares the weight with
+    the update of the optimizer, which differs in sign from the gradient where momentum outweighs
+    it, and also shrinks where the product is exactly zero; here a weight without a gradient is left
+    as it is.
+
+    The sign of g is that of one step, so ``RelevancePenalty(smoothing=...)``, which averages |g|,
+    is rejected.
+
+    Source: Chen et al., Cautious weight decay, arXiv 2510.12402, with the gradient for the update.
+
+    Example:
+        >>> weight = torch.tensor([2.0, 2.0, -2.0, 2.0])
+        >>> CautiousRelevance()(torch.tensor([0.5, -0.5, -0.5, 0.0]), weight=weight)
+        tensor([1., 0., 1., 0.])
+    """
+
+    relative: ClassVar[bool] = False
+    needs_weight: ClassVar[bool] = True
+
+    def unit(
+        self,
+        gradient: torch.Tensor,
+        scale: torch.Tensor | float = 1.0,
+        *,
+        mean: torch.Tensor | None = None,
+    ) -> float:
+        """Return 1; the size of the gradient does not matter."""
+        return 1.0
+
+    def __call__(
+        self,
+        gradient: torch.Tensor,
+        *,
+        unit: torch.Tensor | float | None = None,
+        out: torch.Tensor | None = None,
+        weight: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the coefficients.
+
+        Raises:
+            ArgumentError: There is no ``weight``.
+        """
+        if weight is None:
+            raise ArgumentError(
+                "CautiousRelevance depends on the sign of the weight, but got none: pass weight="
+            )
+        # By the signs, because the product of two small numbers is rounded to 0.
+        return torch.sign(gradient, out=out).mul_(torch.sign(weight)).relu_()

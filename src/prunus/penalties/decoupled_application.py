@@ -42,7 +42,12 @@ class DecoupledApplication(Application):
         if buffer is None or not _is_alike(buffer, basis):
             buffer = self._coefficients[tensor.name] = torch.empty_like(basis)
         self.formula.coefficients(
-            basis, tensor.local_padding_row, step.basis_scale, mean=step.basis_mean, out=buffer
+            basis,
+            tensor.local_padding_row,
+            step.basis_scale,
+            weight=step.weight,
+            mean=step.basis_mean,
+            out=buffer,
         )
         self._pending.append(tensor)
         if step.mask is not None:

@@ -5,13 +5,14 @@ strength,
 
     R(w) = γ · Σᵢ c(gᵢ) · |wᵢ|^p,        ∂R/∂w = γ · p · c(g) · |w|^(p−1) · sign(w),
 
-where c is held constant.
+where c is held constant. Some coefficients are c(g, w).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Literal, Protocol, cast
 
 import torch
 
@@ -21,6 +22,17 @@ from prunus.penalties.coefficients import Coefficient
 __all__ = ["PenaltyFormula", "Power"]
 
 Power = Literal[1, 2]
+
+
+class _CoefficientOfWeight(Protocol):
+    def __call__(
+        self,
+        gradient: torch.Tensor,
+        *,
+        unit: torch.Tensor | float | None,
+        out: torch.Tensor | None,
+        weight: torch.Tensor | None,
+    ) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,11 @@ class PenaltyFormula:
     coefficient: Coefficient
     power: Power
 
+    @cached_property
+    def needs_weight(self) -> bool:
+        """Whether the coefficient depends on the weight too."""
+        return bool(getattr(self.coefficient, "needs_weight", False))
+
     def factors(self, weight: torch.Tensor) -> torch.Tensor:
         """Return |w|^(p−1) · sign(w): the derivative of |w|^p divided by p."""
         return weight if self.power == 2 else torch.sign(weight)
@@ -43,10 +60,31 @@ class PenaltyFormula:
         self, weight: torch.Tensor, gradient: torch.Tensor, padding_row: int | None
     ) -> torch.Tensor:
         """Return Σ c(g)·|w|^p of a whole tensor, a scalar with a graph to ``weight``."""
-        c = self.coefficients(gradient, padding_row)
+        c = self.coefficients(gradient, padding_row, weight=weight.detach())
         magnitude = weight.abs() if self.power == 1 else weight.square()
         # In float32 at least, because the sum easily leaves the range of float16.
         return (c * magnitude).sum(dtype=torch.promote_types(c.dtype, torch.float32))
+
+    def chunk_coefficients(
+        self,
+        gradient: torch.Tensor,
+        weight: torch.Tensor | None = None,
+        *,
+        unit: torch.Tensor | float | None = None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the coefficients of a chunk.
+
+        Args:
+            gradient: The chunk of the gradient.
+            weight: The same chunk of the weights; needed by some coefficients.
+            unit: The coefficient's unit for the whole tensor; needed where this is a part of it.
+            out: The tensor to write to; a custom coefficient may ignore it.
+        """
+        if not self.needs_weight:
+            return self.coefficient(gradient, unit=unit, out=out)
+        coefficient = cast("_CoefficientOfWeight", self.coefficient)
+        return coefficient(gradient, unit=unit, out=out, weight=weight)
 
     @torch.no_grad()
     def coefficients(
@@ -55,6 +93,7 @@ class PenaltyFormula:
         padding_row: int | None = None,
         scale: torch.Tensor | float | None = None,
         *,
+        weight: torch.Tensor | None = None,
         mean: torch.Tensor | None = None,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -64,13 +103,15 @@ class PenaltyFormula:
             gradient: ∂L/∂w, or ``scale`` times that.
             padding_row: The row of an embedding that stands for padding.
             scale: The factor that the gradient has been multiplied by.
+            weight: w, of the same shape; needed by some coefficients.
             mean: The mean of |gradient| over the whole tensor, where ``gradient`` is a shard of it.
             out: The tensor to write to.
         """
         out = torch.empty_like(gradient) if out is None else out
         unit = self.coefficient.unit(gradient, 1.0 if scale is None else scale, mean=mean)
-        for g, c in chunks(gradient, out):
-            result = self.coefficient(g, unit=unit, out=c)
+        weights = [weight] if self.needs_weight and weight is not None else []
+        for g, c, *w in chunks(gradient, out, *weights):
+            result = self.chunk_coefficients(g, *w, unit=unit, out=c)
             if result is not c:  # a custom coefficient may ignore ``out``
                 c.copy_(result)
         if padding_row is not None:

@@ -29,19 +29,20 @@ class GradientApplication(Application):
         plain = mask is None and padding_row is None and scale is None and step.basis is gradient
         if plain and step.basis_mean is None and gradient.numel() <= CPU_CHUNK:
             factors = formula.factors(step.weight)
-            gradient.addcmul_(formula.coefficient(gradient), factors, value=factor)
+            c = formula.chunk_coefficients(gradient, step.weight)
+            gradient.addcmul_(c, factors, value=factor)
             return
         padding = None if padding_row is None else gradient[padding_row].clone()
         unit = formula.coefficient.unit(
             step.basis, 1.0 if scale is None else scale, mean=step.basis_mean
         )
         operands = (gradient, step.weight, step.basis)
-        c: torch.Tensor | None = None
+        scratch: torch.Tensor | None = None
         for g, w, basis, *masks in chunks(*operands) if mask is None else chunks(*operands, mask):
             # The coefficients of one chunk are the scratch memory for those of the next.
-            reused = None if c is None or c.shape != basis.shape else c
-            c = formula.coefficient(basis, unit=unit, out=reused)
-            g.addcmul_(c, formula.factors(w), value=factor)
+            reused = None if scratch is None or scratch.shape != basis.shape else scratch
+            scratch = formula.chunk_coefficients(basis, w, unit=unit, out=reused)
+            g.addcmul_(scratch, formula.factors(w), value=factor)
             for mask_chunk in masks:
                 bits(g).mul_(mask_chunk)
         if padding is not None:

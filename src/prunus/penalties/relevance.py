@@ -66,7 +66,8 @@ class RelevancePenalty:
             needs a pruner, which keeps and saves it.
 
     Raises:
-        ArgumentError: An argument is out of range, or ``smoothing`` is not 0 with ``apply="loss"``.
+        ArgumentError: An argument is out of range, or ``smoothing`` is not 0 with ``apply="loss"``
+            or a coefficient that depends on the sign of the gradient.
         ArgumentTypeError: An argument has a type that cannot be used.
 
     Source: Bonetta, Ribero, Cancelliere, arXiv 2204.04977.
@@ -99,6 +100,13 @@ class RelevancePenalty:
                 f"smoothing needs apply={' or '.join(smoothed)}, but is {self.smoothing} with "
                 f'apply="{self.apply}", whose term is computed from one loss only: choose another '
                 "apply=, or smoothing=0",
+            )
+        if self.smoothing and self.formula.needs_weight:
+            validate(
+                self,
+                f"smoothing must be 0 with {self.coefficient!r}, which depends on the sign of the "
+                f"gradient, but is {self.smoothing}: an average of |∂L/∂w| has no sign; choose "
+                "another coefficient, or smoothing=0",
             )
 
     @property
