@@ -161,3 +161,11 @@ def test_a_percentage_is_described_with_the_number_that_it_is() -> None:
         chosen: Any = mode
         assert Constraint(floor, chosen, 50.0).description == text
     assert Constraint("dense-2%").description == "'dense-2%' (unknown)"
+
+
+def test_a_margin_is_above_zero_where_the_metric_is_better_than_the_floor() -> None:
+    assert Constraint(0.75).margin(0.875) == 0.125
+    assert Constraint(0.75).margin(0.5) == -0.25
+    assert Constraint(2.0, "min").margin(1.5) == 0.5
+    assert Constraint(2.0, "min").margin(3.0) == -1.0
+    assert Constraint().margin(0.5) == math.inf

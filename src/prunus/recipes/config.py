@@ -152,7 +152,7 @@ class Config:
     )
     schedule: Literal["iterative", "gradual", "oneshot"] = setting(
         "gradual",
-        help='Schedule: "iterative", the paper\'s, which removes a fraction whenever the floor is '
+        help='Schedule: "iterative", which removes a fraction whenever the floor is '
         'met; "gradual", along a cubic curve to the ratio; or "oneshot", all at once.',
     )
     schedule_begin: Annotated[float, _WITH_BEGIN] = number(

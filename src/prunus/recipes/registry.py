@@ -240,7 +240,7 @@ _TUNED: dict[str, Any] = {
 
 _ALL = (
     _digits_recipe(
-        "a small perceptron on scikit-learn's 8×8 digits, with the paper's iterative pruning",
+        "a small perceptron on scikit-learn's 8×8 digits, with iterative pruning",
         ImageConfig(
             dense_epochs=40,
             epochs=100,
@@ -250,7 +250,7 @@ _ALL = (
             lr=0.05,
             strength=0.01,
             schedule="iterative",
-            fraction=0.1,
+            fraction=0.0,
             floor="dense-0.01",
             ratio=25.0,
         ),
