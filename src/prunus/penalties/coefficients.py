@@ -175,13 +175,8 @@ class LinearRelevance(_Scaled):
 
 
 @dataclass(frozen=True)
-class ConstantRelevance:
-    """1 for every weight, whatever its gradient: the penalty becomes plain L2 (or L1).
-
-    Example:
-        >>> ConstantRelevance()(torch.tensor([0.0, 5.0]))
-        tensor([1., 1.])
-    """
+class _Unscaled:
+    """A coefficient that does not depend on the size of the gradient."""
 
     relative: ClassVar[bool] = False
 
@@ -192,8 +187,18 @@ class ConstantRelevance:
         *,
         mean: torch.Tensor | None = None,
     ) -> float:
-        """Return 1; the gradient does not matter."""
+        """Return 1; the size of the gradient does not matter."""
         return 1.0
+
+
+@dataclass(frozen=True)
+class ConstantRelevance(_Unscaled):
+    """1 for every weight, whatever its gradient: the penalty becomes plain L2 (or L1).
+
+    Example:
+        >>> ConstantRelevance()(torch.tensor([0.0, 5.0]))
+        tensor([1., 1.])
+    """
 
     def __call__(
         self,
@@ -207,7 +212,7 @@ class ConstantRelevance:
 
 
 @dataclass(frozen=True)
-class CautiousRelevance:
+class CautiousRelevance(_Unscaled):
     """1 where g·w > 0, else 0: shrinks a weight only where the gradient step shrinks it too.
 
     The penalty never works against a step of gradient descent. The source compares the weight with
@@ -226,18 +231,7 @@ class CautiousRelevance:
         tensor([1., 0., 1., 0.])
     """
 
-    relative: ClassVar[bool] = False
     needs_weight: ClassVar[bool] = True
-
-    def unit(
-        self,
-        gradient: torch.Tensor,
-        scale: torch.Tensor | float = 1.0,
-        *,
-        mean: torch.Tensor | None = None,
-    ) -> float:
-        """Return 1; the size of the gradient does not matter."""
-        return 1.0
 
     def __call__(
         self,

@@ -46,6 +46,10 @@ class PruningStatus:
     best_kept: int | None = None
     metric_if_kept: MetricIfKept | None = None
 
+    def fewest(self, target: float | None) -> int:
+        """Return the fewest weights to keep: at least 1, by ``least``, and by a target sparsity."""
+        return max(1, self.least, 0 if target is None else kept_at(self.prunable, target))
+
 
 @dataclass(frozen=True)
 class Restore:

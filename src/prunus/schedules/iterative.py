@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunus._utils.fields import number
-from prunus.schedules.base import PruningStatus, Restore, Schedule, kept_at
+from prunus.schedules.base import PruningStatus, Restore, Schedule
 
 __all__ = ["IterativePruning"]
 
@@ -84,8 +84,7 @@ class IterativePruning(Schedule):
     def after_validation(self, status: PruningStatus) -> int | Restore | None:
         """Remove a fraction if the floor is met, or nearly met if no fraction was given."""
         self._waited = 0 if status.met else self._waited + 1
-        target = 0 if self.target is None else kept_at(status.prunable, self.target)
-        least = max(1, status.least, target)
+        least = status.fewest(self.target)
         if self.fraction is not None:
             return self._remove(status, least) if status.met else None
         if math.isfinite(status.margin):

@@ -11,7 +11,7 @@ from typing import Any, Self
 from prunus._utils.fields import checked, choice, number
 from prunus.constraint import Constraint, Mode
 from prunus.errors import ArgumentError, NonFiniteError
-from prunus.schedules.base import MetricIfKept, PruningStatus, Schedule, kept_at
+from prunus.schedules.base import MetricIfKept, PruningStatus, Schedule
 
 __all__ = ["ThresholdSearch"]
 
@@ -115,8 +115,7 @@ class ThresholdSearch(Schedule):
             self._waited += 1
         if self._waited < self.patience or not status.met:
             return None
-        target = 0 if self.target is None else kept_at(status.prunable, self.target)
-        least = max(1, status.least, target)
+        least = status.fewest(self.target)
         removed = 0
         if kept > least:
             loss = self._measured(kept, metric_if_kept)
