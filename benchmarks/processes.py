@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import tempfile
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -37,3 +39,16 @@ def _process(
         torch.save(work(*arguments), Path(folder) / f"{rank}.pt")
     finally:
         dist.destroy_process_group()
+    end_process()
+
+
+def end_process() -> NoReturn:
+    """End this process with exit code 0, without finalizing the interpreter.
+
+    Threads of gloo may outlive their process group. One that asks for the interpreter's lock while
+    the interpreter is finalized is killed by it, which aborts the process now and then, after all
+    of its work is done.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

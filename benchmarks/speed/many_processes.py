@@ -29,6 +29,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.multiprocessing.spawn import start_processes
 
 from benchmarks.measuring import options, save
+from benchmarks.processes import end_process
 from prunus import ExponentialRelevance, Pruner, RelevancePenalty
 
 LAYERS, WIDTH, ROWS = 8, 512, 512
@@ -161,6 +162,7 @@ def work(rank: int, processes: int, folder: str, rounds: int) -> None:
         )
     dist.barrier()
     dist.destroy_process_group()
+    end_process()
 
 
 def estimate(weights: float, processes: int) -> dict[str, float]:
