@@ -61,7 +61,7 @@ def test_a_taylor_score_keeps_nine_tenths_of_the_past_by_default() -> None:
 
 
 def test_a_fisher_score_is_the_squared_weight_times_the_mean_squared_gradient() -> None:
-    score = FisherScore(smoothing=0.5)
+    score = FisherScore(smoothing=0.5, every=1)
     assert score.memory_names == ("fisher",)
     gradients = [1.0, 4.0, -8.0], [3.0, 0.0, 0.0]
     # The plain means of two squares are [5, 8, 32], and w² is [4, 1, 1/4].
@@ -77,15 +77,26 @@ def test_the_fisher_average_is_that_of_its_definition_in_float64() -> None:
     expected = squares[:10].mean(dim=0)  # of the first 1 / (1 − 0.9)
     for square in squares[10:]:
         expected = 0.9 * expected + 0.1 * square
-    memory = remembered(FisherScore(smoothing), weight, *gradients)
+    memory = remembered(FisherScore(smoothing, every=1), weight, *gradients)
     torch.testing.assert_close(memory["fisher"].double(), expected, rtol=1e-5, atol=0)
+
+
+def test_the_smoothing_of_a_fisher_score_is_per_step_whatever_every_is() -> None:
+    score, memory = FisherScore(smoothing=0.5, every=2), {"fisher": torch.tensor([4.0])}
+    # From one observed gradient to the next the average falls by ½².
+    score.observe(WEIGHT[:1], torch.zeros(1), memory, count=100)
+    assert memory["fisher"].item() == 1.0
+    # The plain mean covers 1 / (1 − 0.9⁴) = 2.9 observed gradients, of 12 steps.
+    gradients = [[1.0, 0.0, 0.0]] * 2 + [[0.0, 0.0, 0.0]]
+    (mean, *_) = remembered(FisherScore(smoothing=0.9), WEIGHT, *gradients)["fisher"].tolist()
+    assert mean == pytest.approx(0.9**4)
 
 
 def test_a_fisher_score_averages_about_the_last_1000_steps_by_default() -> None:
     score, memory = FisherScore(), {"fisher": torch.tensor([8.0])}
-    assert (score.smoothing, score.exponent) == (0.999, 1.0)
+    assert (score.smoothing, score.exponent, score.every) == (0.999, 1.0, 4)
     score.observe(WEIGHT[:1], torch.zeros(1), memory, count=5000)
-    assert memory["fisher"].item() == pytest.approx(8.0 * 0.999)
+    assert memory["fisher"].item() == pytest.approx(8.0 * 0.999**4, rel=1e-5)
 
 
 def test_the_exponent_of_a_fisher_score_weighs_the_gradient() -> None:
@@ -189,6 +200,13 @@ def test_the_smoothings_of_a_sensitivity_must_be_below_1_and_leave_an_uncertaint
 def test_an_exponent_must_be_at_least_0() -> None:
     with pytest.raises(PrunusError, match="exponent must be at least 0, but is -1"):
         FisherScore(exponent=-1)
+
+
+def test_every_must_be_a_whole_number_of_at_least_1() -> None:
+    assert FisherScore(every=1).every == 1
+    for every in (0, 1.5):
+        with pytest.raises(PrunusError, match="^every must be "):
+            FisherScore(every=every)  # type: ignore[arg-type]
 
 
 def test_a_seed_must_be_a_whole_number() -> None:

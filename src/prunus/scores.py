@@ -37,6 +37,9 @@ class Score(Protocol):
     A score that uses gradients names what it remembers of them in :attr:`memory_names`. The pruner
     keeps a tensor of each name beside each weight tensor, of the same shape, in float32 at least,
     and saves it. Both methods work element by element, because they receive tensors in chunks.
+
+    A score with an attribute ``every``, a whole number k, is passed the first gradient of a tensor
+    and each k-th one after it, and the others not, which saves time.
     """
 
     @property
@@ -56,7 +59,7 @@ class Score(Protocol):
             weight: The chunk, not to be changed. It and the gradient are in the memory's type.
             gradient: ∂L/∂w, not to be changed.
             memory: The memory by name, zeros at the first gradient.
-            count: The number of gradients of this tensor so far, this one included.
+            count: The number of observed gradients of this tensor, this one included.
         """
         ...
 
@@ -183,8 +186,11 @@ class FisherScore:
     derivative. F, the moving average of (∂L/∂w)², stands in for H: it is the diagonal of the
     empirical Fisher information, computed from the gradient of each step, that is, of a batch.
 
-    F is the plain mean of the first 1 / (1 − smoothing) gradients' squares, and the exponential
-    moving average from there on. It costs four bytes for each weight.
+    F is the plain mean of the gradients' squares in the first 1 / (1 − smoothing) steps, and the
+    exponential moving average from there on. It costs four bytes for each weight.
+
+    The gradients of consecutive steps are samples of nearly the same distribution, so that a part
+    of them suffices: with the default ``every`` the time for F falls to a quarter.
 
     A float32 cannot hold the square of a gradient below 1e-22: such a weight scores 0, as one that
     the loss does not depend on at all, and equal scores are removed in order of position. Squares
@@ -195,9 +201,11 @@ class FisherScore:
             0.999, about the last 1,000 steps.
         exponent: The power of F in the score, at least 0. Default 1. With 0 the order is that of
             the magnitude; with ½ the gradient counts half as much as the weight.
+        every: The number of steps from one gradient that F uses to the next, at least 1. Default 4.
+            ``smoothing`` is per step whatever it is.
 
     Raises:
-        ArgumentError: ``smoothing`` or ``exponent`` is out of range.
+        ArgumentError: An argument is out of range.
 
     Source: LeCun, Denker, Solla, "Optimal brain damage", NIPS 1989, with F for the Hessian's
     diagonal.
@@ -215,6 +223,7 @@ class FisherScore:
 
     smoothing: float = number(0.999, least=0, below=1)
     exponent: float = number(1.0, least=0)
+    every: int = number(4, whole=True, least=1)
     memory_names: ClassVar[tuple[str, ...]] = ("fisher",)
 
     def __post_init__(self) -> None:
@@ -226,7 +235,8 @@ class FisherScore:
         """Move F towards the present g²."""
         # An infinity would make the average NaN at the next step, and NaN it would stay.
         square = gradient.square().clamp_max_(torch.finfo(gradient.dtype).max)
-        update_average_(memory["fisher"], square, smoothing=self.smoothing, count=count)
+        smoothing = self.smoothing**self.every
+        update_average_(memory["fisher"], square, smoothing=smoothing, count=count)
 
     def compute(
         self, weight: torch.Tensor, memory: ScoreMemory, *, uniform: Uniform

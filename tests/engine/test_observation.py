@@ -50,6 +50,21 @@ def test_the_memory_of_each_tensor_is_updated_by_each_gradient() -> None:
     assert observer.counts == {"a.weight": 2, "b.weight": 2}
 
 
+def test_a_score_with_every_observes_the_first_and_each_kth_gradient_of_a_tensor() -> None:
+    _, selection = two_layers()
+    observer = GradientObserver(FisherScore(smoothing=0.999, every=3), selection)
+    a, b = (tensor.parameter for tensor in selection.values())
+    for step in range(1, 8):
+        a.grad = torch.full((1, 2), float(step))
+        b.grad = torch.full((1, 1), float(step)) if step % 2 == 0 else None
+        with torch.no_grad():
+            observer.observe(None)
+    # The first, fourth and seventh step, and of the even steps the first only.
+    assert observer.memory["a.weight"]["fisher"].tolist() == [[22.0, 22.0]]  # (1 + 16 + 49) / 3
+    assert observer.memory["b.weight"]["fisher"].tolist() == [[4.0]]
+    assert observer.counts == {"a.weight": 7, "b.weight": 3}
+
+
 def test_sparse_gradients_are_left_out_and_later_tensors_observed() -> None:
     _, selection = two_layers()
     observer = GradientObserver(TaylorScore(), selection)
@@ -81,7 +96,7 @@ def test_a_score_without_memory_makes_the_observer_inactive() -> None:
 
 
 @pytest.mark.parametrize(
-    "score", [TaylorScore(), FisherScore(), SensitivityScore(), MovementScore()]
+    "score", [TaylorScore(), FisherScore(every=1), SensitivityScore(), MovementScore()]
 )
 def test_a_tensor_of_several_chunks_is_observed_whole(score: Score) -> None:
     # Strides of the gradient unlike those of the weight, so that chunks are rows.

@@ -287,6 +287,12 @@ def test_shrinking_stops_at_zero(remainder: bool) -> None:
         assert rest.tolist() == [0.0] * 4
 
 
+def test_a_shrink_by_the_whole_weight_is_exactly_zero_without_the_limit() -> None:
+    weight = normal(1000, seed=0)
+    shrink_(weight, torch.ones(1000), 0.5, 2)
+    assert weight.tolist() == [0.0] * 1000
+
+
 def test_the_remainder_counts_as_part_of_the_weight() -> None:
     weight, rest = torch.tensor([2.0], dtype=torch.bfloat16), torch.tensor([2.0**-9])
     shrink_(weight, torch.tensor([0.5], dtype=torch.bfloat16), 0.5, 2, rest)

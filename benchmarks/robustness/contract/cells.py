@@ -46,7 +46,7 @@ SCHEDULES: dict[str, Callable[[], Schedule]] = {
 
 SCORES: dict[str, Score] = {
     "magnitude": MagnitudeScore(),
-    "fisher": FisherScore(smoothing=0.5),
+    "fisher": FisherScore(smoothing=0.5, every=1),
     "sensitivity": SensitivityScore(),
     "taylor": TaylorScore(),
     "movement": MovementScore(),

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from prunus._distributed.shards import is_sharded
+from prunus._utils.magnitudes import magnitude_sum
 from prunus.errors import PrunusError, listing
 from prunus.selection import Selection
 
@@ -76,7 +77,7 @@ def mean_magnitudes(
             basis = averages[name]
         sums.append(
             # In float64, so that the mean hardly depends on how the tensor is sharded.
-            torch.linalg.vector_norm(basis, ord=1, dtype=torch.float64)
+            magnitude_sum(basis, torch.float64)
             if basis is not None and counted[name]
             else torch.zeros((), dtype=torch.float64, device=tensor.weight.device)
         )

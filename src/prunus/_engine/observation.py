@@ -21,7 +21,8 @@ class GradientObserver:
     Attributes:
         score: The score.
         memory: What the score remembers, by tensor and by the score's name for it.
-        counts: How many gradients of each tensor the score has observed.
+        counts: How many gradients each tensor has had. The score observes the first of them, and
+            each ``every``-th one after it.
     """
 
     def __init__(self, score: Score, selection: Selection) -> None:
@@ -29,6 +30,7 @@ class GradientObserver:
         self.memory: dict[str, dict[str, torch.Tensor]] = {}
         self.counts: dict[str, int] = {}
         self._tensors = tuple(selection.items())
+        self._every = int(getattr(score, "every", 1))
 
     @property
     def active(self) -> bool:
@@ -36,16 +38,21 @@ class GradientObserver:
         return bool(self.score.memory_names)
 
     def observe(self, loss_scale: float | None) -> None:
-        """Pass each gradient, divided by the loss scale, to the score."""
+        """Pass the gradients that are due, divided by the loss scale, to the score."""
         for name, tensor in self._tensors:
             gradient = tensor.gradient
             if gradient is None or gradient.layout is not torch.strided:
+                continue
+            # Counted for each tensor, because one may have a gradient in every second step only.
+            earlier = self.counts.get(name, 0)
+            self.counts[name] = earlier + 1
+            if earlier % self._every:
                 continue
             weight = tensor.weight
             # In 16 bits a small gradient or a small change of an average would be lost.
             wide = torch.promote_types(weight.dtype, torch.float32)
             memory = self._memory(name, weight, wide)
-            count = self.counts[name] = self.counts.get(name, 0) + 1
+            count = earlier // self._every + 1
             for w, g, *parts in chunks(weight, gradient, *memory.values()):
                 g = g.to(wide)
                 if loss_scale is not None:

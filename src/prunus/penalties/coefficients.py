@@ -13,6 +13,7 @@ from typing import ClassVar, Protocol
 import torch
 
 from prunus._utils.fields import number, validate
+from prunus._utils.magnitudes import magnitude_sum
 from prunus.errors import ArgumentError
 
 __all__ = [
@@ -100,8 +101,7 @@ class _Scaled:
         if mean is not None:
             unit = mean.to(wide) * self.alpha
         else:
-            total: torch.Tensor = torch.linalg.vector_norm(gradient, ord=1, dtype=wide)
-            unit = total * (self.alpha / gradient.numel())
+            unit = magnitude_sum(gradient, wide) * (self.alpha / gradient.numel())
         # Where the whole gradient is zero every weight is irrelevant: 0 / unit must be 0, not NaN,
         # and the unit's reciprocal must be finite too.
         return unit.clamp_min_(4 * torch.finfo(wide).tiny)

@@ -91,7 +91,7 @@ def shrink_(
 
     Args:
         weight: w.
-        coefficients: c, of the same shape.
+        coefficients: c, of the same shape, from 0 to 1.
         strength: γ.
         power: 2 for Σ c·w², 1 for Σ c·|w|.
         remainder: The part of w that its type cannot hold, in float32. The weight is then the sum
@@ -107,7 +107,9 @@ def shrink_(
         _shrink_with_remainder_(weight, coefficients, strength, power, remainder)
         return
     for w, c in chunks(weight.detach(), coefficients):
-        if power == 2:
+        if power == 2 and strength <= 0.5:
+            w.addcmul_(w, c, value=-2.0 * strength)  # not past zero, because c is at most 1
+        elif power == 2:
             w.addcmul_(w, (c * (2.0 * strength)).clamp_max_(1.0), value=-1.0)
         else:
             step = c * strength
