@@ -56,7 +56,11 @@ def test_every_method_says_what_it_changes() -> None:
         assert isinstance(compare.changes("shakespeare-lm", method), list)
     assert compare.changes("shakespeare-lm", "L2")[0] == "penalty=l2"
     assert compare.changes("digits", "L2") == ["penalty=l2"]
-    assert compare.changes("digits", "prunus") == ["penalty=none", "score=fisher"]
+    assert compare.changes("digits", "prunus") == [
+        "alpha=0.2",
+        "strength=auto",
+        "score=fisher",
+    ]
 
 
 @pytest.mark.parametrize("recipe", compare.L2_STRENGTHS)

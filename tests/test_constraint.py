@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.pruners import magnitude_pruner
 from helpers.pruning import classifier, sgd
 from helpers.states import same
-from prunus import ArgumentError, IterativePruning, Pruner
+from prunus import ArgumentError, IterativePruning
 from prunus.constraint import Constraint, Mode, constraint_problems
 
 
@@ -63,7 +64,7 @@ def test_a_floor_better_than_the_dense_metric_is_rejected_with_the_right_sign(
     assert fix in str(caught.value)
     model = classifier()
     with pytest.raises(ArgumentError, match=re.escape(message)):
-        Pruner(model, sgd(model), floor=floor, mode=mode)
+        magnitude_pruner(model, sgd(model), floor=floor, mode=mode)
 
 
 @pytest.mark.parametrize("mode", ["max", "min"])
@@ -103,7 +104,7 @@ def test_floors_of_another_unit_are_found(
     assert f'"dense{"-" if mode == "max" else "+"}0.5%"' in problem
     model = classifier()
     with pytest.raises(ArgumentError, match=re.escape(problem)):
-        Pruner(model, sgd(model), floor=floor, mode=mode, dense_metric=metric)
+        magnitude_pruner(model, sgd(model), floor=floor, mode=mode, dense_metric=metric)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +131,7 @@ def test_floors_of_the_same_unit_are_accepted(floor: Any, mode: Mode, metric: fl
 
 def test_a_floor_that_is_always_met_is_rejected_before_anything_changes() -> None:
     model = classifier()
-    pruner = Pruner(model, sgd(model), schedule=IterativePruning(), floor=0.98)
+    pruner = magnitude_pruner(model, sgd(model), schedule=IterativePruning(), floor=0.98)
     before, schedule = pruner.state_dict(), pruner.schedule.state_dict()
     for call in (pruner.step, pruner.consider, pruner.step):
         with pytest.raises(ArgumentError, match="differ by a factor of 100, as if their units"):
@@ -142,7 +143,7 @@ def test_a_floor_that_is_always_met_is_rejected_before_anything_changes() -> Non
 
 def test_a_floor_that_is_far_away_is_reported_once() -> None:
     model = classifier()
-    pruner = Pruner(model, sgd(model), schedule=IterativePruning(), floor=98)
+    pruner = magnitude_pruner(model, sgd(model), schedule=IterativePruning(), floor=98)
     with pytest.warns(
         UserWarning, match=r"pass floor=0\.98, .*Nothing is removed until it is met$"
     ):

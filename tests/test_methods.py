@@ -17,6 +17,7 @@ from helpers.training import train
 from prunus import (
     ArgumentError,
     ArgumentTypeError,
+    AutomaticStrength,
     ConstantRelevance,
     ConstantStrength,
     ExponentialRelevance,
@@ -31,10 +32,12 @@ from prunus import (
     OneShot,
     RandomScore,
     RelevancePenalty,
+    Schedule,
     SensitivityScore,
     TaylorScore,
     method,
 )
+from prunus._engine.default_method import with_defaults
 
 NAMES = [
     *("prunus", "paper", "lobster", "magnitude", "l2", "l1"),
@@ -79,7 +82,13 @@ def test_every_method_trains_to_an_exact_sparsity(name: str) -> None:
         ("lobster", RelevancePenalty(ConstantStrength(5e-5), LinearRelevance(), apply="decoupled")),
         ("l2", RelevancePenalty(1e-3, ConstantRelevance(), power=2, apply="decoupled")),
         ("l1", RelevancePenalty(1e-3, ConstantRelevance(), power=1, apply="decoupled")),
-        *((name, None) for name in ("prunus", "magnitude", "taylor", "sensitivity")),
+        (
+            "prunus",
+            RelevancePenalty(
+                AutomaticStrength(0.5), ExponentialRelevance(0.2, True), apply="decoupled"
+            ),
+        ),
+        *((name, None) for name in ("magnitude", "taylor", "sensitivity")),
         *((name, None) for name in ("movement", "random")),
     ],
 )
@@ -100,6 +109,21 @@ def test_penalty_is_that_of_the_source(name: str, penalty: RelevancePenalty | No
 )
 def test_score_is_that_of_the_source(name: str, score: object) -> None:
     assert arguments(method(name))["score"] == score
+
+
+def test_a_pruner_without_arguments_uses_the_method_of_this_library() -> None:
+    model = tanh_network(12, 16, 3)
+    pruner = prunus.Pruner(model, torch.optim.SGD(model.parameters(), lr=0.1), floor=0.5)
+    ours = arguments(method("prunus"))
+    assert with_defaults("auto", None, 0.5) == (ours["penalty"], method("prunus").schedule())
+    assert pruner.score == ours["score"]
+    assert pruner.schedule == method("prunus").schedule()
+
+
+@pytest.mark.parametrize("schedule", [None, Schedule()])
+def test_a_pruner_that_removes_nothing_shrinks_nothing(schedule: Schedule | None) -> None:
+    floor = None if schedule is None else 0.5
+    assert with_defaults("auto", schedule, floor) == (None, Schedule())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -49,6 +49,7 @@ def test_the_public_names_are_exactly_these() -> None:
     assert set(prunus.__all__) == {
         "ArgumentError",
         "ArgumentTypeError",
+        "AutomaticStrength",
         "CautiousRelevance",
         "CheckpointError",
         "Coefficient",
@@ -84,6 +85,7 @@ def test_the_public_names_are_exactly_these() -> None:
         "SparseFile",
         "SparseFileError",
         "Strength",
+        "StrengthStep",
         "TaylorScore",
         "ThresholdSearch",
         "Validation",

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from helpers.pruners import coupled_penalty, magnitude_pruner
 from helpers.pruning import INPUTS, LABELS, accuracy, classifier, epoch, sgd
 from helpers.states import same, states_equal
 from prunus import (
@@ -38,7 +39,7 @@ def test_iterative_pruning_delivers_the_sparsest_state_above_the_floor() -> None
     optimizer = sgd(model)
     for _ in range(15):
         epoch(model, optimizer)
-    pruner = Pruner(
+    pruner = magnitude_pruner(
         model,
         optimizer,
         RelevancePenalty(
@@ -81,7 +82,7 @@ def test_weights_that_the_loss_does_not_depend_on_are_removed_first(apply: Apply
         penalty = RelevancePenalty(
             LearningRateStrength(strength), ExponentialRelevance(0.01), apply=apply
         )
-        pruner = Pruner(model, optimizer, penalty)
+        pruner = magnitude_pruner(model, optimizer, penalty)
         inputs = torch.randn(64, 10) * (torch.arange(10) < 5)
         for _ in range(300):
             optimizer.zero_grad()
@@ -97,7 +98,7 @@ def test_weights_that_the_loss_does_not_depend_on_are_removed_first(apply: Apply
 def test_a_minimised_metric_may_not_exceed_its_floor() -> None:
     model = classifier()
     schedule = IterativePruning(fraction=0.1)
-    pruner = Pruner(model, sgd(model), schedule=schedule, floor="dense*1.1", mode="min")
+    pruner = magnitude_pruner(model, sgd(model), schedule=schedule, floor="dense*1.1", mode="min")
     assert pruner.floor is None
     assert pruner.step(2.0).met
     assert pruner.floor == pytest.approx(2.2)
@@ -108,7 +109,9 @@ def test_a_minimised_metric_may_not_exceed_its_floor() -> None:
 
 def test_of_equally_sparse_states_the_best_is_delivered() -> None:
     model = nn.Linear(4, 1, bias=False)
-    pruner = Pruner(model, sgd(model), schedule=GradualPruning(sparsity=0.5, end=10**9), floor=0.5)
+    pruner = magnitude_pruner(
+        model, sgd(model), schedule=GradualPruning(sparsity=0.5, end=10**9), floor=0.5
+    )
     for value, metric in ((1.0, 0.6), (2.0, 0.9), (3.0, 0.7), (4.0, 0.4)):
         model.weight.data.fill_(value)
         pruner.step(metric)
@@ -118,7 +121,7 @@ def test_of_equally_sparse_states_the_best_is_delivered() -> None:
 
 def test_a_denser_state_never_replaces_a_sparser_one() -> None:
     model = nn.Linear(4, 1, bias=False)
-    pruner = Pruner(model, sgd(model), schedule=Schedule(), floor=0.5)
+    pruner = magnitude_pruner(model, sgd(model), schedule=Schedule(), floor=0.5)
     pruner.prune(sparsity=0.5)
     assert pruner.step(0.6).best
     pruner.masks.load_packed({"weight": torch.tensor([[255]], dtype=torch.uint8)})
@@ -127,7 +130,7 @@ def test_a_denser_state_never_replaces_a_sparser_one() -> None:
 
 def test_finishing_without_a_state_that_met_the_floor_is_rejected() -> None:
     model = classifier()
-    pruner = Pruner(model, sgd(model), schedule=IterativePruning(), floor=0.9)
+    pruner = magnitude_pruner(model, sgd(model), schedule=IterativePruning(), floor=0.9)
     before = copy.deepcopy(model.state_dict())
     assert pruner.step(0.8).removed == 0
     message = r"no validation met the floor 0\.9 \(0\.9\): lower it, train longer, or remove less$"
@@ -138,7 +141,7 @@ def test_finishing_without_a_state_that_met_the_floor_is_rejected() -> None:
 
 def test_finishing_without_a_state_that_met_the_ceiling_advises_to_raise_it() -> None:
     model = classifier()
-    pruner = Pruner(model, sgd(model), schedule=IterativePruning(), floor=0.9, mode="min")
+    pruner = magnitude_pruner(model, sgd(model), schedule=IterativePruning(), floor=0.9, mode="min")
     assert not pruner.step(1.0).met
     message = (
         r"no validation met the ceiling 0\.9 \(0\.9\): raise it, train longer, or remove less$"
@@ -150,7 +153,7 @@ def test_finishing_without_a_state_that_met_the_ceiling_advises_to_raise_it() ->
 def test_without_a_fraction_the_pruner_returns_to_the_best_state_and_removes_less() -> None:
     model = classifier()
     optimizer = sgd(model)
-    pruner = Pruner(model, optimizer, schedule=IterativePruning(), floor=0.5)
+    pruner = magnitude_pruner(model, optimizer, schedule=IterativePruning(), floor=0.5)
     prunable = pruner.selection.prunable
     epoch(model, optimizer)
     best = copy.deepcopy(model.state_dict())
@@ -174,7 +177,9 @@ def test_without_a_fraction_the_pruner_returns_to_the_best_state_and_removes_les
 def test_gradual_pruning_reaches_the_exact_count_while_training() -> None:
     model = classifier()
     optimizer = sgd(model)
-    pruner = Pruner(model, optimizer, schedule=GradualPruning(kept=77, begin=5, end=40, every=7))
+    pruner = magnitude_pruner(
+        model, optimizer, schedule=GradualPruning(kept=77, begin=5, end=40, every=7)
+    )
     history = []
     for _ in range(6):
         epoch(model, optimizer)
@@ -195,7 +200,7 @@ def losses_of_training(seed: int, epochs: int) -> tuple[float, float]:
     optimizer = sgd(model, lr=0.2)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     schedule = GradualPruning(sparsity=0.97, epochs=epochs, steps_per_epoch=10)
-    pruner = Pruner(model, optimizer, schedule=schedule, mode="min")
+    pruner = magnitude_pruner(model, optimizer, schedule=schedule, mode="min")
 
     @torch.no_grad()
     def loss() -> float:
@@ -227,7 +232,9 @@ def test_a_step_counts_once_with_a_closure_and_the_penalty_acts_on_each_call() -
         model = nn.Linear(5, 1, bias=False)
         model.weight.data.copy_(torch.arange(1.0, 6.0))
         optimizer = sgd(model)
-        pruner = Pruner(model, optimizer, RelevancePenalty(0.1), OneShot(sparsity=0.4, at=2))
+        pruner = magnitude_pruner(
+            model, optimizer, coupled_penalty(0.1), OneShot(sparsity=0.4, at=2)
+        )
 
         def closure() -> torch.Tensor:
             optimizer.zero_grad()
@@ -251,7 +258,7 @@ def test_a_step_counts_once_with_a_closure_and_the_penalty_acts_on_each_call() -
 
 def test_minimum_density_limits_manual_and_scheduled_pruning() -> None:
     model = classifier()
-    pruner = Pruner(model, sgd(model), min_density=0.5)
+    pruner = magnitude_pruner(model, sgd(model), min_density=0.5)
     with pytest.raises(PrunusError, match="cannot keep only 74 weights: min_density=0.5 keeps at"):
         pruner.prune(sparsity=0.9)
     assert pruner.sparsity == 0.0
@@ -260,7 +267,7 @@ def test_minimum_density_limits_manual_and_scheduled_pruning() -> None:
         IterativePruning(fraction=0.4),
     ):
         model = classifier()
-        pruner = Pruner(model, sgd(model), schedule=schedule, floor=0.5, min_density=0.5)
+        pruner = magnitude_pruner(model, sgd(model), schedule=schedule, floor=0.5, min_density=0.5)
         for _ in range(10):
             pruner.step(0.9)
         assert pruner.done
@@ -269,7 +276,9 @@ def test_minimum_density_limits_manual_and_scheduled_pruning() -> None:
 
 def test_iterative_pruning_never_removes_the_last_weight() -> None:
     model = classifier()
-    pruner = Pruner(model, sgd(model), schedule=IterativePruning(), min_density=0.0, floor=0.5)
+    pruner = magnitude_pruner(
+        model, sgd(model), schedule=IterativePruning(), min_density=0.0, floor=0.5
+    )
     for _ in range(200):
         pruner.step(0.9)
     assert pruner.done
@@ -280,7 +289,7 @@ def test_a_schedule_may_serve_several_pruners() -> None:
     schedule = OneShot(sparsity=0.5)
     for _ in range(2):
         model = classifier()
-        assert Pruner(model, sgd(model), schedule=schedule).step(0.5).removed == 368
+        assert magnitude_pruner(model, sgd(model), schedule=schedule).step(0.5).removed == 368
 
 
 @pytest.mark.parametrize("apply", ["gradient", "decoupled"])
@@ -291,7 +300,7 @@ def test_a_model_may_change_its_type_between_steps(
 ) -> None:
     model = nn.Linear(20, 5)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)  # without state of its own to convert
-    penalty = RelevancePenalty(0.01, apply=apply, smoothing=smoothing)
+    penalty = coupled_penalty(0.01, apply=apply, smoothing=smoothing)
     Pruner(model, optimizer, penalty, OneShot(sparsity=0.5, at=3), score=TaylorScore())
     for step in range(5):
         if step == 1:
@@ -305,7 +314,7 @@ def test_a_model_may_change_its_type_between_steps(
 def test_a_metric_of_revived_weights_is_refused() -> None:
     model = classifier()
     dense = copy.deepcopy(model.state_dict())
-    pruner = Pruner(model, sgd(model), schedule=IterativePruning(), floor=0.5)
+    pruner = magnitude_pruner(model, sgd(model), schedule=IterativePruning(), floor=0.5)
     pruner.prune(sparsity=0.5)
     model.load_state_dict(dense)
     with pytest.raises(PrunusError, match=r"removed weights are not zero in 0.weight \(\d+\)"):
@@ -317,8 +326,8 @@ def test_a_metric_of_revived_weights_is_refused() -> None:
 def test_the_average_moves_on_while_the_strength_is_zero() -> None:
     layer = nn.Linear(2, 1, bias=False)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
-    penalty = RelevancePenalty(LearningRateStrength(1.0), apply="decoupled", smoothing=0.5)
-    pruner = Pruner(layer, optimizer, penalty)
+    penalty = coupled_penalty(LearningRateStrength(1.0), apply="decoupled", smoothing=0.5)
+    pruner = magnitude_pruner(layer, optimizer, penalty)
     for gradient in (4.0, 2.0, 1.0):
         layer.weight.grad = torch.full_like(layer.weight, gradient)
         optimizer.step()
@@ -351,7 +360,7 @@ class Lookahead(torch.optim.Optimizer):
 def test_an_optimizer_around_another_keeps_the_zeros_that_it_makes() -> None:
     model = classifier()
     optimizer = Lookahead(sgd(model))
-    pruner = Pruner(model, optimizer)
+    pruner = magnitude_pruner(model, optimizer)
     epoch(model, optimizer)
     pruner.prune(sparsity=0.75)
     for _ in range(2):
@@ -363,7 +372,7 @@ def test_state_of_a_wrapped_optimizer_is_cleared_too() -> None:
     model = classifier()
     within = torch.optim.AdamW(model.parameters())
     optimizer = Lookahead(within)
-    pruner = Pruner(model, optimizer)
+    pruner = magnitude_pruner(model, optimizer)
     epoch(model, optimizer)
     pruner.prune(sparsity=0.75)
     for name, mask in pruner.masks.items():
@@ -377,7 +386,7 @@ def test_an_infinite_gradient_norm_limit_clips_nothing() -> None:
     one, *others = (classifier() for _ in limits)
     for model, limit in zip((one, *others), limits, strict=True):
         optimizer = sgd(model)
-        Pruner(model, optimizer, max_grad_norm=limit)
+        magnitude_pruner(model, optimizer, max_grad_norm=limit)
         torch.manual_seed(0)
         epoch(model, optimizer)
     assert all(states_equal(one, other) for other in others)
@@ -386,7 +395,7 @@ def test_an_infinite_gradient_norm_limit_clips_nothing() -> None:
 def test_no_layer_is_emptied_by_default() -> None:
     model = classifier()
     model[0].weight.data.mul_(1e-6)
-    pruner = Pruner(model, sgd(model))
+    pruner = magnitude_pruner(model, sgd(model))
     pruner.prune(sparsity=0.99)
     assert [int(mask.sum()) for mask in pruner.masks.values()] == [1, 6]
 
@@ -394,7 +403,7 @@ def test_no_layer_is_emptied_by_default() -> None:
 def test_no_penalty_and_no_schedule_is_the_dense_baseline_to_the_bit() -> None:
     plain, watched = classifier(), classifier()
     one, two = sgd(plain), sgd(watched)
-    pruner = Pruner(watched, two)
+    pruner = magnitude_pruner(watched, two)
     for model, optimizer in ((plain, one), (watched, two)):
         torch.manual_seed(5)
         for _ in range(2):
@@ -414,7 +423,7 @@ def test_attention_and_recurrent_layers_prune_and_train() -> None:
     )
     for layer, run in cases:
         optimizer = sgd(layer)
-        pruner = Pruner(layer, optimizer, RelevancePenalty(1e-3))
+        pruner = magnitude_pruner(layer, optimizer, coupled_penalty(1e-3))
         pruner.prune(sparsity=0.7)
         for _ in range(3):
             optimizer.zero_grad()
@@ -437,6 +446,6 @@ def test_masks_given_at_the_start_are_in_force_at_once() -> None:
     selection = select(model)
     masks = Masks(selection)
     masks["0.weight"][:, 5:] = False
-    pruner = Pruner(model, sgd(model), selection=selection, masks=masks)
+    pruner = magnitude_pruner(model, sgd(model), selection=selection, masks=masks)
     assert not model[0].weight[:, 5:].any()
     assert pruner.masks.kept == 32 * 5 + 96

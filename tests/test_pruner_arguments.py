@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.pruners import coupled_penalty, magnitude_pruner
 from helpers.pruning import classifier, epoch, sgd
 from prunus import (
     IterativePruning,
@@ -16,7 +17,6 @@ from prunus import (
     OneShot,
     Pruner,
     PrunusError,
-    RelevancePenalty,
     TaylorScore,
     select,
 )
@@ -24,21 +24,21 @@ from prunus import (
 
 def test_an_optimizer_of_another_model_is_refused() -> None:
     with pytest.raises(PrunusError, match=r"but it lacks 0\.weight, 4\.weight: build it from this"):
-        Pruner(classifier(), sgd(classifier()))
+        magnitude_pruner(classifier(), sgd(classifier()))
 
 
 def test_an_optimizer_of_a_part_is_refused_unless_the_rest_is_left_out() -> None:
     model = classifier()
     with pytest.raises(PrunusError, match=r"but it lacks 0\.weight: build it"):
-        Pruner(model, sgd(model[4]))
-    pruner = Pruner(model, sgd(model[4]), selection=select(model, exclude="0"))
+        magnitude_pruner(model, sgd(model[4]))
+    pruner = magnitude_pruner(model, sgd(model[4]), selection=select(model, exclude="0"))
     assert pruner.prune(sparsity=0.5) == 48
 
 
 @pytest.mark.parametrize("metric", [math.nan, math.inf, -math.inf])
 def test_a_metric_that_is_not_finite_is_rejected(metric: float) -> None:
     model = classifier()
-    pruner = Pruner(model, sgd(model), schedule=IterativePruning(), floor=0.5)
+    pruner = magnitude_pruner(model, sgd(model), schedule=IterativePruning(), floor=0.5)
     with pytest.raises(NonFiniteError, match="the validation metric must be finite, but is"):
         pruner.step(metric)
     assert pruner.sparsity == 0.0
@@ -47,7 +47,7 @@ def test_a_metric_that_is_not_finite_is_rejected(metric: float) -> None:
 @pytest.mark.parametrize("metric", ["good", "0.9", [0.9], {"accuracy": 0.9}, torch.ones(2)])
 def test_a_metric_that_is_no_number_is_rejected(metric: Any) -> None:
     model = classifier()
-    pruner = Pruner(model, sgd(model), schedule=IterativePruning(), floor=0.5)
+    pruner = magnitude_pruner(model, sgd(model), schedule=IterativePruning(), floor=0.5)
     for call in (pruner.step, pruner.consider):
         with pytest.raises(PrunusError, match="the validation metric must be a number, but is"):
             call(metric)
@@ -57,16 +57,16 @@ def test_a_metric_that_is_no_number_is_rejected(metric: Any) -> None:
 def test_a_metric_may_be_a_tensor_of_one_number() -> None:
     model = classifier()
     metric: Any = torch.tensor(0.75)
-    seen = Pruner(model, sgd(model), schedule=IterativePruning(), floor=0.5).step(metric)
+    seen = magnitude_pruner(model, sgd(model), schedule=IterativePruning(), floor=0.5).step(metric)
     assert (type(seen.metric), seen.metric, seen.met) == (float, 0.75, True)
 
 
 def test_a_step_without_the_metric_that_the_schedule_needs_is_rejected() -> None:
     model = classifier()
-    pruner = Pruner(model, sgd(model), schedule=IterativePruning(), floor=0.5)
+    pruner = magnitude_pruner(model, sgd(model), schedule=IterativePruning(), floor=0.5)
     with pytest.raises(PrunusError, match=r"IterativePruning with floor=0\.5 needs the validation"):
         pruner.step()
-    assert Pruner(model, sgd(model), schedule=OneShot(sparsity=0.5)).step().removed == 368
+    assert magnitude_pruner(model, sgd(model), schedule=OneShot(sparsity=0.5)).step().removed == 368
 
 
 @pytest.mark.parametrize(
@@ -83,23 +83,23 @@ def test_a_step_without_the_metric_that_the_schedule_needs_is_rejected() -> None
 def test_invalid_amounts_are_rejected(arguments: dict[str, float], message: str) -> None:
     model = classifier()
     with pytest.raises(PrunusError, match=message):
-        Pruner(model, sgd(model)).prune(**arguments)  # type: ignore[arg-type]
+        magnitude_pruner(model, sgd(model)).prune(**arguments)  # type: ignore[arg-type]
 
 
 def test_a_second_penalty_on_the_same_optimizer_is_refused() -> None:
     model = classifier()
     optimizer = sgd(model)
-    first = Pruner(model, optimizer, RelevancePenalty(0.1))
+    first = magnitude_pruner(model, optimizer, coupled_penalty(0.1))
     with pytest.raises(PrunusError, match=r"penalty on these tensors already.*call detach\(\)"):
-        Pruner(model, optimizer, RelevancePenalty(0.1))
+        magnitude_pruner(model, optimizer, coupled_penalty(0.1))
     first.detach()
-    Pruner(model, optimizer, RelevancePenalty(0.1))
+    magnitude_pruner(model, optimizer, coupled_penalty(0.1))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"penalty": 0.1}, "penalty must be a RelevancePenalty or None, but is 0.1"),
+        ({"penalty": 0.1}, 'penalty must be a RelevancePenalty, "auto" or None, but is 0.1'),
         (
             {"schedule": IterativePruning},
             "schedule must be a Schedule or None, but is the class IterativePruning",
@@ -126,17 +126,17 @@ def test_a_second_penalty_on_the_same_optimizer_is_refused() -> None:
 def test_arguments_of_another_type_are_rejected(arguments: dict[str, Any], message: str) -> None:
     model = classifier()
     with pytest.raises(PrunusError, match=message):
-        Pruner(**{"model": model, "optimizer": sgd(model), **arguments})
+        magnitude_pruner(**{"model": model, "optimizer": sgd(model), **arguments})
 
 
 def test_all_arguments_of_another_type_are_reported_at_once() -> None:
     model = classifier()
     with pytest.raises(PrunusError, match="penalty must be .*; min_density must .*; masks must "):
-        Pruner(model, sgd(model), 0.1, min_density=2, masks=3)  # type: ignore[arg-type]
+        magnitude_pruner(model, sgd(model), 0.1, min_density=2, masks=3)  # type: ignore[arg-type]
     with pytest.raises(
         PrunusError, match="^model must be .*; optimizer must be .*; schedule must "
     ):
-        Pruner(3, 3, schedule=3)  # type: ignore[arg-type]
+        magnitude_pruner(3, 3, schedule=3)  # type: ignore[arg-type]
 
 
 def test_a_score_without_gradients_needs_no_observe_method() -> None:
@@ -150,12 +150,12 @@ def test_a_score_without_gradients_needs_no_observe_method() -> None:
         compute = Signed.compute
 
     model = classifier()
-    pruner = Pruner(model, sgd(model), score=Signed())  # type: ignore[arg-type]
+    pruner = magnitude_pruner(model, sgd(model), score=Signed())
     pruner.prune(sparsity=0.25)
     epoch(model, pruner.optimizer)
     assert pruner.masks.kept == 552
     with pytest.raises(PrunusError, match="without memory_names, observe$"):
-        Pruner(classifier(), sgd(model), score=Unsaid())  # type: ignore[arg-type]
+        magnitude_pruner(classifier(), sgd(model), score=Unsaid())
 
 
 def test_an_optimizer_without_step_hooks_is_rejected() -> None:
@@ -167,7 +167,7 @@ def test_an_optimizer_without_step_hooks_is_rejected() -> None:
     with pytest.raises(
         PrunusError, match="step hooks, but Around has none: pass the optimizer that it"
     ):
-        Pruner(model, Around(sgd(model)))
+        magnitude_pruner(model, Around(sgd(model)))
 
 
 def test_a_selection_of_another_model_is_refused() -> None:
@@ -176,12 +176,12 @@ def test_a_selection_of_another_model_is_refused() -> None:
     with pytest.raises(
         PrunusError, match=r"the model's own, but 0\.weight, 4\.weight are not: select"
     ):
-        Pruner(model, optimizer, selection=select(other))
+        magnitude_pruner(model, optimizer, selection=select(other))
 
 
 def test_a_replaced_layer_is_rejected_by_every_call() -> None:
     model = classifier()
-    pruner = Pruner(model, sgd(model), schedule=IterativePruning(fraction=0.5), floor=0.5)
+    pruner = magnitude_pruner(model, sgd(model), schedule=IterativePruning(fraction=0.5), floor=0.5)
     assert pruner.step(0.9).best
     replaced = model[4]
     model[4] = nn.Linear(32, 5)
@@ -200,10 +200,10 @@ def test_taylor_needs_the_gradient_of_the_loss_alone() -> None:
     with pytest.raises(
         PrunusError, match='TaylorScore needs the gradient of the loss alone.*apply="loss"'
     ):
-        Pruner(model, sgd(model), RelevancePenalty(0.1, apply="loss"), score=TaylorScore())
+        Pruner(model, sgd(model), coupled_penalty(0.1, apply="loss"), score=TaylorScore())
 
 
 def test_a_minimum_density_of_one_is_rejected() -> None:
     model = classifier()
     with pytest.raises(PrunusError, match=r"min_density must be from 0 to below 1, but is 1\.0"):
-        Pruner(model, sgd(model), min_density=1.0)
+        magnitude_pruner(model, sgd(model), min_density=1.0)

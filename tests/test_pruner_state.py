@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.pruners import coupled_penalty, magnitude_pruner
 from helpers.pruning import accuracy, classifier, epoch, sgd
 from helpers.states import same
 from prunus import (
@@ -36,22 +37,27 @@ from prunus import (
 
 RESUMABLE: dict[str, Callable[[], tuple[RelevancePenalty, Schedule, Score]]] = {
     "iterative, linear strength": lambda: (
-        RelevancePenalty(LinearDecayStrength(0.01, steps=10)),
+        coupled_penalty(LinearDecayStrength(0.01, steps=10)),
         IterativePruning(fraction=0.15, patience=4),
         TaylorScore(),
     ),
     "iterative, fisher": lambda: (
-        RelevancePenalty(0.01, apply="decoupled"),
+        coupled_penalty(0.01, apply="decoupled"),
         IterativePruning(fraction=0.15, patience=4),
         FisherScore(smoothing=0.9),
     ),
+    "iterative, automatic strength": lambda: (
+        RelevancePenalty(),
+        IterativePruning(),
+        FisherScore(),
+    ),
     "oneshot, sensitivity": lambda: (
-        RelevancePenalty(0.01, smoothing=0.9),
+        coupled_penalty(0.01, smoothing=0.9),
         OneShot(sparsity=0.8, at=60),
         SensitivityScore(),
     ),
     "gradual, movement": lambda: (
-        RelevancePenalty(0.01),
+        coupled_penalty(0.01),
         GradualPruning(sparsity=0.9, begin=3, end=70, every=4),
         MovementScore(),
     ),
@@ -63,7 +69,7 @@ RESUMABLE: dict[str, Callable[[], tuple[RelevancePenalty, Schedule, Score]]] = {
         RandomScore(seed=4),
     ),
     "gradual, smoothed": lambda: (
-        RelevancePenalty(0.01, ExponentialRelevance(0.2, True), smoothing=0.9),
+        coupled_penalty(0.01, ExponentialRelevance(0.2, True), smoothing=0.9),
         GradualPruning(sparsity=0.9, begin=3, end=70, every=4),
         MagnitudeScore(),
     ),
@@ -130,15 +136,15 @@ def test_a_resumed_run_equals_an_unstopped_one_to_the_last_bit(
 
 def test_masks_are_saved_eight_weights_to_a_byte() -> None:
     model = nn.Linear(1000, 100)
-    state = Pruner(model, sgd(model)).state_dict()
+    state = magnitude_pruner(model, sgd(model)).state_dict()
     assert state["masks"]["weight"].numel() == 12_500
 
 
 def test_the_state_of_another_model_is_refused() -> None:
     model, other = classifier(), nn.Linear(3, 3)
-    pruner = Pruner(model, sgd(model))
+    pruner = magnitude_pruner(model, sgd(model))
     with pytest.raises(CheckpointError, match="missing 0.weight, 4.weight; unknown weight"):
-        pruner.load_state_dict(Pruner(other, sgd(other)).state_dict())
+        pruner.load_state_dict(magnitude_pruner(other, sgd(other)).state_dict())
     with pytest.raises(CheckpointError, match="not the state of a Pruner: it lacks masks"):
         pruner.load_state_dict({"steps": 1})
     assert pruner.sparsity == 0.0
@@ -150,7 +156,7 @@ LOAD = r"\. Load the state saved with this model$"
 def refused_whole(change: Callable[[dict[str, Any]], dict[str, Any]], message: str) -> None:
     """Make sure that a state with this change is refused, and leaves the pruner as it is."""
     model = classifier()
-    pruner = Pruner(model, sgd(model), schedule=IterativePruning(), floor=0.5)
+    pruner = magnitude_pruner(model, sgd(model), schedule=IterativePruning(), floor=0.5)
     pruner.step(0.9)
     state = pruner.state_dict()
     pruner.step(0.9)
@@ -184,6 +190,12 @@ def refused_whole(change: Callable[[dict[str, Any]], dict[str, Any]], message: s
         ({"steps": "x"}, "steps must be a whole number of at least 0, but is 'x'"),
         ({"prunings": None}, "prunings must be a whole number of at least 0, but is None"),
         ({"dense_metric": "x"}, "dense_metric must be a finite number or None, but is 'x'"),
+        ({"strength": None}, "strength must be a mapping, but is None"),
+        (
+            {"strength": {"steps_since_pruning": -1, "interval": 0, "peak_lrs": 3}},
+            "steps_since_pruning must be at least 0, but is -1; steps_since_validation must be a "
+            "whole number of at least 0, but is None; peak_lrs must be a list of .*, but is 3",
+        ),
         ({"best": {}}, "best lacks kept, metric, model, masks"),
     ],
 )
@@ -194,7 +206,7 @@ def test_a_damaged_state_is_refused_whole(change: dict[str, Any], message: str) 
 def test_a_state_that_is_no_mapping_is_rejected() -> None:
     model = classifier()
     with pytest.raises(CheckpointError, match="it must be a mapping, but is None"):
-        Pruner(model, sgd(model)).load_state_dict(None)  # type: ignore[arg-type]
+        magnitude_pruner(model, sgd(model)).load_state_dict(None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -257,7 +269,7 @@ def test_the_state_of_another_model_is_refused_whole(change: Any, message: str) 
 
 def test_a_pruner_cannot_be_copied() -> None:
     model = classifier()
-    pruner = Pruner(model, sgd(model))
+    pruner = magnitude_pruner(model, sgd(model))
     with pytest.raises(
         PrunusError, match=r"cannot be copied or pickled: save pruner.state_dict\(\)"
     ):
@@ -267,7 +279,7 @@ def test_a_pruner_cannot_be_copied() -> None:
 @pytest.mark.parametrize("key", ["score", "averages", "remainders"])
 def test_state_tensors_of_other_shapes_are_rejected(key: str) -> None:
     model = classifier()
-    pruner = Pruner(model, sgd(model), RelevancePenalty(0.1, smoothing=0.9), score=TaylorScore())
+    pruner = Pruner(model, sgd(model), coupled_penalty(0.1, smoothing=0.9), score=TaylorScore())
     epoch(model, pruner.optimizer)
     state = pruner.state_dict()
     wrong = torch.ones(3, 4)
@@ -284,7 +296,7 @@ def test_loaded_state_tensors_take_the_memory_format_of_the_weights() -> None:
         model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        penalty = RelevancePenalty(0.1, ExponentialRelevance(0.2, relative=True), smoothing=0.9)
+        penalty = coupled_penalty(0.1, ExponentialRelevance(0.2, relative=True), smoothing=0.9)
         return model, optimizer, Pruner(model, optimizer, penalty, score=FisherScore())
 
     def steps(parts: tuple[nn.Module, torch.optim.Optimizer, Pruner], count: int) -> None:
@@ -312,8 +324,8 @@ def test_loaded_state_tensors_take_the_memory_format_of_the_weights() -> None:
 
 def test_a_state_that_is_refused_changes_nothing() -> None:
     model, other = classifier(), classifier()
-    iterative = Pruner(model, sgd(model), schedule=IterativePruning(), floor=0.5)
-    once = Pruner(other, sgd(other), schedule=OneShot(sparsity=0.5))
+    iterative = magnitude_pruner(model, sgd(model), schedule=IterativePruning(), floor=0.5)
+    once = magnitude_pruner(other, sgd(other), schedule=OneShot(sparsity=0.5))
     once.step(0.9)
     with pytest.raises(PrunusError, match="not the state of a IterativePruning"):
         iterative.load_state_dict(once.state_dict())
@@ -336,9 +348,9 @@ class Resizing(nn.Linear):
 def test_a_state_is_loaded_before_its_model_whatever_the_shapes_of_buffers() -> None:
     model, other = Resizing(20, 3), Resizing(20, 3)
     model.seen = torch.arange(3.0)
-    pruner = Pruner(model, sgd(model), schedule=IterativePruning(), floor=0.5)
+    pruner = magnitude_pruner(model, sgd(model), schedule=IterativePruning(), floor=0.5)
     pruner.step(0.9)
-    resumed = Pruner(other, sgd(other), schedule=IterativePruning(), floor=0.5)
+    resumed = magnitude_pruner(other, sgd(other), schedule=IterativePruning(), floor=0.5)
     resumed.load_state_dict(pruner.state_dict())
     other.load_state_dict(model.state_dict())
     resumed.finish()

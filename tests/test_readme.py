@@ -22,21 +22,24 @@ def test_the_loop_runs_and_prunes() -> None:
 
 def test_the_loop_trains_for_all_epochs_after_the_last_removal() -> None:
     """A learning rate that falls until the last epoch must not be cut short."""
-    names, trained = run_loop("IterativePruning()", "OneShot(sparsity=0.5)")
+    names, trained = run_loop("floor=", "schedule=prunus.OneShot(sparsity=0.5), floor=")
     assert names["pruner"].done
     assert trained == list(range(100))
 
 
-def run_loop(schedule: str = "", replacement: str = "") -> tuple[dict[str, Any], list[int]]:
-    """Run the loop, with another schedule; return its names, and the epochs that it trains for."""
+def run_loop(before: str = "", after: str = "") -> tuple[dict[str, Any], list[int]]:
+    """Run the loop, with a replacement; return its names, and the epochs that it trains for."""
     (block,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
     trained: list[int] = []
     names: dict[str, Any] = {"accuracy": 0.985, "trained": trained}
-    assert schedule in block
+    assert before in block
     assert block.count("    ...  ") == 1
-    block = block.replace(schedule, replacement) if schedule else block
-    exec(block.replace("    ...  ", "    trained.append(epoch)  "), names)
+    block = block.replace(before, after) if before else block
+    exec(block.replace("    ...  ", f"    {_TRAIN}; trained.append(epoch)  "), names)
     return names, trained
+
+
+_TRAIN = "model(torch.ones(2, 64)).square().mean().backward(); optimizer.step()"
 
 
 def test_the_commands_name_recipes_and_settings_that_exist() -> None:

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from helpers.pruners import magnitude_pruner
 from helpers.pruning import INPUTS, LABELS, classifier, epoch, sgd
 from helpers.states import same
 from prunus import (
@@ -192,7 +193,7 @@ def trained_pruner(
         patience=1,
         **arguments,
     )
-    pruner = Pruner(model, optimizer, schedule=schedule, mode="min", keep_best=False)
+    pruner = magnitude_pruner(model, optimizer, schedule=schedule, mode="min", keep_best=False)
     for _ in range(5):
         epoch(model, optimizer)
     pruner.step(loss_of(model))
@@ -218,7 +219,7 @@ def test_the_removal_is_the_largest_whose_loss_is_within_the_tolerance() -> None
     # The reference removes one weight more from a copy of the dense network.
     reference = classifier()
     reference.load_state_dict(dense)
-    Pruner(reference, sgd(reference)).prune(kept=pruner.masks.kept - 1)
+    magnitude_pruner(reference, sgd(reference)).prune(kept=pruner.masks.kept - 1)
     assert loss_of(reference) > bound
 
 
@@ -310,7 +311,7 @@ def test_random_scores_remove_the_weights_of_the_trial() -> None:
 
     model = classifier()
     schedule = ThresholdSearch(evaluate=functools.partial(evaluate, model), patience=1)
-    pruner = Pruner(model, sgd(model), schedule=schedule, score=RandomScore(), mode="min")
+    pruner = magnitude_pruner(model, sgd(model), schedule=schedule, score=RandomScore(), mode="min")
     pruner.step(1.0)
     removed = pruner.step(1.0).removed
     assert torch.equal(model[0].weight == 0, tried[removed])

@@ -30,7 +30,7 @@ from torch.multiprocessing.spawn import start_processes
 
 from benchmarks.measuring import options, save
 from benchmarks.processes import end_process
-from prunus import ExponentialRelevance, Pruner, RelevancePenalty
+from prunus import ExponentialRelevance, MagnitudeScore, Pruner, RelevancePenalty
 
 LAYERS, WIDTH, ROWS = 8, 512, 512
 """Shard of one process: 8 layers of 512 x 512, so 2.1 M weights."""
@@ -106,7 +106,12 @@ def trained(processes: int, with_prunus: bool) -> tuple[Any, Any, Pruner | None]
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
     pruner = (
-        Pruner(model, optimizer, RelevancePenalty(1e-5, ExponentialRelevance(0.2, relative=True)))
+        Pruner(
+            model,
+            optimizer,
+            RelevancePenalty(1e-5, ExponentialRelevance(0.2, relative=True), apply="gradient"),
+            score=MagnitudeScore(),
+        )
         if with_prunus
         else None
     )

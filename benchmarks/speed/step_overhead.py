@@ -36,7 +36,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.measuring import options, save
-from prunus import Pruner, RelevancePenalty, select
+from prunus import ExponentialRelevance, MagnitudeScore, Pruner, RelevancePenalty, select
 from prunus._utils.timing import interleaved, spread
 from prunus.penalties.relevance import Apply
 from prunus.recipes.tasks.architectures import lenet300, perceptron
@@ -67,7 +67,12 @@ def pruned(
     sparsity: float = 0.0,
 ) -> Step:
     """Return the same step with a pruner attached to the optimizer, which keeps it alive."""
-    pruner = Pruner(model, optimizer, RelevancePenalty(strength=STRENGTH, apply=apply))
+    pruner = Pruner(
+        model,
+        optimizer,
+        RelevancePenalty(STRENGTH, ExponentialRelevance(), apply=apply),
+        score=MagnitudeScore(),
+    )
     pruner.prune(sparsity=sparsity)
     return plain(model, optimizer)
 

@@ -38,10 +38,12 @@ from prunus.penalties.coefficients import (
 )
 from prunus.penalties.relevance import RelevancePenalty
 from prunus.penalties.strengths import (
+    AutomaticStrength,
     ConstantStrength,
     LearningRateStrength,
     LinearDecayStrength,
     Strength,
+    StrengthStep,
 )
 from prunus.pruner import Pruner, Validation
 from prunus.runtime import speed_up
@@ -70,6 +72,7 @@ __version__ = VERSION
 __all__ = [
     "ArgumentError",
     "ArgumentTypeError",
+    "AutomaticStrength",
     "CautiousRelevance",
     "CheckpointError",
     "Coefficient",
@@ -105,6 +108,7 @@ __all__ = [
     "SparseFile",
     "SparseFileError",
     "Strength",
+    "StrengthStep",
     "TaylorScore",
     "ThresholdSearch",
     "Validation",

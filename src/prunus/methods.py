@@ -24,6 +24,7 @@ from prunus.penalties.coefficients import (
 from prunus.penalties.formula import Power
 from prunus.penalties.relevance import Apply, RelevancePenalty
 from prunus.penalties.strengths import (
+    AutomaticStrength,
     ConstantStrength,
     LinearDecayStrength,
     Strength,
@@ -178,14 +179,18 @@ class Method:
 
 
 _ALL = (
-    # The penalty of this method is under study: it may get one.
     Method(
         name="prunus",
-        summary="removes the weights with the smallest estimated effect on the loss, w²·F",
-        source="LeCun, Denker, Solla, Optimal brain damage, NIPS 1989: the saliency, with the "
-        "empirical Fisher information for the second derivative",
+        summary="shrinks weights that the loss does not depend on, and removes those with the "
+        "smallest estimated effect on it, w²·F",
+        source="Bonetta, Ribero, Cancelliere, arXiv 2204.04977: the penalty, here after the step; "
+        "LeCun, Denker, Solla, Optimal brain damage, NIPS 1989: the saliency, with the empirical "
+        "Fisher information for the second derivative",
         schedule=IterativePruning,
         score=FisherScore(),
+        coefficient=ExponentialRelevance(alpha=0.2, relative=True),
+        apply="decoupled",
+        strength=AutomaticStrength(),
     ),
     Method(
         name="paper",

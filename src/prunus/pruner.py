@@ -18,6 +18,7 @@ from torch import nn
 from prunus._distributed.process_group import ProcessGroup, replica_group_of
 from prunus._distributed.wrappers import check_wrappers, reshard, unwrap
 from prunus._engine.best_state import BestState
+from prunus._engine.default_method import DEFAULT_SCORE, PenaltyChoice, with_defaults
 from prunus._engine.optimizer_state import clear_state
 from prunus._engine.preconditions import (
     argument_problems,
@@ -35,6 +36,7 @@ from prunus._engine.removal import Remover
 from prunus._engine.state_errors import state_error
 from prunus._engine.step_hooks import StepHooks
 from prunus._engine.step_state import COUNT_KEYS, TENSOR_KEYS
+from prunus._engine.strength_tracker import StrengthTracker
 from prunus._engine.trial import restored
 from prunus._utils.checks import (
     as_number,
@@ -52,10 +54,9 @@ from prunus.errors import (
 )
 from prunus.masks import Masks, clear_
 from prunus.penalties.loss_application import LossApplication, PenaltyTerm
-from prunus.penalties.relevance import RelevancePenalty
-from prunus.penalties.strengths import ConstantStrength, as_strength
+from prunus.penalties.strengths import as_strength
 from prunus.schedules import PruningStatus, Restore, Schedule
-from prunus.scores import MagnitudeScore, Score
+from prunus.scores import Score
 from prunus.selection import Selection, as_selection, model_problem
 
 __all__ = ["Pruner", "Validation"]
@@ -98,8 +99,11 @@ class Pruner:
         optimizer: Any ``torch.optim`` optimizer that accepts dense gradients, or a custom one like
             them, that holds the model's prunable parameters. If it is wrapped around another one it
             must move the weights at each call of its ``step``, because each call counts as a step.
-        penalty: The penalty that shrinks irrelevant weights; None for no penalty.
-        schedule: When and how much to remove; None for never (:meth:`prune` removes by hand).
+        penalty: The penalty that shrinks irrelevant weights; None for no penalty. Default "auto":
+            ``RelevancePenalty()``, which finds its strength, if the schedule removes weights.
+        schedule: When and how much to remove. Default None: with a floor ``IterativePruning()``,
+            which removes as much as the floor allows; without one nothing is removed, except by
+            :meth:`prune`. ``Schedule()`` removes nothing in any case.
         floor: The validation metric that a delivered model must meet: a number, in the metric's
             unit, or relative to the dense network: "dense-0.5%" is 0.5 percent of the dense metric
             below it, "dense-0.005" is 0.005 below it, in the metric's unit. With ``mode="min"``,
@@ -107,7 +111,8 @@ class Pruner:
         mode: "max" (default) if larger metrics are better, "min" if smaller are.
         dense_metric: The metric that "dense" stands for in a relative floor. Default None: the
             first metric that the pruner receives.
-        score: The order of removal, smallest first. Default: the magnitude.
+        score: The order of removal, smallest first. Default: ``FisherScore()``, the estimated
+            effect on the loss. ``MagnitudeScore()`` is the paper's.
         selection: Which tensors may be pruned: a :class:`~prunus.Selection`, or a function that
             returns one, given the model. Default: ``select``, the weights of all layers.
         masks: Masks to start from, such as ``Masks.from_zeros(selection)``. Default: those that
@@ -134,30 +139,33 @@ class Pruner:
 
     Example:
         >>> _ = torch.manual_seed(0)
-        >>> model = nn.Linear(100, 1)
-        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-        >>> pruner = Pruner(model, optimizer, penalty=RelevancePenalty(strength=1e-4))
-        >>> pruner.prune(sparsity=0.9)
-        90
-        >>> for _ in range(10):
-        ...     optimizer.zero_grad()
-        ...     model(torch.randn(8, 100)).square().mean().backward()
-        ...     optimizer.step()
-        >>> int(model.weight.count_nonzero()), pruner.sparsity
-        (10, 0.9)
+        >>> model = nn.Linear(20, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        >>> pruner = Pruner(model, optimizer, floor=0.5, mode="min")
+        >>> for _ in range(40):
+        ...     for _ in range(10):
+        ...         optimizer.zero_grad()
+        ...         x = torch.randn(64, 20)
+        ...         loss = (model(x)[:, 0] - x[:, 0]).square().mean()  # depends on one input only
+        ...         loss.backward()
+        ...         optimizer.step()
+        ...     validation = pruner.step(loss.item())
+        >>> pruner.finish()
+        >>> pruner.masks["weight"].nonzero().tolist()
+        [[0, 0]]
     """
 
     def __init__(
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        penalty: RelevancePenalty | None = None,
+        penalty: PenaltyChoice = "auto",
         schedule: Schedule | None = None,
         *,
         floor: float | str | None = None,
         mode: Mode = "max",
         dense_metric: float | None = None,
-        score: Score | None = None,
+        score: Score = DEFAULT_SCORE,
         selection: Selection | Callable[[nn.Module], Selection] | None = None,
         masks: Mapping[str, torch.Tensor] | None = None,
         min_density: float = 1e-4,
@@ -175,9 +183,8 @@ class Pruner:
         check_wrappers(model)
         self.model: nn.Module = unwrap(model)
         self.optimizer = optimizer
-        # A copy, because a schedule counts, and one that is used twice would continue its count.
-        self.schedule = Schedule() if schedule is None else copy.deepcopy(schedule)
-        self.score: Score = MagnitudeScore() if score is None else score
+        penalty, self.schedule = with_defaults(penalty, schedule, floor)
+        self.score: Score = score
         self.selection = as_selection(selection, self.model)
         self.min_density = min_density
         self.keep_best = keep_best
@@ -190,16 +197,15 @@ class Pruner:
         self._process_group = _process_group_of(model, self.selection)
         self._register()
         warn_of_rounding(penalty, self.selection)
-        self._strength = as_strength(0.0 if penalty is None else penalty.strength)
         self._prunable = self.selection.prunable
-        self._constant_strengths = (
-            dict.fromkeys(self.selection, self._strength.gamma)
-            if isinstance(self._strength, ConstantStrength)
-            else {}
+        self._strengths = StrengthTracker(
+            as_strength(0.0 if penalty is None else penalty.strength),
+            optimizer,
+            self.selection,
+            self.schedule.interval,
         )
         self._best = BestState()
         self._steps = 0
-        self._steps_since_pruning = 0
         self._prunings = 0
         self.masks = Masks.attached(self.selection)
         if masks is not None:
@@ -213,7 +219,7 @@ class Pruner:
             penalty,
             self.score,
             max_grad_norm=max_grad_norm,
-            strengths=self._strengths,
+            strengths=self._strengths.values,
             stepped=self._count_step,
         )
 
@@ -303,6 +309,7 @@ class Pruner:
             )
         metric = None if metric is None else as_number(_METRIC, metric)
         self._check_equal_metric(metric)
+        self._strengths.count_validation()
         best = metric is not None and self._consider(metric)
         met = metric is None or self.constraint.met(metric)
         least, before = self._remover().least, self.schedule.state_dict()
@@ -452,10 +459,10 @@ class Pruner:
         return {
             "masks": self.masks.packed(),
             "steps": self._steps,
-            "steps_since_pruning": self._steps_since_pruning,
             "prunings": self._prunings,
             "dense_metric": self.constraint.dense_metric,
             "schedule": self.schedule.state_dict(),
+            "strength": self._strengths.state_dict(),
             **self._hooks.state.state_dict(complete=complete),
             "best": self._best.state_dict(
                 self.model, self.masks, complete=complete and self.keep_best
@@ -472,6 +479,7 @@ class Pruner:
         """
         check_state(state, (*TENSOR_KEYS, *COUNT_KEYS))
         self._hooks.state.check(state)
+        self._strengths.check(state["strength"])
         self._best.check(state["best"], self.model, self.masks)
         reshard(self.model)
         # Everything that can fail comes before the first change.
@@ -483,7 +491,7 @@ class Pruner:
         self.masks.load_packed(state["masks"])
         self.masks.apply_()
         self._steps = int(state["steps"])
-        self._steps_since_pruning = int(state["steps_since_pruning"])
+        self._strengths.load_state_dict(state["strength"])
         self._prunings = int(state["prunings"])
         self.constraint = replace(self.constraint, dense_metric=state["dense_metric"])
         self.schedule = schedule
@@ -523,23 +531,10 @@ class Pruner:
 
     def _count_step(self) -> None:
         self._steps += 1
-        self._steps_since_pruning += 1
+        self._strengths.count_step()
         keep = self.schedule.after_step(step=self._steps, prunable=self._prunable)
         if keep is not None:
             self._remove_to(max(keep, self._remover().least))
-
-    def _strengths(self) -> dict[str, float]:
-        """Return γ of each tensor at this step; it may depend on its group's learning rate."""
-        if isinstance(self._strength, ConstantStrength):
-            return self._constant_strengths
-        gamma = {
-            id(parameter): self._strength.value(
-                lr=float(group.get("lr", 1.0)), steps_since_pruning=self._steps_since_pruning
-            )
-            for group in self.optimizer.param_groups
-            for parameter in group["params"]
-        }
-        return {name: gamma[id(tensor.parameter)] for name, tensor in self.selection.items()}
 
     def _remover(self) -> Remover:
         memory = self._hooks.observer.memory
@@ -598,7 +593,7 @@ class Pruner:
         removed = before - self.masks.kept
         if removed:
             self._prunings += 1
-            self._steps_since_pruning = 0
+            self._strengths.count_pruning()
         return removed
 
 

@@ -17,13 +17,12 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
 from benchmarks.processes import run_in_processes
 from helpers.errors import message_of
+from helpers.pruners import coupled_penalty, magnitude_pruner
 from prunus import (
     NonFiniteError,
     OneShot,
     PeerError,
-    Pruner,
     PrunusError,
-    RelevancePenalty,
 )
 from prunus._distributed.shards import local
 
@@ -42,11 +41,15 @@ def messages_with_shards() -> dict[str, str]:
     messages: dict[str, str] = {}
     model, optimizer = sharded_model()
     rank = dist.get_rank()
-    messages["loss"] = message_of(lambda: Pruner(model, optimizer, RelevancePenalty(apply="loss")))
-    messages["term"] = message_of(lambda: RelevancePenalty().bind(model))
+    messages["loss"] = message_of(
+        lambda: magnitude_pruner(model, optimizer, coupled_penalty(apply="loss"))
+    )
+    messages["term"] = message_of(lambda: coupled_penalty().bind(model))
     flat = FullyShardedDataParallel(nn.Linear(4, 4), device_id=torch.device("cpu"))
-    messages["flat"] = message_of(lambda: Pruner(flat, torch.optim.SGD(flat.parameters(), lr=0.1)))
-    pruner = Pruner(model, optimizer, schedule=OneShot(sparsity=0.5))
+    messages["flat"] = message_of(
+        lambda: magnitude_pruner(flat, torch.optim.SGD(flat.parameters(), lr=0.1))
+    )
+    pruner = magnitude_pruner(model, optimizer, schedule=OneShot(sparsity=0.5))
     mask = pruner.masks["0.weight"]
     mask[0] = False
     messages["mask"] = message_of(lambda: pruner.sparsity)
@@ -99,7 +102,7 @@ prune_without_peer(rank, folder, sys.argv[3])
 def prune_without_peer(rank: int, folder: str, fate: str) -> None:
     """Prune once in both processes, then in the first one only, and save its error."""
     model, optimizer = sharded_model()
-    pruner = Pruner(model, optimizer, schedule=OneShot(sparsity=0.5))
+    pruner = magnitude_pruner(model, optimizer, schedule=OneShot(sparsity=0.5))
     pruner.prune(sparsity=0.25)
     if rank == 1:
         if fate == "killed":
@@ -146,4 +149,4 @@ def test_parameters_partitioned_by_deepspeed_are_rejected() -> None:
     partitioned.weight.data = torch.empty(0)  # as DeepSpeed leaves it
     optimizer = torch.optim.SGD(partitioned.parameters(), lr=0.1)
     with pytest.raises(PrunusError, match="partitioned by DeepSpeed"):
-        Pruner(partitioned, optimizer)
+        magnitude_pruner(partitioned, optimizer)

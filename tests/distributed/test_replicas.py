@@ -15,12 +15,12 @@ from benchmarks.processes import run_in_processes
 from helpers.data import noise_batch
 from helpers.errors import message_of
 from helpers.models import tanh_network
+from helpers.pruners import magnitude_pruner
 from prunus import (
     ExponentialRelevance,
     IterativePruning,
     NonFiniteError,
     OneShot,
-    Pruner,
     PrunusError,
     RelevancePenalty,
 )
@@ -38,7 +38,7 @@ def small_network() -> nn.Module:
 def trained(model: nn.Module, apply: Apply, micro: int, rows: slice) -> dict[str, Any]:
     """Train on some rows of the data, in ``micro`` micro-batches whose gradients are summed."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    pruner = Pruner(
+    pruner = magnitude_pruner(
         model,
         optimizer,
         RelevancePenalty(1e-2, ExponentialRelevance(0.3, relative=True), apply=apply),
@@ -80,7 +80,7 @@ def messages_with_replicas() -> dict[str, str]:
     messages: dict[str, str] = {}
     model = DistributedDataParallel(small_network())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    pruner = Pruner(model, optimizer, schedule=OneShot(sparsity=0.5))
+    pruner = magnitude_pruner(model, optimizer, schedule=OneShot(sparsity=0.5))
     messages["metric"] = message_of(lambda: pruner.step(0.9 + rank))
     messages["no metric"] = message_of(lambda: pruner.step(0.5 if rank else None))
     assert pruner.sparsity == 0

@@ -23,6 +23,7 @@ from torch.distributed.tensor.parallel import (
 
 from benchmarks.processes import run_in_processes
 from helpers.errors import message_of
+from helpers.pruners import coupled_penalty, magnitude_pruner
 from prunus import (
     CautiousRelevance,
     ConstantRelevance,
@@ -108,13 +109,13 @@ def both(model: nn.Module) -> nn.Module:
 Layout = Callable[[nn.Module], nn.Module]
 
 METHODS: dict[str, dict[str, Any]] = {
-    "gradient": {"penalty": RelevancePenalty(1e-2, ExponentialRelevance(0.1))},
+    "gradient": {"penalty": coupled_penalty(1e-2, ExponentialRelevance(0.1))},
     "decoupled, lobster": {
         "penalty": RelevancePenalty(1e-2, LinearRelevance(0.1), apply="decoupled")
     },
     "L1": {"penalty": RelevancePenalty(1e-3, ConstantRelevance(), power=1, apply="decoupled")},
-    "cautious": {"penalty": RelevancePenalty(1e-2, CautiousRelevance())},
-    "smoothed": {"penalty": RelevancePenalty(1e-2, ExponentialRelevance(0.1), smoothing=0.9)},
+    "cautious": {"penalty": coupled_penalty(1e-2, CautiousRelevance())},
+    "smoothed": {"penalty": coupled_penalty(1e-2, ExponentialRelevance(0.1), smoothing=0.9)},
     "no penalty": {},
     "taylor": {"score": TaylorScore()},
     "fisher": {"score": FisherScore(smoothing=0.75)},
@@ -126,13 +127,13 @@ METHODS: dict[str, dict[str, Any]] = {
 which do not fill a vector register and which torch computes by other instructions."""
 
 SUMMED: dict[str, dict[str, Any]] = {
-    "relative": {"penalty": RelevancePenalty(1e-2, ExponentialRelevance(0.2, relative=True))},
+    "relative": {"penalty": coupled_penalty(1e-2, ExponentialRelevance(0.2, relative=True))},
     "relative, smoothed, decoupled": {
         "penalty": RelevancePenalty(
             1e-2, ExponentialRelevance(0.2, relative=True), apply="decoupled", smoothing=0.9
         )
     },
-    "clipped": {"penalty": RelevancePenalty(1e-2, ExponentialRelevance(0.1)), "max_grad_norm": 0.5},
+    "clipped": {"penalty": coupled_penalty(1e-2, ExponentialRelevance(0.1)), "max_grad_norm": 0.5},
 }
 """Methods with a sum over a tensor or all tensors, whose last bit depends on the order of terms."""
 
@@ -172,7 +173,7 @@ def prepared(
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     model = layout(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
-    pruner = Pruner(
+    pruner = magnitude_pruner(
         model,
         optimizer,
         schedule=GradualPruning(sparsity=0.9, end=6, every=2),
@@ -250,7 +251,7 @@ def clipped_updates() -> dict[str, Any]:
     }
     model = parallelize_module(model, mesh, plan)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    Pruner(model, optimizer, max_grad_norm=0.5)
+    magnitude_pruner(model, optimizer, max_grad_norm=0.5)
     own_inputs = inputs.chunk(dist.get_world_size(), dim=1)[dist.get_rank()]
     before = {name: whole(parameter) for name, parameter in model.named_parameters()}
     output = model(own_inputs)
@@ -273,7 +274,7 @@ def test_clipping_uses_the_norm_of_summed_partial_gradients() -> None:
 def outputs_around_pruning() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     model = fsdp(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 2)))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    pruner = Pruner(model, optimizer, keep_best=False)
+    pruner = magnitude_pruner(model, optimizer, keep_best=False)
     results = []
     for sparsity in (0.5, 0.9):
         with torch.no_grad():  # after which the outermost module keeps its unsharded weights

@@ -16,7 +16,8 @@ from benchmarks.processes import run_in_processes
 from helpers.data import noise_batch
 from helpers.errors import message_of
 from helpers.models import tanh_network
-from prunus import Pruner, ThresholdSearch
+from helpers.pruners import magnitude_pruner
+from prunus import ThresholdSearch
 from prunus._distributed.shards import local
 
 pytestmark = pytest.mark.distributed
@@ -33,7 +34,7 @@ def removals(model: Any, *, change: Callable[[float], float] = float) -> dict[st
 
     schedule = ThresholdSearch(evaluate=evaluate, patience=1, tolerance=0.1, resolution=0.0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    pruner = Pruner(model, optimizer, schedule=schedule, mode="min", keep_best=False)
+    pruner = magnitude_pruner(model, optimizer, schedule=schedule, mode="min", keep_best=False)
     before = [local(p).clone() for p in network.parameters()]
     pruner.step(1.0)
     if change is not float:

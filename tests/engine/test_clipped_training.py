@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from helpers.models import tanh_network
+from helpers.pruners import coupled_penalty, magnitude_pruner
 from helpers.states import same
-from prunus import ExponentialRelevance, Pruner, PrunusError, RelevancePenalty, TaylorScore
+from prunus import ExponentialRelevance, PrunusError, RelevancePenalty, TaylorScore
 from prunus.penalties.relevance import Apply
 
 LR, GAMMA, ALPHA = 0.5, 0.05, 0.3
@@ -29,7 +30,7 @@ def backward(model: nn.Module) -> None:
 def stepped(max_grad_norm: float | None, **arguments: Any) -> nn.Sequential:
     model = small_network()
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-    Pruner(model, optimizer, max_grad_norm=max_grad_norm, **arguments)
+    magnitude_pruner(model, optimizer, max_grad_norm=max_grad_norm, **arguments)
     backward(model)
     optimizer.step()
     return model
@@ -79,7 +80,7 @@ def test_the_score_sees_the_gradient_before_clipping() -> None:
     for limit in (None, 1e-3):
         model = small_network()
         optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-        pruner = Pruner(model, optimizer, score=TaylorScore(), max_grad_norm=limit)
+        pruner = magnitude_pruner(model, optimizer, score=TaylorScore(), max_grad_norm=limit)
         backward(model)
         optimizer.step()
         scores.append(copy.deepcopy(pruner.state_dict()["score"]))
@@ -100,7 +101,9 @@ def test_an_overflowing_gradient_norm_leaves_the_weights_unchanged(
 ) -> None:
     layer = nn.Linear(4, 4)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
-    Pruner(layer, optimizer, RelevancePenalty(1e-3, apply=apply, smoothing=0.9), max_grad_norm=1.0)
+    magnitude_pruner(
+        layer, optimizer, coupled_penalty(1e-3, apply=apply, smoothing=0.9), max_grad_norm=1.0
+    )
     for _ in range(steps):
         layer(torch.ones(1, 4)).sum().backward()
         optimizer.step()
@@ -117,7 +120,7 @@ def test_the_norm_of_float16_gradients_under_a_scaler_does_not_overflow() -> Non
         model = nn.Linear(64, 8).half()
         before = model.weight.detach().clone()
         optimizer = torch.optim.Adam(model.parameters(), lr=0.1, fused=True)
-        Pruner(model, optimizer, max_grad_norm=1.0)
+        magnitude_pruner(model, optimizer, max_grad_norm=1.0)
         scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         scaler.scale((model(torch.ones(4, 64).half()).float() - 3).square().mean()).backward()
         scaler.step(optimizer)
@@ -132,7 +135,7 @@ def test_the_norm_of_float16_gradients_under_a_scaler_does_not_overflow() -> Non
 def test_sparse_gradients_are_named_before_they_are_clipped() -> None:
     model = nn.Sequential(nn.Embedding(5, 2, sparse=True), nn.Linear(2, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    Pruner(model, optimizer, max_grad_norm=1.0)
+    magnitude_pruner(model, optimizer, max_grad_norm=1.0)
     model(torch.tensor([1, 2])).sum().backward()
     with pytest.raises(PrunusError, match=r"0\.weight has a sparse gradient"):
         optimizer.step()
@@ -141,8 +144,8 @@ def test_sparse_gradients_are_named_before_they_are_clipped() -> None:
 def test_a_second_pruner_on_a_clipped_optimizer_is_rejected() -> None:
     model = small_network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    first = Pruner(model, optimizer, max_grad_norm=1.0)
+    first = magnitude_pruner(model, optimizer, max_grad_norm=1.0)
     with pytest.raises(PrunusError, match="may have one Pruner only"):
-        Pruner(model, optimizer, RelevancePenalty(1e-3))
+        magnitude_pruner(model, optimizer, coupled_penalty(1e-3))
     first.detach()
-    Pruner(model, optimizer, RelevancePenalty(1e-3))
+    magnitude_pruner(model, optimizer, coupled_penalty(1e-3))

@@ -15,6 +15,7 @@ from torch import nn
 from benchmarks.robustness.contract.optimizers import OPTIMIZERS, Build
 from helpers.data import noise_batch
 from helpers.models import tanh_network
+from helpers.pruners import coupled_penalty, magnitude_pruner
 from helpers.states import same
 from helpers.training import squared_error, train
 from prunus import (
@@ -69,7 +70,7 @@ def test_removed_weights_stay_positive_zero_while_the_others_train(
 ) -> None:
     model = small_network()
     optimizer = build(model.parameters())
-    pruner = Pruner(model, optimizer, RelevancePenalty(0.01, apply=apply))
+    pruner = magnitude_pruner(model, optimizer, coupled_penalty(0.01, apply=apply))
     term = pruner.penalty if apply == "loss" else None
     train(model, optimizer, BATCH, 4, term)
     assert pruner.prune(sparsity=0.6) == 96
@@ -91,7 +92,7 @@ def test_removed_weights_stay_positive_zero_while_the_others_train(
 def test_optimizer_state_of_removed_weights_is_cleared(build: Build) -> None:
     model = small_network()
     optimizer = build(model.parameters())
-    pruner = Pruner(model, optimizer)
+    pruner = magnitude_pruner(model, optimizer)
     train(model, optimizer, BATCH, 4)
     before = copy.deepcopy(optimizer.state_dict()["state"])
     pruner.prune(sparsity=0.5)
@@ -137,7 +138,7 @@ def test_momentum_alone_would_revive_without_the_masks() -> None:
     """The trap that the masks exist for; if this passes without them, the tests above are void."""
     model = small_network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    idle = Pruner(model, optimizer)
+    idle = magnitude_pruner(model, optimizer)
     train(model, optimizer, BATCH, 3)
     idle.detach()
     weight = model[0].weight
@@ -149,7 +150,7 @@ def test_momentum_alone_would_revive_without_the_masks() -> None:
 def test_an_infinite_gradient_of_a_removed_weight_does_not_reach_it() -> None:
     model = small_network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    pruner = Pruner(model, optimizer, RelevancePenalty(0.01))
+    pruner = magnitude_pruner(model, optimizer, coupled_penalty(0.01))
     pruner.prune(sparsity=0.5)
     masks = {name: mask.clone() for name, mask in pruner.masks.items()}
     for name, parameter in model.named_parameters():
@@ -165,7 +166,7 @@ def test_an_infinite_gradient_of_a_removed_weight_does_not_reach_it() -> None:
 def test_loading_an_optimizer_state_from_before_the_pruning_revives_nothing() -> None:
     model = small_network()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    pruner = Pruner(model, optimizer)
+    pruner = magnitude_pruner(model, optimizer)
     train(model, optimizer, BATCH, 3)
     old = copy.deepcopy(optimizer.state_dict())
     pruner.prune(sparsity=0.7)
@@ -178,12 +179,12 @@ def test_loading_an_optimizer_state_from_before_the_pruning_revives_nothing() ->
 def test_a_second_pruner_with_another_optimizer_keeps_the_zeros_of_the_first() -> None:
     model = small_network()
     first = torch.optim.Adam(model.parameters(), lr=0.01)
-    pruner = Pruner(model, first)
+    pruner = magnitude_pruner(model, first)
     train(model, first, BATCH, 3)
     pruner.prune(sparsity=0.5)
     masks = {name: mask.clone() for name, mask in pruner.masks.items()}
     second = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    later = Pruner(model, second, RelevancePenalty(0.01))
+    later = magnitude_pruner(model, second, coupled_penalty(0.01))
     assert later.sparsity == 0.5
     train(model, second, BATCH, 5)
     assert_positive_zero(removed_values(model, masks))
@@ -197,8 +198,8 @@ def test_a_second_pruner_with_another_optimizer_keeps_the_zeros_of_the_first() -
 def test_two_pruners_on_one_optimizer_keep_each_its_zeros() -> None:
     model = small_network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    one = Pruner(model, optimizer, selection=select(model, "0"))
-    two = Pruner(model, optimizer, selection=select(model, "2"))
+    one = magnitude_pruner(model, optimizer, selection=select(model, "0"))
+    two = magnitude_pruner(model, optimizer, selection=select(model, "2"))
     train(model, optimizer, BATCH, 2)
     one.prune(sparsity=0.5)
     two.prune(sparsity=0.25)
@@ -211,22 +212,22 @@ def test_two_pruners_on_one_optimizer_keep_each_its_zeros() -> None:
 def test_after_detach_removed_weights_train_again() -> None:
     model = small_network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    pruner = Pruner(model, optimizer)
+    pruner = magnitude_pruner(model, optimizer)
     pruner.prune(sparsity=0.5)
     pruner.detach()
     train(model, optimizer, BATCH, 1)
     assert all(p.ne(0).all() for p in model.parameters())
-    assert Pruner(model, optimizer).sparsity == 0.0
+    assert magnitude_pruner(model, optimizer).sparsity == 0.0
 
 
 def test_detaching_one_pruner_leaves_the_masks_of_another() -> None:
     model = small_network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    one, two = Pruner(model, optimizer), Pruner(model, optimizer)
+    one, two = magnitude_pruner(model, optimizer), magnitude_pruner(model, optimizer)
     one.prune(sparsity=0.5)
     masks = {name: mask.clone() for name, mask in two.masks.items()}
     one.detach()
-    assert Pruner(model, optimizer).sparsity == 0.5
+    assert magnitude_pruner(model, optimizer).sparsity == 0.5
     train(model, optimizer, BATCH, 2)
     assert_positive_zero(removed_values(model, masks))
 
@@ -234,11 +235,11 @@ def test_detaching_one_pruner_leaves_the_masks_of_another() -> None:
 def test_masks_stay_in_force_after_their_pruner_is_deleted() -> None:
     model = small_network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    Pruner(model, optimizer).prune(sparsity=0.5)
+    magnitude_pruner(model, optimizer).prune(sparsity=0.5)
     del optimizer
     gc.collect()
     later = torch.optim.SGD(model.parameters(), lr=0.05)
-    assert Pruner(model, later).sparsity == 0.5
+    assert magnitude_pruner(model, later).sparsity == 0.5
 
 
 def test_masks_from_zeros_keep_a_sparse_model_sparse() -> None:
@@ -249,7 +250,9 @@ def test_masks_from_zeros_keep_a_sparse_model_sparse() -> None:
     masks = {name: p.detach() != 0 for name, p in model.named_parameters()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     selection = select(model)
-    pruner = Pruner(model, optimizer, selection=selection, masks=Masks.from_zeros(selection))
+    pruner = magnitude_pruner(
+        model, optimizer, selection=selection, masks=Masks.from_zeros(selection)
+    )
     train(model, optimizer, BATCH, 5)
     assert same(dict(pruner.masks), masks)
     assert_positive_zero(removed_values(model, masks))
@@ -261,7 +264,7 @@ def test_the_model_stays_free_of_hooks_attributes_and_renamed_tensors() -> None:
     keys = list(model.state_dict())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     pruner = Pruner(
-        model, optimizer, RelevancePenalty(0.01), OneShot(sparsity=0.5, at=2), score=TaylorScore()
+        model, optimizer, coupled_penalty(0.01), OneShot(sparsity=0.5, at=2), score=TaylorScore()
     )
     train(model, optimizer, BATCH, 4)
     assert list(model.state_dict()) == keys
@@ -289,8 +292,8 @@ def test_the_model_stays_free_of_hooks_attributes_and_renamed_tensors() -> None:
 def test_changing_type_and_layout_keeps_the_masks() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    pruner = Pruner(
-        model, optimizer, RelevancePenalty(0.01, ExponentialRelevance(0.1, relative=True))
+    pruner = magnitude_pruner(
+        model, optimizer, coupled_penalty(0.01, ExponentialRelevance(0.1, relative=True))
     )
     pruner.prune(sparsity=0.5)
     masks = {name: mask.clone() for name, mask in pruner.masks.items()}
@@ -313,7 +316,7 @@ def test_removed_weights_stay_zero_in_a_compiled_model() -> None:
     model = small_network()
     compiled: Any = torch.compile(model, backend="eager")
     optimizer = torch.optim.SGD(compiled.parameters(), lr=0.05, momentum=0.9)
-    pruner = Pruner(compiled, optimizer, RelevancePenalty(0.01, ConstantRelevance()))
+    pruner = magnitude_pruner(compiled, optimizer, coupled_penalty(0.01, ConstantRelevance()))
     assert list(pruner.selection) == ["0.weight", "2.weight"]
     for _ in range(2):
         train(compiled, optimizer, BATCH, 2)
@@ -353,12 +356,12 @@ def memory_of(state: dict[str, Any]) -> list[torch.Tensor]:
 
 
 SCALED: dict[str, dict[str, Any]] = {
-    "gradient": {"penalty": RelevancePenalty(0.1, ExponentialRelevance(0.01))},
+    "gradient": {"penalty": coupled_penalty(0.1, ExponentialRelevance(0.01))},
     "decoupled": {"penalty": RelevancePenalty(0.1, ExponentialRelevance(0.01), apply="decoupled")},
-    "relative": {"penalty": RelevancePenalty(0.1, ExponentialRelevance(0.3, relative=True))},
-    "smoothed": {"penalty": RelevancePenalty(0.1, ExponentialRelevance(0.01), smoothing=0.5)},
+    "relative": {"penalty": coupled_penalty(0.1, ExponentialRelevance(0.3, relative=True))},
+    "smoothed": {"penalty": coupled_penalty(0.1, ExponentialRelevance(0.01), smoothing=0.5)},
     "clipped": {
-        "penalty": RelevancePenalty(0.1, ExponentialRelevance(0.01)),
+        "penalty": coupled_penalty(0.1, ExponentialRelevance(0.01)),
         "max_grad_norm": 0.02,
     },
     "taylor": {"score": TaylorScore(), "schedule": OneShot(sparsity=0.5, at=4)},
@@ -379,7 +382,7 @@ def test_under_a_gradient_scaler_relevance_is_that_of_the_true_gradient(
         torch.manual_seed(4)
         model = small_network()
         optimizer = build(list(model.parameters()))
-        pruner = Pruner(model, optimizer, **SCALED[name])
+        pruner = magnitude_pruner(model, optimizer, **SCALED[name])
         scaler = torch.amp.GradScaler(
             "cpu", init_scale=scale or 1.0, enabled=scale is not None, growth_interval=3
         )
@@ -400,7 +403,7 @@ def test_a_step_that_the_scaler_skips_changes_no_weight_and_no_state(
 ) -> None:
     model = small_network()
     optimizer = build(list(model.parameters()))
-    pruner = Pruner(model, optimizer, **SCALED[name])
+    pruner = magnitude_pruner(model, optimizer, **SCALED[name])
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     scaled_step(scaler, model, optimizer, 1.0, unscale)
     before, state = copy.deepcopy(model.state_dict()), copy.deepcopy(pruner.state_dict())
@@ -418,7 +421,7 @@ def test_a_step_that_the_scaler_skips_changes_no_weight_and_no_state(
 def test_removed_weights_stay_zero_under_a_scaler_that_leaves_unscaling_to_the_optimizer() -> None:
     model = small_network()
     optimizer = fused(model.parameters())
-    pruner = Pruner(model, optimizer, RelevancePenalty(0.1), OneShot(sparsity=0.5, at=2))
+    pruner = magnitude_pruner(model, optimizer, coupled_penalty(0.1), OneShot(sparsity=0.5, at=2))
     scaler = torch.amp.GradScaler("cpu")
     for gain in (1.0, 1.0, 1.0, float("inf"), 1.0, 1.0):
         scaled_step(scaler, model, optimizer, gain, unscale=False)
@@ -429,7 +432,7 @@ def test_removed_weights_stay_zero_under_a_scaler_that_leaves_unscaling_to_the_o
 def test_sparse_gradients_are_rejected_with_a_fix() -> None:
     embedding = nn.Embedding(5, 3, sparse=True)
     optimizer = torch.optim.SGD(embedding.parameters(), lr=0.1)
-    Pruner(embedding, optimizer, RelevancePenalty(0.01))
+    magnitude_pruner(embedding, optimizer, coupled_penalty(0.01))
     embedding(torch.tensor([1, 2])).sum().backward()
     with pytest.raises(PrunusError, match="weight has a sparse gradient.*sparse=False"):
         optimizer.step()

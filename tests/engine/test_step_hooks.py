@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from helpers.peers import PeerGroup, single_process_mesh
+from helpers.pruners import coupled_penalty
 from prunus import (
     LinearRelevance,
     MagnitudeScore,
@@ -28,7 +29,7 @@ PENALIZED = [4.0, -3.0, 5.0]
 
 
 def penalty_of(**arguments: Any) -> RelevancePenalty:
-    return RelevancePenalty(0.5, LinearRelevance(2.0), **arguments)
+    return coupled_penalty(0.5, LinearRelevance(2.0), **arguments)
 
 
 def layer_of(values: list[float]) -> nn.Linear:
@@ -335,7 +336,7 @@ def test_a_sparse_gradient_is_named(penalty: RelevancePenalty | None) -> None:
 def test_relative_coefficients_of_shards_use_the_mean_of_all_processes(smoothing: float) -> None:
     # |g| sums to 6 here and to 6 elsewhere; of 3 weights in all the mean is 4, and α · 4 is 2.
     group = PeerGroup(others=torch.tensor([6.0], dtype=torch.float64))
-    penalty = RelevancePenalty(0.5, LinearRelevance(0.5, relative=True), smoothing=smoothing)
+    penalty = coupled_penalty(0.5, LinearRelevance(0.5, relative=True), smoothing=smoothing)
     hooked = Hooked(group=group, penalty=penalty)
     assert hooked.moved() == PENALIZED
     hooked.parameter().data.copy_(torch.tensor([WEIGHT]))

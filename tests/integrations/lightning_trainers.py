@@ -18,12 +18,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from helpers.data import tanh_batch
 from helpers.models import tanh_network
+from helpers.pruners import coupled_penalty
 from prunus import (
     ExponentialRelevance,
     IterativePruning,
     LinearDecayStrength,
     Pruner,
-    RelevancePenalty,
     TaylorScore,
 )
 from prunus.integrations.lightning import PruningCallback
@@ -120,7 +120,7 @@ def make_trainer(folder: Path, *callbacks: Callback, **changes: Any) -> Trainer:
 def parts() -> dict[str, Any]:
     """Return a penalty, a schedule and a score that all have a state."""
     return {
-        "penalty": RelevancePenalty(
+        "penalty": coupled_penalty(
             LinearDecayStrength(1e-2, steps=6), ExponentialRelevance(0.1), smoothing=0.9
         ),
         "schedule": IterativePruning(fraction=0.2),

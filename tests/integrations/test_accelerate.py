@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from helpers.data import tanh_batch
 from helpers.models import tanh_network
+from helpers.pruners import coupled_penalty, magnitude_pruner
 from helpers.states import same, states_equal
 from prunus import (
     CheckpointError,
@@ -29,8 +30,8 @@ from prunus import (
     GradualPruning,
     IterativePruning,
     LinearDecayStrength,
+    MagnitudeScore,
     OneShot,
-    Pruner,
     PrunusError,
     RelevancePenalty,
     Selection,
@@ -83,7 +84,7 @@ def validated(model: nn.Module) -> float:
 def stateful() -> dict[str, Any]:
     """Return arguments with which every part of the pruner has a state."""
     return {
-        "penalty": RelevancePenalty(
+        "penalty": coupled_penalty(
             LinearDecayStrength(1e-2, steps=6), ExponentialRelevance(0.1), smoothing=0.9
         ),
         "schedule": IterativePruning(fraction=0.2),
@@ -162,7 +163,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
 def test_a_plain_loop_gives_the_same_bits(uninterrupted: Run) -> None:
     model = dropout_network()
     optimizer = adamw(model)
-    pruner = Pruner(model, optimizer, **stateful())
+    pruner = magnitude_pruner(model, optimizer, **stateful())
     loader = examples()
     for _ in range(4):
         for number, (x, y) in enumerate(loader):
@@ -183,8 +184,9 @@ def trained(batch: int, accumulate: int) -> nn.Module:
         accelerator,
         model,
         optimizer,
-        RelevancePenalty(1e-2, ExponentialRelevance(0.1)),
+        coupled_penalty(1e-2, ExponentialRelevance(0.1)),
         OneShot(sparsity=0.5, at=2),
+        score=MagnitudeScore(),
     )
     for x, y in loader:
         with accelerator.accumulate(model):
@@ -211,7 +213,12 @@ def test_a_step_that_the_scaler_skips_is_not_counted(fused: bool) -> None:
     adam = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=fused)
     _, optimizer = accelerator.prepare(model, adam)
     pruner = AcceleratedPruner(
-        accelerator, model, optimizer, RelevancePenalty(1e-2), OneShot(sparsity=0.5, at=2)
+        accelerator,
+        model,
+        optimizer,
+        coupled_penalty(1e-2),
+        OneShot(sparsity=0.5, at=2),
+        score=MagnitudeScore(),
     )
     steps = []
     for value in (1.0, float("inf"), 1.0):
@@ -239,7 +246,9 @@ def test_relevance_is_measured_on_the_unscaled_gradient() -> None:
         )  # so that the penalty alone moves weights
         _, prepared = accelerator.prepare(model, optimizer)
         penalty = RelevancePenalty(0.5, ExponentialRelevance(1e-2), apply="decoupled")
-        AcceleratedPruner(accelerator, model, prepared, penalty, max_grad_norm=1e-3)
+        AcceleratedPruner(
+            accelerator, model, prepared, penalty, max_grad_norm=1e-3, score=MagnitudeScore()
+        )
         before = first_weight(model).clone()
         accelerator.backward(loss_of(model, *tanh_batch()))
         prepared.step()
@@ -269,7 +278,12 @@ def test_a_model_wrapped_by_the_accelerator_is_pruned_inside(settings: dict[str,
     bare = dropout_network()
     model, optimizer, loader = accelerator.prepare(bare, adamw(bare), examples())
     pruner = AcceleratedPruner(
-        accelerator, model, optimizer, RelevancePenalty(1e-2), GradualPruning(sparsity=0.8, end=4)
+        accelerator,
+        model,
+        optimizer,
+        coupled_penalty(1e-2),
+        GradualPruning(sparsity=0.8, end=4),
+        score=MagnitudeScore(),
     )
     assert pruner.model is bare
     for x, y in loader:
@@ -293,7 +307,13 @@ def test_a_selection_is_an_object_or_a_function(as_object: bool) -> None:
     mask = torch.ones(24, 12, dtype=torch.bool)
     mask[::2] = False
     pruner = AcceleratedPruner(
-        accelerator, model, optimizer, selection=selection, masks={"0.weight": mask}
+        accelerator,
+        model,
+        optimizer,
+        selection=selection,
+        masks={"0.weight": mask},
+        penalty=None,
+        score=MagnitudeScore(),
     )
     assert list(pruner.selection) == ["0.weight"]
     assert torch.equal(first_weight(bare) != 0, mask)
@@ -323,7 +343,7 @@ def test_a_checkpoint_saved_without_the_pruner_is_rejected(tmp_path: Path) -> No
     model = dropout_network()
     _, optimizer = accelerator.prepare(model, adamw(model))
     accelerator.save_state(str(tmp_path))
-    AcceleratedPruner(accelerator, model, optimizer)
+    AcceleratedPruner(accelerator, model, optimizer, penalty=None, score=MagnitudeScore())
     with pytest.raises(CheckpointError, match=r"has no prunus\.safetensors: .* without this"):
         accelerator.load_state(str(tmp_path))
 
@@ -332,7 +352,7 @@ def test_weights_of_another_checkpoint_are_rejected(tmp_path: Path) -> None:
     accelerator = Accelerator(cpu=True)
     model = dropout_network()
     _, optimizer = accelerator.prepare(model, adamw(model))
-    pruner = AcceleratedPruner(accelerator, model, optimizer)
+    pruner = AcceleratedPruner(accelerator, model, optimizer, penalty=None, score=MagnitudeScore())
     accelerator.save_state(str(tmp_path / "dense"))
     pruner.prune(sparsity=0.5)
     accelerator.save_state(str(tmp_path / "sparse"))
@@ -348,14 +368,14 @@ def test_an_optimizer_that_was_not_prepared_is_rejected() -> None:
     accelerator = Accelerator(cpu=True)
     model = dropout_network()
     with pytest.raises(PrunusError, match=r"is a bare AdamW: call .*accelerator\.prepare"):
-        AcceleratedPruner(accelerator, model, adamw(model))
+        AcceleratedPruner(accelerator, model, adamw(model), penalty=None, score=MagnitudeScore())
 
 
 def test_a_plain_pruner_of_a_prepared_optimizer_is_rejected() -> None:
     model = dropout_network()
     model, optimizer = Accelerator(cpu=True).prepare(model, adamw(model))
     with pytest.raises(PrunusError, match="AcceleratedOptimizer has none: .* AcceleratedPruner"):
-        Pruner(model, optimizer)
+        magnitude_pruner(model, optimizer)
 
 
 def test_an_accelerator_of_another_type_is_rejected() -> None:
@@ -363,7 +383,7 @@ def test_an_accelerator_of_another_type_is_rejected() -> None:
     with pytest.raises(
         PrunusError, match=r"accelerator must be an accelerate\.Accelerator, but is"
     ):
-        AcceleratedPruner(model, adamw(model), RelevancePenalty(1e-3))  # type: ignore[arg-type]
+        AcceleratedPruner(model, adamw(model), coupled_penalty(1e-3))  # type: ignore[arg-type]
 
 
 def test_a_sharded_model_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,7 +392,7 @@ def test_a_sharded_model_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     _, optimizer = accelerator.prepare(model, adamw(model))
     monkeypatch.setattr(accelerator.state, "distributed_type", DistributedType.DEEPSPEED)
     with pytest.raises(PrunusError, match=r"holds the whole model, but the accelerator uses DEEPS"):
-        AcceleratedPruner(accelerator, model, optimizer)
+        AcceleratedPruner(accelerator, model, optimizer, penalty=None, score=MagnitudeScore())
 
 
 def _two_processes(folder: str) -> None:
@@ -384,11 +404,12 @@ def _two_processes(folder: str) -> None:
         accelerator,
         model,
         optimizer,
-        RelevancePenalty(1e-2, ExponentialRelevance(0.1)),
+        coupled_penalty(1e-2, ExponentialRelevance(0.1)),
         IterativePruning(fraction=0.5),
         max_grad_norm=0.5,
         floor=10.0,
         mode="min",
+        score=MagnitudeScore(),
     )
     for _ in range(2):
         for x, y in loader:

@@ -15,6 +15,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch.multiprocessing.spawn import ProcessRaisedException
 
+from helpers.pruners import coupled_penalty
 from helpers.states import states_equal
 from integrations.lightning_trainers import (
     CLIPPED,
@@ -32,6 +33,7 @@ from prunus import (
     ExponentialRelevance,
     GradualPruning,
     IterativePruning,
+    MagnitudeScore,
     OneShot,
     PrunusError,
     RelevancePenalty,
@@ -75,7 +77,9 @@ def test_removed_weights_stay_zero_after_every_batch(
 ) -> None:
     module = Module()
     module.configure_optimizers = lambda: make(module.parameters())  # type: ignore[method-assign]
-    pruning = PruningCallback(RelevancePenalty(1e-3), GradualPruning(sparsity=0.9, end=20, every=5))
+    pruning = PruningCallback(
+        coupled_penalty(1e-3), GradualPruning(sparsity=0.9, end=20, every=5), score=MagnitudeScore()
+    )
     watch = Watch(pruning)
     make_trainer(tmp_path, pruning, watch, precision=precision, gradient_clip_val=1.0).fit(module)
     assert watch.checked > 80
@@ -87,7 +91,9 @@ def test_removed_weights_stay_zero_after_every_batch(
 def test_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
     def run(batch: int, accumulate: int) -> Module:
         pruning = PruningCallback(
-            RelevancePenalty(1e-2, ExponentialRelevance(0.1)), OneShot(sparsity=0.5, at=2)
+            coupled_penalty(1e-2, ExponentialRelevance(0.1)),
+            OneShot(sparsity=0.5, at=2),
+            score=MagnitudeScore(),
         )
         module = Module()
         module.train_dataloader = lambda: Batches(batch)  # type: ignore[method-assign]
@@ -107,7 +113,7 @@ def test_a_step_that_the_scaler_skips_is_not_counted(tmp_path: Path) -> None:
             return self.loss(batch) * (float("inf") if batch_idx in (3, 7) else 1.0)
 
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    module, pruning = Overflowing(), PruningCallback(RelevancePenalty(1e-3))
+    module, pruning = Overflowing(), PruningCallback(coupled_penalty(1e-3), score=MagnitudeScore())
     watch = Watch(pruning)
     plugin = MixedPrecision("16-mixed", "cpu", scaler)
     make_trainer(
@@ -126,9 +132,12 @@ def test_relevance_is_measured_before_clipping(tmp_path: Path) -> None:
             lr=1e-30,  # so that the penalty alone moves the weights
         )
         penalty = RelevancePenalty(0.5, ExponentialRelevance(1e-2), apply="decoupled")
-        make_trainer(tmp_path, PruningCallback(penalty), max_steps=1, gradient_clip_val=value).fit(
-            module
-        )
+        make_trainer(
+            tmp_path,
+            PruningCallback(penalty, score=MagnitudeScore()),
+            max_steps=1,
+            gradient_clip_val=value,
+        ).fit(module)
         return first_weight(module) / before
 
     module = Module()
@@ -143,14 +152,16 @@ def test_relevance_is_measured_before_clipping(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "penalty", [None, RelevancePenalty(0.0)], ids=["by Lightning", "by the pruner"]
+    "penalty", [None, coupled_penalty(0.0)], ids=["by Lightning", "by the pruner"]
 )
 def test_clipping_equals_lightnings_bit_for_bit(
     tmp_path: Path, penalty: RelevancePenalty | None
 ) -> None:
     plain, ours = Module(), Module()
     make_trainer(tmp_path, gradient_clip_val=0.05).fit(plain)
-    trainer = make_trainer(tmp_path, PruningCallback(penalty), gradient_clip_val=0.05)
+    trainer = make_trainer(
+        tmp_path, PruningCallback(penalty, score=MagnitudeScore()), gradient_clip_val=0.05
+    )
     trainer.fit(ours)
     assert states_equal(plain, ours)
     assert trainer.gradient_clip_val == 0.05
@@ -167,7 +178,11 @@ def test_clipping_by_value_is_rejected_if_gradients_are_read(tmp_path: Path) -> 
     changes = {"gradient_clip_val": 1.0, "gradient_clip_algorithm": "value", "max_epochs": 1}
     with pytest.raises(PrunusError, match=r"'value' changes gradients .*gradient_clip_algorithm="):
         fitted(tmp_path, stateful(), **changes)
-    fitted(tmp_path, PruningCallback(schedule=OneShot(sparsity=0.5)), **changes)
+    fitted(
+        tmp_path,
+        PruningCallback(schedule=OneShot(sparsity=0.5), penalty=None, score=MagnitudeScore()),
+        **changes,
+    )
 
 
 def test_clipping_overridden_by_the_module_is_kept_with_a_warning(tmp_path: Path) -> None:
@@ -207,7 +222,10 @@ class Manual(Module):
 def test_only_weights_of_the_chosen_optimizer_are_pruned(tmp_path: Path, chosen: Any) -> None:
     module = Manual()
     pruning = PruningCallback(
-        RelevancePenalty(1e-3), OneShot(sparsity=0.75, at=5), optimizer=chosen
+        coupled_penalty(1e-3),
+        OneShot(sparsity=0.75, at=5),
+        optimizer=chosen,
+        score=MagnitudeScore(),
     )
     watch = Watch(pruning)
     make_trainer(tmp_path, pruning, watch).fit(module)
@@ -236,13 +254,18 @@ def test_an_ambiguous_choice_of_optimizer_is_rejected(
     tmp_path: Path, chosen: Any, message: str
 ) -> None:
     with pytest.raises(PrunusError, match=message):
-        make_trainer(tmp_path, PruningCallback(optimizer=chosen)).fit(Manual())
+        make_trainer(
+            tmp_path, PruningCallback(optimizer=chosen, penalty=None, score=MagnitudeScore())
+        ).fit(Manual())
 
 
 def test_the_only_optimizer_with_selected_weights_is_chosen(tmp_path: Path) -> None:
     module = Manual()
     pruning = PruningCallback(
-        schedule=OneShot(sparsity=0.5, at=1), selection=lambda m: select(m, include="net.*.weight")
+        schedule=OneShot(sparsity=0.5, at=1),
+        selection=lambda m: select(m, include="net.*.weight"),
+        penalty=None,
+        score=MagnitudeScore(),
     )
     make_trainer(tmp_path, pruning, max_epochs=1).fit(module)
     assert list(pruner_of(pruning).selection) == ["net.0.weight", "net.2.weight"]
@@ -251,14 +274,16 @@ def test_the_only_optimizer_with_selected_weights_is_chosen(tmp_path: Path) -> N
 def test_frozen_weights_are_not_selected(tmp_path: Path) -> None:
     module = Module()
     module.get_submodule("net.0").requires_grad_(False)
-    pruning = PruningCallback(schedule=OneShot(sparsity=0.5, at=1))
+    pruning = PruningCallback(
+        schedule=OneShot(sparsity=0.5, at=1), penalty=None, score=MagnitudeScore()
+    )
     make_trainer(tmp_path, pruning, max_epochs=1).fit(module)
     assert list(pruner_of(pruning).selection) == ["net.2.weight"]
 
 
 def test_a_second_fit_keeps_the_zeros_of_the_first(tmp_path: Path) -> None:
     schedule, module = OneShot(sparsity=0.75, at=2), Module()
-    pruning = PruningCallback(schedule=schedule)
+    pruning = PruningCallback(schedule=schedule, penalty=None, score=MagnitudeScore())
     make_trainer(tmp_path, pruning, max_epochs=1).fit(module)
     before = {name: p == 0 for name, p in module.named_parameters()}
     schedule.sparsity = 0.9
@@ -272,13 +297,17 @@ def test_a_second_fit_keeps_the_zeros_of_the_first(tmp_path: Path) -> None:
 def test_fine_tuning_a_sparse_model_keeps_its_zeros(tmp_path: Path) -> None:
     module = Module()
     first_weight(module)[:, ::2] = 0.0
-    make_trainer(tmp_path, PruningCallback(keep_zeros=True), max_epochs=1).fit(module)
+    make_trainer(
+        tmp_path,
+        PruningCallback(keep_zeros=True, penalty=None, score=MagnitudeScore()),
+        max_epochs=1,
+    ).fit(module)
     assert not first_weight(module)[:, ::2].any()
     assert first_weight(module)[:, 1::2].all()
 
 
 def test_a_schedule_without_metric_prunes_to_its_sparsity(tmp_path: Path) -> None:
-    pruning = PruningCallback(schedule=OneShot(sparsity=0.5))
+    pruning = PruningCallback(schedule=OneShot(sparsity=0.5), penalty=None, score=MagnitudeScore())
     module = fitted(tmp_path, pruning, max_epochs=1)
     assert sum(int((p == 0).sum()) for p in module.parameters()) == 180
 
@@ -317,11 +346,12 @@ def test_two_processes_prune_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     # If it is set Lightning keeps several threads, and those of OpenMP do not survive a fork.
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     pruning = PruningCallback(
-        RelevancePenalty(1e-3, ExponentialRelevance(0.5, relative=True)),
+        coupled_penalty(1e-3, ExponentialRelevance(0.5, relative=True)),
         IterativePruning(fraction=0.4),
         metric="val_loss",
         floor=10.0,
         mode="min",
+        score=MagnitudeScore(),
     )
     changes: dict[str, Any] = {
         "strategy": "ddp_fork",
@@ -339,7 +369,9 @@ def test_a_selection_and_its_masks_may_be_objects(tmp_path: Path) -> None:
     selection = select(module, include="net.0.weight")
     mask = torch.ones(24, 12, dtype=torch.bool)
     mask[::2] = False
-    pruning = PruningCallback(selection=selection, masks={"net.0.weight": mask})
+    pruning = PruningCallback(
+        selection=selection, masks={"net.0.weight": mask}, penalty=None, score=MagnitudeScore()
+    )
     make_trainer(tmp_path, pruning, max_epochs=1).fit(module)
     assert pruner_of(pruning).selection is selection
     assert torch.equal(first_weight(module) != 0, mask)
@@ -352,6 +384,8 @@ def test_without_keep_best_the_last_state_is_delivered(tmp_path: Path) -> None:
         floor=100.0,
         mode="min",
         keep_best=False,
+        penalty=None,
+        score=MagnitudeScore(),
     )
     make_trainer(tmp_path, pruning, max_epochs=2).fit(Module())
     assert pruner_of(pruning).sparsity == 0.75

@@ -12,6 +12,7 @@ pytest.importorskip("lightning.pytorch")
 from torch.utils.data import DataLoader, TensorDataset
 
 from helpers.data import tanh_batch
+from helpers.pruners import coupled_penalty
 from integrations.lightning_trainers import (
     Module,
     fitted,
@@ -21,8 +22,8 @@ from integrations.lightning_trainers import (
 from prunus import (
     FloorNotReachedError,
     IterativePruning,
+    MagnitudeScore,
     PrunusError,
-    RelevancePenalty,
 )
 from prunus.integrations.lightning import PruningCallback
 
@@ -34,13 +35,22 @@ pytestmark = [
 
 
 def test_an_unmet_floor_is_rejected_at_the_end(tmp_path: Path) -> None:
-    unmet = PruningCallback(schedule=IterativePruning(), metric="val_loss", floor=1e-9, mode="min")
+    unmet = PruningCallback(
+        schedule=IterativePruning(),
+        metric="val_loss",
+        floor=1e-9,
+        mode="min",
+        penalty=None,
+        score=MagnitudeScore(),
+    )
     with pytest.raises(FloorNotReachedError, match="met the ceiling 1e-09 .*: raise it"):
         fitted(tmp_path, unmet, max_epochs=1)
 
 
 def floored(metric: str = "accuracy") -> PruningCallback:
-    return PruningCallback(schedule=IterativePruning(), metric=metric, floor=0.5)
+    return PruningCallback(
+        schedule=IterativePruning(), metric=metric, floor=0.5, penalty=None, score=MagnitudeScore()
+    )
 
 
 @pytest.mark.parametrize(
@@ -51,7 +61,7 @@ def floored(metric: str = "accuracy") -> PruningCallback:
             r'needs the validation metric: .*metric="\.\.\."',
         ),
         ({"metric": "val_loss"}, 'mode="min"'),
-        ({"schedule": RelevancePenalty(1e-3)}, "schedule must be a Schedule or None, but is"),
+        ({"schedule": coupled_penalty(1e-3)}, "schedule must be a Schedule or None, but is"),
         (
             {"selection": ["*"]},
             r"selection must be a Selection, or a function .* or None, but is \['\*'\]",
@@ -102,7 +112,12 @@ def test_validation_without_batches_is_rejected(tmp_path: Path, epochs: int, tra
 def test_validation_data_may_be_loaded_after_the_first_epoch(tmp_path: Path) -> None:
     # Without a sanity check Lightning knows no validation data until the first epoch has ended.
     pruning = PruningCallback(
-        schedule=IterativePruning(), metric="val_loss", floor=99.0, mode="min"
+        schedule=IterativePruning(),
+        metric="val_loss",
+        floor=99.0,
+        mode="min",
+        penalty=None,
+        score=MagnitudeScore(),
     )
     make_trainer(
         tmp_path, pruning, num_sanity_val_steps=0, check_val_every_n_epoch=2, max_epochs=4
@@ -111,7 +126,7 @@ def test_validation_data_may_be_loaded_after_the_first_epoch(tmp_path: Path) -> 
 
 
 def test_a_strategy_that_shards_the_model_is_rejected(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, PruningCallback())
+    trainer = make_trainer(tmp_path, PruningCallback(penalty=None, score=MagnitudeScore()))
     trainer.strategy.world_size = 2
     with pytest.raises(
         PrunusError, match=r'the strategy is SingleDeviceStrategy: .*strategy="ddp"'

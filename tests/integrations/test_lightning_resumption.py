@@ -13,6 +13,7 @@ pytest.importorskip("lightning.pytorch")
 from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
 
 from helpers.data import tanh_batch
+from helpers.pruners import magnitude_pruner
 from helpers.states import same, states_equal
 from integrations.lightning_trainers import (
     CLIPPED,
@@ -29,7 +30,7 @@ from integrations.lightning_trainers import (
 from prunus import (
     CheckpointError,
     IterativePruning,
-    Pruner,
+    MagnitudeScore,
 )
 from prunus.integrations.lightning import PruningCallback
 
@@ -50,7 +51,7 @@ def test_a_plain_loop_gives_the_same_bits(uninterrupted: tuple[Module, PruningCa
     module, pruning = uninterrupted
     plain = Module()
     optimizer = plain.configure_optimizers()
-    pruner = Pruner(plain, optimizer, **parts(), max_grad_norm=0.05)
+    pruner = magnitude_pruner(plain, optimizer, **parts(), max_grad_norm=0.05)
     for _ in range(4):
         for number, batch in enumerate(Batches()):
             torch.autograd.backward(plain.loss(batch) / 2)
@@ -111,7 +112,12 @@ def test_a_checkpoint_of_a_validation_holds_the_measured_weights(tmp_path: Path)
         tmp_path, "{epoch}-{sparsity:.2f}", "val_loss", save_top_k=-1, save_on_train_epoch_end=False
     )
     pruning = PruningCallback(
-        schedule=IterativePruning(fraction=0.5), metric="val_loss", floor=10.0, mode="min"
+        schedule=IterativePruning(fraction=0.5),
+        metric="val_loss",
+        floor=10.0,
+        mode="min",
+        penalty=None,
+        score=MagnitudeScore(),
     )
     fitted(tmp_path, pruning, saver)
     sparsities = ("0.00", "0.50", "0.75", "0.88")
@@ -165,6 +171,6 @@ def test_a_checkpoint_saved_without_the_callback_is_rejected(tmp_path: Path) -> 
         return ModelCheckpoint(tmp_path, save_last=True)
 
     make_trainer(tmp_path, saver(), max_epochs=1).fit(Module())
-    trainer = make_trainer(tmp_path, PruningCallback(), saver())
+    trainer = make_trainer(tmp_path, PruningCallback(penalty=None, score=MagnitudeScore()), saver())
     with pytest.raises(CheckpointError, match=r"last\.ckpt has no state of a PruningCallback"):
         trainer.fit(Module(), ckpt_path=str(tmp_path / "last.ckpt"))

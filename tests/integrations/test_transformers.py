@@ -24,6 +24,7 @@ from transformers import (
     TrainerCallback,
 )
 
+from helpers.pruners import coupled_penalty
 from helpers.states import states_equal
 from integrations.transformers_trainers import (
     VOCABULARY,
@@ -38,6 +39,7 @@ from prunus import (
     ExponentialRelevance,
     GradualPruning,
     IterativePruning,
+    MagnitudeScore,
     OneShot,
     RelevancePenalty,
     select,
@@ -72,7 +74,10 @@ class Watch(TrainerCallback):
 @pytest.mark.parametrize("optimizer", ["adamw_torch", "adamw_torch_fused"])
 def test_zeros_hold_through_decay_accumulation_and_clipping(tmp_path: Path, optimizer: str) -> None:
     callback = PruningCallback(
-        RelevancePenalty(1e-3), GradualPruning(sparsity=0.9, begin=2, end=10), selection=everything
+        coupled_penalty(1e-3),
+        GradualPruning(sparsity=0.9, begin=2, end=10),
+        selection=everything,
+        score=MagnitudeScore(),
     )
     watch = Watch(callback)
     trainer = make_trainer(
@@ -85,7 +90,9 @@ def test_zeros_hold_through_decay_accumulation_and_clipping(tmp_path: Path, opti
 
 
 def test_zeros_hold_under_bfloat16_autocast(tmp_path: Path) -> None:
-    callback = PruningCallback(RelevancePenalty(1e-3), OneShot(sparsity=0.8, at=3))
+    callback = PruningCallback(
+        coupled_penalty(1e-3), OneShot(sparsity=0.8, at=3), score=MagnitudeScore()
+    )
     watch = Watch(callback)
     trainer = make_trainer(tmp_path, callback, watch, bf16=True, max_steps=6)
     types = set()
@@ -101,7 +108,9 @@ def test_zeros_hold_under_bfloat16_autocast(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("default")  # the compiler warns too
 def test_a_compiled_model_prunes_as_the_plain_one(tmp_path: Path) -> None:
     def trained(folder: str, **changes: Any) -> nn.Module:
-        callback = PruningCallback(RelevancePenalty(1e-3), GradualPruning(sparsity=0.8, end=4))
+        callback = PruningCallback(
+            coupled_penalty(1e-3), GradualPruning(sparsity=0.8, end=4), score=MagnitudeScore()
+        )
         trainer = make_trainer(tmp_path / folder, callback, max_steps=6, **changes)
         trainer.train()
         assert callback.pruner is not None
@@ -119,7 +128,8 @@ def test_relevance_is_measured_before_clipping(tmp_path: Path) -> None:
         model = gpt2().eval()  # without dropout, which would make gradients differ
         before = model.transformer.wte.weight.detach().clone()
         callback = PruningCallback(
-            RelevancePenalty(0.5, ExponentialRelevance(1e-3), apply="decoupled")
+            RelevancePenalty(0.5, ExponentialRelevance(1e-3), apply="decoupled"),
+            score=MagnitudeScore(),
         )
         trainer = make_trainer(
             tmp_path,
@@ -149,7 +159,7 @@ def test_relevance_is_measured_before_clipping(tmp_path: Path) -> None:
 def test_clipping_equals_the_trainers_bit_for_bit(tmp_path: Path) -> None:
     plain = make_trainer(tmp_path / "a", max_grad_norm=0.1, max_steps=4)
     plain.train()
-    callback = PruningCallback()
+    callback = PruningCallback(penalty=None, score=MagnitudeScore())
     pruned = make_trainer(tmp_path / "b", callback, max_grad_norm=0.1, max_steps=4)
     pruned.train()
     assert states_equal(plain.model, pruned.model)
@@ -167,7 +177,11 @@ def test_clipping_equals_the_trainers_bit_for_bit(tmp_path: Path) -> None:
 def test_a_metric_of_compute_metrics_reaches_the_schedule(tmp_path: Path) -> None:
     metrics = iter([0.9, 0.9, 0.1, 0.9, 0.9, 0.9])
     callback = PruningCallback(
-        schedule=IterativePruning(fraction=0.5), metric="agreement", floor=0.5
+        schedule=IterativePruning(fraction=0.5),
+        metric="agreement",
+        floor=0.5,
+        penalty=None,
+        score=MagnitudeScore(),
     )
     trainer = make_trainer(tmp_path, callback)
     trainer.compute_metrics = lambda _: {"agreement": next(metrics)}
@@ -184,7 +198,10 @@ def test_a_metric_of_compute_metrics_reaches_the_schedule(tmp_path: Path) -> Non
 
 def test_tied_tensors_share_a_mask_and_stay_tied_in_saved_models(tmp_path: Path) -> None:
     callback = PruningCallback(
-        RelevancePenalty(1e-3), OneShot(sparsity=0.75, at=2), selection=everything
+        coupled_penalty(1e-3),
+        OneShot(sparsity=0.75, at=2),
+        selection=everything,
+        score=MagnitudeScore(),
     )
     model = bart()
     trainer = make_trainer(tmp_path / "run", callback, model=model, max_steps=6)
@@ -202,7 +219,12 @@ def test_tied_tensors_share_a_mask_and_stay_tied_in_saved_models(tmp_path: Path)
 
 
 def test_fine_tuning_a_loaded_sparse_model_keeps_its_zeros(tmp_path: Path) -> None:
-    first = PruningCallback(schedule=OneShot(sparsity=0.75, at=2), selection=everything)
+    first = PruningCallback(
+        schedule=OneShot(sparsity=0.75, at=2),
+        selection=everything,
+        penalty=None,
+        score=MagnitudeScore(),
+    )
     trainer = make_trainer(tmp_path / "run", first, max_steps=4)
     trainer.train()
     trainer.save_model(str(tmp_path / "saved"))
@@ -212,7 +234,9 @@ def test_fine_tuning_a_loaded_sparse_model_keeps_its_zeros(tmp_path: Path) -> No
     assert (
         sum(int(z.sum()) for z in before.values()) / sum(z.numel() for z in before.values()) > 0.7
     )
-    second = PruningCallback(keep_zeros=True, selection=everything)
+    second = PruningCallback(
+        keep_zeros=True, selection=everything, penalty=None, score=MagnitudeScore()
+    )
     make_trainer(tmp_path / "tuned", second, model=loaded, max_steps=6).train()
     after = zeros(loaded)
     assert all(torch.equal(before[name] & after[name], before[name]) for name in before)
@@ -225,7 +249,7 @@ def test_fine_tuning_a_loaded_sparse_model_keeps_its_zeros(tmp_path: Path) -> No
 
 def test_a_second_training_keeps_the_zeros_of_the_first(tmp_path: Path) -> None:
     schedule = OneShot(sparsity=0.75, at=2)
-    callback = PruningCallback(schedule=schedule)
+    callback = PruningCallback(schedule=schedule, penalty=None, score=MagnitudeScore())
     trainer = make_trainer(tmp_path, callback, max_steps=4)
     trainer.train()
     before = zeros(trainer.model)
@@ -240,7 +264,9 @@ def test_a_second_training_keeps_the_zeros_of_the_first(tmp_path: Path) -> None:
 def test_a_pretrained_model_is_pruned_by_the_same_callback(tmp_path: Path) -> None:
     gpt2().save_pretrained(tmp_path / "pretrained")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "pretrained")
-    callback = PruningCallback(RelevancePenalty(1e-3), GradualPruning(sparsity=0.8, end=8))
+    callback = PruningCallback(
+        coupled_penalty(1e-3), GradualPruning(sparsity=0.8, end=8), score=MagnitudeScore()
+    )
     make_trainer(tmp_path / "run", callback, model=model).train()
     assert isinstance(model, GPT2LMHeadModel)
     assert callback.pruner is not None
@@ -249,7 +275,11 @@ def test_a_pretrained_model_is_pruned_by_the_same_callback(tmp_path: Path) -> No
 
 def test_the_seq2seq_trainer_prunes_with_label_smoothing_and_generation(tmp_path: Path) -> None:
     callback = PruningCallback(
-        RelevancePenalty(1e-3), IterativePruning(fraction=0.5), metric="length", floor=0.0
+        coupled_penalty(1e-3),
+        IterativePruning(fraction=0.5),
+        metric="length",
+        floor=0.0,
+        score=MagnitudeScore(),
     )
     arguments = Seq2SeqTrainingArguments(
         str(tmp_path),
@@ -284,7 +314,13 @@ def test_a_denser_best_model_is_replaced_with_a_warning(
 ) -> None:
     # The first evaluation is the best, and of the dense network; the floor is met by all.
     metrics = iter([0.9, 0.8, 0.7, 0.6, 0.4, 0.4])
-    callback = PruningCallback(schedule=IterativePruning(fraction=0.5), metric="metric", floor=0.5)
+    callback = PruningCallback(
+        schedule=IterativePruning(fraction=0.5),
+        metric="metric",
+        floor=0.5,
+        penalty=None,
+        score=MagnitudeScore(),
+    )
     trainer = make_trainer(
         tmp_path,
         callback,
@@ -314,7 +350,11 @@ def test_evaluation_after_training_removes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_schedule_without_metric_prunes_at_the_first_evaluation(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, PruningCallback(schedule=OneShot(sparsity=0.5)), max_steps=8)
+    trainer = make_trainer(
+        tmp_path,
+        PruningCallback(schedule=OneShot(sparsity=0.5), penalty=None, score=MagnitudeScore()),
+        max_steps=8,
+    )
     trainer.eval_dataset = {"one": Sentences(8, seed=3), "other": Sentences(8, seed=4)}
     trainer.train()
     removed = [entry["removed"] for entry in trainer.state.log_history if "removed" in entry]
@@ -325,7 +365,12 @@ def test_a_schedule_without_metric_prunes_at_the_first_evaluation(tmp_path: Path
 @pytest.mark.parametrize("metric", ["eval_one_loss", "other_loss"])
 def test_the_metric_may_be_of_one_of_several_evaluation_sets(tmp_path: Path, metric: str) -> None:
     pruning = PruningCallback(
-        schedule=IterativePruning(fraction=0.5), metric=metric, floor=100.0, mode="min"
+        schedule=IterativePruning(fraction=0.5),
+        metric=metric,
+        floor=100.0,
+        mode="min",
+        penalty=None,
+        score=MagnitudeScore(),
     )
     trainer = make_trainer(tmp_path, pruning, max_steps=8)
     trainer.eval_dataset = {"one": Sentences(8, seed=3), "other": Sentences(8, seed=4)}
@@ -336,12 +381,17 @@ def test_the_metric_may_be_of_one_of_several_evaluation_sets(tmp_path: Path, met
 
 
 def test_an_interrupted_training_leaves_the_clipping_unchanged(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, PruningCallback(), Interrupt(2), max_grad_norm=0.1)
+    trainer = make_trainer(
+        tmp_path,
+        PruningCallback(penalty=None, score=MagnitudeScore()),
+        Interrupt(2),
+        max_grad_norm=0.1,
+    )
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     torch.save(trainer.args, tmp_path / "args.bin")
     assert torch.load(tmp_path / "args.bin", weights_only=False).max_grad_norm == 0.1
-    second = PruningCallback()
+    second = PruningCallback(penalty=None, score=MagnitudeScore())
     other = make_trainer(tmp_path, second, max_steps=2)
     other.args.max_grad_norm = trainer.args.max_grad_norm  # as when the same arguments are used
     other.train()
@@ -367,7 +417,9 @@ def test_a_head_tied_to_the_decoders_embedding_is_accepted(tmp_path: Path) -> No
         decoder_start_token_id=1,
         forced_eos_token_id=2,
     )
-    callback = PruningCallback(schedule=OneShot(sparsity=0.5, at=1))
+    callback = PruningCallback(
+        schedule=OneShot(sparsity=0.5, at=1), penalty=None, score=MagnitudeScore()
+    )
     make_trainer(tmp_path, callback, model=MarianMTModel(config), max_steps=2).train()
     assert callback.pruner is not None
     assert callback.pruner.sparsity == pytest.approx(0.5, abs=1e-3)
@@ -377,6 +429,8 @@ def test_tensors_excluded_from_the_selection_are_not_pruned(tmp_path: Path) -> N
     callback = PruningCallback(
         schedule=OneShot(sparsity=0.9, at=1),
         selection=functools.partial(select, exclude="transformer.wte"),
+        penalty=None,
+        score=MagnitudeScore(),
     )
     trainer = make_trainer(tmp_path, callback, max_steps=2, eval_strategy="no")
     trainer.train()
@@ -388,7 +442,12 @@ def test_a_selection_and_its_masks_may_be_objects(tmp_path: Path) -> None:
     selection = select(model, include="transformer.h.0.mlp.c_fc.weight")
     mask = torch.ones(16, 64, dtype=torch.bool)
     mask[:, ::2] = False
-    callback = PruningCallback(selection=selection, masks={"transformer.h.0.mlp.c_fc.weight": mask})
+    callback = PruningCallback(
+        selection=selection,
+        masks={"transformer.h.0.mlp.c_fc.weight": mask},
+        penalty=None,
+        score=MagnitudeScore(),
+    )
     make_trainer(tmp_path, callback, model=model, max_steps=2, eval_strategy="no").train()
     assert callback.pruner is not None
     assert callback.pruner.selection is selection
@@ -403,6 +462,8 @@ def test_without_keep_best_the_last_state_is_delivered(tmp_path: Path) -> None:
         floor=100.0,
         mode="min",
         keep_best=False,
+        penalty=None,
+        score=MagnitudeScore(),
     )
     make_trainer(tmp_path, callback, max_steps=8).train()
     assert callback.pruner is not None

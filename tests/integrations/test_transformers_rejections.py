@@ -18,6 +18,7 @@ from integrations.transformers_trainers import (
 from prunus import (
     FloorNotReachedError,
     IterativePruning,
+    MagnitudeScore,
     OneShot,
     PrunusError,
     TaylorScore,
@@ -29,7 +30,12 @@ pytestmark = pytest.mark.frameworks
 
 def test_an_unmet_floor_is_rejected_at_the_end(tmp_path: Path) -> None:
     callback = PruningCallback(
-        schedule=IterativePruning(fraction=0.5), metric="loss", floor=1e-09, mode="min"
+        schedule=IterativePruning(fraction=0.5),
+        metric="loss",
+        floor=1e-09,
+        mode="min",
+        penalty=None,
+        score=MagnitudeScore(),
     )
     with pytest.raises(FloorNotReachedError, match="no validation met the ceiling .*: raise it"):
         make_trainer(tmp_path, callback, max_steps=4).train()
@@ -57,7 +63,9 @@ def test_conflicting_arguments_are_rejected(arguments: dict[str, Any], message: 
 
 
 def floored() -> PruningCallback:
-    return PruningCallback(schedule=IterativePruning(), metric="bleu", floor=0.5)
+    return PruningCallback(
+        schedule=IterativePruning(), metric="bleu", floor=0.5, penalty=None, score=MagnitudeScore()
+    )
 
 
 def test_a_metric_that_the_evaluation_does_not_return_is_rejected(tmp_path: Path) -> None:
@@ -71,7 +79,7 @@ def test_disabled_evaluation_is_rejected(tmp_path: Path) -> None:
 
 
 def test_loading_the_best_model_without_a_metric_is_rejected(tmp_path: Path) -> None:
-    callback = PruningCallback(schedule=OneShot(sparsity=0.5))
+    callback = PruningCallback(schedule=OneShot(sparsity=0.5), penalty=None, score=MagnitudeScore())
     with pytest.raises(PrunusError, match="load_best_model_at_end the callback needs metric="):
         make_trainer(tmp_path, callback, load_best_model_at_end=True).train()
 
@@ -80,12 +88,14 @@ def test_a_model_with_untied_embeddings_is_rejected(tmp_path: Path) -> None:
     model = gpt2()
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
     with pytest.raises(PrunusError, match=r"are two tensors.*tie_weights"):
-        make_trainer(tmp_path, PruningCallback(), model=model).train()
+        make_trainer(
+            tmp_path, PruningCallback(penalty=None, score=MagnitudeScore()), model=model
+        ).train()
 
 
 @pytest.mark.parametrize("argument", ["deepspeed", "fsdp", "enable_jit_checkpoint"])
 def test_unsupported_trainer_arguments_are_rejected(tmp_path: Path, argument: str) -> None:
-    trainer = make_trainer(tmp_path, PruningCallback())
+    trainer = make_trainer(tmp_path, PruningCallback(penalty=None, score=MagnitudeScore()))
     setattr(trainer.args, argument, True)
     with pytest.raises(PrunusError, match=f"does not work with {argument}"):
         trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)

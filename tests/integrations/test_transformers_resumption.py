@@ -19,6 +19,7 @@ from transformers import (
     TrainerCallback,
 )
 
+from helpers.pruners import coupled_penalty
 from helpers.states import same, states_equal
 from integrations.transformers_trainers import (
     Interrupt,
@@ -30,7 +31,7 @@ from prunus import (
     CheckpointError,
     GradualPruning,
     IterativePruning,
-    RelevancePenalty,
+    MagnitudeScore,
 )
 from prunus._utils.files import load_tree
 from prunus.integrations.transformers import STATE_FILE, PruningCallback
@@ -95,7 +96,9 @@ def test_a_checkpoint_saved_without_the_callback_is_rejected(tmp_path: Path) -> 
     with pytest.raises(
         CheckpointError, match=r"has no prunus\.safetensors.*it was saved without this callback"
     ):
-        make_trainer(tmp_path, PruningCallback()).train(resume_from_checkpoint=True)
+        make_trainer(tmp_path, PruningCallback(penalty=None, score=MagnitudeScore())).train(
+            resume_from_checkpoint=True
+        )
 
 
 def _two_processes(folder: str) -> None:
@@ -136,11 +139,12 @@ def test_resuming_the_same_trainer_equals_the_uninterrupted_one(
             else GradualPruning(sparsity=0.9, end=20, every=1)
         )
         pruning = PruningCallback(
-            RelevancePenalty(1e-2),
+            coupled_penalty(1e-2),
             schedule,
             metric="loss",
             floor=10.0 if start else None,
             mode="min",
+            score=MagnitudeScore(),
         )
         return make_trainer(tmp_path / folder, pruning, *more, eval_on_start=start), pruning
 

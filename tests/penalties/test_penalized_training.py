@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.pruners import coupled_penalty, magnitude_pruner
 from helpers.training import train
 from penalties.tasks import BATCH, small_network, task_loss
 from prunus import (
@@ -21,7 +22,6 @@ from prunus import (
     LearningRateStrength,
     LinearDecayStrength,
     LinearRelevance,
-    Pruner,
     RelevancePenalty,
 )
 from prunus.penalties.decoupled_application import shrink_
@@ -90,7 +90,7 @@ def test_both_coupled_ways_are_the_authors_update(
     model = small_network()
     optimizer = build(list(model.parameters()))
     penalty = RelevancePenalty(0.03, coefficient, power=power, apply=apply)  # type: ignore[arg-type]
-    pruner = Pruner(model, optimizer, penalty)
+    pruner = magnitude_pruner(model, optimizer, penalty)
     train(model, optimizer, BATCH, 50, pruner.penalty if apply == "loss" else None)
     expected = reference(formula, power, build, 50, 0.03)
     untouched = reference(formula, power, build, 50, 0.0)
@@ -109,7 +109,7 @@ def test_the_decoupled_way_shrinks_after_the_step(
     coefficient, formula = FORMULAS[name]
     mine, theirs = small_network(), small_network()
     optimizer = build(list(mine.parameters()))
-    Pruner(mine, optimizer, RelevancePenalty(0.01, coefficient, apply="decoupled"))
+    magnitude_pruner(mine, optimizer, RelevancePenalty(0.01, coefficient, apply="decoupled"))
     other = build(list(theirs.parameters()))
     weights = [theirs[0].weight, theirs[2].weight]
     for _ in range(50):
@@ -134,7 +134,9 @@ def test_smoothing_sees_the_moving_average_of_gradient_magnitudes(name: str, app
     coefficient, formula = FORMULAS[name]
     mine, theirs = small_network(), small_network()
     optimizer = torch.optim.Adam(mine.parameters(), lr=0.01)
-    Pruner(mine, optimizer, RelevancePenalty(0.01, coefficient, apply=apply, smoothing=0.8))
+    magnitude_pruner(
+        mine, optimizer, RelevancePenalty(0.01, coefficient, apply=apply, smoothing=0.8)
+    )
     other = torch.optim.Adam(theirs.parameters(), lr=0.01)
     weights = [theirs[0].weight, theirs[2].weight]
     averages: list[torch.Tensor] = []
@@ -172,7 +174,7 @@ def test_smoothing_shrinks_rarely_used_embeddings_less(phase: int) -> None:
         penalty = RelevancePenalty(
             0.05, ExponentialRelevance(0.2, relative=True), apply="decoupled", smoothing=smoothing
         )
-        Pruner(model, optimizer, penalty)
+        magnitude_pruner(model, optimizer, penalty)
         for step in range(200):
             optimizer.zero_grad()
             model(torch.tensor([int(step % 10 == phase)])).sum().backward()
@@ -192,7 +194,7 @@ def one_weight(value: float, penalty: RelevancePenalty, gradient: float, lr: flo
     layer = nn.Linear(1, 1, bias=False, dtype=torch.float64)
     layer.weight.data.fill_(value)
     optimizer = torch.optim.SGD(layer.parameters(), lr=lr)
-    Pruner(layer, optimizer, penalty)
+    magnitude_pruner(layer, optimizer, penalty)
     layer.weight.grad = torch.full_like(layer.weight, gradient)
     optimizer.step()
     return layer.weight.item()
@@ -202,21 +204,21 @@ def one_weight(value: float, penalty: RelevancePenalty, gradient: float, lr: flo
     ("penalty", "expected"),
     [
         # w = 2, g = 0.1, learning rate 0.5, γ = 0.25
-        (RelevancePenalty(0.25), 2 - 0.5 * (0.1 + 0.5 * math.exp(-0.1) * 2)),
-        (RelevancePenalty(0.25, LinearRelevance()), 2 - 0.5 * (0.1 + 0.5 * 0.9 * 2)),
-        (RelevancePenalty(0.25, ConstantRelevance()), 2 - 0.5 * (0.1 + 0.5 * 2)),
-        (RelevancePenalty(0.25, ConstantRelevance(), power=1), 2 - 0.5 * (0.1 + 0.25)),
-        (RelevancePenalty(0.25, apply="decoupled"), (2 - 0.05) * (1 - 0.5 * math.exp(-0.1))),
+        (coupled_penalty(0.25), 2 - 0.5 * (0.1 + 0.5 * math.exp(-0.1) * 2)),
+        (coupled_penalty(0.25, LinearRelevance()), 2 - 0.5 * (0.1 + 0.5 * 0.9 * 2)),
+        (coupled_penalty(0.25, ConstantRelevance()), 2 - 0.5 * (0.1 + 0.5 * 2)),
+        (coupled_penalty(0.25, ConstantRelevance(), power=1), 2 - 0.5 * (0.1 + 0.25)),
+        (coupled_penalty(0.25, apply="decoupled"), (2 - 0.05) * (1 - 0.5 * math.exp(-0.1))),
         (RelevancePenalty(0.25, ConstantRelevance(), power=1, apply="decoupled"), 2 - 0.05 - 0.25),
         # Stronger than it takes to reach zero: stops there, on both powers.
         (RelevancePenalty(3.0, ConstantRelevance(), apply="decoupled"), 0.0),
         (RelevancePenalty(3.0, ConstantRelevance(), power=1, apply="decoupled"), 0.0),
         # γ = 0.25 · learning rate
         (
-            RelevancePenalty(LearningRateStrength(0.25), ConstantRelevance()),
+            coupled_penalty(LearningRateStrength(0.25), ConstantRelevance()),
             2 - 0.5 * (0.1 + 0.25 * 2),
         ),
-        (RelevancePenalty(0.0, apply="decoupled"), 2 - 0.05),
+        (coupled_penalty(0.0, apply="decoupled"), 2 - 0.05),
     ],
 )
 def test_one_step_gives_the_weight_computed_by_hand(
@@ -241,7 +243,7 @@ def test_the_padding_row_is_not_moved(apply: Apply) -> None:
     embedding = nn.Embedding(4, 2, padding_idx=1)
     embedding.weight.data.fill_(1.0)
     optimizer = torch.optim.SGD(embedding.parameters(), lr=0.5)
-    pruner = Pruner(embedding, optimizer, RelevancePenalty(0.1, apply=apply))
+    pruner = magnitude_pruner(embedding, optimizer, coupled_penalty(0.1, apply=apply))
     loss = embedding(torch.tensor([0, 1])).sum()
     if apply == "loss":
         loss = loss + pruner.penalty(loss)
@@ -281,7 +283,7 @@ def test_a_custom_coefficient_may_ignore_out() -> None:
 def test_a_step_whose_loss_lacks_the_penalty_warns() -> None:
     model = small_network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    Pruner(model, optimizer, RelevancePenalty(0.1, apply="loss"))
+    magnitude_pruner(model, optimizer, coupled_penalty(0.1, apply="loss"))
     task_loss(model).backward()  # type: ignore[no-untyped-call]
     with pytest.warns(UserWarning, match=r"without the penalty.*loss \+ pruner.penalty\(loss\)"):
         optimizer.step()
@@ -291,7 +293,7 @@ def test_linear_decay_starts_again_at_each_pruning() -> None:
     layer = nn.Linear(10, 1, bias=False, dtype=torch.float64)
     layer.weight.data.copy_(torch.arange(1.0, 11.0))
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
-    pruner = Pruner(
+    pruner = magnitude_pruner(
         layer,
         optimizer,
         RelevancePenalty(
@@ -318,7 +320,7 @@ def test_a_group_of_its_own_follows_its_own_learning_rate() -> None:
         ],
         lr=1.0,
     )
-    Pruner(
+    magnitude_pruner(
         model,
         optimizer,
         RelevancePenalty(LearningRateStrength(0.5), ConstantRelevance(), apply="decoupled"),
@@ -335,7 +337,7 @@ def test_a_tensor_that_the_loss_does_not_reach_is_left_alone_by_every_way() -> N
     for apply in ("gradient", "loss", "decoupled"):
         model: Any = nn.ModuleDict({"used": nn.Linear(4, 2), "idle": nn.Linear(4, 2)})
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        pruner = Pruner(model, optimizer, RelevancePenalty(0.1, apply=apply))
+        pruner = magnitude_pruner(model, optimizer, coupled_penalty(0.1, apply=apply))
         before = model["idle"].weight.detach().clone()
         loss = model["used"](torch.ones(1, 4)).sum()
         if apply == "loss":

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from helpers.pruners import coupled_penalty, magnitude_pruner
 from penalties.tasks import small_network
 from prunus import (
     ArgumentError,
@@ -21,7 +22,6 @@ from prunus import (
     LearningRateStrength,
     LinearDecayStrength,
     LinearRelevance,
-    Pruner,
     PrunusError,
     RelevancePenalty,
     Strength,
@@ -36,7 +36,7 @@ from prunus.selection import PrunableTensor, Selection, select
 def test_a_large_half_precision_tensor_has_a_finite_penalty() -> None:
     layer = nn.Linear(1024, 1024, bias=False, dtype=torch.float16)
     layer.weight.data.fill_(0.5)
-    value = RelevancePenalty(1.0, ConstantRelevance()).bind(layer)(
+    value = coupled_penalty(1.0, ConstantRelevance()).bind(layer)(
         layer(torch.ones(1, 1024).half()).sum() * 0
     )
     assert value.item() == 0.25 * 1024 * 1024
@@ -106,51 +106,51 @@ def test_coefficients_lie_between_0_and_1_and_fall_with_the_gradient(
         (lambda: ExponentialRelevance(0.0), "alpha must be above 0, but is 0.0"),
         (lambda: LinearRelevance(math.nan), "alpha must be a finite number above 0, but is nan"),
         (
-            lambda: RelevancePenalty("much"),  # type: ignore[arg-type]
+            lambda: coupled_penalty("much"),  # type: ignore[arg-type]
             "strength must be a number or a Strength, but is 'much'",
         ),
-        (lambda: RelevancePenalty(-1.0), "^strength must be at least 0, but is -1"),
+        (lambda: coupled_penalty(-1.0), "^strength must be at least 0, but is -1"),
         (lambda: LearningRateStrength(math.inf), "ratio must be a finite number"),
         (
-            lambda: RelevancePenalty(LearningRateStrength),  # type: ignore[arg-type]
+            lambda: coupled_penalty(LearningRateStrength),  # type: ignore[arg-type]
             r"strength must be .* but is the class LearningRateStrength: pass an instance",
         ),
         (
-            lambda: RelevancePenalty(coefficient="l2"),  # type: ignore[arg-type]
+            lambda: coupled_penalty(coefficient="l2"),  # type: ignore[arg-type]
             "coefficient must be a Coefficient, but is 'l2', without unit",
         ),
         (
-            lambda: RelevancePenalty(coefficient=ExponentialRelevance),  # type: ignore[arg-type]
+            lambda: coupled_penalty(coefficient=ExponentialRelevance),  # type: ignore[arg-type]
             "coefficient must be a Coefficient, but is the class ExponentialRelevance: pass",
         ),
         (lambda: LinearDecayStrength(1.0, steps=1.5), "steps must be a whole number"),  # type: ignore[arg-type]
         (
-            lambda: RelevancePenalty(10**400, power=3, apply="q"),  # type: ignore[arg-type]
+            lambda: coupled_penalty(10**400, power=3, apply="q"),  # type: ignore[arg-type]
             "^strength must be a finite number .* 1,329 bits; power must be 1 .*; apply must be ",
         ),
         (lambda: LinearDecayStrength(1.0, steps=0), "steps must be at least 1, but is 0"),
         (
-            lambda: RelevancePenalty(power=3),  # type: ignore[arg-type]
+            lambda: coupled_penalty(power=3),
             r"power must be 1 .* or 2 .*, but is 3",
         ),
         (
-            lambda: RelevancePenalty(apply="both"),  # type: ignore[arg-type]
+            lambda: coupled_penalty(apply="both"),  # type: ignore[arg-type]
             "apply must be 'gradient', 'loss' or 'decoupled', but is 'both'",
         ),
         (
-            lambda: RelevancePenalty(smoothing=1.0),
+            lambda: coupled_penalty(smoothing=1.0),
             "smoothing must be from 0 to below 1, but is 1.0",
         ),
         (
-            lambda: RelevancePenalty(smoothing=math.nan),
+            lambda: coupled_penalty(smoothing=math.nan),
             "smoothing must be a finite number from 0 to below 1, but is nan",
         ),
         (
-            lambda: RelevancePenalty(smoothing="much"),  # type: ignore[arg-type]
+            lambda: coupled_penalty(smoothing="much"),
             "smoothing must be a finite number from 0 to below 1, but is 'much'",
         ),
         (
-            lambda: RelevancePenalty(apply="loss", smoothing=0.9),
+            lambda: coupled_penalty(apply="loss", smoothing=0.9),
             'smoothing needs apply="gradient" or "decoupled", but is 0.9 with apply="loss"',
         ),
     ],
@@ -163,7 +163,7 @@ def test_invalid_arguments_are_rejected(
 
 
 def test_the_term_needs_a_scalar_with_a_graph() -> None:
-    term = RelevancePenalty(0.1).bind(small_network())
+    term = coupled_penalty(0.1).bind(small_network())
     with pytest.raises(ArgumentError, match=r"the scalar loss .* got a tensor of shape \(3,\)"):
         term(torch.ones(3))
 
@@ -172,12 +172,12 @@ def test_a_strength_that_changes_outside_a_pruner_is_rejected() -> None:
     with pytest.raises(
         PrunusError, match=r"needs a constant strength, but has LearningRateStrength"
     ):
-        RelevancePenalty(LearningRateStrength(0.1)).bind(small_network())
+        coupled_penalty(LearningRateStrength(0.1)).bind(small_network())
 
 
 def test_smoothing_outside_a_pruner_is_rejected() -> None:
     with pytest.raises(PrunusError, match=r"has no memory, but smoothing is 0.9: use Pruner"):
-        RelevancePenalty(smoothing=0.9).bind(small_network())
+        coupled_penalty(smoothing=0.9).bind(small_network())
 
 
 def test_a_stored_penalty_term_follows_the_changing_strength() -> None:
@@ -185,7 +185,7 @@ def test_a_stored_penalty_term_follows_the_changing_strength() -> None:
     layer.weight.data.fill_(1.0)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
     penalty = RelevancePenalty(LinearDecayStrength(1.0, steps=2), ConstantRelevance(), apply="loss")
-    term = Pruner(layer, optimizer, penalty).penalty
+    term = magnitude_pruner(layer, optimizer, penalty).penalty
     values = []
     for _ in range(3):
         values.append(term(layer(torch.ones(1, 1)).sum()).item())
@@ -197,15 +197,15 @@ def test_the_term_is_refused_where_the_pruner_applies_the_penalty_itself() -> No
     model = small_network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(PrunusError, match='apply="gradient"'):
-        _ = Pruner(model, optimizer, RelevancePenalty(0.1)).penalty
+        _ = magnitude_pruner(model, optimizer, coupled_penalty(0.1)).penalty
     with pytest.raises(PrunusError, match="no penalty"):
-        _ = Pruner(model, optimizer).penalty
+        _ = magnitude_pruner(model, optimizer).penalty
 
 
 def test_the_term_of_a_selection_is_that_of_its_tensors() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
     selection = select(model, "1")
-    term = RelevancePenalty(0.5, ConstantRelevance()).bind(selection)
+    term = coupled_penalty(0.5, ConstantRelevance()).bind(selection)
     assert term.selection is selection
     nn.init.constant_(selection["1.weight"].parameter, 3.0)
     assert term(model(torch.ones(1, 2)).sum()).item() == 0.5 * 2 * 3.0**2
@@ -213,7 +213,7 @@ def test_the_term_of_a_selection_is_that_of_its_tensors() -> None:
 
 def test_smoothing_is_rejected_for_a_coefficient_that_depends_on_signs() -> None:
     with pytest.raises(ArgumentError) as caught:
-        RelevancePenalty(0.1, CautiousRelevance(), smoothing=0.9)
+        coupled_penalty(0.1, CautiousRelevance(), smoothing=0.9)
     assert str(caught.value) == (
         "smoothing must be 0 with CautiousRelevance(), which depends on the sign of the gradient, "
         "but is 0.9: an average of |∂L/∂w| has no sign; choose another coefficient, or smoothing=0"

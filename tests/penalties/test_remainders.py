@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.pruners import coupled_penalty, magnitude_pruner
 from prunus import (
     ConstantRelevance,
-    Pruner,
     RelevancePenalty,
 )
 from prunus.penalties.relevance import Apply
@@ -27,7 +27,7 @@ def test_short_types_lose_no_shrink_to_rounding(
     model.to(dtype)
     begin = model.weight.detach().double()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    pruner = Pruner(model, optimizer, RelevancePenalty(gamma, apply="decoupled"))
+    pruner = magnitude_pruner(model, optimizer, coupled_penalty(gamma, apply="decoupled"))
     model.weight.grad = torch.zeros_like(model.weight)
     for _ in range(steps):
         optimizer.step()
@@ -45,7 +45,7 @@ def test_16_bit_weights_without_decoupled_penalty_warn(apply: Apply) -> None:
     with pytest.warns(
         UserWarning, match="rounded to the 16-bit type of 1.weight and may .* apply='decoupled'"
     ):
-        Pruner(model, optimizer, RelevancePenalty(0.1, apply=apply))
+        magnitude_pruner(model, optimizer, coupled_penalty(0.1, apply=apply))
 
 
 @pytest.mark.parametrize("power", [1, 2])
@@ -54,7 +54,7 @@ def test_remainders_stay_exact_while_the_optimizer_moves_the_weights(power: Lite
     model = nn.Embedding(6, 8, padding_idx=1).bfloat16()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.25)
     penalty = RelevancePenalty(1e-4, ConstantRelevance(), power=power, apply="decoupled")
-    pruner = Pruner(model, optimizer, penalty)
+    pruner = magnitude_pruner(model, optimizer, penalty)
     pruner.prune(sparsity=0.25)
     kept = pruner.masks["weight"]
     moving = kept.clone()
@@ -79,7 +79,7 @@ def test_remainders_stay_exact_while_the_optimizer_moves_the_weights(power: Lite
 def test_float32_weights_have_no_remainders() -> None:
     model = nn.Linear(4, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    pruner = Pruner(model, optimizer, RelevancePenalty(0.1, apply="decoupled"))
+    pruner = magnitude_pruner(model, optimizer, coupled_penalty(0.1, apply="decoupled"))
     model(torch.ones(1, 4)).sum().backward()
     optimizer.step()
     assert pruner.state_dict()["remainders"] == {}

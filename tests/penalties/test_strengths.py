@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from prunus import (
+    AutomaticStrength,
     ConstantStrength,
+    GradualPruning,
+    IterativePruning,
     LearningRateStrength,
     LinearDecayStrength,
+    Pruner,
     PrunusError,
+    RelevancePenalty,
+    Schedule,
     Strength,
+    StrengthStep,
 )
 from prunus.penalties.strengths import as_strength
 
@@ -34,14 +43,90 @@ from prunus.penalties.strengths import as_strength
 def test_strengths_have_the_values_computed_by_hand(
     strength: Strength, lr: float, steps: int, value: float
 ) -> None:
-    assert strength.value(lr=lr, steps_since_pruning=steps) == value
+    step = StrengthStep(lr=lr, peak_lr=1.0, steps_since_pruning=steps)
+    assert strength.value(step) == value
+
+
+@pytest.mark.parametrize(
+    ("step", "value"),
+    [
+        # (1 − 2γ)^n = 1/2, so γ = (1 − 2^(−1/n)) / 2.
+        (StrengthStep(lr=0.1, peak_lr=0.1, interval=1), 0.25),
+        (StrengthStep(lr=0.1, peak_lr=0.1, interval=2), (1 - math.sqrt(0.5)) / 2),
+        (StrengthStep(lr=0.1, peak_lr=0.4, interval=1), 0.25 / 4),
+        (StrengthStep(lr=0.0, peak_lr=0.4, interval=1), 0.0),
+        (StrengthStep(lr=0.0, peak_lr=0.0, interval=1), 0.0),
+        (StrengthStep(lr=0.1, peak_lr=0.1, interval=None), 0.0),
+        # 1 − 2^(−ε) is ε · ln 2 for small ε.
+        (StrengthStep(lr=0.1, peak_lr=0.1, interval=10**12), math.log(2) / 2e12),
+    ],
+)
+def test_automatic_strength_halves_within_the_interval(step: StrengthStep, value: float) -> None:
+    assert AutomaticStrength().value(step) == pytest.approx(value, rel=1e-12)
+
+
+def test_automatic_strength_leaves_the_fraction_that_was_passed() -> None:
+    step = StrengthStep(lr=1.0, peak_lr=1.0, interval=7)
+    assert (1 - 2 * AutomaticStrength(0.2).value(step)) ** 7 == pytest.approx(0.2, rel=1e-12)
+    assert AutomaticStrength(1.0).value(step) == 0
+
+
+def untouched_weights(schedule: Schedule, lrs: Sequence[float], validate: int) -> list[float]:
+    """Train a layer on zeros, so that no weight matters; return a weight after each step."""
+    layer = torch.nn.Linear(2, 1, bias=False, dtype=torch.float64)
+    torch.nn.init.ones_(layer.weight)
+    optimizer = torch.optim.SGD(layer.parameters())
+    pruner = Pruner(layer, optimizer, schedule=schedule, mode="min", floor=-1.0)
+    weights = []
+    for number, lr in enumerate(lrs, 1):
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.zero_grad()
+        layer(torch.zeros(1, 2, dtype=torch.float64)).sum().backward()
+        optimizer.step()
+        weights.append(float(layer.weight.detach()[0, 0]))
+        if number % validate == 0:
+            pruner.step(1.0)  # below the floor, so that nothing is removed
+    return weights
+
+
+def test_an_irrelevant_weight_halves_between_two_validations() -> None:
+    weights = untouched_weights(IterativePruning(), [0.1] * 12, validate=4)
+    expected = [1.0] * 4 + [0.5 ** (n / 4) for n in range(1, 9)]
+    assert weights == pytest.approx(expected, rel=1e-12)
+
+
+def test_an_irrelevant_weight_shrinks_with_the_learning_rate_of_its_peak() -> None:
+    weights = untouched_weights(IterativePruning(), [0.2, 0.2, 0.1, 0.4], validate=1)
+    # Validations after each step, so that a weight halves in one step at the peak rate so far.
+    assert weights == pytest.approx([1.0, 0.5, 0.5 * 0.75, 0.5 * 0.75 * 0.5], rel=1e-12)
+
+
+def test_gradual_pruning_halves_irrelevant_weights_in_a_twentieth_of_its_steps() -> None:
+    schedule = GradualPruning(sparsity=0.5, begin=40, end=80, every=1000)
+    weights = untouched_weights(schedule, [0.1] * 6, validate=1)  # and not by validations
+    assert weights == pytest.approx([0.5 ** (n / 2) for n in range(1, 7)], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"apply": "gradient"}, 'strength must be passed with apply="gradient" and power=2'),
+        ({"apply": "loss"}, 'strength must be passed with apply="loss" and power=2'),
+        ({"power": 1}, 'strength must be passed with apply="decoupled" and power=1'),
+    ],
+)
+def test_a_strength_that_cannot_be_found_must_be_passed(
+    arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(PrunusError, match=message):
+        RelevancePenalty(**arguments)
 
 
 @pytest.mark.parametrize("number", [0, 3, 0.5, np.float32(0.5), np.int64(3)])
 def test_a_number_is_a_constant_strength(number: Any) -> None:
     strength = as_strength(number)
     assert strength == ConstantStrength(float(number))
-    assert type(strength.value(lr=1.0, steps_since_pruning=0)) in (int, float)
+    assert type(strength.value(StrengthStep(lr=1.0, peak_lr=1.0))) in (int, float)
 
 
 def test_a_strength_is_returned_as_it_is() -> None:
@@ -52,6 +137,8 @@ def test_a_strength_is_returned_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: AutomaticStrength(0.0), "remaining must be above 0 and at most 1, but is 0.0"),
+        (lambda: AutomaticStrength(1.1), "remaining must be above 0 and at most 1, but is 1.1"),
         (lambda: ConstantStrength(-0.1), "gamma must be at least 0, but is -0.1"),
         (lambda: ConstantStrength(math.nan), "gamma must be a finite number"),
         (lambda: LearningRateStrength(-1), "ratio must be at least 0, but is -1"),

@@ -15,7 +15,12 @@ from hypothesis import strategies as st
 from prunus.constraint import Constraint
 from prunus.errors import PrunusError
 from prunus.penalties.coefficients import ConstantRelevance, ExponentialRelevance, LinearRelevance
-from prunus.penalties.strengths import ConstantStrength, LearningRateStrength, LinearDecayStrength
+from prunus.penalties.strengths import (
+    AutomaticStrength,
+    ConstantStrength,
+    LearningRateStrength,
+    LinearDecayStrength,
+)
 from prunus.recipes.registry import RECIPES
 from prunus.recipes.setting_marks import Affects
 from prunus.recipes.tasks.classification import ImageConfig
@@ -231,6 +236,13 @@ def test_setting_without_equals_sign_is_rejected() -> None:
             ],
         ),
         (["schedule=iterative", "patience=5", "fraction=0.2", "penalty=lobster", "alpha=1"], []),
+        (
+            ["strength=auto", "strength_schedule=linear"],
+            [
+                "strength_schedule has no effect with strength=auto: set another strength, or "
+                "leave it out"
+            ],
+        ),
         (["penalty=none", "schedule=oneshot"], []),  # defaults are not reported
     ],
 )
@@ -442,6 +454,18 @@ def test_strength_follows_its_setting(follows: str, strength: object) -> None:
     built = BASE.with_settings([f"strength_schedule={follows}"]).make_penalty(5)
     assert built is not None
     assert built.strength == strength
+
+
+def test_automatic_strength_follows_its_setting() -> None:
+    built = BASE.with_settings(["strength=auto"]).make_penalty(5)
+    assert built is not None
+    assert built.strength == AutomaticStrength()
+
+
+@pytest.mark.parametrize("setting", ["apply=gradient", "penalty=l1"])
+def test_automatic_strength_needs_a_penalty_whose_shrinkage_is_known(setting: str) -> None:
+    with pytest.raises(PrunusError, match="strength=auto needs apply=decoupled and a penalty of"):
+        BASE.with_settings(["strength=auto", setting])
 
 
 def test_schedule_follows_its_setting() -> None:

@@ -44,13 +44,14 @@ def argument_problems(
     penalty: object, schedule: object, score: object, min_density: object, selection: object
 ) -> Iterator[str | None]:
     """Yield what is wrong with the arguments that a pruner and the callbacks share."""
-    yield type_problem("penalty", penalty, RelevancePenalty, "a RelevancePenalty", optional=True)
+    if penalty != "auto":
+        expected = 'a RelevancePenalty, "auto"'
+        yield type_problem("penalty", penalty, RelevancePenalty, expected, optional=True)
     yield type_problem("schedule", schedule, Schedule, "a Schedule", optional=True)
-    if score is not None:
-        # A score that uses no gradient is never asked to observe one.
-        uses_none = getattr(score, "memory_names", None) == ()
-        methods = ["compute"] if uses_none else ["observe", "compute"]
-        yield method_problem("score", score, methods, "a Score", attributes=["memory_names"])
+    # A score that uses no gradient is never asked to observe one.
+    uses_none = getattr(score, "memory_names", None) == ()
+    methods = ["compute"] if uses_none else ["observe", "compute"]
+    yield method_problem("score", score, methods, "a Score", attributes=["memory_names"])
     yield number_problem("min_density", min_density, least=0, below=1)
     yield type_problem(
         "selection",
@@ -99,9 +100,7 @@ def optimizer_problem(optimizer: object) -> str | None:
     return problem
 
 
-def check_penalty(
-    penalty: RelevancePenalty | None, score: Score | None, selection: Selection
-) -> None:
+def check_penalty(penalty: RelevancePenalty | None, score: Score, selection: Selection) -> None:
     """Check that a penalty goes together with the score and the model.
 
     Raises:
@@ -111,11 +110,11 @@ def check_penalty(
     """
     if penalty is None or not penalty.application.in_loss:
         return
-    if score is not None and score.memory_names:
+    if score.memory_names:
         raise ArgumentError(
             f"{type(score).__name__} needs the gradient of the loss alone, but with "
             f'apply="{penalty.apply}" the gradient of the optimizer includes the penalty: choose '
-            "another apply= or another score"
+            "another apply=, or another score such as score=MagnitudeScore()"
         )
     check_whole(selection)
 
@@ -197,8 +196,8 @@ def check_state(state: Mapping[str, Any], tensor_keys: Sequence[str]) -> None:
     Raises:
         CheckpointError: An entry is missing or has the wrong type.
     """
-    counts = ("steps", "steps_since_pruning", "prunings")
-    mappings = ("masks", "schedule", *tensor_keys, "best")
+    counts = ("steps", "prunings")
+    mappings = ("masks", "schedule", "strength", *tensor_keys, "best")
     raise_problems(type_problem("it", state, Mapping, "a mapping"), error=state_error)
     missing = [key for key in (*mappings, *counts, "dense_metric") if key not in state]
     raise_problems(f"it lacks {listing(missing)}" if missing else None, error=state_error)

@@ -113,8 +113,9 @@ class Remover:
         if unobserved:
             raise PrunusError(
                 f"{type(self.score).__name__} needs the gradient of at least one optimizer step "
-                f"before weights are removed, but {listing(unobserved)} had none: train first, or "
-                "leave tensors without gradients out with select(model, exclude=...)"
+                f"before weights are removed, but {listing(unobserved)} had none: train first, "
+                "leave tensors without gradients out with select(model, exclude=...), or choose a "
+                "score without gradients, such as score=MagnitudeScore()"
             )
 
     def _thresholds(self, excess: int) -> list[tuple[Threshold, list[str]]]:

@@ -10,12 +10,12 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import nn
 
+from prunus._engine.default_method import PenaltyChoice
 from prunus._utils.checks import raise_problems, type_problem
 from prunus._utils.extras import missing_extra
 from prunus._utils.files import load_tree, save_tree
 from prunus.errors import CheckpointError, PrunusError, listing
 from prunus.integrations.common import STATE_FILE, PrunerOptions, check_unsharded
-from prunus.penalties.relevance import RelevancePenalty
 from prunus.pruner import Pruner
 from prunus.schedules import Schedule
 
@@ -71,11 +71,11 @@ class AcceleratedPruner(Pruner):
         >>> model = nn.Linear(100, 1)
         >>> optimizer = torch.optim.AdamW(model.parameters())
         >>> model, optimizer = accelerator.prepare(model, optimizer)
-        >>> pruner = AcceleratedPruner(accelerator, model, optimizer, RelevancePenalty(1e-4))
-        >>> pruner.prune(sparsity=0.9)
-        90
+        >>> pruner = AcceleratedPruner(accelerator, model, optimizer)
         >>> accelerator.backward(model(torch.ones(4, 100)).square().mean())
         >>> optimizer.step()
+        >>> pruner.prune(sparsity=0.9)
+        90
         >>> int(model.weight.count_nonzero())
         10
     """
@@ -85,7 +85,7 @@ class AcceleratedPruner(Pruner):
         accelerator: Accelerator,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        penalty: RelevancePenalty | None = None,
+        penalty: PenaltyChoice = "auto",
         schedule: Schedule | None = None,
         **options: Unpack[PrunerOptions],
     ) -> None:

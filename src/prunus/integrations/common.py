@@ -10,12 +10,12 @@ from typing import TypedDict
 import torch
 from torch import nn
 
+from prunus._engine.default_method import PenaltyChoice, with_defaults
 from prunus._engine.preconditions import argument_problems, missing_metric_problem
 from prunus._utils.checks import raise_problems, type_problem
 from prunus.constraint import Mode, constraint_problems
 from prunus.errors import ArgumentError, PrunusError
 from prunus.masks import Masks
-from prunus.penalties.relevance import RelevancePenalty
 from prunus.pruner import Pruner, Validation
 from prunus.schedules import Schedule
 from prunus.scores import Score
@@ -42,7 +42,7 @@ class PrunerOptions(TypedDict, total=False):
     floor: float | str | None
     mode: Mode
     dense_metric: float | None
-    score: Score | None
+    score: Score
     selection: Selection | Callable[[nn.Module], Selection] | None
     masks: Mapping[str, torch.Tensor] | None
     min_density: float
@@ -69,13 +69,13 @@ class CallbackArguments:
         keep_best: As for :class:`~prunus.Pruner`.
     """
 
-    penalty: RelevancePenalty | None
+    penalty: PenaltyChoice
     schedule: Schedule | None
     metric: str | None
     floor: float | str | None
     mode: Mode
     dense_metric: float | None
-    score: Score | None
+    score: Score
     selection: Selection | Callable[[nn.Module], Selection] | None
     masks: Mapping[str, torch.Tensor] | None
     keep_zeros: bool
@@ -101,7 +101,7 @@ class CallbackArguments:
             type_problem("metric", self.metric, str, "the name of a metric", optional=True),
             type_problem("masks", self.masks, Mapping, "masks by name", optional=True),
         )
-        schedule = Schedule() if self.schedule is None else self.schedule
+        _, schedule = with_defaults(self.penalty, self.schedule, self.floor)
         if self.metric is None:
             raise_problems(missing_metric_problem(schedule, self.floor, fix=naming))
         if self.metric is not None and self.metric.endswith("loss") and self.mode == "max":
@@ -114,9 +114,8 @@ class CallbackArguments:
     @property
     def uses_gradient(self) -> bool:
         """Whether the penalty or the score reads gradients."""
-        return self.penalty is not None or (
-            self.score is not None and bool(self.score.memory_names)
-        )
+        penalty, _ = with_defaults(self.penalty, self.schedule, self.floor)
+        return penalty is not None or bool(self.score.memory_names)
 
     def attach(
         self,

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunus._engine.default_method import DEFAULT_SCORE, PenaltyChoice
 from prunus._utils.checks import raise_problems, type_problem
 from prunus._utils.extras import missing_extra
 from prunus.constraint import Mode
 from prunus.errors import CheckpointError, PrunusError, listing
 from prunus.integrations.common import CallbackArguments, select_trained, step_and_log
-from prunus.penalties.relevance import RelevancePenalty
 from prunus.pruner import Pruner
 from prunus.schedules import Schedule
 from prunus.scores import Score
@@ -59,7 +59,7 @@ class PruningCallback(Callback):
 
     Args:
         penalty: As for :class:`~prunus.Pruner`.
-        schedule: As for :class:`~prunus.Pruner`. Default: remove nothing.
+        schedule: As for :class:`~prunus.Pruner`.
         metric: The name of the validation metric, as the module logs it: "val_accuracy". Not needed
             without a floor by schedules that do not use a metric.
         optimizer: The optimizer of the weights to prune, if there are several: its index in
@@ -95,7 +95,7 @@ class PruningCallback(Callback):
 
     def __init__(
         self,
-        penalty: RelevancePenalty | None = None,
+        penalty: PenaltyChoice = "auto",
         schedule: Schedule | None = None,
         *,
         metric: str | None = None,
@@ -104,7 +104,7 @@ class PruningCallback(Callback):
         mode: Mode = "max",
         dense_metric: float | None = None,
         selection: Selection | Callable[[nn.Module], Selection] | None = None,
-        score: Score | None = None,
+        score: Score = DEFAULT_SCORE,
         masks: Mapping[str, torch.Tensor] | None = None,
         keep_zeros: bool = False,
         min_density: float = 1e-4,

@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from prunus._engine.default_method import DEFAULT_SCORE, PenaltyChoice
 from prunus._utils.extras import missing_extra
 from prunus._utils.files import load_tree, save_tree
 from prunus.constraint import Mode
@@ -21,7 +22,6 @@ from prunus.integrations.common import (
     step_and_log,
 )
 from prunus.masks import Masks
-from prunus.penalties.relevance import RelevancePenalty
 from prunus.pruner import Pruner
 from prunus.schedules import Schedule
 from prunus.scores import Score
@@ -62,7 +62,7 @@ class PruningCallback(TrainerCallback):
 
     Args:
         penalty: As for :class:`~prunus.Pruner`.
-        schedule: As for :class:`~prunus.Pruner`. Default: remove nothing.
+        schedule: As for :class:`~prunus.Pruner`.
         metric: The name of the validation metric, as ``compute_metrics`` returns it or with the
             Trainer's prefix: "bleu" or "eval_bleu", "loss" for the evaluation's loss. Not needed
             without a floor by schedules that do not use a metric.
@@ -97,7 +97,7 @@ class PruningCallback(TrainerCallback):
 
     def __init__(
         self,
-        penalty: RelevancePenalty | None = None,
+        penalty: PenaltyChoice = "auto",
         schedule: Schedule | None = None,
         *,
         metric: str | None = None,
@@ -105,7 +105,7 @@ class PruningCallback(TrainerCallback):
         mode: Mode = "max",
         dense_metric: float | None = None,
         selection: Selection | Callable[[nn.Module], Selection] | None = None,
-        score: Score | None = None,
+        score: Score = DEFAULT_SCORE,
         masks: Mapping[str, torch.Tensor] | None = None,
         keep_zeros: bool = False,
         min_density: float = 1e-4,

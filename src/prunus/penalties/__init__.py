@@ -10,14 +10,17 @@ from prunus.penalties.coefficients import (
 from prunus.penalties.loss_application import PenaltyTerm
 from prunus.penalties.relevance import Apply, RelevancePenalty
 from prunus.penalties.strengths import (
+    AutomaticStrength,
     ConstantStrength,
     LearningRateStrength,
     LinearDecayStrength,
     Strength,
+    StrengthStep,
 )
 
 __all__ = [
     "Apply",
+    "AutomaticStrength",
     "CautiousRelevance",
     "Coefficient",
     "ConstantRelevance",
@@ -29,4 +32,5 @@ __all__ = [
     "PenaltyTerm",
     "RelevancePenalty",
     "Strength",
+    "StrengthStep",
 ]

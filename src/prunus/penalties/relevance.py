@@ -37,7 +37,13 @@ from prunus.penalties.decoupled_application import DecoupledApplication
 from prunus.penalties.formula import PenaltyFormula, Power
 from prunus.penalties.gradient_application import GradientApplication
 from prunus.penalties.loss_application import LossApplication, PenaltyTerm
-from prunus.penalties.strengths import ConstantStrength, Strength, as_strength, strength_problem
+from prunus.penalties.strengths import (
+    AutomaticStrength,
+    ConstantStrength,
+    Strength,
+    as_strength,
+    strength_problem,
+)
 from prunus.selection import Selection, select
 
 __all__ = ["APPLICATIONS", "Apply", "RelevancePenalty"]
@@ -57,20 +63,25 @@ class RelevancePenalty:
     """A penalty: its strength, its formula, and the way it is applied.
 
     Args:
-        strength: γ, or a :class:`~prunus.Strength`. Default 1e-5, the authors'.
-        coefficient: The irrelevance coefficient c. Default: the paper's exp(−|g|).
+        strength: γ, or a :class:`~prunus.Strength`. Default :class:`~prunus.AutomaticStrength`,
+            which halves an irrelevant weight from one removal to the next; it needs
+            ``apply="decoupled"`` and ``power=2``.
+        coefficient: The irrelevance coefficient c. Default: the paper's exp(−|g|/α), with α a fifth
+            of each tensor's mean |g|.
         power: 2 for Σ c·w², the paper's; 1 for Σ c·|w|.
-        apply: ``"gradient"`` (default), ``"loss"`` or ``"decoupled"``; see the module.
-        smoothing: The weight of the past in ḡ, from 0 (default, the paper's: the gradient of the
+        apply: ``"decoupled"`` (default), ``"gradient"`` or ``"loss"``; see the module.
+        smoothing: The weight of the past in ḡ, from 0 (default: the gradient of the
             step alone) to below 1. It costs one more tensor of memory for each prunable one, and
             needs a pruner, which keeps and saves it.
 
     Raises:
-        ArgumentError: An argument is out of range, or ``smoothing`` is not 0 with ``apply="loss"``
-            or a coefficient that depends on the sign of the gradient.
+        ArgumentError: An argument is out of range, the strength is missing with another ``apply``
+            or ``power``, or ``smoothing`` is not 0 with ``apply="loss"`` or a coefficient that
+            depends on the sign of the gradient.
         ArgumentTypeError: An argument has a type that cannot be used.
 
-    Source: Bonetta, Ribero, Cancelliere, arXiv 2204.04977.
+    Source: Bonetta, Ribero, Cancelliere, arXiv 2204.04977. The settings of their experiments are
+    those of ``prunus.method("paper")``.
 
     Example:
         >>> import torch
@@ -83,12 +94,12 @@ class RelevancePenalty:
         1.0
     """
 
-    strength: float | Strength = checked(1e-5, by=strength_problem)
+    strength: float | Strength = checked(AutomaticStrength(), by=strength_problem)
     coefficient: Coefficient = methods(
-        ExponentialRelevance(), "unit", "__call__", expected="a Coefficient"
+        ExponentialRelevance(alpha=0.2, relative=True), "unit", "__call__", expected="a Coefficient"
     )
     power: Power = choice(2, (1, 2), expected="1 (Σ c·|w|) or 2 (Σ c·w²)")
-    apply: Apply = choice("gradient", tuple(APPLICATIONS))
+    apply: Apply = choice("decoupled", tuple(APPLICATIONS))
     smoothing: float = number(0.0, least=0, below=1)
 
     def __post_init__(self) -> None:
@@ -100,6 +111,14 @@ class RelevancePenalty:
                 f"smoothing needs apply={' or '.join(smoothed)}, but is {self.smoothing} with "
                 f'apply="{self.apply}", whose term is computed from one loss only: choose another '
                 "apply=, or smoothing=0",
+            )
+        automatic = isinstance(self.strength, AutomaticStrength)
+        if automatic and (self.apply != "decoupled" or self.power != 2):
+            validate(
+                self,
+                f'strength must be passed with apply="{self.apply}" and power={self.power}: '
+                'AutomaticStrength() finds it with apply="decoupled" and power=2 only, where the '
+                "shrinkage of a step is known",
             )
         if self.smoothing and self.formula.needs_weight:
             validate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from numbers import Real
 from typing import Protocol
@@ -10,26 +11,93 @@ from prunus._utils.checks import method_problem, number_problem, raise_problems
 from prunus._utils.fields import number, validate
 
 __all__ = [
+    "AutomaticStrength",
     "ConstantStrength",
     "LearningRateStrength",
     "LinearDecayStrength",
     "Strength",
+    "StrengthStep",
     "as_strength",
     "strength_problem",
 ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class StrengthStep:
+    """What a strength may depend on at a step.
+
+    Attributes:
+        lr: The learning rate of the parameter group that holds the tensor.
+        peak_lr: The largest learning rate that this group has had so far.
+        steps_since_pruning: Steps since weights were last removed, or since the start.
+        interval: Steps from one removal to the next: those between the last two validations, or
+            what the schedule says. None as long as that is not known.
+
+    Example:
+        >>> step = StrengthStep(lr=0.05, peak_lr=0.1, interval=500)
+        >>> LearningRateStrength(0.5).value(step)
+        0.025
+    """
+
+    lr: float
+    peak_lr: float
+    steps_since_pruning: int = 0
+    interval: int | None = None
+
+
 class Strength(Protocol):
     """Anything that returns the strength of the penalty at a step."""
 
-    def value(self, *, lr: float, steps_since_pruning: int) -> float:
-        """Return γ for this step.
-
-        Args:
-            lr: The learning rate of the parameter group that holds the tensor.
-            steps_since_pruning: Steps since weights were last removed, or since the start.
-        """
+    def value(self, step: StrengthStep) -> float:
+        """Return γ for this step."""
         ...
+
+
+@dataclass(frozen=True)
+class AutomaticStrength:
+    """γ by which an irrelevant weight shrinks to a fraction from one removal to the next.
+
+    The decoupled penalty multiplies a weight that the loss does not depend on by 1 − 2γ at each
+    step. With n steps from one removal to the next,
+
+        (1 − 2γ)^n = remaining,
+
+    and that γ is multiplied by the learning rate divided by its peak so far, so that the penalty
+    ends with the training where the learning rate falls to zero. Weights with smaller irrelevance
+    coefficients shrink less, relevant ones not at all.
+
+    n is the number of steps between the last two validations; until the second validation is
+    approaching it is not known, and γ is 0. A schedule that removes weights by steps, such as
+    :class:`~prunus.GradualPruning`, says it in advance: a twentieth of the steps in which it
+    removes.
+
+    Args:
+        remaining: The fraction of an irrelevant weight that is left when the next removal comes,
+            above 0 and at most 1. Default 0.5.
+
+    Raises:
+        ArgumentError: ``remaining`` is out of range.
+
+    Example:
+        >>> strength = AutomaticStrength(remaining=0.25)
+        >>> strength.value(StrengthStep(lr=0.1, peak_lr=0.1, interval=2))
+        0.25
+        >>> strength.value(StrengthStep(lr=0.05, peak_lr=0.1, interval=2))
+        0.125
+    """
+
+    remaining: float = number(0.5, above=0, most=1)
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    def value(self, step: StrengthStep) -> float:
+        """Return γ for the interval, in proportion to the learning rate."""
+        if step.interval is None or not step.peak_lr > 0:
+            return 0.0
+        # 1 − remaining^(1/n), without the loss of digits by subtraction from 1.
+        shrink = -math.expm1(math.log(self.remaining) / step.interval)
+        return shrink / 2 * (step.lr / step.peak_lr)
 
 
 @dataclass(frozen=True)
@@ -43,7 +111,7 @@ class ConstantStrength:
         ArgumentError: ``gamma`` is negative, NaN or infinite.
 
     Example:
-        >>> ConstantStrength(1e-5).value(lr=0.1, steps_since_pruning=7)
+        >>> ConstantStrength(1e-5).value(StrengthStep(lr=0.1, peak_lr=0.1))
         1e-05
     """
 
@@ -52,7 +120,7 @@ class ConstantStrength:
     def __post_init__(self) -> None:
         validate(self)
 
-    def value(self, *, lr: float, steps_since_pruning: int) -> float:
+    def value(self, step: StrengthStep) -> float:
         """Return the constant."""
         return self.gamma
 
@@ -71,7 +139,7 @@ class LearningRateStrength:
         ArgumentError: ``ratio`` is negative, NaN or infinite.
 
     Example:
-        >>> LearningRateStrength(0.5).value(lr=0.1, steps_since_pruning=0)
+        >>> LearningRateStrength(0.5).value(StrengthStep(lr=0.1, peak_lr=0.2))
         0.05
     """
 
@@ -80,9 +148,9 @@ class LearningRateStrength:
     def __post_init__(self) -> None:
         validate(self)
 
-    def value(self, *, lr: float, steps_since_pruning: int) -> float:
+    def value(self, step: StrengthStep) -> float:
         """Return the ratio times the learning rate."""
-        return self.ratio * lr
+        return self.ratio * step.lr
 
 
 @dataclass(frozen=True)
@@ -100,7 +168,8 @@ class LinearDecayStrength:
 
     Example:
         >>> strength = LinearDecayStrength(1.0, steps=4)
-        >>> [strength.value(lr=0.1, steps_since_pruning=n) for n in (0, 1, 4, 9)]
+        >>> steps = [StrengthStep(lr=0.1, peak_lr=0.1, steps_since_pruning=n) for n in (0, 1, 4, 9)]
+        >>> [strength.value(step) for step in steps]
         [1.0, 0.75, 0.0, 0.0]
     """
 
@@ -110,9 +179,9 @@ class LinearDecayStrength:
     def __post_init__(self) -> None:
         validate(self)
 
-    def value(self, *, lr: float, steps_since_pruning: int) -> float:
+    def value(self, step: StrengthStep) -> float:
         """Return the value of the line at this step; 0 past its end."""
-        return self.initial * max(0.0, 1.0 - steps_since_pruning / self.steps)
+        return self.initial * max(0.0, 1.0 - step.steps_since_pruning / self.steps)
 
 
 def strength_problem(name: str, strength: object) -> str | None:

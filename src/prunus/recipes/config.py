@@ -21,7 +21,7 @@ from prunus.errors import ArgumentError, CheckpointError, PrunusError, listing, 
 from prunus.methods import DecayOverEpoch, Method
 from prunus.penalties.coefficients import Coefficient, ConstantRelevance
 from prunus.penalties.relevance import APPLICATIONS, Apply, RelevancePenalty
-from prunus.penalties.strengths import Strength
+from prunus.penalties.strengths import AutomaticStrength, Strength
 from prunus.recipes.method_settings import (
     COEFFICIENTS,
     SCORES,
@@ -29,7 +29,7 @@ from prunus.recipes.method_settings import (
     method_settings,
     named_method,
 )
-from prunus.recipes.setting_marks import Affects, OnlyWith
+from prunus.recipes.setting_marks import Affects, NotWith, OnlyWith
 from prunus.recipes.setting_values import (
     SettingRow,
     describe_choices,
@@ -56,6 +56,12 @@ def _ratio_problem(name: str, value: Any) -> str | None:
         f"{name} must be above 1 (or 0 for no target, with schedule=iterative alone), but is "
         f"{value!r}"
     )
+
+
+def _strength_problem(name: str, value: Any) -> str | None:
+    if value == "auto" or number_problem(name, value, least=0) is None:
+        return None
+    return f"{name} must be a finite number of at least 0, or auto, but is {value!r}"
 
 
 def _floor_problem(name: str, value: Any) -> str | None:
@@ -85,8 +91,11 @@ class Config:
         above=0, help="Peak learning rate of the dense training."
     )
     lr: float = number(above=0, help="Peak learning rate of the pruning epochs.")
-    strength: Annotated[float, _WITH_PENALTY] = number(
-        least=0, help="Strength of the penalty, the factor γ."
+    strength: Annotated[float | Literal["auto"], _WITH_PENALTY] = checked(
+        "auto",
+        by=_strength_problem,
+        help='Strength of the penalty, the factor γ; or "auto", with which an irrelevant weight '
+        "halves from one removal to the next.",
     )
     ratio: float = checked(
         by=_ratio_problem,
@@ -127,7 +136,9 @@ class Config:
         'gradient; "lobster", whose coefficient falls linearly; "l2" and "l1", whose coefficient '
         'is constant; or "none".',
     )
-    strength_schedule: Annotated[Literal["constant", "lr", "linear"], _WITH_PENALTY] = setting(
+    strength_schedule: Annotated[
+        Literal["constant", "lr", "linear"], _WITH_PENALTY, NotWith("strength", "auto")
+    ] = setting(
         "lr",
         help='Course of the strength: "constant"; "lr", γ times the learning rate; or "linear", a '
         "decay to 0 over an epoch that restarts at each pruning.",
@@ -223,7 +234,7 @@ class Config:
                 problems[field.name] = problem
         return problems
 
-    def _conflicts(self, wrong: Collection[str]) -> Iterator[str]:
+    def _conflicts(self, wrong: Collection[str]) -> Iterator[str | None]:
         """Yield the conflicts between settings.
 
         Args:
@@ -235,6 +246,8 @@ class Config:
                 f"score={self.score} needs the gradient of the loss alone, which "
                 f"apply={self.apply} does not provide: choose another apply or score"
             )
+        if not {"penalty", "strength", "apply"} & set(wrong):
+            yield self._automatic_strength_problem()
         smoothing_known = not {"smoothing", "apply"} & set(wrong)
         smooths = self.penalty in _WITH_GRADIENTS.values and self.smoothing
         if smoothing_known and smooths and not APPLICATIONS[self.apply].supports_smoothing:
@@ -258,6 +271,16 @@ class Config:
                 f"schedule_begin must be below schedule_end={self.schedule_end!r}, but is "
                 f"{self.schedule_begin!r}"
             )
+
+    def _automatic_strength_problem(self) -> str | None:
+        if self.penalty == "none" or self.strength != "auto":
+            return None
+        if self.apply == "decoupled" and COEFFICIENTS[self.penalty][1] == 2:
+            return None
+        return (
+            "strength=auto needs apply=decoupled and a penalty of squared weights, but is used "
+            f"with apply={self.apply} and penalty={self.penalty}: set strength to a number"
+        )
 
     def with_settings(
         self,
@@ -318,7 +341,7 @@ class Config:
         """Yield why settings have no effect, for those of these names that have none."""
         for name in names:
             for mark in self._marks(name):
-                if isinstance(mark, OnlyWith):
+                if isinstance(mark, NotWith | OnlyWith):
                     problem = mark.problem(name, getattr(self, mark.setting))
                     if problem is not None:
                         yield problem
@@ -451,6 +474,8 @@ class Config:
         )
 
     def _strength(self, steps_per_epoch: int) -> Strength:
+        if isinstance(self.strength, str):
+            return AutomaticStrength()
         strength = STRENGTHS[self.strength_schedule](self.strength)
         if isinstance(strength, DecayOverEpoch):
             return strength.over(steps_per_epoch)

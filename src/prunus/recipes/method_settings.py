@@ -16,7 +16,7 @@ from prunus.penalties.coefficients import (
     LinearRelevance,
 )
 from prunus.penalties.formula import Power
-from prunus.penalties.strengths import ConstantStrength, LearningRateStrength
+from prunus.penalties.strengths import AutomaticStrength, ConstantStrength, LearningRateStrength
 from prunus.scores import (
     FisherScore,
     MagnitudeScore,
@@ -82,7 +82,9 @@ def method_settings(method: Method) -> dict[str, Any]:
         # The fields of a coefficient have the names of their settings.
         settings |= {field: getattr(coefficient, field) for field in ("alpha", "relative")}
         settings["smoothing"] = method.smoothing
-    if strength is not None:
+    if isinstance(strength, AutomaticStrength):
+        settings["strength"] = "auto"
+    elif strength is not None:
         settings["strength_schedule"] = _key(STRENGTHS, type(strength))
         (settings["strength"],) = vars(strength).values()
     return settings | score

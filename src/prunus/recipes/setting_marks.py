@@ -7,7 +7,7 @@ from enum import Enum
 
 from prunus.recipes.setting_values import describe_choices
 
-__all__ = ["Affects", "OnlyWith"]
+__all__ = ["Affects", "NotWith", "OnlyWith"]
 
 
 class Affects(Enum):
@@ -20,6 +20,38 @@ class Affects(Enum):
 
     DENSE_NETWORK = "the dense network"
     TEACHER_OUTPUTS = "the teacher outputs"
+
+
+@dataclass(frozen=True)
+class NotWith:
+    """A condition of the marked setting, which has no effect with one value of another setting.
+
+    Attributes:
+        setting: The name of the other setting.
+        value: Its value with which the marked one has no effect.
+
+    Example:
+        >>> NotWith("strength", "auto").problem("strength_schedule", "auto")
+        'strength_schedule has no effect with strength=auto: set another strength, or leave it out'
+        >>> NotWith("strength", "auto").problem("strength_schedule", 0.1)
+    """
+
+    setting: str
+    value: object
+
+    def problem(self, name: str, value: object) -> str | None:
+        """Return why a setting has no effect, or None if it has one.
+
+        Args:
+            name: The name of the marked setting.
+            value: The value of the other setting.
+        """
+        if value != self.value:
+            return None
+        return (
+            f"{name} has no effect with {self.setting}={value}: set another {self.setting}, or "
+            "leave it out"
+        )
 
 
 @dataclass(frozen=True)

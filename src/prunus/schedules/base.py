@@ -11,7 +11,7 @@ from prunus._utils.fields import validate
 from prunus.constraint import Mode
 from prunus.errors import PrunusError
 
-__all__ = ["MetricIfKept", "PruningStatus", "Restore", "Schedule", "kept_at"]
+__all__ = ["MetricIfKept", "PruningStatus", "Restore", "Schedule", "kept_at", "removal_interval"]
 
 
 MetricIfKept = Callable[[int, Callable[[], float]], float]
@@ -81,6 +81,14 @@ class Schedule:
         """Whether nothing is left to remove; the network has yet to recover then."""
         return False
 
+    @property
+    def interval(self) -> int | None:
+        """Steps from one removal to the next, from which the penalty's strength is found.
+
+        None where they are those between two validations.
+        """
+        return None
+
     def after_step(self, *, step: int, prunable: int) -> int | None:
         """Return how many weights to keep after optimizer step ``step``, counted from 1."""
         return None
@@ -100,6 +108,11 @@ class Schedule:
                 f"this is not the state of a {type(self).__name__}: expected "
                 f"{sorted(self.state_dict())}, got {sorted(state)}"
             )
+
+
+def removal_interval(steps: int) -> int:
+    """Return the interval that stands for many removals within so many steps: a twentieth."""
+    return max(1, round(steps / 20))
 
 
 def kept_at(prunable: int, sparsity: float) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from prunus._utils.checks import either_problem, number_problem
 from prunus._utils.fields import number, setting
-from prunus.schedules.base import Schedule, kept_at
+from prunus.schedules.base import Schedule, kept_at, removal_interval
 
 __all__ = ["GradualPruning"]
 
@@ -145,6 +145,11 @@ class GradualPruning(Schedule):
     def done(self) -> bool:
         """Whether the final number has been reached; the network has yet to recover then."""
         return self._step >= self._end
+
+    @property
+    def interval(self) -> int:
+        """A twentieth of the steps in which it removes."""
+        return removal_interval(self._end - self._begin)
 
     def after_step(self, *, step: int, prunable: int) -> int | None:
         """Follow the polynomial."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunus._utils.fields import number
-from prunus.schedules.base import PruningStatus, Schedule, kept_at
+from prunus.schedules.base import PruningStatus, Schedule, kept_at, removal_interval
 
 __all__ = ["OneShot"]
 
@@ -40,6 +40,11 @@ class OneShot(Schedule):
     def done(self) -> bool:
         """Whether the weights were removed."""
         return self._done
+
+    @property
+    def interval(self) -> int | None:
+        """A twentieth of the steps before the removal; None if a validation starts it."""
+        return None if self.at is None else removal_interval(self.at)
 
     def after_step(self, *, step: int, prunable: int) -> int | None:
         """Remove if this is step ``at``."""

@@ -86,7 +86,7 @@ class LanguageConfig(Config):
         0.98, least=0, below=1, help="Adam's decay of the squared gradient."
     )
 
-    def _conflicts(self, wrong: Collection[str]) -> Iterator[str]:
+    def _conflicts(self, wrong: Collection[str]) -> Iterator[str | None]:
         yield from super()._conflicts(wrong)
         if not {"width", "heads"} & set(wrong) and self.width % self.heads:
             yield f"width must be a multiple of heads={self.heads}, but is {self.width}"

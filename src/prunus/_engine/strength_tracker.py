@@ -1,0 +1,120 @@
+"""The strength tracker, which computes γ of each tensor at each step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from prunus._engine.state_errors import state_error
+from prunus._utils.checks import number_problem, raise_problems
+from prunus.penalties.strengths import ConstantStrength, Strength, StrengthStep
+from prunus.selection import Selection
+
+__all__ = ["StrengthTracker"]
+
+
+class StrengthTracker:
+    """Computes γ of each tensor, and counts the steps and rates that it depends on.
+
+    Args:
+        strength: The strength.
+        optimizer: The optimizer, whose parameter groups have the learning rates.
+        selection: The prunable tensors.
+        interval: Steps from one removal to the next, if the schedule knows them; None to take those
+            between the last two validations.
+    """
+
+    def __init__(
+        self,
+        strength: Strength,
+        optimizer: torch.optim.Optimizer,
+        selection: Selection,
+        interval: int | None,
+    ) -> None:
+        self._strength = strength
+        self._optimizer = optimizer
+        self._selection = selection
+        self._known_interval = interval
+        self._interval: int | None = None
+        self._steps_since_pruning = 0
+        self._steps_since_validation = 0
+        self._peaks: dict[int, float] = {}
+        self._constant = (
+            dict.fromkeys(selection, strength.gamma)
+            if isinstance(strength, ConstantStrength)
+            else {}
+        )
+
+    @property
+    def interval(self) -> int | None:
+        """Steps from one removal to the next, or None if they are not known yet."""
+        return self._interval if self._known_interval is None else self._known_interval
+
+    def count_step(self) -> None:
+        """Count a step of the optimizer."""
+        self._steps_since_pruning += 1
+        self._steps_since_validation += 1
+
+    def count_validation(self) -> None:
+        """Measure the steps since the last validation."""
+        if self._steps_since_validation:  # two validations of the same state are one
+            self._interval, self._steps_since_validation = self._steps_since_validation, 0
+
+    def count_pruning(self) -> None:
+        """Start to count the steps since weights were removed."""
+        self._steps_since_pruning = 0
+
+    def values(self) -> Mapping[str, float]:
+        """Return γ of each tensor at this step; it may depend on its group's learning rate."""
+        if isinstance(self._strength, ConstantStrength):
+            return self._constant
+        gamma: dict[int, float] = {}
+        for number, group in enumerate(self._optimizer.param_groups):
+            lr = float(group.get("lr", 1.0))
+            peak = self._peaks[number] = max(lr, self._peaks.get(number, 0.0))
+            step = StrengthStep(
+                lr=lr,
+                peak_lr=peak,
+                steps_since_pruning=self._steps_since_pruning,
+                interval=self.interval,
+            )
+            value = self._strength.value(step)
+            for parameter in group["params"]:
+                gamma[id(parameter)] = value
+        return {name: gamma[id(tensor.parameter)] for name, tensor in self._selection.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the counts and the largest learning rates so far."""
+        return {
+            "steps_since_pruning": self._steps_since_pruning,
+            "steps_since_validation": self._steps_since_validation,
+            "interval": self._interval or 0,
+            "peak_lrs": [self._peaks[number] for number in sorted(self._peaks)],
+        }
+
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Check that :meth:`load_state_dict` can load a state.
+
+        Raises:
+            CheckpointError: An entry is missing or has a wrong value; every one is named.
+        """
+        counts = ("steps_since_pruning", "steps_since_validation", "interval")
+        found = state.get("peak_lrs")
+        peaks: Sequence[Any] = found if isinstance(found, list | tuple) else ()
+        raise_problems(
+            *(number_problem(key, state.get(key), whole=True, least=0) for key in counts),
+            *(number_problem("peak_lrs", peak, least=0) for peak in peaks),
+            None
+            if found is peaks
+            else f"peak_lrs must be a list of learning rates, but is {found!r}",
+            error=state_error,
+        )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what :meth:`state_dict` returned."""
+        self._steps_since_pruning = int(state["steps_since_pruning"])
+        self._steps_since_validation = int(state["steps_since_validation"])
+        self._interval = int(state["interval"]) or None
+        self._peaks = {number: float(peak) for number, peak in enumerate(state["peak_lrs"])}
