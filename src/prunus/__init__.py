@@ -45,7 +45,7 @@ from prunus.penalties.strengths import (
     Strength,
     StrengthStep,
 )
-from prunus.pruner import Pruner, Validation
+from prunus.pruner import Pruner
 from prunus.runtime import speed_up
 from prunus.schedules import (
     GradualPruning,
@@ -66,6 +66,7 @@ from prunus.scores import (
     TaylorScore,
 )
 from prunus.selection import Selection, select
+from prunus.validation import PenaltyReport, Validation
 
 __version__ = VERSION
 
@@ -95,6 +96,7 @@ __all__ = [
     "NonFiniteError",
     "OneShot",
     "PeerError",
+    "PenaltyReport",
     "Pruner",
     "PruningStatus",
     "PrunusError",

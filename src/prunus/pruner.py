@@ -7,7 +7,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -32,7 +32,7 @@ from prunus._engine.preconditions import (
     optimizer_problem,
     warn_of_rounding,
 )
-from prunus._engine.removal import Remover
+from prunus._engine.removal import Removal, Remover
 from prunus._engine.state_errors import state_error
 from prunus._engine.step_hooks import StepHooks
 from prunus._engine.step_state import COUNT_KEYS, TENSOR_KEYS
@@ -58,31 +58,9 @@ from prunus.penalties.strengths import as_strength
 from prunus.schedules import PruningStatus, Restore, Schedule
 from prunus.scores import Score
 from prunus.selection import Selection, as_selection, model_problem
+from prunus.validation import PenaltyReport, Validation
 
-__all__ = ["Pruner", "Validation"]
-
-
-@dataclass(frozen=True)
-class Validation:
-    """The outcome of one :meth:`Pruner.step`.
-
-    Attributes:
-        metric: The validation metric, or None if the call had none.
-        floor: The floor as a number, or None if there is none.
-        met: Whether the metric meets the floor.
-        best: Whether the state was kept as the best so far.
-        removed: How many weights were removed after the metric was measured.
-        sparsity: The sparsity after the removal.
-        restored: Whether the pruner returned to the best state before it removed them.
-    """
-
-    metric: float | None
-    floor: float | None
-    met: bool
-    best: bool
-    removed: int
-    sparsity: float
-    restored: bool = False
+__all__ = ["Pruner"]
 
 
 class Pruner:
@@ -207,6 +185,8 @@ class Pruner:
         self._best = BestState()
         self._steps = 0
         self._prunings = 0
+        self._last_metric: float | None = None
+        self._predicted_cost: float | None = None
         self.masks = Masks.attached(self.selection)
         if masks is not None:
             reshard(self.model)
@@ -309,11 +289,12 @@ class Pruner:
             )
         metric = None if metric is None else as_number(_METRIC, metric)
         self._check_equal_metric(metric)
-        self._strengths.count_validation()
         best = metric is not None and self._consider(metric)
         met = metric is None or self.constraint.met(metric)
         least, before = self._remover().least, self.schedule.state_dict()
         restored = False
+        # What is removed from here on is measured at the next validation.
+        cost, self._predicted_cost = self._predicted_cost, None
         try:
             decision = self.schedule.after_validation(self._status(metric, met, least))
             if isinstance(decision, Restore):
@@ -322,8 +303,30 @@ class Pruner:
             removed = 0 if decision is None else self._remove_to(max(decision, least))
         except BaseException:  # a function that the schedule calls may raise anything
             self.schedule.load_state_dict(before)  # it has counted a removal that failed
+            self._predicted_cost = cost
             raise
-        return Validation(metric, self.floor, met, best, removed, self.sparsity, restored)
+        self._strengths.count_validation()
+        last, self._last_metric = self._last_metric, metric
+        return Validation(
+            metric,
+            self.floor,
+            met,
+            best,
+            removed,
+            self.sparsity,
+            restored,
+            change=None if metric is None or last is None else metric - last,
+            predicted_cost=cost,
+            penalty=self._penalty_report(),
+        )
+
+    def _penalty_report(self) -> PenaltyReport | None:
+        """Return what the penalty did, and warn once if it cannot matter."""
+        probe = self._hooks.probe
+        report = None if probe is None else probe.report()
+        if probe is not None and report is not None:
+            probe.warn_once(report)
+        return report
 
     def _status(self, metric: float | None, met: bool, least: int) -> PruningStatus:
         """Return what the schedule decides on."""
@@ -463,6 +466,9 @@ class Pruner:
             "dense_metric": self.constraint.dense_metric,
             "schedule": self.schedule.state_dict(),
             "strength": self._strengths.state_dict(),
+            "penalty": {} if self._hooks.probe is None else self._hooks.probe.state_dict(),
+            "last_metric": self._last_metric,
+            "predicted_cost": self._predicted_cost,
             **self._hooks.state.state_dict(complete=complete),
             "best": self._best.state_dict(
                 self.model, self.masks, complete=complete and self.keep_best
@@ -480,6 +486,9 @@ class Pruner:
         check_state(state, (*TENSOR_KEYS, *COUNT_KEYS))
         self._hooks.state.check(state)
         self._strengths.check(state["strength"])
+        probe = self._hooks.probe
+        if probe is not None:
+            probe.check(state["penalty"])
         self._best.check(state["best"], self.model, self.masks)
         reshard(self.model)
         # Everything that can fail comes before the first change.
@@ -492,6 +501,9 @@ class Pruner:
         self.masks.apply_()
         self._steps = int(state["steps"])
         self._strengths.load_state_dict(state["strength"])
+        self._last_metric, self._predicted_cost = state["last_metric"], state["predicted_cost"]
+        if probe is not None:
+            probe.load_state_dict(state["penalty"])
         self._prunings = int(state["prunings"])
         self.constraint = replace(self.constraint, dense_metric=state["dense_metric"])
         self.schedule = schedule
@@ -572,8 +584,8 @@ class Pruner:
             )
         return result
 
-    def _mask_to(self, kept: int) -> list[str]:
-        """Update the masks to keep ``kept`` weights; return the tensors that lost weights."""
+    def _mask_to(self, kept: int) -> Removal:
+        """Update the masks to keep ``kept`` weights."""
         check_equal = None
         if self._process_group.group is not None and not self._process_group.sharded:
             check_equal = partial(self._process_group.check_equal, fix=_DIFFERING_WEIGHTS)
@@ -584,7 +596,8 @@ class Pruner:
         before = self.masks.kept
         check_in_model(self.selection, self.model)
         reshard(self.model)
-        for name in self._mask_to(kept):
+        removal = self._mask_to(kept)
+        for name in removal.tensors:
             tensor = self.selection[name]
             clear_(tensor.weight, self.masks[name])
             if tensor.gradient is not None:
@@ -594,6 +607,8 @@ class Pruner:
         if removed:
             self._prunings += 1
             self._strengths.count_pruning()
+            if removal.predicted_cost is not None:
+                self._predicted_cost = (self._predicted_cost or 0.0) + removal.predicted_cost
         return removed
 
 

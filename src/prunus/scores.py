@@ -38,6 +38,9 @@ class Score(Protocol):
     keeps a tensor of each name beside each weight tensor, of the same shape, in float32 at least,
     and saves it. Both methods work element by element, because they receive tensors in chunks.
 
+    A score that predicts by how much the loss rises has an attribute ``loss_per_score``: that rise
+    divided by the sum of the scores of the removed weights. It is reported beside the metric.
+
     A score with an attribute ``every``, a whole number k, is passed the first gradient of a tensor
     and each k-th one after it, and the others not, which saves time.
     """
@@ -228,6 +231,11 @@ class FisherScore:
 
     def __post_init__(self) -> None:
         validate(self)
+
+    @property
+    def loss_per_score(self) -> float | None:
+        """½, the factor of w² · F in the second-order rise of the loss; None with an exponent."""
+        return 0.5 if self.exponent == 1 else None
 
     def observe(
         self, weight: torch.Tensor, gradient: torch.Tensor, memory: ScoreMemory, *, count: int

@@ -197,14 +197,15 @@ def check_state(state: Mapping[str, Any], tensor_keys: Sequence[str]) -> None:
         CheckpointError: An entry is missing or has the wrong type.
     """
     counts = ("steps", "prunings")
-    mappings = ("masks", "schedule", "strength", *tensor_keys, "best")
+    mappings = ("masks", "schedule", "strength", "penalty", *tensor_keys, "best")
     raise_problems(type_problem("it", state, Mapping, "a mapping"), error=state_error)
-    missing = [key for key in (*mappings, *counts, "dense_metric") if key not in state]
+    numbers = ("dense_metric", "last_metric", "predicted_cost")
+    missing = [key for key in (*mappings, *counts, *numbers) if key not in state]
     raise_problems(f"it lacks {listing(missing)}" if missing else None, error=state_error)
     raise_problems(
         *(type_problem(key, state[key], Mapping, "a mapping") for key in mappings),
         *(number_problem(key, state[key], whole=True, least=0) for key in counts),
-        number_problem("dense_metric", state["dense_metric"], optional=True),
+        *(number_problem(key, state[key], optional=True) for key in numbers),
         error=state_error,
     )
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 
@@ -23,7 +24,19 @@ from prunus.errors import PrunusError, listing
 from prunus.masks import Masks, candidates
 from prunus.scores import Score, ScoreMemory
 
-__all__ = ["Remover", "least_kept"]
+__all__ = ["Removal", "Remover", "least_kept"]
+
+
+class Removal(NamedTuple):
+    """What a removal did.
+
+    Attributes:
+        tensors: The names of the tensors that lost weights.
+        predicted_cost: The rise of the loss that the score predicts; None if it predicts none.
+    """
+
+    tensors: list[str]
+    predicted_cost: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +70,7 @@ class Remover:
     @torch.no_grad()
     def keep(
         self, count: int, check_equal: Callable[[Mapping[str, float]], None] | None = None
-    ) -> list[str]:
+    ) -> Removal:
         """Remove the weights with the smallest scores until ``count`` weights are kept.
 
         Equal scores are removed in order of position: tensors in the model's order, weights row by
@@ -69,9 +82,6 @@ class Remover:
             check_equal: Checks that other processes, which have the same model, have the same
                 numbers about what is to be removed.
 
-        Returns:
-            The names of the tensors that lost weights.
-
         Raises:
             PrunusError: ``min_density`` does not allow to keep so few, or the score needs gradients
                 and has not observed any of some tensor.
@@ -79,7 +89,7 @@ class Remover:
         """
         excess = self.masks.kept - count
         if excess <= 0:
-            return []
+            return Removal([])
         if count < self.least:
             raise PrunusError(
                 f"cannot keep only {count:,} weights: min_density={self.min_density} keeps at "
@@ -99,11 +109,25 @@ class Remover:
             raise
         if check_equal is not None:
             check_equal(self._digests(thresholds))
+        factor = getattr(self.score, "loss_per_score", None)
+        costs = []
         for threshold, names in thresholds:
             for mask, chunk in self._chunks(names):
-                mask.logical_and_(~threshold.below(chunk).view(mask.shape))
+                below = threshold.below(chunk)
+                mask.logical_and_(~below.view(mask.shape))
+                if factor is not None and chunk.counted:
+                    costs.append(chunk.scores.where(below, 0.0).sum(dtype=torch.float64))
         self.masks.recount()
-        return [name for name in self.masks if self.masks.kept_in(name) < before[name]]
+        return Removal(
+            [name for name in self.masks if self.masks.kept_in(name) < before[name]],
+            None if factor is None else factor * self._total(costs),
+        )
+
+    def _total(self, values: Sequence[torch.Tensor]) -> float:
+        """Return the sum over all processes of values that each has its own of."""
+        device = next(iter(self.masks.values())).device
+        total = torch.stack([*values]).sum() if values else torch.zeros((), dtype=torch.float64)
+        return float(self.masks.selection.process_group.sum(total.to(device)[None]))
 
     def _check_observed(self) -> None:
         """Check that the score has observed a gradient of every tensor, if it uses gradients."""

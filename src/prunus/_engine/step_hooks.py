@@ -22,6 +22,7 @@ from prunus._engine.gradients import (
     mean_magnitudes,
 )
 from prunus._engine.observation import GradientObserver
+from prunus._engine.penalty_probe import PenaltyProbe
 from prunus._engine.step_state import StepState
 from prunus.masks import Masks, clear_
 from prunus.penalties.application import Application, Strengths, TensorStep
@@ -53,6 +54,7 @@ class StepHooks:
 
     Attributes:
         application: The penalty's application, or None without a penalty.
+        probe: Measures what the penalty does; None without a penalty.
         observer: The gradient observer, which stores the score's memory.
         state: Saves and restores what is remembered from step to step.
     """
@@ -73,6 +75,7 @@ class StepHooks:
         self.application: Application | None = (
             None if penalty is None else penalty.application(penalty.formula, selection, strengths)
         )
+        self.probe = None if penalty is None else PenaltyProbe(penalty, optimizer, selection)
         self.observer = GradientObserver(score, selection)
         self._averages = MagnitudeAverages(0.0 if penalty is None else penalty.smoothing)
         self.state = StepState(selection, self.observer, self._averages, self.application)
@@ -185,28 +188,35 @@ class StepHooks:
         means: Mapping[str, torch.Tensor] = {}
         if sharded and application.formula.coefficient.relative:
             means = mean_magnitudes(self._selection, averages)
+        probe = self.probe if self.probe is not None and self.probe.due else None
+        if probe is not None:
+            probe.begin()
         for tensor, name, parameter, gradient in self._gradients():
             mask, strength = active.get(name), strengths[name]
-            if not strength > 0:
+            if not strength > 0 and probe is None:
                 if mask is not None:
                     clear_(gradient, mask)
                 continue
             # An average has the loss's own units, whatever the gradient was multiplied by.
             basis, basis_scale = (gradient, scale) if averages is None else (averages[name], None)
             weight = tensor.weight if sharded else parameter
-            application.before_step(
-                TensorStep(
-                    tensor,
-                    weight,
-                    gradient,
-                    strength,
-                    mask,
-                    loss_scale,
-                    basis,
-                    basis_scale,
-                    means.get(name),
-                )
+            step = TensorStep(
+                tensor,
+                weight,
+                gradient,
+                strength,
+                mask,
+                loss_scale,
+                basis,
+                basis_scale,
+                means.get(name),
             )
+            if probe is not None:
+                probe.measure(step)
+            if strength > 0:
+                application.before_step(step)
+            elif mask is not None:
+                clear_(gradient, mask)
 
     def _gradients(
         self,
@@ -232,6 +242,8 @@ class StepHooks:
             return
         if self.application is not None:
             self.application.after_step()
+        if self.probe is not None:
+            self.probe.end()
         for name, mask in self._active_masks.items():
             tensor = self._selection[name]
             clear_(tensor.weight if self._sharded else tensor.parameter, mask)

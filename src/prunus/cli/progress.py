@@ -69,6 +69,7 @@ class TerminalProgress:
             if phase.constraint.floor is not None:
                 parts.append(compare_with_bound(phase.constraint, epoch.validation))
             parts.append(f"sparsity {epoch.sparsity:.4f}")
+            parts += describe_pruning(epoch)
         self._screen.print("  " + "  ".join([*parts, left]), highlight=False, soft_wrap=True)
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, left=left)
@@ -82,6 +83,29 @@ class TerminalProgress:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def describe_pruning(epoch: Epoch) -> list[str]:
+    """Return what the penalty did in an epoch, and what the last removals were expected to cost.
+
+    Example:
+        >>> from prunus import PenaltyReport
+        >>> report = PenaltyReport(
+        ...     mean_coefficient=0.13, irrelevant=0.1, shrink=1.5e-3, weight_decay=1e-5
+        ... )
+        >>> describe_pruning(Epoch("prune", 1, 0.5, 0.5, 0.9, {}, penalty=report))
+        ['irrelevant 10%', 'shrink 1.5e-03']
+        >>> describe_pruning(Epoch("prune", 1, 0.5, 0.5, 0.9, {}, predicted_cost=0.0123))
+        ['predicted cost 0.0123']
+    """
+    parts = []
+    if (report := epoch.penalty) is not None:
+        parts.append(f"irrelevant {report.irrelevant:.0%}")
+        if report.shrink is not None:
+            parts.append(f"shrink {report.shrink:.1e}")
+    if epoch.predicted_cost is not None:
+        parts.append(f"predicted cost {epoch.predicted_cost:.3g}")
+    return parts
 
 
 def compare_with_bound(constraint: Constraint, metric: float) -> str:

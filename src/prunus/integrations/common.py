@@ -16,10 +16,11 @@ from prunus._utils.checks import raise_problems, type_problem
 from prunus.constraint import Mode, constraint_problems
 from prunus.errors import ArgumentError, PrunusError
 from prunus.masks import Masks
-from prunus.pruner import Pruner, Validation
+from prunus.pruner import Pruner
 from prunus.schedules import Schedule
 from prunus.scores import Score
 from prunus.selection import Selection, as_selection, select
+from prunus.validation import Validation
 
 __all__ = [
     "STATE_FILE",

@@ -189,7 +189,14 @@ class PruningPhase(Phase):
                 f"the {self.constraint.bound_name} was out of reach: back to the best network, and "
                 f"on from there with a sparsity of {validation.sparsity:.4f}"
             )
-        return replace(epoch, floor=floor, sparsity=sparsity, removed=validation.removed)
+        return replace(
+            epoch,
+            floor=floor,
+            sparsity=sparsity,
+            removed=validation.removed,
+            penalty=validation.penalty,
+            predicted_cost=validation.predicted_cost,
+        )
 
     @property
     def ratio_reached(self) -> bool:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from prunus.constraint import Constraint
 from prunus.recipes.run.state import PhaseName
+from prunus.validation import PenaltyReport
 
 __all__ = ["Epoch", "PhaseStart", "Progress"]
 
@@ -46,6 +47,9 @@ class Epoch:
         floor: The bound that the metric must meet, or None.
         sparsity: Removed / prunable weights while the metric was measured.
         removed: The number of weights removed after this validation.
+        penalty: What the penalty did in a step of this epoch, or None.
+        predicted_cost: By how much the training loss was expected to rise by what was removed since
+            the previous validation, or None.
         seconds: Time since the run began, including its earlier processes.
     """
 
@@ -58,6 +62,8 @@ class Epoch:
     floor: float | None = None
     sparsity: float = 0.0
     removed: int = 0
+    penalty: PenaltyReport | None = None
+    predicted_cost: float | None = None
     seconds: float = 0.0
 
 

@@ -1,0 +1,180 @@
+"""The penalty probe, which measures what the penalty does in one step after each validation."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from prunus._engine.state_errors import state_error
+from prunus._utils.checks import number_problem, raise_problems
+from prunus.penalties.application import TensorStep
+from prunus.penalties.coefficients import ConstantRelevance
+from prunus.penalties.relevance import RelevancePenalty
+from prunus.selection import Selection
+from prunus.validation import PenaltyReport
+
+__all__ = ["PenaltyProbe"]
+
+_KEYS = ("coefficients", "irrelevant", "weights", "shrinkage", "decay")
+"""Sums over the weights: their coefficients, how many are irrelevant, how many there are, and the
+fractions by which the penalty and the optimizer's weight decay shrink them in the step."""
+
+_NEARLY_CONSTANT = 0.95
+"""The mean coefficient above which the penalty is called plain L2."""
+
+_NEGLIGIBLE = 0.1
+"""The fraction of the weight decay below which the penalty is called negligible."""
+
+
+class PenaltyProbe:
+    """Measures the irrelevance coefficients in the first step after each validation.
+
+    The sums stay on the device until the next validation, so that no step waits for it.
+
+    Args:
+        penalty: The penalty.
+        optimizer: The optimizer, whose weight decay is reported beside.
+        selection: The prunable tensors.
+    """
+
+    def __init__(
+        self,
+        penalty: RelevancePenalty,
+        optimizer: torch.optim.Optimizer,
+        selection: Selection,
+    ) -> None:
+        self._penalty = penalty
+        self._optimizer = optimizer
+        self._selection = selection
+        self._due = not penalty.application.in_loss
+        self._sums: dict[str, torch.Tensor | float] = {}
+        self._groups: Mapping[int, dict[str, Any]] = {}
+        self._warned = False
+
+    @property
+    def due(self) -> bool:
+        """Whether the present step is to be measured."""
+        return self._due
+
+    def begin(self) -> None:
+        """Forget an earlier call of the closure, or a step that was skipped."""
+        self._sums = {}
+        groups = self._optimizer.param_groups
+        self._groups = {id(p): group for group in groups for p in group["params"]}
+
+    def measure(self, step: TensorStep) -> None:
+        """Add a tensor to the sums."""
+        tensor = step.tensor
+        if not self._selection.counted[tensor.name]:
+            return
+        c = self._penalty.formula.coefficients(
+            step.basis,
+            tensor.local_padding_row,
+            step.basis_scale,
+            weight=step.weight,
+            mean=step.basis_mean,
+        ).float()
+        if step.mask is not None:
+            c.mul_(step.mask)
+        group = self._groups[id(tensor.parameter)]
+        lr = float(group.get("lr", 1.0))
+        weights = c.numel() if step.mask is None else step.mask.sum()
+        rate = 1.0 if self._penalty.apply == "decoupled" else lr
+        values = {
+            "coefficients": c.sum(dtype=torch.float64),
+            "irrelevant": (c > 0.5).sum(),
+            "weights": weights,
+            "shrinkage": weights * (2 * step.strength * rate),
+            "decay": weights * (float(group.get("weight_decay", 0.0)) * lr),
+        }
+        for key, value in values.items():
+            self._sums[key] = self._sums.get(key, 0.0) + value
+
+    def end(self) -> None:
+        """End the measurement, once the optimizer has taken the step."""
+        self._due = not self._sums
+
+    def report(self) -> PenaltyReport | None:
+        """Return what was measured since the last report, and measure the next step.
+
+        If several processes hold the tensors together, all must call this.
+        """
+        if self._penalty.application.in_loss:
+            return None
+        values = [float(self._sums.get(key, 0.0)) for key in _KEYS]
+        local = torch.tensor(values, dtype=torch.float64)
+        sums = dict(zip(_KEYS, self._selection.process_group.sum(local).tolist(), strict=True))
+        self._sums, self._due = {}, True
+        weights = sums["weights"]
+        if not weights:
+            return None
+        return PenaltyReport(
+            mean_coefficient=sums["coefficients"] / weights,
+            irrelevant=sums["irrelevant"] / weights,
+            shrink=sums["shrinkage"] / weights if self._penalty.power == 2 else None,
+            weight_decay=sums["decay"] / weights,
+        )
+
+    def warn_once(self, report: PenaltyReport) -> None:
+        """Warn if the penalty cannot make a difference between weights, unless it did before."""
+        problem = None if self._warned else self._problem(report)
+        if problem is not None:
+            self._warned = True
+            warnings.warn(problem, stacklevel=4)
+
+    def _problem(self, report: PenaltyReport) -> str | None:
+        coefficient = self._penalty.coefficient
+        # With a constant coefficient L2 is meant, and a relative one adapts to the gradients.
+        selective = not isinstance(coefficient, ConstantRelevance) and not coefficient.relative
+        if selective and report.mean_coefficient > _NEARLY_CONSTANT:
+            return (
+                "the penalty is nearly plain L2: the irrelevance coefficients are "
+                f"{report.mean_coefficient:.3f} on average, because the gradients are small beside "
+                "alpha. Choose a smaller alpha, best in multiples of the mean gradient: "
+                "ExponentialRelevance(0.2, relative=True)"
+            )
+        shrink, decay = report.shrink, report.weight_decay
+        if shrink is not None and 0 < shrink < _NEGLIGIBLE * decay:
+            return (
+                "the penalty is too weak to matter: in a step it shrinks an irrelevant weight by "
+                f"{shrink:.1e} of its size, and the optimizer's weight decay shrinks every weight "
+                f"by {decay:.1e}. Choose a strength about {_rounded_up(decay / shrink)} times as "
+                "large, or leave strength out to have it found"
+            )
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums of a measured step that was not reported yet, as numbers."""
+        return {key: float(value) for key, value in self._sums.items()} if not self._due else {}
+
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Check that :meth:`load_state_dict` can load a state.
+
+        Raises:
+            CheckpointError: A value is missing, unknown or no number; every one is named.
+        """
+        keys = dict.fromkeys((*_KEYS, *state)) if state else ()
+        raise_problems(
+            *(number_problem(f"{key} of the penalty", state.get(key), least=0) for key in keys),
+            error=state_error,
+        )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what :meth:`state_dict` returned."""
+        self._sums = {key: float(value) for key, value in state.items()}
+        self._due = not state and not self._penalty.application.in_loss
+
+
+def _rounded_up(factor: float) -> int:
+    """Return a factor with one digit.
+
+    Example:
+        >>> _rounded_up(42.0), _rounded_up(500.0)
+        (50, 500)
+    """
+    unit = 10.0 ** math.floor(math.log10(factor))
+    return round(math.ceil(factor / unit) * unit)

@@ -1,0 +1,61 @@
+"""The outcome of a validation: what was removed, and what penalty and removal did before it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["PenaltyReport", "Validation"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PenaltyReport:
+    """What the penalty did in one step, the first after the previous validation.
+
+    Attributes:
+        mean_coefficient: The mean irrelevance coefficient of the weights that are kept, from 0 to
+            1. Near 1 the penalty is plain L2.
+        irrelevant: The fraction of the kept weights with a coefficient above one half.
+        shrink: The fraction by which a step shrinks a weight with a coefficient of 1: 2γ, times
+            the learning rate if the penalty is added to the gradient, as it is for plain SGD.
+            Adaptive optimizers scale that. None for a penalty of |w|, which shrinks by an amount.
+        weight_decay: The fraction by which the optimizer's own weight decay shrinks each weight in
+            a step: learning rate times weight decay.
+    """
+
+    mean_coefficient: float
+    irrelevant: float
+    shrink: float | None
+    weight_decay: float
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The outcome of one :meth:`Pruner.step`.
+
+    Attributes:
+        metric: The validation metric, or None if the call had none.
+        floor: The floor as a number, or None if there is none.
+        met: Whether the metric meets the floor.
+        best: Whether the state was kept as the best so far.
+        removed: How many weights were removed after the metric was measured.
+        sparsity: The sparsity after the removal.
+        restored: Whether the pruner returned to the best state before it removed them.
+        change: The metric minus that of the previous validation, or None if there was none.
+        predicted_cost: By how much the training loss was expected to rise, to second order and
+            without recovery, by what was removed between the previous validation and this metric;
+            to be compared with ``change``. None if nothing was removed, or if the score does not
+            predict it; :class:`~prunus.FisherScore` does.
+        penalty: What the penalty did; None without one, with ``apply="loss"``, and as long as no
+            step has been taken.
+    """
+
+    metric: float | None
+    floor: float | None
+    met: bool
+    best: bool
+    removed: int
+    sparsity: float
+    restored: bool = False
+    change: float | None = None
+    predicted_cost: float | None = None
+    penalty: PenaltyReport | None = None

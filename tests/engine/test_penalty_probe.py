@@ -1,0 +1,202 @@
+"""The penalty probe: what it reports of a step, worked by hand, and when it warns."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from prunus import (
+    ConstantRelevance,
+    ExponentialRelevance,
+    FisherScore,
+    IterativePruning,
+    LinearRelevance,
+    MagnitudeScore,
+    Pruner,
+    RelevancePenalty,
+    Schedule,
+    Validation,
+)
+
+GRADIENT = [0.0, 0.25, 0.75, 2.0]
+"""With relu(1 − |g|) the coefficients are 1, 0.75, 0.25 and 0."""
+
+
+def layer_and_sgd(**options: Any) -> tuple[nn.Linear, torch.optim.Optimizer]:
+    layer = nn.Linear(4, 1, bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1.0, 2.0, 3.0, 4.0]]))
+    return layer, torch.optim.SGD(layer.parameters(), **{"lr": 0.5, **options})
+
+
+def step(
+    layer: nn.Linear, optimizer: torch.optim.Optimizer, gradient: Sequence[float] = GRADIENT
+) -> None:
+    layer.weight.grad = torch.tensor([gradient], dtype=torch.float64)
+    optimizer.step()
+
+
+@pytest.mark.parametrize(("apply", "rate"), [("decoupled", 1.0), ("gradient", 0.5)])
+def test_report_has_the_values_worked_by_hand(apply: Any, rate: float) -> None:
+    layer, optimizer = layer_and_sgd(weight_decay=0.01)
+    penalty = RelevancePenalty(0.1, LinearRelevance(), apply=apply)
+    pruner = Pruner(layer, optimizer, penalty, score=MagnitudeScore())
+    step(layer, optimizer)
+    report = pruner.step(0.5).penalty
+    assert report is not None
+    assert report.mean_coefficient == 0.5
+    assert report.irrelevant == 0.5
+    assert report.shrink == pytest.approx(0.2 * rate)
+    assert report.weight_decay == pytest.approx(0.005)
+
+
+def test_removed_weights_do_not_count() -> None:
+    layer, optimizer = layer_and_sgd()
+    penalty = RelevancePenalty(0.1, LinearRelevance())
+    pruner = Pruner(layer, optimizer, penalty, score=MagnitudeScore())
+    pruner.prune(kept=3)  # the first, whose coefficient is 1
+    step(layer, optimizer)
+    report = pruner.step(0.5).penalty
+    assert report is not None
+    assert report.mean_coefficient == pytest.approx(1 / 3)
+    assert report.irrelevant == pytest.approx(1 / 3)
+
+
+def test_only_the_first_step_after_a_validation_is_measured() -> None:
+    layer, optimizer = layer_and_sgd()
+    pruner = Pruner(layer, optimizer, RelevancePenalty(0.1, LinearRelevance()))
+    step(layer, optimizer)
+    step(layer, optimizer, [0.0, 0.0, 0.0, 0.0])
+    first = pruner.step(0.5).penalty
+    assert first is not None
+    assert first.mean_coefficient == 0.5
+    assert pruner.step(0.5).penalty is None  # no step since
+    step(layer, optimizer, [0.0, 0.0, 0.0, 2.0])
+    second = pruner.step(0.5).penalty
+    assert second is not None
+    assert second.mean_coefficient == 0.75
+
+
+def test_a_strength_of_zero_is_measured_and_moves_nothing() -> None:
+    layer, optimizer = layer_and_sgd(lr=0.0)
+    before = layer.weight.detach().clone()
+    pruner = Pruner(layer, optimizer, RelevancePenalty(0.0, LinearRelevance()))
+    step(layer, optimizer)
+    report = pruner.step(0.5).penalty
+    assert report is not None
+    assert (report.mean_coefficient, report.shrink) == (0.5, 0.0)
+    assert torch.equal(layer.weight, before)
+
+
+def test_a_penalty_of_magnitudes_has_no_fraction_to_report() -> None:
+    layer, optimizer = layer_and_sgd()
+    penalty = RelevancePenalty(0.1, LinearRelevance(), power=1)
+    pruner = Pruner(layer, optimizer, penalty)
+    step(layer, optimizer)
+    report = pruner.step(0.5).penalty
+    assert report is not None
+    assert report.shrink is None
+
+
+def test_a_pruner_without_a_penalty_reports_none() -> None:
+    layer, optimizer = layer_and_sgd()
+    pruner = Pruner(layer, optimizer)
+    step(layer, optimizer)
+    assert pruner.step(0.5).penalty is None
+
+
+def warned_at(penalty: RelevancePenalty, gradient: Sequence[float], **options: Any) -> list[str]:
+    """Validate twice after a step each; return the warnings."""
+    layer, optimizer = layer_and_sgd(**options)
+    pruner = Pruner(layer, optimizer, penalty, score=MagnitudeScore())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            step(layer, optimizer, gradient)
+            pruner.step(0.5)
+    return [str(warning.message) for warning in caught]
+
+
+def test_a_nearly_constant_coefficient_warns_once_with_the_fix() -> None:
+    penalty = RelevancePenalty(0.1, ExponentialRelevance(1.0))
+    (message,) = warned_at(penalty, [1e-3, -1e-3, 1e-3, 1e-3])
+    assert message.startswith(
+        "the penalty is nearly plain L2: the irrelevance coefficients are 0.999 on average"
+    )
+    assert message.endswith("ExponentialRelevance(0.2, relative=True)")
+
+
+def test_a_penalty_far_below_the_weight_decay_warns_once_with_the_fix() -> None:
+    penalty = RelevancePenalty(1e-5, LinearRelevance(), apply="gradient")
+    (message,) = warned_at(penalty, GRADIENT, weight_decay=5e-4)
+    # 2γ · lr = 1e-5 and 5e-4 · lr = 2.5e-4 are 25 times apart.
+    assert message == (
+        "the penalty is too weak to matter: in a step it shrinks an irrelevant weight by 1.0e-05 "
+        "of its size, and the optimizer's weight decay shrinks every weight by 2.5e-04. Choose a "
+        "strength about 30 times as large, or leave strength out to have it found"
+    )
+
+
+@pytest.mark.parametrize(
+    ("penalty", "gradient", "decay"),
+    [
+        (RelevancePenalty(0.1, ConstantRelevance()), [1e-3] * 4, 0.0),  # L2 is meant
+        (RelevancePenalty(0.1, ExponentialRelevance(0.2, relative=True)), [0.0] * 4, 0.0),
+        (RelevancePenalty(1e-3, LinearRelevance()), GRADIENT, 5e-4),
+        (RelevancePenalty(0.0, LinearRelevance()), GRADIENT, 5e-4),  # switched off
+    ],
+)
+def test_a_penalty_that_can_matter_does_not_warn(
+    penalty: RelevancePenalty, gradient: Sequence[float], decay: float
+) -> None:
+    assert warned_at(penalty, gradient, weight_decay=decay) == []
+
+
+def validations(schedule: Schedule, metrics: Sequence[float]) -> list[Validation]:
+    """Validate after a step each, with a score that remembers the last gradient alone."""
+    layer, optimizer = layer_and_sgd(lr=0.0)
+    pruner = Pruner(
+        layer, optimizer, None, schedule, floor=0.0, score=FisherScore(smoothing=0.0, every=1)
+    )
+    seen = []
+    for metric in metrics:
+        step(layer, optimizer)
+        seen.append(pruner.step(metric))
+    return seen
+
+
+def test_predicted_cost_is_half_the_sum_of_the_removed_scores() -> None:
+    # The scores w²·g² are 0, 0.25, 81/16 and 64; a half of four weights is removed, then of two.
+    seen = validations(IterativePruning(fraction=0.5), [0.9, 0.8, 0.75])
+    assert [validation.removed for validation in seen] == [2, 1, 0]
+    assert [validation.predicted_cost for validation in seen] == [None, 0.125, 81 / 32]
+    assert seen[0].change is None
+    assert [seen[1].change, seen[2].change] == pytest.approx([-0.1, -0.05])
+
+
+def test_a_score_of_magnitudes_predicts_no_cost() -> None:
+    layer, optimizer = layer_and_sgd()
+    pruner = Pruner(
+        layer, optimizer, None, IterativePruning(fraction=0.5), floor=0.0, score=MagnitudeScore()
+    )
+    assert pruner.step(0.9).removed == 2
+    assert pruner.step(0.9).predicted_cost is None
+
+
+def test_a_failed_removal_leaves_the_predicted_cost() -> None:
+    layer, optimizer = layer_and_sgd(lr=0.0)
+    score = FisherScore(smoothing=0.0, every=1)
+    schedule = IterativePruning(fraction=0.5)
+    pruner = Pruner(layer, optimizer, None, schedule, floor=0.0, score=score)
+    step(layer, optimizer)
+    pruner.step(0.9)
+    step(layer, optimizer, [math.nan] * 4)
+    with pytest.raises(Exception, match="NaN"):
+        pruner.step(0.9)
+    assert pruner.state_dict()["predicted_cost"] == 0.125
