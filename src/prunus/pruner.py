@@ -200,6 +200,7 @@ class Pruner:
             self.score,
             max_grad_norm=max_grad_norm,
             strengths=self._strengths.values,
+            steps_since_pruning=lambda: self._strengths.steps_since_pruning,
             stepped=self._count_step,
         )
 

@@ -66,6 +66,7 @@ class Hooked:
             penalty,
             score,
             strengths=lambda: self.strengths,
+            steps_since_pruning=lambda: self.steps,
             stepped=self._count,
             **options,
         )
@@ -268,6 +269,7 @@ def test_the_state_has_a_place_for_what_the_penalty_remembers() -> None:
         TaylorScore(),
         max_grad_norm=None,
         strengths=dict,
+        steps_since_pruning=lambda: 0,
         stepped=lambda: None,
     )
     state = hooks.state.state_dict(complete=True)
@@ -376,6 +378,7 @@ def test_shards_are_edited_in_place(apply: Any, clipped: bool) -> None:
             MagnitudeScore(),
             max_grad_norm=1e6 if clipped else None,
             strengths=lambda: {"weight": 0.5},
+            steps_since_pruning=lambda: 0,
             stepped=lambda: None,
         )
         gradient = DTensor.from_local(torch.tensor([GRADIENT]), mesh, [Replicate()])

@@ -1,7 +1,8 @@
-"""Clearing of an optimizer's state for removed weights, whatever the optimizer."""
+"""The state that an optimizer keeps for each weight, and its clearing for removed weights."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,7 +10,36 @@ import torch
 from prunus._distributed.shards import local
 from prunus.masks import clear_
 
-__all__ = ["clear_state"]
+__all__ = ["clear_state", "per_weight_state"]
+
+
+def per_weight_state(
+    optimizer: torch.optim.Optimizer, parameter: torch.Tensor
+) -> Iterator[torch.Tensor]:
+    """Yield this process's shards of the state that has one number per weight of a parameter.
+
+    Args:
+        optimizer: Any optimizer that keeps its state as those of ``torch.optim`` do, itself or in
+            one that it is wrapped around.
+        parameter: A tensor that it updates.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = torch.optim.Adam([weight])
+        >>> weight.sum().backward(); optimizer.step()
+        >>> len(list(per_weight_state(optimizer, weight)))
+        2
+    """
+    for inner in vars(optimizer).values():
+        if isinstance(inner, torch.optim.Optimizer) and inner is not optimizer:
+            yield from per_weight_state(inner, parameter)
+    for value in optimizer.state.get(parameter, {}).values():
+        if (
+            isinstance(value, torch.Tensor)
+            and value.shape == parameter.shape
+            and value.is_floating_point()
+        ):
+            yield local(value)
 
 
 @torch.no_grad()
@@ -21,7 +51,8 @@ def clear_state(
     No optimizer is recognized by name. The state of a parameter is distinguished by its form:
 
     * a floating-point tensor of the parameter's shape holds one number per weight (momentum, second
-      moments, step sizes) and is zeroed where the weight was removed;
+      moments, step sizes) and is zeroed where the weight was removed, second moments until the
+      next step only (:class:`~prunus._engine.second_moments.SecondMoments`);
     * other numbers and tensors smaller than the parameter (step counts, row and column statistics)
       are shared by weights that stay, and are left;
     * vectors over all parameters joined, or lists of such (a quasi-Newton history), describe how
@@ -42,20 +73,20 @@ def clear_state(
         >>> (optimizer.state[weight]["exp_avg"] != 0).tolist()
         [True, False]
     """
+    _clear_joined(optimizer)
+    for state in per_weight_state(optimizer, parameter):
+        clear_(state, mask)
+
+
+def _clear_joined(optimizer: torch.optim.Optimizer) -> None:
+    """Drop the state of each tensor that has a part of vectors over all parameters."""
     for inner in vars(optimizer).values():
         if isinstance(inner, torch.optim.Optimizer) and inner is not optimizer:
-            clear_state(inner, parameter, mask)
+            _clear_joined(inner)
     total = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
     for owner, state in list(optimizer.state.items()):
         if any(_is_joined(value, total, owner) for value in state.values()):
             state.clear()
-    for value in optimizer.state.get(parameter, {}).values():
-        if (
-            isinstance(value, torch.Tensor)
-            and value.shape == parameter.shape
-            and value.is_floating_point()
-        ):
-            clear_(local(value), mask)
 
 
 def _is_joined(value: Any, total: int, owner: torch.Tensor) -> bool:

@@ -23,6 +23,7 @@ from prunus._engine.gradients import (
 )
 from prunus._engine.observation import GradientObserver
 from prunus._engine.penalty_probe import PenaltyProbe
+from prunus._engine.second_moments import SecondMoments
 from prunus._engine.step_state import StepState
 from prunus.masks import Masks, clear_
 from prunus.penalties.application import Application, Strengths, TensorStep
@@ -50,6 +51,7 @@ class StepHooks:
         score: The score.
         max_grad_norm: Maximum norm of all gradients of the optimizer, or None.
         strengths: Returns γ of each tensor at the moment of the call.
+        steps_since_pruning: Returns the number of steps since the last removal.
         stepped: Called after each step that the optimizer has taken and not skipped.
 
     Attributes:
@@ -69,6 +71,7 @@ class StepHooks:
         *,
         max_grad_norm: float | None,
         strengths: Strengths,
+        steps_since_pruning: Callable[[], int],
         stepped: Callable[[], None],
     ) -> None:
         selection = masks.selection
@@ -79,6 +82,7 @@ class StepHooks:
         self.observer = GradientObserver(score, selection)
         self._averages = MagnitudeAverages(0.0 if penalty is None else penalty.smoothing)
         self.state = StepState(selection, self.observer, self._averages, self.application)
+        self._second_moments = SecondMoments(optimizer, selection)
         self._clipping = (
             None
             if max_grad_norm is None
@@ -90,6 +94,7 @@ class StepHooks:
         self._selection = selection
         self._sharded = selection.process_group.sharded
         self._strengths = strengths
+        self._steps_since_pruning = steps_since_pruning
         self._stepped = stepped
         self._tensors = tuple((t, t.name, t.parameter) for t in selection.values())
         self._active_masks: Mapping[str, torch.Tensor] = {}
@@ -138,6 +143,8 @@ class StepHooks:
             application.begin()
         loss_scale, strengths = loss_scale_of(self._optimizer), self._strengths()
         self._active_masks = self._masks.active()
+        if self._active_masks:
+            self._second_moments.before_step(self._active_masks, self._steps_since_pruning())
         if self._sharded:
             match_placements(self._inspected())
         if self.observer.active:
@@ -247,4 +254,6 @@ class StepHooks:
         for name, mask in self._active_masks.items():
             tensor = self._selection[name]
             clear_(tensor.weight if self._sharded else tensor.parameter, mask)
+        if self._active_masks:
+            self._second_moments.after_step()
         self._stepped()

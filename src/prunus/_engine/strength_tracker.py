@@ -48,6 +48,11 @@ class StrengthTracker:
         )
 
     @property
+    def steps_since_pruning(self) -> int:
+        """Steps since weights were removed, or since the start."""
+        return self._steps_since_pruning
+
+    @property
     def interval(self) -> int | None:
         """Steps from one removal to the next, or None if they are not known yet."""
         return self._interval if self._known_interval is None else self._known_interval
