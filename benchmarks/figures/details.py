@@ -14,6 +14,8 @@ EXCLUDED_MATRICES = {
 """Type and sparsity of matrices that are not shown."""
 
 VARIANTS = {
+    "default method": "default method",
+    "default method, 90 % removed": "default method, 90% removed",
     "prunus": "prunus",
     "prunus, 90 % removed": "prunus, 90% removed",
     "prunus, decoupled": "prunus, decoupled",
@@ -135,19 +137,21 @@ def sparse_files() -> str:
 def overhead() -> str:
     """Return the table of the time of a training step."""
     record = load("step_overhead")
-    lines = [
-        "A training step, in multiples of the same step with AdamW alone:\n",
-        "| | " + " | ".join(f"{c['case']}, batch {c['batch']}" for c in record["cases"]) + " |",
-        "|---|" + "---|" * len(record["cases"]),
-    ]
-    for variant, title in VARIANTS.items():
-        cells = [f"{case['variants'][variant]['ratio']:.2f}" for case in record["cases"]]
-        lines.append(f"| {title} | {' | '.join(cells)} |")
+    lines = ["A training step, in multiples of the same step with AdamW alone:"]
+    for fused, optimizer in ((False, "AdamW"), (True, "AdamW(fused=True)")):
+        cases = [case for case in record["cases"] if case.get("fused", False) is fused]
+        if not cases:
+            continue
+        titles = [f"{case['case']}, batch {case['batch']}" for case in cases]
+        lines.append(f"\n| {optimizer} | {' | '.join(titles)} |")
+        lines.append("|---|" + "---|" * len(cases))
+        for variant, title in VARIANTS.items():
+            if all(variant in case["variants"] for case in cases):
+                cells = [f"{case['variants'][variant]['ratio']:.2f}" for case in cases]
+                lines.append(f"| {title} | {' | '.join(cells)} |")
     lines.append(
         f"\n{machine(record['environment'])}, {record['date'][:10]}; medians of interleaved "
-        "steps, by `python -m benchmarks.speed.step_overhead`. With most weights removed, much of "
-        "the difference is AdamW's own: on this processor its square root is slower for exact "
-        "zeros.\n"
+        "steps, by `python -m benchmarks.speed.step_overhead`.\n"
     )
     return "\n".join(lines)
 
