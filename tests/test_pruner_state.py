@@ -178,6 +178,7 @@ def refused_whole(change: Callable[[dict[str, Any]], dict[str, Any]], message: s
                     "reached": False,
                     "fraction": 0.1,
                     "recovering": 0,
+                    "descent": 0,
                     "margins": [],
                 }
             },

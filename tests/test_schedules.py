@@ -139,6 +139,41 @@ def test_a_validation_near_the_floor_starts_the_recovery_anew() -> None:
     assert margins(schedule, [-0.5] * 10, best=1100) == [*[None] * 9, Restore(1100 - 55)]
 
 
+def test_after_a_return_weights_are_removed_within_half_of_the_noise_only() -> None:
+    schedule = IterativePruning()
+    # Changes of 0.1 and a last one of 1.1, of which two standard deviations are √2 · 0.26 = 0.36.
+    assert margins(schedule, [0.1, 0.0] * 10, best=1100) == [900] * 20
+    assert margins(schedule, [-1.1] * 10, best=1100) == [*[None] * 9, Restore(1100 - 55)]
+    noise = math.sqrt(2 * (0.1**2 * 9 + 1.1**2 + 0.9**2) / 11)
+    assert margins(schedule, [-0.2], best=1100) == [1000 - 50]
+    assert 0.2 < noise / 2 < 0.35 < noise
+    assert margins(schedule, [-0.35], best=1100) == [None]
+
+
+def test_at_the_target_it_returns_after_twice_the_validations_of_the_descent() -> None:
+    schedule = IterativePruning(target=0.5)
+    descent = [
+        schedule.after_validation(
+            PruningStatus(
+                met=number == 0,
+                margin=0.1 if number == 0 else -0.05,
+                prunable=2000,
+                kept=1900,
+                best_kept=1900,
+            )
+        )
+        for number in range(8)
+    ]
+    assert descent == [1710] * 8  # seven of them below the floor
+    assert margins(schedule, [-0.05] * 14, best=1900) == [*[None] * 13, Restore(1900 - 95)]
+
+
+def test_at_the_target_a_metric_that_meets_the_floor_ends_the_recovery() -> None:
+    schedule = IterativePruning(target=0.5)
+    assert margins(schedule, [*[-0.05] * 9, 0.1], best=1100) == [None] * 10
+    assert schedule.done
+
+
 def test_the_target_is_reached_only_where_the_floor_is_met() -> None:
     schedule = IterativePruning(target=0.5)
     # Within the noise, which is 0.28, but below the floor.
@@ -162,6 +197,7 @@ def test_schedules_start_with_nothing_done() -> None:
         "reached": False,
         "fraction": 0.3,
         "recovering": 0,
+        "descent": 0,
         "margins": [],
     }
     assert GradualPruning(sparsity=0.5, end=1).state_dict() == {"step": 0}
@@ -171,7 +207,7 @@ def test_schedules_start_with_nothing_done() -> None:
 
 def test_a_schedule_that_reached_its_target_is_restored_as_done() -> None:
     restored = IterativePruning(target=0.5)
-    found = {"fraction": 0.05, "recovering": 2, "margins": [0.1, -0.2]}
+    found = {"fraction": 0.05, "recovering": 2, "descent": 3, "margins": [0.1, -0.2]}
     restored.load_state_dict({"waited": 0, "reached": True, **found})
     assert restored.done
     restored.load_state_dict({"waited": 3, "reached": False, **found})

@@ -38,8 +38,11 @@ class IterativePruning(Schedule):
     from one validation to the next by more than a removal costs, and rises again as the learning
     rate falls. So a tenth is also removed while the metric is below the floor by no more than its
     noise: two standard deviations, estimated from its last 20 changes. After 10 validations that
-    are below by more, the pruner returns to the best state and removes less from there, half of the
-    fraction before. Only states that met the floor are delivered.
+    are below by more, the pruner returns to the best state and removes less from there: half of the
+    fraction before, and only while the metric is below the floor by half as much of the noise. At
+    the target it returns if the metric still does not meet the floor after twice the validations
+    that the way there took from the last state above it. Only states that met the floor are
+    delivered.
 
     Args:
         fraction: The fraction of the remaining weights to remove each time, above 0 and below 1.
@@ -74,6 +77,7 @@ class IterativePruning(Schedule):
         self._reached = False
         self._fraction = _FRACTION if self.fraction is None else self.fraction
         self._recovering = 0
+        self._descent = 0
         self._margins: list[float] = []
 
     @property
@@ -89,10 +93,16 @@ class IterativePruning(Schedule):
             return self._remove(status, least) if status.met else None
         if math.isfinite(status.margin):
             self._margins = [*self._margins, status.margin][-_WINDOW - 1 :]
-        if status.met or status.margin >= -self._noise:
-            self._recovering = 0
+        if status.met:
+            self._recovering = self._descent = 0
             return self._remove(status, least)
-        return self._return_to_best(status, least)
+        at_target = status.kept <= least
+        tolerance = self._noise * self._fraction / _FRACTION
+        if not at_target and status.margin >= -tolerance:
+            self._recovering, self._descent = 0, self._descent + 1
+            return self._remove(status, least)
+        recovery = max(_RECOVERY, 2 * self._descent) if at_target else _RECOVERY
+        return self._return_to_best(status, least, recovery)
 
     def _remove(self, status: PruningStatus, least: int) -> int | None:
         if status.kept <= least:
@@ -100,13 +110,13 @@ class IterativePruning(Schedule):
             return None
         return max(least, self._reduced(status.kept))
 
-    def _return_to_best(self, status: PruningStatus, least: int) -> Restore | None:
+    def _return_to_best(self, status: PruningStatus, least: int, recovery: int) -> Restore | None:
         """Return to the best state after too long a recovery, if it keeps more weights."""
         self._recovering += 1
         best = status.best_kept
-        if self._recovering < _RECOVERY or best is None or best <= max(least, status.kept):
+        if self._recovering < recovery or best is None or best <= max(least, status.kept):
             return None
-        self._recovering = 0
+        self._recovering = self._descent = 0
         self._fraction = max(self._fraction / 2, _SMALLEST_FRACTION)
         return Restore(max(least, self._reduced(best)))
 
@@ -130,6 +140,7 @@ class IterativePruning(Schedule):
             "reached": self._reached,
             "fraction": self._fraction,
             "recovering": self._recovering,
+            "descent": self._descent,
             "margins": list(self._margins),
         }
 
@@ -137,5 +148,6 @@ class IterativePruning(Schedule):
         """Load what :meth:`state_dict` returned."""
         super().load_state_dict(state)
         self._waited, self._reached = int(state["waited"]), bool(state["reached"])
-        self._fraction, self._recovering = float(state["fraction"]), int(state["recovering"])
+        self._fraction = float(state["fraction"])
+        self._recovering, self._descent = int(state["recovering"]), int(state["descent"])
         self._margins = [float(margin) for margin in state["margins"]]
