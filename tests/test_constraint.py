@@ -170,3 +170,39 @@ def test_a_margin_is_above_zero_where_the_metric_is_better_than_the_floor() -> N
     assert Constraint(2.0, "min").margin(1.5) == 0.5
     assert Constraint(2.0, "min").margin(3.0) == -1.0
     assert Constraint().margin(0.5) == math.inf
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_a_distance_that_looks_like_a_percentage_is_reported(passed: bool) -> None:
+    model = classifier()
+    dense = 0.98 if passed else None
+    message = (
+        "the floor 'dense-0.5' accepts 0.48 where the dense network has 0.98: for 0.5 percent "
+        'pass "dense-0.5%"'
+    )
+    with pytest.warns(UserWarning, match=f"^{re.escape(message)}$"):
+        magnitude_pruner(model, sgd(model), floor="dense-0.5", dense_metric=dense).consider(0.98)
+
+
+@pytest.mark.parametrize(
+    ("floor", "mode", "metric"),
+    [
+        ("dense-0.5%", "max", 0.98),
+        ("dense-0.09", "max", 0.98),
+        ("dense-0.5", "max", 27.7),  # BLEU
+        ("dense*0.5", "max", 0.98),
+        (0.48, "max", 0.98),
+        ("dense+0.5", "min", 2.2),
+    ],
+)
+def test_a_distance_in_the_unit_of_the_metric_is_not_reported(
+    floor: Any, mode: Any, metric: float
+) -> None:
+    assert Constraint(floor, mode).wide_problem(metric) is None
+
+
+def test_a_wide_distance_of_a_loss_is_reported_with_its_own_sign() -> None:
+    assert Constraint("dense+0.5", "min").wide_problem(0.2) == (
+        "the ceiling 'dense+0.5' accepts 0.7 where the dense network has 0.2: for 0.5 percent "
+        'pass "dense+0.5%"'
+    )

@@ -235,6 +235,32 @@ class Constraint:
             f'or a floor relative to the dense network, "dense{sign}0.5%"'
         )
 
+    def wide_problem(self, metric: float) -> str | None:
+        """Return why a relative floor is probably meant to be a percentage, or None.
+
+        It is a distance of at least a tenth from a metric between 0 and 1, such as "dense-0.5" for
+        an accuracy.
+
+        Args:
+            metric: The metric of the dense network.
+
+        Example:
+            >>> print(Constraint("dense-0.5").wide_problem(0.98))  # doctest: +ELLIPSIS
+            the floor 'dense-0.5' accepts 0.48 where the dense network has 0.98: for ...
+            >>> Constraint("dense-0.05").wide_problem(0.98) is None
+            True
+        """
+        terms = self._terms()
+        if terms.operator not in ("+", "-") or terms.percent:
+            return None
+        if not (0 < metric <= 1 and abs(terms.value) >= 0.1):
+            return None
+        return (
+            f"the {self.bound_name} {self.floor!r} accepts {metric + terms.distance:.3g} where the "
+            f"dense network has {metric:.3g}: for {abs(terms.value):g} percent pass "
+            f'"dense{terms.operator}{abs(terms.value):g}%"'
+        )
+
     def met(self, metric: float) -> bool:
         """Return whether ``metric`` equals the bound or is better."""
         return metric >= self.bound if self.mode == "max" else metric <= self.bound

@@ -168,6 +168,8 @@ class Pruner:
         self.keep_best = keep_best
         self.max_grad_norm = max_grad_norm
         self.constraint = Constraint(floor, mode, dense_metric)
+        if dense_metric is not None and (wide := self.constraint.wide_problem(dense_metric)):
+            warnings.warn(wide, stacklevel=2)
         self._penalty = penalty
         check_held(self.selection, optimizer)
         check_in_model(self.selection, self.model)
@@ -393,6 +395,9 @@ class Pruner:
         A floor that is always met would prune the model to nothing, which is an error. One that is
         far away may be reached from random weights, in BLEU for example, which is a warning.
         """
+        wide = self.constraint.wide_problem(metric)
+        if wide is not None:
+            warnings.warn(wide, stacklevel=4)
         problem = self.constraint.unit_problem(metric)
         if problem is None:
             return

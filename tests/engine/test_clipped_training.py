@@ -101,17 +101,23 @@ def test_an_overflowing_gradient_norm_leaves_the_weights_unchanged(
 ) -> None:
     layer = nn.Linear(4, 4)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
-    magnitude_pruner(
-        layer, optimizer, coupled_penalty(1e-3, apply=apply, smoothing=0.9), max_grad_norm=1.0
+    pruner = magnitude_pruner(
+        layer,
+        optimizer,
+        coupled_penalty(1e-3, apply=apply, smoothing=0.9),
+        score=TaylorScore(),
+        max_grad_norm=1.0,
     )
     for _ in range(steps):
         layer(torch.ones(1, 4)).sum().backward()
         optimizer.step()
+    memory = copy.deepcopy(pruner.state_dict()["score"])
     before = layer.weight.detach().clone()
     layer.weight.grad = torch.full_like(layer.weight, 1e25)  # whose squares are infinite
     layer.bias.grad = torch.zeros_like(layer.bias)
     optimizer.step()
     assert torch.equal(layer.weight, before)
+    assert same(pruner.state_dict()["score"], memory)
 
 
 def test_the_norm_of_float16_gradients_under_a_scaler_does_not_overflow() -> None:

@@ -37,10 +37,18 @@ class GradientClipping:
         self._counted: dict[int, bool] = {}
         """Whether this process counts its shard of a tensor, by the tensor's ``id``."""
 
-    def clip_(self, loss_scale: float | None) -> torch.Tensor:
+    def norm(self) -> torch.Tensor:
+        """Return the norm of all gradients, as they are now."""
+        parameters = self._parameters()
+        check_dense(self._model, parameters)
+        sharded = self._process_group.sharded
+        return self._norm_over_processes(parameters) if sharded else _norm(parameters)
+
+    def clip_(self, norm: torch.Tensor, loss_scale: float | None) -> torch.Tensor:
         """Clip the gradients in place.
 
         Args:
+            norm: Their norm, from :meth:`norm`.
             loss_scale: The factor that a gradient scaler has multiplied them by, or None.
 
         Returns:
@@ -48,12 +56,9 @@ class GradientClipping:
             included; 0 or NaN if their norm overflowed.
         """
         parameters = self._parameters()
-        check_dense(self._model, parameters)
-        sharded = self._process_group.sharded
         limit = self._max_norm if loss_scale is None else self._max_norm * loss_scale
-        norm = self._norm_over_processes(parameters) if sharded else _norm(parameters)
         factor = torch.clamp(limit / (norm + 1e-6), max=1.0)
-        if sharded:
+        if self._process_group.sharded:
             for parameter in parameters:
                 if parameter.grad is not None:
                     gradient = local(parameter.grad)

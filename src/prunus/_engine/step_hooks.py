@@ -147,11 +147,13 @@ class StepHooks:
             self._second_moments.before_step(self._active_masks, self._steps_since_pruning())
         if self._sharded:
             match_placements(self._inspected())
-        if self.observer.active:
+        norm = None if self._clipping is None else self._clipping.norm()
+        # Where the norm overflows, an average would be infinite or NaN from there on.
+        if self.observer.active and (norm is None or bool(torch.isfinite(norm))):
             self.observer.observe(loss_scale)
         scale: torch.Tensor | float | None = loss_scale
-        if self._clipping is not None:
-            scale = self._clipping.clip_(loss_scale)
+        if self._clipping is not None and norm is not None:
+            scale = self._clipping.clip_(norm, loss_scale)
             if not bool(scale > 0):
                 application = None  # the norm overflowed, so relevance cannot be measured
         if application is None:

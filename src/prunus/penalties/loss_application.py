@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import torch
 
+from prunus._utils.checks import raise_problems, type_problem
 from prunus.errors import ArgumentError, PrunusError
 from prunus.masks import clear_
 from prunus.penalties.application import Application, Strengths, TensorStep
@@ -62,7 +63,9 @@ class PenaltyTerm:
 
         Raises:
             ArgumentError: ``loss`` is not a scalar or has no graph.
+            ArgumentTypeError: ``loss`` is no tensor.
         """
+        raise_problems(type_problem("loss", loss, torch.Tensor, "a tensor, the loss"))
         if loss.numel() != 1 or not loss.requires_grad:
             raise ArgumentError(
                 "the penalty needs the scalar loss before loss.backward(), but got a tensor of "
