@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ from prunus import (
     AutomaticStrength,
     ConstantRelevance,
     ConstantStrength,
+    ErdosRenyiAllocation,
     ExponentialRelevance,
     FisherScore,
+    GlobalAllocation,
     GradualPruning,
     LearningRateStrength,
     LinearDecayStrength,
@@ -35,6 +38,7 @@ from prunus import (
     Schedule,
     SensitivityScore,
     TaylorScore,
+    UniformAllocation,
     method,
 )
 from prunus._engine.default_method import with_defaults
@@ -127,6 +131,17 @@ def test_a_pruner_that_removes_nothing_shrinks_nothing(schedule: Schedule | None
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_every_method_compares_the_weights_of_all_tensors(name: str) -> None:
+    assert arguments(method(name))["allocation"] == GlobalAllocation()
+
+
+def test_allocation_of_a_method_is_among_its_arguments() -> None:
+    for name in ("magnitude", "paper"):  # without and with a penalty
+        changed = dataclasses.replace(method(name), allocation=UniformAllocation())
+        assert arguments(changed)["allocation"] == UniformAllocation()
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_method_has_a_summary_a_source_and_a_schedule(name: str) -> None:
     found = method(name)
     assert found.summary
@@ -186,13 +201,16 @@ def test_name_of_another_type_is_reported() -> None:
 
 def test_documented_code_runs() -> None:
     page = Path(__file__).resolve().parent.parent / "docs" / "methods.md"
-    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    block, other = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
     model = tanh_network(12, 16, 3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     names: dict[str, Any] = {"model": model, "optimizer": optimizer, "loader": [0] * 5}
     exec(block, names)
     assert names["arguments"]["penalty"].strength == LinearDecayStrength(1e-5, 5)
     assert names["pruner"].step(0.99).removed == 24  # a tenth of 240
+    names["pruner"].detach()
+    exec(other, names)
+    assert names["pruner"].allocation == ErdosRenyiAllocation()
 
 
 def test_methods_cannot_be_changed() -> None:

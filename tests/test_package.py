@@ -47,6 +47,7 @@ def imported_packages(code: str) -> list[str]:
 def test_the_public_names_are_exactly_these() -> None:
     assert prunus.__all__ == sorted(prunus.__all__)
     assert set(prunus.__all__) == {
+        "Allocation",
         "ArgumentError",
         "ArgumentTypeError",
         "AutomaticStrength",
@@ -56,9 +57,11 @@ def test_the_public_names_are_exactly_these() -> None:
         "ConstantRelevance",
         "ConstantStrength",
         "DataError",
+        "ErdosRenyiAllocation",
         "ExponentialRelevance",
         "FisherScore",
         "FloorNotReachedError",
+        "GlobalAllocation",
         "GradualPruning",
         "IterativePruning",
         "LearningRateStrength",
@@ -87,8 +90,10 @@ def test_the_public_names_are_exactly_these() -> None:
         "SparseFileError",
         "Strength",
         "StrengthStep",
+        "TargetAllocation",
         "TaylorScore",
         "ThresholdSearch",
+        "UniformAllocation",
         "Validation",
         "__version__",
         "compact",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from prunus.allocation import GlobalAllocation
 from prunus.methods import DecayOverEpoch, Method, methods
 
 
@@ -21,11 +22,19 @@ def _row(method: Method) -> str:
         method.summary,
         _penalty(method),
         _strength(method),
-        f"`{method.score!r}`",
+        _score(method),
         f"`{method.schedule.__name__}`",
         method.source,
     ]
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _score(method: Method) -> str:
+    """Return the score, and the allocation unless it is global."""
+    parts: list[object] = [method.score]
+    if method.allocation != GlobalAllocation():
+        parts.append(method.allocation)
+    return ", ".join(f"`{part!r}`" for part in parts)
 
 
 def _penalty(method: Method) -> str:

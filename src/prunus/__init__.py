@@ -2,8 +2,8 @@
 
 Training: :class:`Pruner` attaches a :class:`RelevancePenalty` and a schedule, such as
 :class:`IterativePruning`, to an optimizer; :func:`select` returns the tensors, and :class:`Masks`
-record which weights are kept. :func:`method` returns a penalty and a score by the name of their
-method. ``prunus.integrations`` has adapters for the trainers of transformers
+record which weights are kept. :func:`method` returns a penalty, a score and an allocation by the
+name of their method. ``prunus.integrations`` has adapters for the trainers of transformers
 and Lightning, and for accelerate.
 
 After training: :func:`save_sparse` and :func:`load_sparse` for files without zeros,
@@ -12,6 +12,13 @@ After training: :func:`save_sparse` and :func:`load_sparse` for files without ze
 """
 
 from prunus._version import VERSION
+from prunus.allocation import (
+    Allocation,
+    ErdosRenyiAllocation,
+    GlobalAllocation,
+    TargetAllocation,
+    UniformAllocation,
+)
 from prunus.compaction import compact
 from prunus.errors import (
     ArgumentError,
@@ -71,6 +78,7 @@ from prunus.validation import PenaltyReport, Validation
 __version__ = VERSION
 
 __all__ = [
+    "Allocation",
     "ArgumentError",
     "ArgumentTypeError",
     "AutomaticStrength",
@@ -80,9 +88,11 @@ __all__ = [
     "ConstantRelevance",
     "ConstantStrength",
     "DataError",
+    "ErdosRenyiAllocation",
     "ExponentialRelevance",
     "FisherScore",
     "FloorNotReachedError",
+    "GlobalAllocation",
     "GradualPruning",
     "IterativePruning",
     "LearningRateStrength",
@@ -111,8 +121,10 @@ __all__ = [
     "SparseFileError",
     "Strength",
     "StrengthStep",
+    "TargetAllocation",
     "TaylorScore",
     "ThresholdSearch",
+    "UniformAllocation",
     "Validation",
     "__version__",
     "compact",

@@ -1,19 +1,20 @@
-"""Methods: named combinations of a penalty and a score, each with its source.
+"""Methods: named combinations of a penalty, a score and an allocation, each with its source.
 
-A method is what shrinks weights and what is removed first. When, and how many, is the choice of the
-schedule; the record names the one that the source used. The command, the documentation and the
-tests read the methods from here.
+A method is what shrinks weights, what is removed first, and how that is spread over the tensors.
+When, and how many, is the choice of the schedule; the record names the one that the source used.
+The command, the documentation and the tests read the methods from here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TypedDict
 
 from prunus._utils.checks import number_problem, raise_problems, type_problem
 from prunus._utils.fields import number, validate
+from prunus.allocation import Allocation, GlobalAllocation
 from prunus.errors import ArgumentError, unknown_name
 from prunus.penalties.coefficients import (
     Coefficient,
@@ -80,11 +81,12 @@ class MethodArguments(TypedDict):
 
     penalty: RelevancePenalty | None
     score: Score
+    allocation: Allocation
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A method: the exact parts of a penalty, a score, and where they are from.
+    """A method: the exact parts of a penalty, a score and an allocation, and where they are from.
 
     Attributes:
         name: The name that :func:`prunus.method` and ``prunus run --method`` accept.
@@ -93,6 +95,7 @@ class Method:
         schedule: The schedule that the source used, or the nearest to it; a method can be combined
             with any other.
         score: The order of removal.
+        allocation: The spread of the sparsity over the tensors.
         coefficient: The penalty's irrelevance coefficient; None for no penalty.
         power: The penalty's power of the weight, 2 or 1.
         apply: How the penalty is applied.
@@ -109,6 +112,7 @@ class Method:
     source: str
     schedule: type[Schedule]
     score: Score
+    allocation: Allocation = field(default_factory=GlobalAllocation)
     coefficient: Coefficient | None = None
     power: Power = 2
     apply: Apply = "gradient"
@@ -123,7 +127,7 @@ class Method:
     def arguments(
         self, *, strength: float | Strength | None = None, steps_per_epoch: int | None = None
     ) -> MethodArguments:
-        """Return the method's penalty and score as arguments of a pruner or a callback.
+        """Return the method's penalty, score and allocation as arguments of a pruner or a callback.
 
         Args:
             strength: γ of the penalty, a number or a :class:`~prunus.Strength`. Default None: the
@@ -152,7 +156,7 @@ class Method:
                     f"the method {self.name} has no penalty, but got strength={strength!r}: leave "
                     "out strength, or choose a method with a penalty"
                 )
-            return {"penalty": None, "score": self.score}
+            return {"penalty": None, "score": self.score, "allocation": self.allocation}
         penalty = RelevancePenalty(
             self._own_strength(steps_per_epoch) if strength is None else strength,
             self.coefficient,
@@ -160,7 +164,7 @@ class Method:
             apply=self.apply,
             smoothing=self.smoothing,
         )
-        return {"penalty": penalty, "score": self.score}
+        return {"penalty": penalty, "score": self.score, "allocation": self.allocation}
 
     def _own_strength(self, steps_per_epoch: int | None) -> Strength:
         if self.strength is None:

@@ -18,10 +18,16 @@ from torch import nn
 from prunus._distributed.process_group import ProcessGroup, replica_group_of
 from prunus._distributed.wrappers import check_wrappers, reshard, unwrap
 from prunus._engine.best_state import BestState
-from prunus._engine.default_method import DEFAULT_SCORE, PenaltyChoice, with_defaults
+from prunus._engine.default_method import (
+    DEFAULT_ALLOCATION,
+    DEFAULT_SCORE,
+    PenaltyChoice,
+    with_defaults,
+)
 from prunus._engine.optimizer_state import clear_state
 from prunus._engine.preconditions import (
     argument_problems,
+    bound_allocation,
     check_held,
     check_in_model,
     check_penalty,
@@ -45,6 +51,7 @@ from prunus._utils.checks import (
     raise_problems,
     type_problem,
 )
+from prunus.allocation import Allocation
 from prunus.constraint import Constraint, Mode, constraint_problems
 from prunus.errors import (
     FloorNotReachedError,
@@ -91,6 +98,8 @@ class Pruner:
             first metric that the pruner receives.
         score: The order of removal, smallest first. Default: ``FisherScore()``, the estimated
             effect on the loss. ``MagnitudeScore()`` is the paper's.
+        allocation: The spread of the sparsity over the tensors. Default: ``GlobalAllocation()``,
+            one threshold for all.
         selection: Which tensors may be pruned: a :class:`~prunus.Selection`, or a function that
             returns one, given the model. Default: ``select``, the weights of all layers.
         masks: Masks to start from, such as ``Masks.from_zeros(selection)``. Default: those that
@@ -105,7 +114,8 @@ class Pruner:
             computed from the gradients before they are clipped.
 
     Raises:
-        ArgumentError: An argument is out of range; every one is listed.
+        ArgumentError: An argument is out of range, or the allocation does not fit the model or the
+            schedule; every problem is listed.
         ArgumentTypeError: Arguments have the wrong type, and no other is out of range.
         PrunusError: A selected tensor cannot be pruned, is not the model's, or the optimizer does
             not hold it.
@@ -144,6 +154,7 @@ class Pruner:
         mode: Mode = "max",
         dense_metric: float | None = None,
         score: Score = DEFAULT_SCORE,
+        allocation: Allocation = DEFAULT_ALLOCATION,
         selection: Selection | Callable[[nn.Module], Selection] | None = None,
         masks: Mapping[str, torch.Tensor] | None = None,
         min_density: float = 1e-4,
@@ -154,7 +165,7 @@ class Pruner:
             model_problem(model),
             optimizer_problem(optimizer),
             *constraint_problems(floor, mode, dense_metric),
-            *argument_problems(penalty, schedule, score, min_density, selection),
+            *argument_problems(penalty, schedule, score, allocation, min_density, selection),
             type_problem("masks", masks, Mapping, "masks by name", optional=True),
             grad_norm_problem(max_grad_norm),
         )
@@ -163,6 +174,7 @@ class Pruner:
         self.optimizer = optimizer
         penalty, self.schedule = with_defaults(penalty, schedule, floor)
         self.score: Score = score
+        self.allocation: Allocation = allocation
         self.selection = as_selection(selection, self.model)
         self.min_density = min_density
         self.keep_best = keep_best
@@ -174,6 +186,9 @@ class Pruner:
         check_held(self.selection, optimizer)
         check_in_model(self.selection, self.model)
         check_penalty(penalty, score, self.selection)
+        self._allocation = bound_allocation(
+            self.allocation, self.model, self.selection, min_density, self.schedule
+        )
         self._process_group = _process_group_of(model, self.selection)
         self._register()
         warn_of_rounding(penalty, self.selection)
@@ -303,7 +318,7 @@ class Pruner:
             if isinstance(decision, Restore):
                 self._restore_best()
                 decision, restored = decision.keep, True
-            removed = 0 if decision is None else self._remove_to(max(decision, least))
+            removed = 0 if decision is None else self._remove_to(max(decision, least), self._final)
         except BaseException:  # a function that the schedule calls may raise anything
             self.schedule.load_state_dict(before)  # it has counted a removal that failed
             self._predicted_cost = cost
@@ -412,7 +427,8 @@ class Pruner:
 
         Raises:
             ArgumentError: Both or neither of the two were passed, or one is out of range.
-            PrunusError: ``min_density`` forbids it, or processes have different weights.
+            PrunusError: ``min_density`` or the allocation forbids it, or processes have different
+                weights.
             NonFiniteError: Scores are NaN.
             PeerError: Another process did not answer.
         """
@@ -552,11 +568,23 @@ class Pruner:
         self._strengths.count_step()
         keep = self.schedule.after_step(step=self._steps, prunable=self._prunable)
         if keep is not None:
-            self._remove_to(max(keep, self._remover().least))
+            self._remove_to(max(keep, self._remover().least), self._final)
+
+    @property
+    def _final(self) -> int | None:
+        """How many weights the schedule keeps in the end; None if that is open."""
+        return self.schedule.final_kept(self._prunable)
 
     def _remover(self) -> Remover:
         memory = self._hooks.observer.memory
-        return Remover(self.masks, self.score, memory, self.min_density, seed=self._prunings)
+        return Remover(
+            self.masks,
+            self.score,
+            memory,
+            self.min_density,
+            seed=self._prunings,
+            allocation=self._allocation,
+        )
 
     def _metric_if_kept(self, kept: int, evaluate: Callable[[], float]) -> float:
         """Return what ``evaluate`` measures if only ``kept`` weights are kept, and change nothing.
@@ -570,7 +598,7 @@ class Pruner:
         reshard(self.model)
         steps, result, error = self._steps, math.nan, None
         with restored(self.model, self.masks), torch.no_grad():
-            self._mask_to(kept)
+            self._mask_to(kept, self._final)
             self.masks.apply_()
             try:
                 result = as_number(f"the {_TRIAL}", evaluate())
@@ -590,19 +618,24 @@ class Pruner:
             )
         return result
 
-    def _mask_to(self, kept: int) -> Removal:
-        """Update the masks to keep ``kept`` weights."""
+    def _mask_to(self, kept: int, final: int | None) -> Removal:
+        """Update the masks to keep ``kept`` weights.
+
+        Args:
+            kept: How many weights to keep.
+            final: How many weights the schedule keeps in the end; None if that is open.
+        """
         check_equal = None
         if self._process_group.group is not None and not self._process_group.sharded:
             check_equal = partial(self._process_group.check_equal, fix=_DIFFERING_WEIGHTS)
-        return self._remover().keep(kept, check_equal)
+        return self._remover().keep(kept, check_equal, final=final)
 
-    def _remove_to(self, kept: int) -> int:
+    def _remove_to(self, kept: int, final: int | None = None) -> int:
         """Remove weights until ``kept`` are left; return how many were removed."""
         before = self.masks.kept
         check_in_model(self.selection, self.model)
         reshard(self.model)
-        removal = self._mask_to(kept)
+        removal = self._mask_to(kept, final)
         for name in removal.tensors:
             tensor = self.selection[name]
             clear_(tensor.weight, self.masks[name])

@@ -27,7 +27,15 @@ from prunus._distributed.wrappers import check_wrappers, unwrap
 from prunus._utils.checks import raise_problems, type_problem
 from prunus.errors import ArgumentError, PrunusError, listing, nearest
 
-__all__ = ["Pattern", "Predicate", "PrunableTensor", "Selection", "as_selection", "select"]
+__all__ = [
+    "Pattern",
+    "Predicate",
+    "PrunableTensor",
+    "Selection",
+    "as_selection",
+    "matching_tensors",
+    "select",
+]
 
 Predicate = Callable[[str, nn.Parameter, nn.Module], bool]
 """Called with a tensor's name, the tensor, and the module that owns it."""
@@ -213,7 +221,7 @@ def select(
     model = unwrap(model)  # the names are the inner ones
     includes, excludes = _as_patterns("include", include), _as_patterns("exclude", exclude)
     occurrences = _occurrences(model)
-    _check_matches(includes, excludes, occurrences)
+    _check_matches({"include": includes, "exclude": excludes}, occurrences)
 
     def is_included(occurrence: _Occurrence) -> bool:
         name, role = occurrence.name, occurrence.role
@@ -240,6 +248,39 @@ def select(
     if not selected:
         raise PrunusError(_nothing_left_message(model, occurrences))
     return Selection(selected)
+
+
+def matching_tensors(
+    model: nn.Module, selection: Selection, argument: str, patterns: Sequence[Pattern]
+) -> list[list[str]]:
+    """Return, for each pattern, the names of the selected tensors that it matches.
+
+    A tied tensor is matched if any of its names is.
+
+    Args:
+        model: The model.
+        selection: Tensors of the model.
+        argument: What messages call the patterns.
+        patterns: The patterns, as for :func:`select`.
+
+    Raises:
+        ArgumentError: A pattern is not a glob, a type or a predicate, or matches no selected
+            tensor; every one is named.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+        >>> matching_tensors(model, select(model), "targets", ["1", nn.Linear])
+        [['1.weight'], ['0.weight', '1.weight']]
+    """
+    patterns = _as_patterns(argument, patterns)
+    names = {id(tensor.parameter): tensor.name for tensor in selection.values()}
+    occurrences = [o for o in _occurrences(unwrap(model)) if id(o.parameter) in names]
+    _check_matches({argument: patterns}, occurrences)
+    matches = [
+        {names[id(o.parameter)] for o in occurrences if _matches(pattern, o)}
+        for pattern in patterns
+    ]
+    return [[name for name in selection if name in matched] for matched in matches]
 
 
 def _as_patterns(name: str, patterns: Pattern | Iterable[Pattern]) -> tuple[Pattern, ...]:
@@ -296,9 +337,13 @@ def _matches(pattern: Pattern, occurrence: _Occurrence) -> bool:
 
 
 def _check_matches(
-    includes: Sequence[Pattern], excludes: Sequence[Pattern], occurrences: Sequence[_Occurrence]
+    patterns_of: Mapping[str, Sequence[Pattern]], occurrences: Sequence[_Occurrence]
 ) -> None:
     """Check that every pattern matches something.
+
+    Args:
+        patterns_of: The patterns of each argument.
+        occurrences: What they may match.
 
     Raises:
         ArgumentError: Some do not; every one is named.
@@ -308,7 +353,7 @@ def _check_matches(
     )
     types = sorted({type(module).__name__ for o in occurrences for _, module in o.path})
     problems = []
-    for argument, patterns in (("include", includes), ("exclude", excludes)):
+    for argument, patterns in patterns_of.items():
         for pattern in patterns:
             if any(_matches(pattern, occurrence) for occurrence in occurrences):
                 continue

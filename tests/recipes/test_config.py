@@ -12,6 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from prunus.allocation import ErdosRenyiAllocation, GlobalAllocation, UniformAllocation
 from prunus.constraint import Constraint
 from prunus.errors import PrunusError
 from prunus.penalties.coefficients import ConstantRelevance, ExponentialRelevance, LinearRelevance
@@ -88,6 +89,7 @@ SETTINGS: dict[str, tuple[str, Any, dict[str, str]]] = {
         "taylor",
         {"size": "magnitude, fisher, sensitivity, taylor, movement or random"},
     ),
+    "allocation": ("erk", "erk", {"local": "global, uniform or erk", "": "global"}),
     "biases": ("true", True, {"yes": "true or false", "": "true or false"}),
     "norms": ("true", True, {"yes": "true or false", "": "true or false"}),
     "min_density": ("0.01", 0.01, {"x": NUMBER, "1": "from 0 to below 1", "-1": "from 0 to"}),
@@ -514,10 +516,23 @@ def test_score_follows_its_setting(name: str, score: object) -> None:
     assert BASE.with_settings([f"score={name}"]).make_score() == score
 
 
+@pytest.mark.parametrize(
+    ("name", "allocation"),
+    [
+        ("global", GlobalAllocation()),
+        ("uniform", UniformAllocation()),
+        ("erk", ErdosRenyiAllocation(kernel=True)),
+    ],
+)
+def test_allocation_follows_its_setting(name: str, allocation: object) -> None:
+    assert BASE.with_settings([f"allocation={name}"]).make_allocation() == allocation
+
+
 def test_method_names_penalty_application_schedule_and_score() -> None:
     assert BASE.method == "relevance (decoupled), gradual, magnitude"
     other = BASE.with_settings(["penalty=none", "schedule=oneshot", "score=random"])
     assert other.method == "none, oneshot, random"
+    assert other.with_settings(["allocation=erk"]).method == "none, oneshot, random, erk"
 
 
 def test_nan_is_rejected_for_every_number() -> None:

@@ -29,6 +29,7 @@ def test_recipe_builds_the_parts_of_the_method(name: str, recipe: str) -> None:
     strength = penalty.strength if penalty is not None and method.leaves_strength_open else None
     expected = method.arguments(strength=strength, steps_per_epoch=7)
     assert (penalty, config.make_score()) == (expected["penalty"], expected["score"])
+    assert config.make_allocation() == expected["allocation"]
     assert config.method_name == name
     open_ones = ("strength", "strength_schedule") if method.leaves_strength_open else ()
     for setting in ("schedule", "fraction", "ratio", "max_grad_norm", *open_ones):
@@ -45,8 +46,13 @@ def test_settings_of_the_paper_are_written_out() -> None:
         "strength_schedule": "linear",
         "strength": 1e-5,
         "score": "magnitude",
+        "allocation": "global",
     }
-    assert method_settings(methods["random"]) == {"penalty": "none", "score": "random"}
+    assert method_settings(methods["random"]) == {
+        "penalty": "none",
+        "score": "random",
+        "allocation": "global",
+    }
 
 
 @pytest.mark.parametrize(
@@ -59,6 +65,7 @@ def test_settings_of_the_paper_are_written_out() -> None:
         ("shakespeare-lm", ["penalty=none"], "magnitude"),
         ("shakespeare-lm", ["penalty=l2", "strength=9"], "l2"),
         ("shakespeare-lm", ["penalty=l2", "apply=gradient"], None),
+        ("wmt14-translation", ["allocation=erk"], None),
     ],
 )
 def test_settings_that_equal_those_of_a_method_have_its_name(

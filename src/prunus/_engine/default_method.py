@@ -1,20 +1,23 @@
-"""The penalty, schedule and score of a pruner to which none was passed."""
+"""The penalty, schedule, score and allocation of a pruner to which none was passed."""
 
 from __future__ import annotations
 
 import copy
 from typing import Literal
 
+from prunus.allocation import GlobalAllocation
 from prunus.penalties.relevance import RelevancePenalty
 from prunus.schedules import IterativePruning, Schedule
 from prunus.scores import FisherScore
 
-__all__ = ["DEFAULT_SCORE", "PenaltyChoice", "with_defaults"]
+__all__ = ["DEFAULT_ALLOCATION", "DEFAULT_SCORE", "PenaltyChoice", "with_defaults"]
 
 PenaltyChoice = RelevancePenalty | Literal["auto"] | None
 """A penalty; "auto" for the best one known, if there is a use for it; or None for no penalty."""
 
 DEFAULT_SCORE = FisherScore()
+
+DEFAULT_ALLOCATION = GlobalAllocation()
 
 
 def with_defaults(

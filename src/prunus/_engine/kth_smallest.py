@@ -20,7 +20,14 @@ import torch
 from prunus._utils.chunks import bits
 from prunus.errors import NonFiniteError
 
-__all__ = ["ACCELERATOR_SCORE_CHUNK", "SCORE_CHUNK", "ScoreChunk", "Threshold", "kth_smallest"]
+__all__ = [
+    "ACCELERATOR_SCORE_CHUNK",
+    "SCORE_CHUNK",
+    "ScoreChunk",
+    "Threshold",
+    "check_finite",
+    "kth_smallest",
+]
 
 SCORE_CHUNK = 1 << 15
 """Scores in a chunk on the CPU: few, because they and their keys are the extra memory."""
@@ -163,6 +170,21 @@ def kth_smallest(
     lengths = [len(c.scores) if c.length is None else c.length for c in split()]
     position, _, _ = _descend(split, tied_positions, remaining, max(lengths).bit_length(), 0, total)
     return Threshold(value, key, dtype, frozenset(tied_below), name, position)
+
+
+def check_finite(
+    scores: Callable[[], Iterable[ScoreChunk]], total: Total = lambda counts: counts
+) -> None:
+    """Check that no score is NaN, in one pass.
+
+    Args:
+        scores: As for :func:`kth_smallest`.
+        total: As for :func:`kth_smallest`.
+
+    Raises:
+        NonFiniteError: A score is NaN; every tensor with one is named.
+    """
+    _survey(scores, total)
 
 
 def _descend(

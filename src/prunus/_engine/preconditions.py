@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunus._engine.removal import full_counts
 from prunus._engine.state_errors import state_error
 from prunus._utils.checks import (
     TypeProblem,
@@ -19,6 +20,7 @@ from prunus._utils.checks import (
     raise_problems,
     type_problem,
 )
+from prunus.allocation import Allocation
 from prunus.errors import ArgumentError, PrunusError, listing
 from prunus.penalties.loss_application import check_whole
 from prunus.penalties.relevance import RelevancePenalty
@@ -28,6 +30,7 @@ from prunus.selection import Selection
 
 __all__ = [
     "argument_problems",
+    "bound_allocation",
     "check_held",
     "check_in_model",
     "check_penalty",
@@ -41,7 +44,12 @@ __all__ = [
 
 
 def argument_problems(
-    penalty: object, schedule: object, score: object, min_density: object, selection: object
+    penalty: object,
+    schedule: object,
+    score: object,
+    allocation: object,
+    min_density: object,
+    selection: object,
 ) -> Iterator[str | None]:
     """Yield what is wrong with the arguments that a pruner and the callbacks share."""
     if penalty != "auto":
@@ -52,6 +60,9 @@ def argument_problems(
     uses_none = getattr(score, "memory_names", None) == ()
     methods = ["compute"] if uses_none else ["observe", "compute"]
     yield method_problem("score", score, methods, "a Score", attributes=["memory_names"])
+    yield type_problem(
+        "allocation", allocation, Allocation, "an Allocation", fix="such as UniformAllocation()"
+    )
     yield number_problem("min_density", min_density, least=0, below=1)
     yield type_problem(
         "selection",
@@ -117,6 +128,25 @@ def check_penalty(penalty: RelevancePenalty | None, score: Score, selection: Sel
             "another apply=, or another score such as score=MagnitudeScore()"
         )
     check_whole(selection)
+
+
+def bound_allocation(
+    allocation: Allocation,
+    model: nn.Module,
+    selection: Selection,
+    min_density: float,
+    schedule: Schedule,
+) -> Allocation:
+    """Return an allocation for the tensors of a model, checked with the schedule.
+
+    Raises:
+        ArgumentError: It does not fit the tensors, ``min_density`` or the schedule's final number;
+            every problem is listed.
+    """
+    bound = allocation.bind(model, selection)
+    counts, final = full_counts(selection, min_density), schedule.final_kept(selection.prunable)
+    raise_problems(*bound.problems(counts, min_density=min_density, final=final))
+    return bound
 
 
 def check_held(selection: Selection, optimizer: torch.optim.Optimizer) -> None:

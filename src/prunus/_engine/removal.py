@@ -1,11 +1,11 @@
-"""The removal of the weights with the smallest scores over all tensors, to an exact number."""
+"""The removal of the weights with the smallest scores, to an exact number."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -17,14 +17,17 @@ from prunus._engine.kth_smallest import (
     SCORE_CHUNK,
     ScoreChunk,
     Threshold,
+    check_finite,
     kth_smallest,
 )
 from prunus._utils.chunks import chunks
+from prunus.allocation import Allocation, GlobalAllocation, Pool, TensorCounts
 from prunus.errors import PrunusError, listing
 from prunus.masks import Masks, candidates
 from prunus.scores import Score, ScoreMemory
+from prunus.selection import Selection
 
-__all__ = ["Removal", "Remover", "least_kept"]
+__all__ = ["Removal", "Remover", "full_counts", "least_kept"]
 
 
 class Removal(NamedTuple):
@@ -50,6 +53,7 @@ class Remover:
         min_density: The fraction of each tensor's prunable weights that stays, whatever their
             scores; rounded up, so that with anything above 0 no layer is emptied.
         seed: Distinguishes this pruning from others, for scores that draw random numbers.
+        allocation: The spread of the kept weights over the tensors.
     """
 
     masks: Masks
@@ -57,19 +61,30 @@ class Remover:
     memory: Mapping[str, ScoreMemory]
     min_density: float = 0.0
     seed: int = 0
+    allocation: Allocation = field(default_factory=GlobalAllocation)
 
     @property
     def least(self) -> int:
-        """The fewest weights that ``min_density`` allows to keep in all, given the masks."""
-        return sum(self._least(name) for name in self.masks)
+        """The fewest weights that may be kept in all, given the masks.
 
-    def _least(self, name: str) -> int:
-        guarded = least_kept(self.masks.selection[name].prunable, self.min_density)
-        return min(self.masks.kept_in(name), guarded)
+        Both ``min_density`` and the allocation set a limit.
+        """
+        return self.allocation.least(self._counts())
+
+    def _counts(self) -> list[TensorCounts]:
+        """Return what the allocation depends on."""
+        return [
+            replace(full, kept=(kept := self.masks.kept_in(full.name)), least=min(full.least, kept))
+            for full in full_counts(self.masks.selection, self.min_density)
+        ]
 
     @torch.no_grad()
     def keep(
-        self, count: int, check_equal: Callable[[Mapping[str, float]], None] | None = None
+        self,
+        count: int,
+        check_equal: Callable[[Mapping[str, float]], None] | None = None,
+        *,
+        final: int | None = None,
     ) -> Removal:
         """Remove the weights with the smallest scores until ``count`` weights are kept.
 
@@ -81,19 +96,22 @@ class Remover:
             count: How many prunable weights to keep in all. Nothing is removed if no more are kept.
             check_equal: Checks that other processes, which have the same model, have the same
                 numbers about what is to be removed.
+            final: How many weights the schedule keeps in the end; None if that is open.
 
         Raises:
-            PrunusError: ``min_density`` does not allow to keep so few, or the score needs gradients
-                and has not observed any of some tensor.
+            PrunusError: ``min_density`` or the allocation does not allow to keep so few, the score
+                needs gradients and has not observed any of some tensor, or a custom allocation
+                returned pools that cannot be used.
             NonFiniteError: A score is NaN.
         """
         excess = self.masks.kept - count
         if excess <= 0:
             return Removal([])
-        if count < self.least:
+        guarded = sum(tensor.least for tensor in self._counts())
+        if count < guarded:
             raise PrunusError(
                 f"cannot keep only {count:,} weights: min_density={self.min_density} keeps at "
-                f"least {self.least:,} over {len(self.masks)} tensors; lower min_density or the "
+                f"least {guarded:,} over {len(self.masks)} tensors; lower min_density or the "
                 "sparsity"
             )
         before = {name: self.masks.kept_in(name) for name in self.masks}
@@ -101,7 +119,7 @@ class Remover:
         # nothing.
         try:
             self._check_observed()
-            thresholds = self._thresholds(excess)
+            thresholds = self._thresholds(self._pools(count, final))
         except PrunusError:
             if check_equal is not None:
                 with contextlib.suppress(PrunusError):  # the other processes must not wait
@@ -142,15 +160,69 @@ class Remover:
                 "score without gradients, such as score=MagnitudeScore()"
             )
 
-    def _thresholds(self, excess: int) -> list[tuple[Threshold, list[str]]]:
+    def _pools(self, count: int, final: int | None) -> Sequence[Pool]:
+        """Return the allocation's pools.
+
+        Raises:
+            PrunusError: They are not what :meth:`Allocation.pools` must return; every problem is
+                listed.
+        """
+        counts = self._counts()
+        pools = self.allocation.pools(counts, count, final=final)
+        of_tensor = {tensor.name: tensor for tensor in counts}
+        names = [name for pool in pools for name in pool.names]
+        problems = []
+        if sorted(names) != sorted(of_tensor):
+            problems.append(
+                f"each of {listing(list(of_tensor))} must be in one pool, but the pools have "
+                f"{listing(names)}"
+            )
+        else:
+            for pool in pools:
+                tensors = [of_tensor[name] for name in pool.names]
+                least, most = sum(t.least for t in tensors), sum(t.kept for t in tensors)
+                if not least <= pool.keep <= most:
+                    problems.append(
+                        f"the pool of {listing(pool.names)} must keep {least:,} to {most:,} "
+                        f"weights, but keeps {pool.keep:,}"
+                    )
+        total = sum(pool.keep for pool in pools)
+        if total != count:
+            problems.append(f"all pools must keep {count:,} weights, but keep {total:,}")
+        if problems:
+            raise PrunusError(f"{type(self.allocation).__name__}.pools: {'; '.join(problems)}")
+        return pools
+
+    def _thresholds(self, pools: Sequence[Pool]) -> list[tuple[Threshold, list[str]]]:
+        """Return the thresholds of all pools, with the tensors of each."""
+        if len(pools) > 1:  # so that one error names the tensors of all pools
+            self._check_finite()
+        thresholds = []
+        for pool in pools:
+            excess = sum(self.masks.kept_in(name) for name in pool.names) - pool.keep
+            thresholds += self._thresholds_of_pool(pool.names, excess)
+        return thresholds
+
+    def _check_finite(self) -> None:
+        """Check that no score is NaN."""
+        total = self.masks.selection.process_group.sum
+        check_finite(lambda: (chunk for _, chunk in self._chunks(self.masks)), total)
+
+    def _thresholds_of_pool(
+        self, names: Sequence[str], excess: int
+    ) -> list[tuple[Threshold, list[str]]]:
         """Return thresholds and their tensors: a common one for all that ``min_density`` allows.
 
         If the common threshold would leave a tensor below its minimum, that tensor gets a threshold
         of its own, and more is removed from the others. Each round settles at least one tensor.
         """
-        free, thresholds = list(self.masks), []
+        removable = {tensor.name: tensor.kept - tensor.least for tensor in self._counts()}
+        free, thresholds = list(names), []
         while excess > 0:
             common = self._threshold(free, excess)
+            if len(free) == 1:  # the pool keeps its minimum
+                thresholds.append((common, free))
+                break
             below = dict.fromkeys(free, 0)
             for _, chunk in self._chunks(free):
                 if chunk.counted:
@@ -158,11 +230,10 @@ class Remover:
             losses = self.masks.selection.process_group.sum(
                 torch.tensor(list(below.values()))
             ).tolist()
-            removable = [self.masks.kept_in(name) - self._least(name) for name in free]
             guarded = {
-                name: most
-                for name, loss, most in zip(free, losses, removable, strict=True)
-                if loss > most
+                name: removable[name]
+                for name, loss in zip(free, losses, strict=True)
+                if loss > removable[name]
             }
             if not guarded:
                 thresholds.append((common, free))
@@ -214,6 +285,20 @@ class Remover:
                         tensor.parameter.numel(),
                     ),
                 )
+
+
+def full_counts(selection: Selection, min_density: float) -> list[TensorCounts]:
+    """Return what an allocation depends on while all weights are kept."""
+    return [
+        TensorCounts(
+            name=name,
+            shape=tuple(tensor.parameter.shape),
+            prunable=tensor.prunable,
+            kept=tensor.prunable,
+            least=least_kept(tensor.prunable, min_density),
+        )
+        for name, tensor in selection.items()
+    ]
 
 
 def _digest_name(name: str) -> str:

@@ -57,8 +57,8 @@ class AcceleratedPruner(Pruner):
         penalty: As for :class:`~prunus.Pruner`.
         schedule: As for :class:`~prunus.Pruner`.
         options: The other arguments of :class:`~prunus.Pruner`, by name: ``floor``, ``mode``,
-            ``dense_metric``, ``score``, ``selection``, ``masks``, ``min_density``, ``keep_best``
-            and ``max_grad_norm``.
+            ``dense_metric``, ``score``, ``allocation``, ``selection``, ``masks``, ``min_density``,
+            ``keep_best`` and ``max_grad_norm``.
 
     Raises:
         ArgumentTypeError: ``accelerator`` is not an accelerator, or as for

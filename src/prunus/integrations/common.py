@@ -13,6 +13,7 @@ from torch import nn
 from prunus._engine.default_method import PenaltyChoice, with_defaults
 from prunus._engine.preconditions import argument_problems, missing_metric_problem
 from prunus._utils.checks import raise_problems, type_problem
+from prunus.allocation import Allocation
 from prunus.constraint import Mode, constraint_problems
 from prunus.errors import ArgumentError, PrunusError
 from prunus.masks import Masks
@@ -44,6 +45,7 @@ class PrunerOptions(TypedDict, total=False):
     mode: Mode
     dense_metric: float | None
     score: Score
+    allocation: Allocation
     selection: Selection | Callable[[nn.Module], Selection] | None
     masks: Mapping[str, torch.Tensor] | None
     min_density: float
@@ -63,6 +65,7 @@ class CallbackArguments:
         mode: As for :class:`~prunus.Pruner`.
         dense_metric: As for :class:`~prunus.Pruner`.
         score: As for :class:`~prunus.Pruner`.
+        allocation: As for :class:`~prunus.Pruner`.
         selection: As for :class:`~prunus.Pruner`.
         masks: As for :class:`~prunus.Pruner`.
         keep_zeros: Whether to start from the masks of the weights that are zero already.
@@ -77,6 +80,7 @@ class CallbackArguments:
     mode: Mode
     dense_metric: float | None
     score: Score
+    allocation: Allocation
     selection: Selection | Callable[[nn.Module], Selection] | None
     masks: Mapping[str, torch.Tensor] | None
     keep_zeros: bool
@@ -96,7 +100,12 @@ class CallbackArguments:
         """
         raise_problems(
             *argument_problems(
-                self.penalty, self.schedule, self.score, self.min_density, self.selection
+                self.penalty,
+                self.schedule,
+                self.score,
+                self.allocation,
+                self.min_density,
+                self.selection,
             ),
             *constraint_problems(self.floor, self.mode, self.dense_metric),
             type_problem("metric", self.metric, str, "the name of a metric", optional=True),
@@ -165,6 +174,7 @@ class CallbackArguments:
             mode=self.mode,
             dense_metric=self.dense_metric,
             score=self.score,
+            allocation=self.allocation,
             selection=selected,
             masks=masks,
             min_density=self.min_density,

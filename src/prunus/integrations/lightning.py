@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunus._engine.default_method import DEFAULT_SCORE, PenaltyChoice
+from prunus._engine.default_method import DEFAULT_ALLOCATION, DEFAULT_SCORE, PenaltyChoice
 from prunus._utils.checks import raise_problems, type_problem
 from prunus._utils.extras import missing_extra
+from prunus.allocation import Allocation
 from prunus.constraint import Mode
 from prunus.errors import CheckpointError, PrunusError, listing
 from prunus.integrations.common import CallbackArguments, select_trained, step_and_log
@@ -71,6 +72,7 @@ class PruningCallback(Callback):
         selection: As for :class:`~prunus.Pruner`. Default: the selection of
             :func:`~prunus.select` without the tensors that the optimizer does not train.
         score: As for :class:`~prunus.Pruner`.
+        allocation: As for :class:`~prunus.Pruner`.
         masks: As for :class:`~prunus.Pruner`.
         keep_zeros: Start from the masks of the weights that are zero already, to fine-tune a sparse
             model.
@@ -105,6 +107,7 @@ class PruningCallback(Callback):
         dense_metric: float | None = None,
         selection: Selection | Callable[[nn.Module], Selection] | None = None,
         score: Score = DEFAULT_SCORE,
+        allocation: Allocation = DEFAULT_ALLOCATION,
         masks: Mapping[str, torch.Tensor] | None = None,
         keep_zeros: bool = False,
         min_density: float = 1e-4,
@@ -120,6 +123,7 @@ class PruningCallback(Callback):
             dense_metric=dense_metric,
             selection=selection,
             score=score,
+            allocation=allocation,
             masks=masks,
             keep_zeros=keep_zeros,
             min_density=min_density,

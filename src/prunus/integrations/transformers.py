@@ -10,9 +10,10 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from prunus._engine.default_method import DEFAULT_SCORE, PenaltyChoice
+from prunus._engine.default_method import DEFAULT_ALLOCATION, DEFAULT_SCORE, PenaltyChoice
 from prunus._utils.extras import missing_extra
 from prunus._utils.files import load_tree, save_tree
+from prunus.allocation import Allocation
 from prunus.constraint import Mode
 from prunus.errors import CheckpointError, PrunusError, listing
 from prunus.integrations.common import (
@@ -73,6 +74,7 @@ class PruningCallback(TrainerCallback):
             :func:`~prunus.select` without frozen tensors. To include biases and norms, as in the
             paper, pass ``functools.partial(select, biases=True, norms=True)``.
         score: As for :class:`~prunus.Pruner`.
+        allocation: As for :class:`~prunus.Pruner`.
         masks: As for :class:`~prunus.Pruner`.
         keep_zeros: Start from the masks of the weights that are zero already, to fine-tune a sparse
             model.
@@ -106,6 +108,7 @@ class PruningCallback(TrainerCallback):
         dense_metric: float | None = None,
         selection: Selection | Callable[[nn.Module], Selection] | None = None,
         score: Score = DEFAULT_SCORE,
+        allocation: Allocation = DEFAULT_ALLOCATION,
         masks: Mapping[str, torch.Tensor] | None = None,
         keep_zeros: bool = False,
         min_density: float = 1e-4,
@@ -122,6 +125,7 @@ class PruningCallback(TrainerCallback):
             dense_metric=dense_metric,
             selection=selection,
             score=score,
+            allocation=allocation,
             masks=masks,
             keep_zeros=keep_zeros,
             min_density=min_density,

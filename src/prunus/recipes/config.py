@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from prunus._utils.checks import number_problem, raise_problems
 from prunus._utils.fields import checked, help_of, number, setting, value_problems
+from prunus.allocation import Allocation
 from prunus.constraint import Constraint, Mode, constraint_problems
 from prunus.errors import ArgumentError, CheckpointError, PrunusError, listing, nearest
 from prunus.methods import DecayOverEpoch, Method
@@ -23,6 +24,7 @@ from prunus.penalties.coefficients import Coefficient, ConstantRelevance
 from prunus.penalties.relevance import APPLICATIONS, Apply, RelevancePenalty
 from prunus.penalties.strengths import AutomaticStrength, Strength
 from prunus.recipes.method_settings import (
+    ALLOCATIONS,
     COEFFICIENTS,
     SCORES,
     STRENGTHS,
@@ -204,6 +206,11 @@ class Config:
         'weight times the mean square of its gradient; "sensitivity", PLATON\'s; "taylor", the '
         'weight times its gradient; "movement", whether training moves it away from zero; or '
         '"random".',
+    )
+    allocation: Literal["global", "uniform", "erk"] = setting(
+        "global",
+        help='Spread of the sparsity over the tensors: "global", one threshold for all; "uniform", '
+        'the same density in each; or "erk", a higher density in smaller tensors (Erdős–Rényi).',
     )
     biases: bool = setting(True, help="Whether biases may be removed too.")
     norms: bool = setting(
@@ -450,9 +457,13 @@ class Config:
 
     @property
     def method(self) -> str:
-        """The method in short, for tables: penalty, its application, schedule and score."""
+        """The method in short, for tables: penalty, its application, schedule and score.
+
+        The allocation follows if it is not the usual one.
+        """
         penalty = self.penalty if self.penalty == "none" else f"{self.penalty} ({self.apply})"
-        return f"{penalty}, {self.schedule}, {self.score}"
+        allocation = "" if self.allocation == "global" else f", {self.allocation}"
+        return f"{penalty}, {self.schedule}, {self.score}{allocation}"
 
     def make_penalty(self, steps_per_epoch: int) -> RelevancePenalty | None:
         """Build the penalty; None with penalty=none."""
@@ -510,6 +521,10 @@ class Config:
     def make_score(self) -> Score:
         """Build the score."""
         return SCORES[self.score]
+
+    def make_allocation(self) -> Allocation:
+        """Build the allocation."""
+        return ALLOCATIONS[self.allocation]
 
 
 def _type_problem(name: str, value: Any, hint: Any) -> str:

@@ -9,6 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from prunus.allocation import (
+    Allocation,
+    ErdosRenyiAllocation,
+    GlobalAllocation,
+    UniformAllocation,
+)
 from prunus.methods import DecayOverEpoch, Method, methods
 from prunus.penalties.coefficients import (
     ConstantRelevance,
@@ -27,7 +33,14 @@ from prunus.scores import (
     TaylorScore,
 )
 
-__all__ = ["COEFFICIENTS", "SCORES", "STRENGTHS", "method_settings", "named_method"]
+__all__ = [
+    "ALLOCATIONS",
+    "COEFFICIENTS",
+    "SCORES",
+    "STRENGTHS",
+    "method_settings",
+    "named_method",
+]
 
 COEFFICIENTS: Mapping[
     str, tuple[type[ExponentialRelevance | LinearRelevance | ConstantRelevance], Power]
@@ -56,6 +69,13 @@ SCORES: Mapping[str, Score] = {
 }
 """The score of each ``score``."""
 
+ALLOCATIONS: Mapping[str, Allocation] = {
+    "global": GlobalAllocation(),
+    "uniform": UniformAllocation(),
+    "erk": ErdosRenyiAllocation(),
+}
+"""The allocation of each ``allocation``."""
+
 
 def method_settings(method: Method) -> dict[str, Any]:
     """Return the settings that make a recipe use a method.
@@ -68,12 +88,15 @@ def method_settings(method: Method) -> dict[str, Any]:
 
     Example:
         >>> method_settings(methods["l2"])
-        {'penalty': 'l2', 'apply': 'decoupled', 'score': 'magnitude'}
+        {'penalty': 'l2', 'apply': 'decoupled', 'score': 'magnitude', 'allocation': 'global'}
     """
-    score = {"score": _key(SCORES, method.score)}
+    order = {
+        "score": _key(SCORES, method.score),
+        "allocation": _key(ALLOCATIONS, method.allocation),
+    }
     coefficient, strength = method.coefficient, method.strength
     if coefficient is None:
-        return {"penalty": "none", **score}
+        return {"penalty": "none", **order}
     settings: dict[str, Any] = {
         "penalty": _key(COEFFICIENTS, (type(coefficient), method.power)),
         "apply": method.apply,
@@ -87,7 +110,7 @@ def method_settings(method: Method) -> dict[str, Any]:
     elif strength is not None:
         settings["strength_schedule"] = _key(STRENGTHS, type(strength))
         (settings["strength"],) = vars(strength).values()
-    return settings | score
+    return settings | order
 
 
 def named_method(settings: Mapping[str, Any]) -> Method | None:
@@ -97,7 +120,8 @@ def named_method(settings: Mapping[str, Any]) -> Method | None:
         settings: All settings of a recipe by name.
 
     Example:
-        >>> named_method({"penalty": "none", "score": "random", "lr": 0.1}).name
+        >>> found = named_method({"penalty": "none", "score": "random", "allocation": "global"})
+        >>> found.name
         'random'
     """
     for method in methods.values():

@@ -26,7 +26,7 @@ class PruningStatus:
         met: Whether the metric met the floor.
         prunable: How many weights may be pruned.
         kept: How many of them are kept now.
-        least: The fewest that the pruner's ``min_density`` allows to keep.
+        least: The fewest that the pruner's ``min_density`` and ``allocation`` allow to keep.
         metric: The validation metric, or None.
         mode: "max" if larger metrics are better, else "min".
         margin: By how much the metric is better than the floor, below 0 if it is worse; infinity
@@ -95,6 +95,14 @@ class Schedule:
 
     def after_validation(self, status: PruningStatus) -> int | Restore | None:
         """Return how many weights to keep after a validation, of this state or of the best one."""
+        return None
+
+    def final_kept(self, prunable: int) -> int | None:
+        """Return how many weights are kept in the end; None if that is open.
+
+        An allocation with targets for single tensors approaches them in step with it. A floor may
+        end the removals before.
+        """
         return None
 
     def state_dict(self) -> dict[str, Any]:

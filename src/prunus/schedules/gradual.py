@@ -157,9 +157,13 @@ class GradualPruning(Schedule):
         due = (step - self._begin) % self._every == 0 or step == self._end
         if not (due and self._begin <= step <= self._end):
             return None
-        final = self.kept if self.kept is not None else kept_at(prunable, self.sparsity or 0.0)
+        final = self.final_kept(prunable)
         left: float = (self._end - step) / (self._end - self._begin)
         return round(final + max(0, prunable - final) * float(left**self.power))
+
+    def final_kept(self, prunable: int) -> int:
+        """Return ``kept``, or the number that ``sparsity`` keeps."""
+        return self.kept if self.kept is not None else kept_at(prunable, self.sparsity or 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the last step seen."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunus._utils.fields import number
-from prunus.schedules.base import PruningStatus, Restore, Schedule
+from prunus.schedules.base import PruningStatus, Restore, Schedule, kept_at
 
 __all__ = ["IterativePruning"]
 
@@ -132,6 +132,10 @@ class IterativePruning(Schedule):
         """
         changes = [b - a for a, b in itertools.pairwise(self._margins) if a != b]
         return math.sqrt(2 * statistics.fmean(x * x for x in changes)) if changes else 0.0
+
+    def final_kept(self, prunable: int) -> int | None:
+        """Return the number that ``target`` keeps; None without a target."""
+        return None if self.target is None else kept_at(prunable, self.target)
 
     def state_dict(self) -> dict[str, Any]:
         """Return how long it has waited, whether the target was reached, and what it has found."""

@@ -56,6 +56,10 @@ class OneShot(Schedule):
 
     def _once(self, prunable: int) -> int:
         self._done = True
+        return self.final_kept(prunable)
+
+    def final_kept(self, prunable: int) -> int:
+        """Return the number that ``sparsity`` keeps."""
         return kept_at(prunable, self.sparsity)
 
     def state_dict(self) -> dict[str, Any]:

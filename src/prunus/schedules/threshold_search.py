@@ -11,7 +11,7 @@ from typing import Any, Self
 from prunus._utils.fields import checked, choice, number
 from prunus.constraint import Constraint, Mode
 from prunus.errors import ArgumentError, NonFiniteError
-from prunus.schedules.base import MetricIfKept, PruningStatus, Schedule
+from prunus.schedules.base import MetricIfKept, PruningStatus, Schedule, kept_at
 
 __all__ = ["ThresholdSearch"]
 
@@ -163,6 +163,10 @@ class ThresholdSearch(Schedule):
             else:
                 beyond = removed
         return within
+
+    def final_kept(self, prunable: int) -> int | None:
+        """Return the number that ``target`` keeps; None without a target."""
+        return None if self.target is None else kept_at(prunable, self.target)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best metric, how long it has waited, and whether nothing is left."""

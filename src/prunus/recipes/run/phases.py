@@ -158,6 +158,7 @@ class PruningPhase(Phase):
             mode=config.mode,
             dense_metric=state.dense_metric,
             score=config.make_score(),
+            allocation=config.make_allocation(),
             selection=context.selection,
             min_density=config.min_density,
             max_grad_norm=config.max_grad_norm or None,
