@@ -398,6 +398,8 @@ def test_decimal_sparsities_are_exact() -> None:
     pruner = pruner_of(model, TargetAllocation({"0": 0.7, "1": 0.9}), min_density=0.1)
     pruner.prune(kept=13)
     assert kept_in(pruner) == [3, 10]
+    pruner.detach()
+    assert pruner_of(model, TargetAllocation({"*": 0.7}), min_density=0.3)  # 1 - 0.3 is below 0.7
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from helpers.pruners import coupled_penalty, magnitude_pruner
 from prunus import (
     CautiousRelevance,
     ConstantRelevance,
+    ErdosRenyiAllocation,
     ExponentialRelevance,
     FisherScore,
     GradualPruning,
@@ -36,7 +37,9 @@ from prunus import (
     RandomScore,
     RelevancePenalty,
     SensitivityScore,
+    TargetAllocation,
     TaylorScore,
+    UniformAllocation,
     load_sparse,
     save_sparse,
     select,
@@ -122,6 +125,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "sensitivity": {"score": SensitivityScore()},
     "movement": {"score": MovementScore()},
     "random": {"score": RandomScore(5)},
+    "uniform": {"allocation": UniformAllocation()},
+    "erk": {"allocation": ErdosRenyiAllocation(), "score": FisherScore(smoothing=0.75)},
+    "targets": {"allocation": TargetAllocation({"0": 0.5, "*linear1.weight": 0.95})},
 }
 """Methods that work element by element. Results are equal but for the last elements of a tensor,
 which do not fill a vector register and which torch computes by other instructions."""
@@ -203,7 +209,10 @@ def pruned(layout: Layout, methods: dict[str, dict[str, Any]]) -> dict[str, Any]
 
 
 ALL = tuple(METHODS | SUMMED)
-SOME = ("decoupled, lobster", "random", "fisher", "relative, smoothed, decoupled", "clipped")
+SOME = (
+    *("decoupled, lobster", "random", "fisher", "erk", "targets"),
+    *("relative, smoothed, decoupled", "clipped"),
+)
 
 LAYOUTS: list[tuple[Layout, int, tuple[str, ...]]] = [
     (fsdp, 2, ALL),

@@ -9,10 +9,13 @@ from typing import Any
 
 from benchmarks.robustness.contract.optimizers import OPTIMIZERS
 from prunus import (
+    Allocation,
     Coefficient,
     ConstantRelevance,
+    ErdosRenyiAllocation,
     ExponentialRelevance,
     FisherScore,
+    GlobalAllocation,
     GradualPruning,
     IterativePruning,
     LinearRelevance,
@@ -23,6 +26,7 @@ from prunus import (
     Score,
     SensitivityScore,
     TaylorScore,
+    UniformAllocation,
 )
 from prunus.penalties.relevance import Apply
 
@@ -52,6 +56,12 @@ SCORES: dict[str, Score] = {
     "movement": MovementScore(),
 }
 
+ALLOCATIONS: dict[str, Allocation] = {
+    "global": GlobalAllocation(),
+    "uniform": UniformAllocation(),
+    "erk": ErdosRenyiAllocation(),
+}
+
 KEPT = {
     # Of 160 weights; after steps 1 to 6. Iterative: 0.7 of what is left after steps 2, 4 and 6.
     "iterative": (160, 112, 112, 78, 78, 55),
@@ -59,6 +69,16 @@ KEPT = {
     "gradual": (160, 90, 90, 80, 80, 80),
     "oneshot": (160, 160, 96, 96, 96, 96),
 }
+
+KEPT_IN = {
+    # Of the 120 and 40 weights of the two layers, by how many are kept in all. Uniform: three
+    # quarters and one quarter; 67.5 and 22.5 are rounded to the first layer's favour.
+    "uniform": {160: (120, 40), 90: (68, 22), 80: (60, 20)},
+    # In proportion to 12 + 10 and 10 + 4: 68.4 and 43.6 exceed the 40 of the last layer; then 47.7
+    # and 30.3, and 33.6 and 21.4.
+    "erk": {160: (120, 40), 112: (72, 40), 78: (48, 30), 55: (34, 21)},
+}
+"""The weights kept in each layer, for the allocations that have a share for each."""
 
 PRECISIONS = {
     "float32": 1e-5,
@@ -87,12 +107,16 @@ LAYOUTS = {"one process": 1, "DDP": 2, "FSDP2": 2}
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination of method, optimizer, precision, accumulation and process layout."""
+    """One combination of method, optimizer, precision, accumulation and process layout.
+
+    A method is a penalty, how it is applied, a schedule, a score and an allocation.
+    """
 
     penalty: str
     apply: Apply
     schedule: str
     score: str
+    allocation: str
     optimizer: str
     precision: str
     accumulation: int
@@ -120,24 +144,33 @@ class Cell:
         return ""
 
 
-def methods() -> list[tuple[str, Apply, str, str]]:
+Method = tuple[str, Apply, str, str, str]
+"""The names of penalty, application, schedule, score and allocation."""
+
+
+def methods() -> list[Method]:
     """Return every penalty with every ``apply=``, and every score, with every schedule.
 
-    The other scores than the magnitude are combined with one penalty, which they must not observe.
+    The other scores than the magnitude are combined with one penalty, which they must not observe,
+    and the other allocations than the global one with one penalty and schedule.
     """
-    penalized = [
-        (penalty, apply, schedule, "magnitude")
+    penalized: list[Method] = [
+        (penalty, apply, schedule, "magnitude", "global")
         for penalty in PENALTIES
         for apply in (APPLICATIONS if PENALTIES[penalty] else APPLICATIONS[:1])
         for schedule in SCHEDULES
     ]
-    scored: list[tuple[str, Apply, str, str]] = [
-        ("relevance", "gradient", schedule, score)
+    scored: list[Method] = [
+        ("relevance", "gradient", schedule, score, "global")
         for score in SCORES
         for schedule in SCHEDULES
         if score != "magnitude"
     ]
-    return penalized + scored
+    allocated: list[Method] = [
+        ("none", "gradient", "gradual", "magnitude", "uniform"),
+        ("relevance", "gradient", "iterative", "fisher", "erk"),
+    ]
+    return penalized + scored + allocated
 
 
 def product(layout: str) -> Iterator[Cell]:

@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import nn
 
-from benchmarks.robustness.contract.cells import KEPT, ROWS, STEPS, STRENGTH
+from benchmarks.robustness.contract.cells import KEPT, KEPT_IN, ROWS, STEPS, STRENGTH
 from benchmarks.robustness.contract.optimizers import OPTIMIZERS
 from prunus.penalties.relevance import Apply
 
@@ -76,18 +76,26 @@ class _Training:
                 weight.mul_(mask)
 
     @torch.no_grad()
-    def remove(self, kept: torch.Tensor, count: int) -> float:
+    def remove(self, kept: torch.Tensor, counts: tuple[int, ...]) -> float:
         """Keep these weights alone; return how far the choice is across the threshold.
 
-        The threshold is the score of the weight of rank ``count``.
+        The threshold is the score of the weight of the rank in ``counts``: of all weights, or of
+        those of each tensor if there are several.
         """
         present = torch.cat([mask.flatten() for mask in self.masks]).bool()
         scores = self._scores()
         unit = 1.0 if self.score == "magnitude" else float(scores[present].norm())
         scores[~present] = -torch.inf
-        threshold = scores.sort(descending=True).values[count - 1]
+        sizes = [weight.numel() for weight in self.weights]
+        compared = sizes if len(counts) > 1 else [sum(sizes)]
+        threshold = torch.cat(
+            [
+                part.sort(descending=True).values[count - 1].expand(len(part))
+                for part, count in zip(torch.split(scores, compared), counts, strict=True)
+            ]
+        )
         over = torch.where(kept, threshold - scores, scores - threshold) / unit
-        parts = torch.split(kept, [weight.numel() for weight in self.weights])
+        parts = torch.split(kept, sizes)
         for weight, mask, chosen in zip(self.weights, self.masks, parts, strict=True):
             mask.copy_(chosen.view_as(mask))
             weight.mul_(mask)
@@ -158,6 +166,7 @@ def reference(
     apply: Apply,
     schedule: str,
     score: str,
+    allocation: str,
     optimizer: str,
     kept_by_cell: tuple[bytes, ...],
 ) -> Reference:
@@ -168,6 +177,7 @@ def reference(
         apply: How the penalty is applied.
         schedule: A name of ``SCHEDULES``.
         score: A name of ``SCORES``.
+        allocation: A name of ``ALLOCATIONS``.
         optimizer: A name of ``OPTIMIZERS``.
         kept_by_cell: The weights that the cell has kept after each step, a byte for each weight;
             the reference keeps the same. Where rounding put a weight of the cell on the other side
@@ -180,7 +190,9 @@ def reference(
         training.step()
         kept = torch.frombuffer(bytearray(kept_by_cell[step]), dtype=torch.bool)
         if int(kept.sum()) < sum(int(mask.sum()) for mask in training.masks):
-            across = max(across, training.remove(kept, KEPT[schedule][step]))
+            count = KEPT[schedule][step]
+            counts = (count,) if allocation == "global" else KEPT_IN[allocation][count]
+            across = max(across, training.remove(kept, counts))
     weights = _flat(training.weights)
     if score == "magnitude":
         across /= float((weights - _flat(start().parameters())).norm())

@@ -15,7 +15,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.robustness.contract.cells import (
+    ALLOCATIONS,
     KEPT,
+    KEPT_IN,
     PENALTIES,
     SCHEDULES,
     SCORES,
@@ -86,6 +88,11 @@ class _Training:
         expected = KEPT[self.cell.schedule][number - 1]
         if self.pruner.masks.kept != expected:
             self.problems.append(f"step {number}: {self.pruner.masks.kept} kept, not {expected}")
+        if self.cell.allocation in KEPT_IN:
+            kept = tuple(int(mask.sum()) for mask in masks)
+            shares = KEPT_IN[self.cell.allocation][expected]
+            if kept != shares:
+                self.problems.append(f"step {number}: {kept} kept in the layers, not {shares}")
         for name, mask in self.pruner.masks.items():
             removed = self.pruner.selection[name].weight[~mask]
             if removed.count_nonzero() or torch.signbit(removed).any():
@@ -126,7 +133,7 @@ def run(cell: Cell) -> Outcome:
     problems = training.problems
     reached = torch.cat([_whole(weight).double().flatten() for weight in training.weights])
     kept = tuple(training.kept)
-    method = cell.penalty, cell.apply, cell.schedule, cell.score
+    method = cell.penalty, cell.apply, cell.schedule, cell.score, cell.allocation
     expected = reference(*method, cell.optimizer, kept)
     begin = torch.cat([weight.detach().flatten() for weight in start().parameters()])
     travelled = (expected.weights - begin).norm()
@@ -167,6 +174,7 @@ def _pruner(cell: Cell, model: nn.Module, optimizer: torch.optim.Optimizer) -> P
             penalty and RelevancePenalty(STRENGTH, penalty[0], power=penalty[1], apply=cell.apply),
             SCHEDULES[cell.schedule](),
             score=SCORES[cell.score],
+            allocation=ALLOCATIONS[cell.allocation],
         )
 
 
