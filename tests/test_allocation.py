@@ -25,6 +25,7 @@ from prunus import (
     GlobalAllocation,
     GradualPruning,
     IterativePruning,
+    MagnitudeScore,
     OneShot,
     Pruner,
     PrunusError,
@@ -43,9 +44,10 @@ def mlp() -> nn.Sequential:
     return nn.Sequential(nn.Linear(784, 300), nn.Linear(300, 100), nn.Linear(100, 10))
 
 
-def pruner_of(model: nn.Module, allocation: Allocation | None = None, **options: Any) -> Pruner:
+def pruner_of(model: nn.Module, allocation: Allocation, **options: Any) -> Pruner:
+    """Return a pruner without a penalty, by magnitude, which needs no training."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    return Pruner(model, optimizer, allocation=allocation, **options)
+    return Pruner(model, optimizer, None, score=MagnitudeScore(), allocation=allocation, **options)
 
 
 def kept_in(pruner: Pruner) -> list[int]:
@@ -150,7 +152,10 @@ def test_uniform_allocation_gives_each_tensor_the_same_density() -> None:
 
 
 def test_global_allocation_is_the_default() -> None:
-    default, explicit = pruner_of(mlp()), pruner_of(mlp(), GlobalAllocation())
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    default = Pruner(model, optimizer, score=MagnitudeScore())
+    explicit = pruner_of(mlp(), GlobalAllocation())
     assert default.allocation == GlobalAllocation()
     for pruner in (default, explicit):
         pruner.prune(sparsity=0.9)
@@ -248,7 +253,7 @@ def test_gradual_pruning_ends_at_the_shares_of_pruning_at_once(allocation: Alloc
     model = tanh_network(12, 16, 3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     schedule = GradualPruning(sparsity=0.8, end=8, every=1)
-    gradual = Pruner(model, optimizer, schedule=schedule, allocation=allocation)
+    gradual = Pruner(model, optimizer, None, schedule, allocation=allocation)
     train(model, optimizer, tanh_batch(), 12)
     # 240 weights, of which 48 are kept.
     assert sum(kept_in(gradual)) == 48
@@ -316,7 +321,7 @@ def test_gradual_pruning_approaches_targets_in_step_with_the_whole() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     schedule = GradualPruning(sparsity=0.7, end=4, every=1, power=1.0)
     targets = TargetAllocation({"0": 0.9, "1": 0.4})
-    pruner = Pruner(model, optimizer, schedule=schedule, allocation=targets)
+    pruner = Pruner(model, optimizer, None, schedule, allocation=targets)
     removed = []
     for _ in range(4):
         for parameter in model.parameters():
@@ -373,6 +378,38 @@ def test_tensor_that_keeps_less_than_its_target_stays() -> None:
     pruner.prune(kept=40)
     kept = kept_in(pruner)
     assert (kept[0], sum(kept)) == (10, 40)
+    pruner.detach()
+    pruner = pruner_of(three_layers(), TargetAllocation({"0": 0.5, "1": 0.5}), masks=masks)
+    pruner.prune(kept=140)  # of 210 removals 190 are done already, and 20 are of the second
+    assert kept_in(pruner) == [10, 80, 50]
+
+
+def test_targets_lose_no_more_than_all_removals_when_others_have_lost_weights() -> None:
+    model = three_layers()
+    masks = {name: torch.ones_like(t.weight, dtype=torch.bool) for name, t in select(model).items()}
+    masks["1.weight"].view(-1)[60:] = False
+    pruner = pruner_of(model, TargetAllocation({"0": 0.9}), masks=masks)
+    pruner.prune(kept=280)  # 30 more removals: all are of the first, which is to lose 180
+    assert kept_in(pruner) == [170, 60, 50]
+
+
+def test_targets_are_rounded_up_where_the_others_are_at_their_minimum() -> None:
+    pruner = pruner_of(three_layers(), TargetAllocation({"0": 0.332}), min_density=0.1)
+    # 66.4 are 67 removals, and 10 and 5 stay in the others.
+    pruner.prune(kept=133 + 10 + 5)
+    assert kept_in(pruner) == [133, 10, 5]
+
+
+def test_final_numbers_that_rounding_allows_are_accepted() -> None:
+    # 116.55 removals, rounded down or up.
+    for kept, accepted in ((350 - 116, True), (350 - 117, True), (350 - 115, False)):
+        schedule = GradualPruning(kept=kept, end=3)
+        arguments: Any = {"allocation": TargetAllocation({"*": 0.333}), "schedule": schedule}
+        if accepted:
+            pruner_of(three_layers(), **arguments)
+        else:
+            message = message_of(lambda: pruner_of(three_layers(), **arguments))  # noqa: B023
+            assert "keep at most 234 of 350" in message
 
 
 def test_tied_tensor_has_the_target_of_any_of_its_names() -> None:
@@ -489,13 +526,12 @@ def test_targets_equal_to_that_of_the_schedule_are_accepted(schedule: Schedule) 
         (
             lambda: pruner_of(mlp(), "uniform"),  # type: ignore[arg-type]
             ArgumentTypeError,
-            "allocation must be an Allocation or None, but is 'uniform': such as "
-            "UniformAllocation()",
+            "allocation must be an Allocation, but is 'uniform': such as UniformAllocation()",
         ),
         (
             lambda: pruner_of(mlp(), UniformAllocation),  # type: ignore[arg-type]
             ArgumentTypeError,
-            "allocation must be an Allocation or None, but is the class UniformAllocation: such",
+            "allocation must be an Allocation, but is the class UniformAllocation: such",
         ),
         (
             lambda: TargetAllocation({"0": 0.5}).pools([counts((2, 3))], 3),

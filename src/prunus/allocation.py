@@ -252,10 +252,11 @@ class TargetAllocation(Allocation):
 
     Example:
         >>> import torch
-        >>> from prunus import Pruner
+        >>> from prunus import MagnitudeScore, Pruner
         >>> model = nn.Sequential(nn.Linear(20, 10), nn.Linear(10, 10), nn.Linear(10, 5))
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        >>> pruner = Pruner(model, optimizer, allocation=TargetAllocation({"0": 0.8, "2": 0}))
+        >>> allocation = TargetAllocation({"0": 0.8, "2": 0})
+        >>> pruner = Pruner(model, optimizer, score=MagnitudeScore(), allocation=allocation)
         >>> pruner.prune(sparsity=0.6)
         210
         >>> {name: int(mask.sum()) for name, mask in pruner.masks.items()}
