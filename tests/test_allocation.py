@@ -28,6 +28,7 @@ from prunus import (
     MagnitudeScore,
     OneShot,
     Pruner,
+    PruningStatus,
     PrunusError,
     Schedule,
     TargetAllocation,
@@ -332,6 +333,30 @@ def test_gradual_pruning_approaches_targets_in_step_with_the_whole() -> None:
     # Of 245 removals 180 are of the first layer and 40 of the second. After step 1, 61 removals:
     # 61 / 245 · (180, 40) = 44.8 and 10.0. After 122: 89.6 and 19.9; after 184: 135.2 and 30.0.
     assert removed == [[45, 10, 6], [90, 20, 12], [135, 30, 19], [180, 40, 25]]
+
+
+def test_validations_and_trials_approach_targets_in_step_with_the_whole() -> None:
+    model = three_layers()
+    first, tried = model.get_parameter("0.weight"), []
+
+    def measure() -> float:
+        tried.append(int(first.count_nonzero()))
+        return 1.0
+
+    class Trying(Schedule):
+        def final_kept(self, prunable: int) -> int:
+            return 105
+
+        def after_validation(self, status: PruningStatus) -> int:
+            assert status.metric_if_kept is not None
+            status.metric_if_kept(245, measure)
+            return 245
+
+    pruner = pruner_of(model, TargetAllocation({"0": 0.9}), schedule=Trying())
+    pruner.step(1.0)
+    # 105 of 245 removals: 105 / 245 · 180 = 77.1 are of the first layer.
+    assert tried == [123]
+    assert kept_in(pruner)[0] == 123
 
 
 def test_targets_come_first_when_the_final_number_is_open() -> None:
