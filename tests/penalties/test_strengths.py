@@ -17,6 +17,7 @@ from prunus import (
     IterativePruning,
     LearningRateStrength,
     LinearDecayStrength,
+    OneShot,
     Pruner,
     PrunusError,
     RelevancePenalty,
@@ -101,10 +102,32 @@ def test_an_irrelevant_weight_shrinks_with_the_learning_rate_of_its_peak() -> No
     assert weights == pytest.approx([1.0, 0.5, 0.5 * 0.75, 0.5 * 0.75 * 0.5], rel=1e-12)
 
 
-def test_gradual_pruning_halves_irrelevant_weights_in_a_twentieth_of_its_steps() -> None:
-    schedule = GradualPruning(sparsity=0.5, begin=40, end=80, every=1000)
-    weights = untouched_weights(schedule, [0.1] * 6, validate=1)  # and not by validations
-    assert weights == pytest.approx([0.5 ** (n / 2) for n in range(1, 7)], rel=1e-12)
+@pytest.mark.parametrize(
+    ("schedule", "interval"),
+    [
+        (GradualPruning(sparsity=0.5, begin=40, end=80, every=1000), 10),
+        (GradualPruning(sparsity=0.5, epochs=10, steps_per_epoch=7), 7),
+        (
+            GradualPruning(sparsity=0.5, total_steps=16, every=1000),
+            2,
+        ),
+        (OneShot(sparsity=0.5, at=24), 6),
+        (OneShot(sparsity=0.5, at=1), 1),
+        (OneShot(sparsity=0.5), None),
+        (IterativePruning(), None),
+    ],
+)
+def test_a_schedule_by_steps_gives_the_interval_until_a_validation(
+    schedule: Schedule, interval: int | None
+) -> None:
+    assert schedule.interval == interval
+
+
+def test_gradual_pruning_halves_irrelevant_weights_without_a_validation() -> None:
+    schedule = GradualPruning(sparsity=0.5, begin=72, end=80, every=1000)
+    weights = untouched_weights(schedule, [0.1] * 6, validate=4)  # and after it in four steps
+    expected = [0.5 ** (n / 2) for n in range(1, 5)] + [0.25 * 0.5 ** (n / 4) for n in (1, 2)]
+    assert weights == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize(

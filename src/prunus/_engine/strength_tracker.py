@@ -22,8 +22,7 @@ class StrengthTracker:
         strength: The strength.
         optimizer: The optimizer, whose parameter groups have the learning rates.
         selection: The prunable tensors.
-        interval: Steps from one removal to the next, if the schedule knows them; None to take those
-            between the last two validations.
+        interval: The interval to use until validations show one, or None.
     """
 
     def __init__(
@@ -36,7 +35,7 @@ class StrengthTracker:
         self._strength = strength
         self._optimizer = optimizer
         self._selection = selection
-        self._known_interval = interval
+        self._expected_interval = interval
         self._interval: int | None = None
         self._steps_since_pruning = 0
         self._steps_since_validation = 0
@@ -54,8 +53,8 @@ class StrengthTracker:
 
     @property
     def interval(self) -> int | None:
-        """Steps from one removal to the next, or None if they are not known yet."""
-        return self._interval if self._known_interval is None else self._known_interval
+        """Steps between the last two validations, or what is expected of them, or None."""
+        return self._expected_interval if self._interval is None else self._interval
 
     def count_step(self) -> None:
         """Count a step of the optimizer."""

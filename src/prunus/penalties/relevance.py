@@ -64,7 +64,7 @@ class RelevancePenalty:
 
     Args:
         strength: γ, or a :class:`~prunus.Strength`. Default :class:`~prunus.AutomaticStrength`,
-            which halves an irrelevant weight from one removal to the next; it needs
+            which halves an irrelevant weight from one validation to the next; it needs
             ``apply="decoupled"`` and ``power=2``.
         coefficient: The irrelevance coefficient c. Default: the paper's exp(−|g|/α), with α a fifth
             of each tensor's mean |g|.

@@ -30,8 +30,8 @@ class StrengthStep:
         lr: The learning rate of the parameter group that holds the tensor.
         peak_lr: The largest learning rate that this group has had so far.
         steps_since_pruning: Steps since weights were last removed, or since the start.
-        interval: Steps from one removal to the next: those between the last two validations, or
-            what the schedule says. None as long as that is not known.
+        interval: Steps between the last two validations, or what the schedule expects of them. None
+            as long as that is not known.
 
     Example:
         >>> step = StrengthStep(lr=0.05, peak_lr=0.1, interval=500)
@@ -55,10 +55,10 @@ class Strength(Protocol):
 
 @dataclass(frozen=True)
 class AutomaticStrength:
-    """γ by which an irrelevant weight shrinks to a fraction from one removal to the next.
+    """γ by which an irrelevant weight shrinks to a fraction from one validation to the next.
 
     The decoupled penalty multiplies a weight that the loss does not depend on by 1 − 2γ at each
-    step. With n steps from one removal to the next,
+    step. With n steps from one validation to the next, after which weights may be removed,
 
         (1 − 2γ)^n = remaining,
 
@@ -66,14 +66,14 @@ class AutomaticStrength:
     ends with the training where the learning rate falls to zero. Weights with smaller irrelevance
     coefficients shrink less, relevant ones not at all.
 
-    n is the number of steps between the last two validations; until the second validation is
-    approaching it is not known, and γ is 0. A schedule that removes weights by steps, such as
-    :class:`~prunus.GradualPruning`, says it in advance: a twentieth of the steps in which it
-    removes.
+    n is the number of steps between the last two calls of ``pruner.step``, or before the first one.
+    Until then γ is 0, except with a schedule that removes weights by steps, which need no
+    validations: :class:`~prunus.GradualPruning` takes an epoch if it knows its steps, and else, as
+    :class:`~prunus.OneShot` does, a quarter of the steps until all weights are removed.
 
     Args:
-        remaining: The fraction of an irrelevant weight that is left when the next removal comes,
-            above 0 and at most 1. Default 0.5.
+        remaining: The fraction of an irrelevant weight that is left at the next validation, above
+            0 and at most 1. Default 0.5.
 
     Raises:
         ArgumentError: ``remaining`` is out of range.

@@ -97,7 +97,7 @@ class Config:
         "auto",
         by=_strength_problem,
         help='Strength of the penalty, the factor γ; or "auto", with which an irrelevant weight '
-        "halves from one removal to the next.",
+        "halves from one validation to the next.",
     )
     ratio: float = checked(
         by=_ratio_problem,

@@ -83,9 +83,9 @@ class Schedule:
 
     @property
     def interval(self) -> int | None:
-        """Steps from one removal to the next, from which the penalty's strength is found.
+        """Steps from which the penalty's strength is found as long as no validation was seen.
 
-        None where they are those between two validations.
+        None for a schedule that removes weights after validations only.
         """
         return None
 
@@ -119,8 +119,8 @@ class Schedule:
 
 
 def removal_interval(steps: int) -> int:
-    """Return the interval that stands for many removals within so many steps: a twentieth."""
-    return max(1, round(steps / 20))
+    """Return the interval of a schedule that removes all weights within so many steps."""
+    return max(1, round(steps / 4))
 
 
 def kept_at(prunable: int, sparsity: float) -> int:

@@ -148,8 +148,8 @@ class GradualPruning(Schedule):
 
     @property
     def interval(self) -> int:
-        """A twentieth of the steps in which it removes."""
-        return removal_interval(self._end - self._begin)
+        """The steps of an epoch, or a quarter of those in which it removes."""
+        return self.steps_per_epoch or removal_interval(self._end - self._begin)
 
     def after_step(self, *, step: int, prunable: int) -> int | None:
         """Follow the polynomial."""

@@ -43,7 +43,7 @@ class OneShot(Schedule):
 
     @property
     def interval(self) -> int | None:
-        """A twentieth of the steps before the removal; None if a validation starts it."""
+        """A quarter of the steps before the removal; None if a validation starts it."""
         return None if self.at is None else removal_interval(self.at)
 
     def after_step(self, *, step: int, prunable: int) -> int | None:
