@@ -150,22 +150,29 @@ def test_after_a_return_weights_are_removed_within_half_of_the_noise_only() -> N
     assert margins(schedule, [-0.35], best=1100) == [None]
 
 
-def test_at_the_target_it_returns_after_twice_the_validations_of_the_descent() -> None:
+def at_target(descent: int) -> IterativePruning:
+    """Return a schedule that has removed weights so many times below the floor."""
     schedule = IterativePruning(target=0.5)
-    descent = [
-        schedule.after_validation(
-            PruningStatus(
-                met=number == 0,
-                margin=0.1 if number == 0 else -0.05,
-                prunable=2000,
-                kept=1900,
-                best_kept=1900,
-            )
+    for margin in (0.1, *[-0.1] * descent):
+        decision = schedule.after_validation(
+            PruningStatus(met=margin > 0, margin=margin, prunable=2000, kept=1900, best_kept=1900)
         )
-        for number in range(8)
-    ]
-    assert descent == [1710] * 8  # seven of them below the floor
-    assert margins(schedule, [-0.05] * 14, best=1900) == [*[None] * 13, Restore(1900 - 95)]
+        assert decision == 1710
+    return schedule
+
+
+@pytest.mark.parametrize(("descent", "recovery"), [(1, 20), (6, 20), (8, 24)])
+def test_at_the_target_a_metric_within_the_noise_has_longer_to_recover(
+    descent: int, recovery: int
+) -> None:
+    waiting = [None] * (recovery - 1)
+    found = margins(at_target(descent), [-0.05, -0.2] * 20, best=1900)
+    assert found[:recovery] == [*waiting, Restore(1900 - 95)]
+
+
+def test_at_the_target_a_metric_below_the_noise_does_not() -> None:
+    found = margins(at_target(8), [-5.0, *[-20.0] * 9], best=1900)
+    assert found == [*[None] * 9, Restore(1900 - 95)]
 
 
 def test_at_the_target_a_metric_that_meets_the_floor_ends_the_recovery() -> None:

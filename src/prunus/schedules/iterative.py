@@ -40,9 +40,9 @@ class IterativePruning(Schedule):
     noise: two standard deviations, estimated from its last 20 changes. After 10 validations that
     are below by more, the pruner returns to the best state and removes less from there: half of the
     fraction before, and only while the metric is below the floor by half as much of the noise. At
-    the target it returns if the metric still does not meet the floor after twice the validations
-    that the way there took from the last state above it. Only states that met the floor are
-    delivered.
+    the target, where nothing is left to remove, a metric within the noise has longer to meet the
+    floor: 20 validations, or three times those since it last did. Only states that met the floor
+    are delivered.
 
     Args:
         fraction: The fraction of the remaining weights to remove each time, above 0 and below 1.
@@ -96,12 +96,11 @@ class IterativePruning(Schedule):
         if status.met:
             self._recovering = self._descent = 0
             return self._remove(status, least)
-        at_target = status.kept <= least
-        tolerance = self._noise * self._fraction / _FRACTION
-        if not at_target and status.margin >= -tolerance:
+        near = status.margin >= -self._noise * self._fraction / _FRACTION
+        if near and status.kept > least:
             self._recovering, self._descent = 0, self._descent + 1
             return self._remove(status, least)
-        recovery = max(_RECOVERY, 2 * self._descent) if at_target else _RECOVERY
+        recovery = max(2 * _RECOVERY, 3 * self._descent) if near else _RECOVERY
         return self._return_to_best(status, least, recovery)
 
     def _remove(self, status: PruningStatus, least: int) -> int | None:
