@@ -25,19 +25,19 @@ def test_every_cell_in_one_process_meets_the_reference(optimizer: str) -> None:
     count, problems = check("one process", [optimizer])
     assert problems == {}
     # Every method: four penalties, applied in three ways, and none, and four scores from gradients
-    # with one penalty; each with three schedules. Two allocations, once each.
-    assert count == 53
+    # with one penalty; each with three schedules. Two allocations and four growths, once each.
+    assert count == 57
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("layout", "expected"),
     [
-        # 18 optimizers, without the two LBFGS, with 47 methods: without relevance and lobster in
-        # the loss, each with three schedules.
-        ("DDP", 18 * 47),
-        # 16 optimizers, without Adafactor and Rprop besides, with 41 methods: nothing in the loss.
-        ("FSDP2", 16 * 41),
+        # 18 optimizers, without the two LBFGS, with 51 methods: without relevance and lobster in
+        # the loss, each with three schedules; two allocations and four growths.
+        ("DDP", 18 * 51),
+        # 16 optimizers, without Adafactor and Rprop besides, with 45 methods: nothing in the loss.
+        ("FSDP2", 16 * 45),
     ],
 )
 def test_every_cell_in_two_processes_meets_the_reference(layout: str, expected: int) -> None:
@@ -51,7 +51,8 @@ def test_every_method_and_optimizer_meets_every_precision() -> None:
         met: dict[str, set[tuple[str, int]]] = {}
         for cell in cells(layout):
             for key in (
-                f"{cell.penalty} {cell.apply} {cell.schedule} {cell.score} {cell.allocation}",
+                f"{cell.penalty} {cell.apply} {cell.schedule} {cell.score} {cell.allocation} "
+                f"{cell.growth}",
                 cell.optimizer,
             ):
                 met.setdefault(key, set()).add((cell.precision, cell.accumulation))

@@ -16,6 +16,7 @@ from helpers.errors import message_of
 from helpers.models import tanh_network
 from helpers.training import train
 from prunus import (
+    AlternatingGrowth,
     ArgumentError,
     ArgumentTypeError,
     AutomaticStrength,
@@ -25,7 +26,9 @@ from prunus import (
     ExponentialRelevance,
     FisherScore,
     GlobalAllocation,
+    GradientGrowth,
     GradualPruning,
+    Growth,
     LearningRateStrength,
     LinearDecayStrength,
     LinearRelevance,
@@ -33,10 +36,12 @@ from prunus import (
     Method,
     MovementScore,
     OneShot,
+    RandomGrowth,
     RandomScore,
     RelevancePenalty,
     Schedule,
     SensitivityScore,
+    SoftGrowth,
     TaylorScore,
     UniformAllocation,
     method,
@@ -46,13 +51,14 @@ from prunus._engine.default_method import with_defaults
 NAMES = [
     *("prunus", "paper", "lobster", "magnitude", "l2", "l1"),
     *("taylor", "sensitivity", "movement", "random"),
+    *("soft", "set", "rigl", "acdc"),
 ]
 
 
 def arguments(found: Method, steps: int = 4) -> Any:
     """Return a method's arguments, with a strength where it leaves that open."""
     strength = 1e-3 if found.leaves_strength_open else None
-    return found.arguments(strength=strength, steps_per_epoch=steps)
+    return found.arguments(strength=strength, steps_per_epoch=steps, total_steps=12)
 
 
 def test_the_names_are_exactly_these() -> None:
@@ -69,7 +75,9 @@ def test_every_method_trains_to_an_exact_sparsity(name: str) -> None:
     train(model, optimizer, tanh_batch(), 12)
     # Of 12·16 + 16·3 = 240 prunable weights, round(0.8 · 240) = 192 are removed.
     weights = [layer.weight for layer in model if isinstance(layer, torch.nn.Linear)]
-    assert sum(int((weight == 0).sum()) for weight in weights) == 192
+    zeros = sum(int((weight == 0).sum()) for weight in weights)
+    # Weights that return at random are zero until a gradient reaches them, which may be never.
+    assert zeros >= 192 if name == "set" else zeros == 192
     assert pruner.sparsity == 192 / 240
 
 
@@ -93,7 +101,7 @@ def test_every_method_trains_to_an_exact_sparsity(name: str) -> None:
             ),
         ),
         *((name, None) for name in ("magnitude", "taylor", "sensitivity")),
-        *((name, None) for name in ("movement", "random")),
+        *((name, None) for name in ("movement", "random", "soft", "set", "rigl", "acdc")),
     ],
 )
 def test_penalty_is_that_of_the_source(name: str, penalty: RelevancePenalty | None) -> None:
@@ -109,6 +117,7 @@ def test_penalty_is_that_of_the_source(name: str, penalty: RelevancePenalty | No
         ("sensitivity", SensitivityScore(0.85, 0.95)),
         ("movement", MovementScore()),
         ("random", RandomScore()),
+        *((name, MagnitudeScore()) for name in ("soft", "set", "rigl", "acdc")),
     ],
 )
 def test_score_is_that_of_the_source(name: str, score: object) -> None:
@@ -150,6 +159,20 @@ def test_every_method_has_a_summary_a_source_and_a_schedule(name: str) -> None:
     assert issubclass(found.schedule, prunus.Schedule)
 
 
+@pytest.mark.parametrize(
+    ("name", "growth"),
+    [
+        ("magnitude", None),
+        ("soft", SoftGrowth(until=750, every=10)),
+        ("set", RandomGrowth(every=10, until=1000)),
+        ("rigl", GradientGrowth(every=10, fraction=0.3, until=750)),
+        ("acdc", AlternatingGrowth(sparse=50, dense=50, until=850)),
+    ],
+)
+def test_growth_is_that_of_the_source(name: str, growth: Growth | None) -> None:
+    assert method(name).arguments(total_steps=1000)["growth"] == growth
+
+
 @pytest.mark.parametrize("strength", [0.25, LearningRateStrength(0.5)])
 @pytest.mark.parametrize("name", ["paper", "lobster", "l2", "l1"])
 def test_passed_strength_replaces_that_of_the_method(name: str, strength: Any) -> None:
@@ -171,6 +194,12 @@ def test_lobster_needs_no_length_of_an_epoch() -> None:
         ("l1", {"steps_per_epoch": 9}, "the method l1 leaves the strength open: pass strength="),
         ("paper", {}, "the strength of the method paper falls over an epoch: pass steps_per_epoch"),
         ("taylor", {"strength": 0.1}, "the method taylor has no penalty, but got strength=0.1"),
+        (
+            "rigl",
+            {},
+            "the growth of the method rigl depends on the length of the training: pass total",
+        ),
+        ("soft", {"total_steps": 0}, "total_steps must be at least 1 or None, but is 0"),
         ("paper", {"steps_per_epoch": 0}, "steps_per_epoch must be at least 1 or None, but is 0"),
         (
             "magnitude",

@@ -48,6 +48,7 @@ def test_the_public_names_are_exactly_these() -> None:
     assert prunus.__all__ == sorted(prunus.__all__)
     assert set(prunus.__all__) == {
         "Allocation",
+        "AlternatingGrowth",
         "ArgumentError",
         "ArgumentTypeError",
         "AutomaticStrength",
@@ -62,7 +63,9 @@ def test_the_public_names_are_exactly_these() -> None:
         "FisherScore",
         "FloorNotReachedError",
         "GlobalAllocation",
+        "GradientGrowth",
         "GradualPruning",
+        "Growth",
         "IterativePruning",
         "LearningRateStrength",
         "LinearDecayStrength",
@@ -79,6 +82,7 @@ def test_the_public_names_are_exactly_these() -> None:
         "Pruner",
         "PruningStatus",
         "PrunusError",
+        "RandomGrowth",
         "RandomScore",
         "RelevancePenalty",
         "Restore",
@@ -86,6 +90,7 @@ def test_the_public_names_are_exactly_these() -> None:
         "Score",
         "Selection",
         "SensitivityScore",
+        "SoftGrowth",
         "SparseFile",
         "SparseFileError",
         "Strength",
@@ -110,6 +115,7 @@ def constructible() -> list[str]:
     """Public names that a user calls; the others are received, and need no example."""
     received = {
         "Coefficient",
+        "Growth",
         "Method",
         "methods",
         "PenaltyReport",

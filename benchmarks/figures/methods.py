@@ -9,8 +9,8 @@ from prunus.methods import DecayOverEpoch, Method, methods
 def table() -> str:
     """Return a row of Markdown for each method."""
     rows = [
-        "| method | what it does | penalty | strength | score | schedule | source |",
-        "|---|---|---|---|---|---|---|",
+        "| method | what it does | penalty | strength | score | growth | schedule | source |",
+        "|---|---|---|---|---|---|---|---|",
         *(_row(method) for method in methods.values()),
     ]
     return "\n".join([*rows, ""])
@@ -23,6 +23,7 @@ def _row(method: Method) -> str:
         _penalty(method),
         _strength(method),
         _score(method),
+        "none" if method.growth is None else f"`{method.growth.__name__}`",
         f"`{method.schedule.__name__}`",
         method.source,
     ]

@@ -34,6 +34,13 @@ from prunus.errors import (
 )
 from prunus.export.sparse_reader import SparseFile, load_sparse
 from prunus.export.sparse_writer import save_sparse
+from prunus.growth import (
+    AlternatingGrowth,
+    GradientGrowth,
+    Growth,
+    RandomGrowth,
+    SoftGrowth,
+)
 from prunus.masks import Masks
 from prunus.methods import Method, method, methods
 from prunus.penalties.coefficients import (
@@ -79,6 +86,7 @@ __version__ = VERSION
 
 __all__ = [
     "Allocation",
+    "AlternatingGrowth",
     "ArgumentError",
     "ArgumentTypeError",
     "AutomaticStrength",
@@ -93,7 +101,9 @@ __all__ = [
     "FisherScore",
     "FloorNotReachedError",
     "GlobalAllocation",
+    "GradientGrowth",
     "GradualPruning",
+    "Growth",
     "IterativePruning",
     "LearningRateStrength",
     "LinearDecayStrength",
@@ -110,6 +120,7 @@ __all__ = [
     "Pruner",
     "PruningStatus",
     "PrunusError",
+    "RandomGrowth",
     "RandomScore",
     "RelevancePenalty",
     "Restore",
@@ -117,6 +128,7 @@ __all__ = [
     "Score",
     "Selection",
     "SensitivityScore",
+    "SoftGrowth",
     "SparseFile",
     "SparseFileError",
     "Strength",

@@ -1,8 +1,8 @@
-"""Methods: named combinations of a penalty, a score and an allocation, each with its source.
+"""Methods: named combinations of penalty, score, allocation and growth, each with its source.
 
-A method is what shrinks weights, what is removed first, and how that is spread over the tensors.
-When, and how many, is the choice of the schedule; the record names the one that the source used.
-The command, the documentation and the tests read the methods from here.
+A method is what shrinks weights, what is removed first, how that is spread over the tensors, and
+whether it may return. When, and how many, is the choice of the schedule; the record names the one
+that the source used. The command, the documentation and the tests read the methods from here.
 """
 
 from __future__ import annotations
@@ -16,6 +16,13 @@ from prunus._utils.checks import number_problem, raise_problems, type_problem
 from prunus._utils.fields import number, validate
 from prunus.allocation import Allocation, GlobalAllocation
 from prunus.errors import ArgumentError, unknown_name
+from prunus.growth import (
+    AlternatingGrowth,
+    GradientGrowth,
+    Growth,
+    RandomGrowth,
+    SoftGrowth,
+)
 from prunus.penalties.coefficients import (
     Coefficient,
     ConstantRelevance,
@@ -82,18 +89,19 @@ class MethodArguments(TypedDict):
     penalty: RelevancePenalty | None
     score: Score
     allocation: Allocation
+    growth: Growth | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A method: the exact parts of a penalty, a score and an allocation, and where they are from.
+    """A method: the exact parts of penalty, score, allocation and growth, and where they are from.
 
     Attributes:
         name: The name that :func:`prunus.method` and ``prunus run --method`` accept.
         summary: One line on what it does.
         source: Authors and arXiv number, and which part of the work is meant.
         schedule: The schedule that the source used, or the nearest to it; a method can be combined
-            with any other.
+            with any other, unless it has a growth that the other does not accept.
         score: The order of removal.
         allocation: The spread of the sparsity over the tensors.
         coefficient: The penalty's irrelevance coefficient; None for no penalty.
@@ -101,6 +109,8 @@ class Method:
         apply: How the penalty is applied.
         smoothing: The weight of the past in the average of |∂L/∂w|; 0 for each step alone.
         strength: γ. None if the method leaves it open, or has no penalty.
+        growth: The type of the growth, whose settings depend on the length of the training; None
+            if removed weights stay removed.
 
     Example:
         >>> methods["lobster"].coefficient
@@ -118,6 +128,7 @@ class Method:
     apply: Apply = "gradient"
     smoothing: float = 0.0
     strength: Strength | DecayOverEpoch | None = None
+    growth: type[Growth] | None = None
 
     @property
     def leaves_strength_open(self) -> bool:
@@ -125,15 +136,21 @@ class Method:
         return self.coefficient is not None and self.strength is None
 
     def arguments(
-        self, *, strength: float | Strength | None = None, steps_per_epoch: int | None = None
+        self,
+        *,
+        strength: float | Strength | None = None,
+        steps_per_epoch: int | None = None,
+        total_steps: int | None = None,
     ) -> MethodArguments:
-        """Return the method's penalty, score and allocation as arguments of a pruner or a callback.
+        """Return the parts of the method as arguments of a pruner or a callback.
 
         Args:
             strength: γ of the penalty, a number or a :class:`~prunus.Strength`. Default None: the
                 method's own. The methods l2 and l1 have none, so that it is required.
             steps_per_epoch: The number of optimizer steps in an epoch, over which the strength of
                 the method paper falls. It changes no other method, so that one call fits all.
+            total_steps: The number of optimizer steps in the whole training, on which the growth of
+                the methods soft, set, rigl and acdc depends. It changes no other method.
 
         Raises:
             ArgumentError: An argument is out of range or missing, or there is no penalty that a
@@ -149,14 +166,21 @@ class Method:
         raise_problems(
             None if strength is None else strength_problem("strength", strength),
             number_problem("steps_per_epoch", steps_per_epoch, whole=True, least=1, optional=True),
+            number_problem("total_steps", total_steps, whole=True, least=1, optional=True),
         )
+        growth = self._own_growth(total_steps)
         if self.coefficient is None:
             if strength is not None:
                 raise ArgumentError(
                     f"the method {self.name} has no penalty, but got strength={strength!r}: leave "
                     "out strength, or choose a method with a penalty"
                 )
-            return {"penalty": None, "score": self.score, "allocation": self.allocation}
+            return {
+                "penalty": None,
+                "score": self.score,
+                "allocation": self.allocation,
+                "growth": growth,
+            }
         penalty = RelevancePenalty(
             self._own_strength(steps_per_epoch) if strength is None else strength,
             self.coefficient,
@@ -164,7 +188,22 @@ class Method:
             apply=self.apply,
             smoothing=self.smoothing,
         )
-        return {"penalty": penalty, "score": self.score, "allocation": self.allocation}
+        return {
+            "penalty": penalty,
+            "score": self.score,
+            "allocation": self.allocation,
+            "growth": growth,
+        }
+
+    def _own_growth(self, total_steps: int | None) -> Growth | None:
+        if self.growth is None:
+            return None
+        if total_steps is None:
+            raise ArgumentError(
+                f"the growth of the method {self.name} depends on the length of the training: pass "
+                "total_steps=, the number of optimizer steps in the whole training"
+            )
+        return self.growth.over(total_steps)
 
     def _own_strength(self, steps_per_epoch: int | None) -> Strength:
         if self.strength is None:
@@ -276,6 +315,43 @@ _ALL = (
         source="Blalock, Gonzalez Ortiz, Frankle, Guttag, arXiv 2003.03033: random pruning",
         schedule=OneShot,
         score=RandomScore(),
+    ),
+    Method(
+        name="soft",
+        summary="trains removed weights on, and keeps the largest of all, chosen every few steps",
+        source="Lin, Stich, Barba, Dmitriev, Jaggi, Dynamic model pruning with feedback, arXiv "
+        "2006.07253: gradual pruning with a straight-through gradient; here until three quarters "
+        "of the training",
+        schedule=GradualPruning,
+        score=MagnitudeScore(),
+        growth=SoftGrowth,
+    ),
+    Method(
+        name="set",
+        summary="exchanges the smallest weights of each tensor for random removed ones",
+        source="Mocanu et al., Nature Communications 9, 2018, arXiv 1707.04780: SET; here by "
+        "magnitude, and from a pruned network instead of a random sparse one",
+        schedule=OneShot,
+        score=MagnitudeScore(),
+        growth=RandomGrowth,
+    ),
+    Method(
+        name="rigl",
+        summary="exchanges the smallest weights of each tensor for removed ones of large gradient",
+        source="Evci, Gale, Menick, Castro, Elsen, RigL, arXiv 1911.11134: the exchange, until "
+        "three quarters of the training; here from a pruned network instead of a random sparse one",
+        schedule=OneShot,
+        score=MagnitudeScore(),
+        growth=GradientGrowth,
+    ),
+    Method(
+        name="acdc",
+        summary="alternates sparse and dense phases, and ends with a sparse one",
+        source="Peste, Iofinova, Vladu, Alistarh, AC/DC, arXiv 2106.12379: phases of a twentieth "
+        "of the training; the warm-up is the schedule's",
+        schedule=OneShot,
+        score=MagnitudeScore(),
+        growth=AlternatingGrowth,
     ),
 )
 

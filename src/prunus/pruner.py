@@ -24,10 +24,11 @@ from prunus._engine.default_method import (
     PenaltyChoice,
     with_defaults,
 )
-from prunus._engine.optimizer_state import clear_state
+from prunus._engine.mask_editor import Editor
 from prunus._engine.preconditions import (
     argument_problems,
     bound_allocation,
+    check_growth,
     check_held,
     check_in_model,
     check_penalty,
@@ -38,7 +39,7 @@ from prunus._engine.preconditions import (
     optimizer_problem,
     warn_of_rounding,
 )
-from prunus._engine.removal import Removal, Remover
+from prunus._engine.removal import Remover
 from prunus._engine.state_errors import state_error
 from prunus._engine.step_hooks import StepHooks
 from prunus._engine.step_state import COUNT_KEYS, TENSOR_KEYS
@@ -59,7 +60,8 @@ from prunus.errors import (
     PrunusError,
     listing,
 )
-from prunus.masks import Masks, clear_
+from prunus.growth import Growth, NoGrowth
+from prunus.masks import Masks
 from prunus.penalties.loss_application import LossApplication, PenaltyTerm
 from prunus.penalties.strengths import as_strength
 from prunus.schedules import PruningStatus, Restore, Schedule
@@ -75,8 +77,8 @@ class Pruner:
 
     It works through the optimizer's own step hooks. Before a step it adds the penalty's gradient
     and zeroes the gradients of removed weights; after it, removed weights are set to exactly 0.0
-    again, whatever the optimizer did. The model is not changed in any other way: same modules, same
-    ``state_dict`` keys.
+    again, whatever the optimizer did, unless ``growth`` lets them return. The model is not changed
+    in any other way: same modules, same ``state_dict`` keys.
 
     Args:
         model: Any module. If several processes train it together, the module that they train:
@@ -112,6 +114,9 @@ class Pruner:
             clipping. Clipping before the step makes gradients smaller, so that weights look less
             relevant than they are, unless the coefficient is ``relative``; here relevance is
             computed from the gradients before they are clipped.
+        growth: The rule by which removed weights may return, such as :class:`~prunus.SoftGrowth`.
+            Default None: removed weights stay removed. Schedules that rely on that,
+            IterativePruning (the default with a floor) and ThresholdSearch, do not accept a growth.
 
     Raises:
         ArgumentError: An argument is out of range, or the allocation does not fit the model or the
@@ -160,12 +165,15 @@ class Pruner:
         min_density: float = 1e-4,
         keep_best: bool = True,
         max_grad_norm: float | None = None,
+        growth: Growth | None = None,
     ) -> None:
         raise_problems(
             model_problem(model),
             optimizer_problem(optimizer),
             *constraint_problems(floor, mode, dense_metric),
-            *argument_problems(penalty, schedule, score, allocation, min_density, selection),
+            *argument_problems(
+                penalty, schedule, score, allocation, growth, min_density, selection
+            ),
             type_problem("masks", masks, Mapping, "masks by name", optional=True),
             grad_norm_problem(max_grad_norm),
         )
@@ -173,12 +181,14 @@ class Pruner:
         self.model: nn.Module = unwrap(model)
         self.optimizer = optimizer
         penalty, self.schedule = with_defaults(penalty, schedule, floor)
+        check_growth(growth, penalty, self.schedule)
         self.score: Score = score
         self.allocation: Allocation = allocation
         self.selection = as_selection(selection, self.model)
         self.min_density = min_density
         self.keep_best = keep_best
         self.max_grad_norm = max_grad_norm
+        self.growth = growth
         self.constraint = Constraint(floor, mode, dense_metric)
         if dense_metric is not None and (wide := self.constraint.wide_problem(dense_metric)):
             warnings.warn(wide, stacklevel=2)
@@ -209,12 +219,23 @@ class Pruner:
             reshard(self.model)
             self.masks.intersect_(masks)
             self.masks.apply_()
+        self._editor = Editor(
+            self.masks,
+            optimizer,
+            remover=self._remover,
+            remainders=self._remainders,
+            final=lambda: self._final,
+            check_equal=self._check_equal_replicas(),
+        )
+        make_rule = NoGrowth if growth is None else growth.rule
+        self._growth = make_rule(self._editor, lambda: self._steps)
         self._hooks = StepHooks(
             self.model,
             optimizer,
             self.masks,
             penalty,
             self.score,
+            self._growth,
             max_grad_norm=max_grad_norm,
             strengths=self._strengths.values,
             steps_since_pruning=lambda: self._strengths.steps_since_pruning,
@@ -228,7 +249,8 @@ class Pruner:
             self.selection,
             self._penalty,
             self.max_grad_norm,
-            ((p.selection, p._penalty, p.max_grad_norm) for p in others),
+            self.growth,
+            ((p.selection, p._penalty, p.max_grad_norm, p.growth) for p in others),
         )
         others.add(self)
 
@@ -245,13 +267,13 @@ class Pruner:
 
     @property
     def done(self) -> bool:
-        """Whether the schedule has nothing left to remove.
+        """Whether the schedule has nothing left to remove, and no weight returns any more.
 
         The network has yet to recover from the last removal then, so train on for the planned
         epochs, until the learning rate has fallen. It is a reason to stop only if the number of
         epochs is open: IterativePruning with ``patience`` and a constant learning rate.
         """
-        return self.schedule.done
+        return self.schedule.done and self._growth.ended
 
     @property
     def floor(self) -> float | None:
@@ -365,8 +387,8 @@ class Pruner:
         check_in_model(self.selection, self.model)
         reshard(self.model)
         self._best.restore(self.model, self.masks)
-        if self._hooks.application is not None:
-            self._hooks.application.remainders.clear()  # they belong to the weights before
+        self._remainders().clear()  # they belong to the weights before
+        self._growth.restored()
 
     def consider(self, metric: float) -> bool:
         """Keep the present state for :meth:`finish` if it is the best so far, and remove nothing.
@@ -422,6 +444,8 @@ class Pruner:
     def prune(self, *, sparsity: float | None = None, kept: int | None = None) -> int:
         """Remove weights now, down to a sparsity or a number of kept prunable weights.
 
+        In a dense phase of :class:`~prunus.AlternatingGrowth` they are removed when it ends.
+
         Returns:
             How many were removed.
 
@@ -444,7 +468,8 @@ class Pruner:
     def finish(self) -> None:
         """Restore the sparsest state that met the floor, and of equally sparse ones the best.
 
-        Without any metric so far, or with ``keep_best=False``, the present state stays.
+        Without any metric so far, or with ``keep_best=False``, the present state stays. No weight
+        returns from here on.
 
         Raises:
             FloorNotReachedError: There is a floor and no validation met it.
@@ -458,6 +483,7 @@ class Pruner:
                 f"no validation met the {constraint.bound_name} {constraint.description}: "
                 f"{constraint.relax} it, train longer, or remove less"
             )
+        self._growth.end()
 
     def detach(self) -> None:
         """Remove the hooks from the optimizer and release the masks. Removed weights stay zero."""
@@ -491,6 +517,7 @@ class Pruner:
             "penalty": {} if self._hooks.probe is None else self._hooks.probe.state_dict(),
             "last_metric": self._last_metric,
             "predicted_cost": self._predicted_cost,
+            "growth": self._growth.state_dict(),
             **self._hooks.state.state_dict(complete=complete),
             "best": self._best.state_dict(
                 self.model, self.masks, complete=complete and self.keep_best
@@ -506,6 +533,7 @@ class Pruner:
             CheckpointError: The state is not a pruner's or of another model.
         """
         check_state(state, (*TENSOR_KEYS, *COUNT_KEYS))
+        raise_problems(self._growth.problem(state["growth"]), error=state_error)
         self._hooks.state.check(state)
         self._strengths.check(state["strength"])
         probe = self._hooks.probe
@@ -529,6 +557,8 @@ class Pruner:
         self._prunings = int(state["prunings"])
         self.constraint = replace(self.constraint, dense_metric=state["dense_metric"])
         self.schedule = schedule
+        self._growth.restored()
+        self._growth.load_state_dict(state["growth"])
         self._hooks.state.load_state_dict(state)
         self._best.load_state_dict(state["best"], self.model)
 
@@ -569,6 +599,7 @@ class Pruner:
         keep = self.schedule.after_step(step=self._steps, prunable=self._prunable)
         if keep is not None:
             self._remove_to(max(keep, self._remover().least), self._final)
+        self._growth.update()
 
     @property
     def _final(self) -> int | None:
@@ -598,7 +629,7 @@ class Pruner:
         reshard(self.model)
         steps, result, error = self._steps, math.nan, None
         with restored(self.model, self.masks), torch.no_grad():
-            self._mask_to(kept, self._final)
+            self._editor.mask_to(kept, self._final)
             self.masks.apply_()
             try:
                 result = as_number(f"the {_TRIAL}", evaluate())
@@ -618,36 +649,29 @@ class Pruner:
             )
         return result
 
-    def _mask_to(self, kept: int, final: int | None) -> Removal:
-        """Update the masks to keep ``kept`` weights.
+    def _remainders(self) -> dict[str, torch.Tensor]:
+        """Return the remainders of 16-bit weights that the penalty keeps."""
+        application = self._hooks.application
+        return {} if application is None else application.remainders
 
-        Args:
-            kept: How many weights to keep.
-            final: How many weights the schedule keeps in the end; None if that is open.
-        """
-        check_equal = None
-        if self._process_group.group is not None and not self._process_group.sharded:
-            check_equal = partial(self._process_group.check_equal, fix=_DIFFERING_WEIGHTS)
-        return self._remover().keep(kept, check_equal, final=final)
+    def _check_equal_replicas(self) -> Callable[[Mapping[str, float]], None] | None:
+        """Return the check that replicas remove alike, or None without replicas."""
+        if self._process_group.group is None or self._process_group.sharded:
+            return None
+        return partial(self._process_group.check_equal, fix=_DIFFERING_WEIGHTS)
 
     def _remove_to(self, kept: int, final: int | None = None) -> int:
         """Remove weights until ``kept`` are left; return how many were removed."""
         before = self.masks.kept
         check_in_model(self.selection, self.model)
         reshard(self.model)
-        removal = self._mask_to(kept, final)
-        for name in removal.tensors:
-            tensor = self.selection[name]
-            clear_(tensor.weight, self.masks[name])
-            if tensor.gradient is not None:
-                clear_(tensor.gradient, self.masks[name])
-            clear_state(self.optimizer, tensor.parameter, self.masks[name])
+        predicted_cost = self._growth.remove(kept, final)
         removed = before - self.masks.kept
         if removed:
             self._prunings += 1
             self._strengths.count_pruning()
-            if removal.predicted_cost is not None:
-                self._predicted_cost = (self._predicted_cost or 0.0) + removal.predicted_cost
+            if predicted_cost is not None:
+                self._predicted_cost = (self._predicted_cost or 0.0) + predicted_cost
         return removed
 
 

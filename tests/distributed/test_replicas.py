@@ -17,12 +17,18 @@ from helpers.errors import message_of
 from helpers.models import tanh_network
 from helpers.pruners import magnitude_pruner
 from prunus import (
+    AlternatingGrowth,
     ExponentialRelevance,
+    GradientGrowth,
+    GradualPruning,
+    Growth,
     IterativePruning,
     NonFiniteError,
     OneShot,
     PrunusError,
+    RandomGrowth,
     RelevancePenalty,
+    SoftGrowth,
 )
 from prunus.penalties.relevance import Apply
 
@@ -96,6 +102,61 @@ def messages_with_replicas() -> dict[str, str]:
     weight[0] = float(rank)
     messages["revived"] = message_of(lambda: pruner.step(0.5))
     return messages
+
+
+GROWTHS: dict[str, Growth] = {
+    "soft": SoftGrowth(until=9, every=2),
+    "random growth": RandomGrowth(every=2, fraction=0.4),
+    "gradient growth": GradientGrowth(every=2, fraction=0.4, until=11),
+    "alternating": AlternatingGrowth(sparse=3, dense=2, until=11),
+}
+
+
+def grown(model: nn.Module, growth: Growth, rows: slice) -> dict[str, Any]:
+    """Train on some rows of the data with weights that return."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    schedule = GradualPruning(sparsity=0.8, end=6, every=1)
+    pruner = magnitude_pruner(model, optimizer, schedule=schedule, growth=growth)
+    for _ in range(12):
+        optimizer.zero_grad()
+        (model(INPUTS[rows]) - TARGETS[rows]).square().mean().backward()
+        optimizer.step()
+    return {
+        "weights": {n: p.detach().clone() for n, p in pruner.model.named_parameters()},
+        "masks": {n: mask.clone() for n, mask in pruner.masks.items()},
+        "kept": pruner.masks.kept,
+    }
+
+
+def grown_as_replicas() -> tuple[dict[str, Any], str]:
+    rank = dist.get_rank()
+    outcomes = {}
+    for name, growth in GROWTHS.items():
+        model = DistributedDataParallel(small_network())
+        outcomes[name] = grown(model, growth, slice(32 * rank, 32 * rank + 32))
+    model = DistributedDataParallel(small_network())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pruner = magnitude_pruner(model, optimizer, growth=RandomGrowth(every=1))
+    pruner.prune(sparsity=0.5)
+    weight = model.module[0].weight.detach()
+    weight[0] *= 1 + rank * torch.arange(12)  # without the optimizer, and in one process only
+    return outcomes, message_of(optimizer.step)
+
+
+def test_weights_return_alike_in_all_replicas_and_as_in_one_process() -> None:
+    for outcomes, message in run_in_processes(2, grown_as_replicas):
+        for name, growth in GROWTHS.items():
+            alone = grown(small_network(), growth, slice(None))
+            assert outcomes[name]["kept"] == alone["kept"] == 96  # a fifth of 480
+            for key, mask in alone["masks"].items():
+                assert torch.equal(outcomes[name]["masks"][key], mask), name
+            for key, expected in alone["weights"].items():
+                weight = outcomes[name]["weights"][key]
+                torch.testing.assert_close(weight, expected, rtol=1e-9, atol=1e-12)
+        assert message.startswith(
+            "all processes must have the same weights of 0.weight to exchange (the sum of their "
+            "positions), which is "
+        )
 
 
 def work() -> dict[str, Any]:

@@ -25,18 +25,22 @@ from benchmarks.processes import run_in_processes
 from helpers.errors import message_of
 from helpers.pruners import coupled_penalty, magnitude_pruner
 from prunus import (
+    AlternatingGrowth,
     CautiousRelevance,
     ConstantRelevance,
     ErdosRenyiAllocation,
     ExponentialRelevance,
     FisherScore,
+    GradientGrowth,
     GradualPruning,
     LinearRelevance,
     MovementScore,
     Pruner,
+    RandomGrowth,
     RandomScore,
     RelevancePenalty,
     SensitivityScore,
+    SoftGrowth,
     TargetAllocation,
     TaylorScore,
     UniformAllocation,
@@ -128,6 +132,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "uniform": {"allocation": UniformAllocation()},
     "erk": {"allocation": ErdosRenyiAllocation(), "score": FisherScore(smoothing=0.75)},
     "targets": {"allocation": TargetAllocation({"0": 0.5, "*linear1.weight": 0.95})},
+    "soft": {"growth": SoftGrowth(until=7, every=2)},
+    "random growth": {"growth": RandomGrowth(every=3, fraction=0.4)},
+    "gradient growth": {"growth": GradientGrowth(every=3, fraction=0.4, until=9)},
+    "alternating": {"growth": AlternatingGrowth(sparse=3, dense=2, until=7)},
 }
 """Methods that work element by element. Results are equal but for the last elements of a tensor,
 which do not fill a vector register and which torch computes by other instructions."""
@@ -209,6 +217,7 @@ def pruned(layout: Layout, methods: dict[str, dict[str, Any]]) -> dict[str, Any]
 
 
 ALL = tuple(METHODS | SUMMED)
+GROWTHS = ("soft", "random growth", "gradient growth", "alternating")
 SOME = (
     *("decoupled, lobster", "random", "fisher", "erk", "targets"),
     *("relative, smoothed, decoupled", "clipped"),
@@ -218,8 +227,8 @@ LAYOUTS: list[tuple[Layout, int, tuple[str, ...]]] = [
     (fsdp, 2, ALL),
     (fsdp, 4, SOME),
     (hybrid, 4, SOME[-2:]),
-    (tensor_parallel, 2, SOME),
-    (both, 4, SOME[-2:]),
+    (tensor_parallel, 2, (*SOME, *GROWTHS)),
+    (both, 4, (*SOME[-2:], *GROWTHS[:3])),
 ]
 
 

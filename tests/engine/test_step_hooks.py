@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.growth import NO_GROWTH
 from helpers.peers import PeerGroup, single_process_mesh
 from helpers.pruners import coupled_penalty
 from prunus import (
@@ -65,6 +66,7 @@ class Hooked:
             self.masks,
             penalty,
             score,
+            NO_GROWTH,
             strengths=lambda: self.strengths,
             steps_since_pruning=lambda: self.steps,
             stepped=self._count,
@@ -267,6 +269,7 @@ def test_the_state_has_a_place_for_what_the_penalty_remembers() -> None:
         Masks(select(layer)),
         penalty_of(apply="decoupled", smoothing=0.5),
         TaylorScore(),
+        NO_GROWTH,
         max_grad_norm=None,
         strengths=dict,
         steps_since_pruning=lambda: 0,
@@ -376,6 +379,7 @@ def test_shards_are_edited_in_place(apply: Any, clipped: bool) -> None:
             masks,
             penalty_of(apply=apply),
             MagnitudeScore(),
+            NO_GROWTH,
             max_grad_norm=1e6 if clipped else None,
             strengths=lambda: {"weight": 0.5},
             steps_since_pruning=lambda: 0,

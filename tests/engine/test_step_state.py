@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.growth import NO_GROWTH
 from helpers.peers import second_of_two_processes
 from prunus import (
     CheckpointError,
@@ -46,7 +47,7 @@ class Parts:
         self.averages = MagnitudeAverages(smoothing)
         formula = PenaltyFormula(ConstantRelevance(), 2)
         self.application = application and application(formula, selection, dict)
-        self.state = StepState(selection, self.observer, self.averages, self.application)
+        self.state = StepState(selection, self.observer, self.averages, self.application, NO_GROWTH)
 
 
 def filled(selection: Selection) -> Parts:
@@ -75,6 +76,7 @@ def test_the_state_holds_what_is_remembered_and_how_often_it_was_updated() -> No
         "score": {"a.weight": {"product": [[1.0, 2.0]]}},
         "averages": {"b.weight": [[3.0]]},
         "remainders": {"a.weight": [[0.25, 0.5]]},
+        "latent": {},
         "averaged": {"b.weight": 7},
         "observed": {"a.weight": 3},
     }
@@ -94,6 +96,7 @@ def test_a_complete_state_holds_zeros_for_what_may_be_remembered_later(
         "score": {"a.weight": {"product": [[1.0, 2.0]]}, "b.weight": {"product": [[0.0]]}},
         "averages": {"b.weight": [[3.0]], "a.weight": [[0.0, 0.0]]},
         "remainders": {"a.weight": [[0.25, 0.5]], "b.weight": [[0.0]]},
+        "latent": {},
         "averaged": {"b.weight": 7, "a.weight": 0},
         "observed": {"a.weight": 3, "b.weight": 0},
     }
@@ -154,6 +157,7 @@ def test_restored_tensors_have_their_own_type_and_the_memory_order_of_the_weight
         "averages": {},
         "averaged": {},
         "remainders": {},
+        "latent": {},
     }
     parts.state.load_state_dict(state)
     restored = parts.observer.memory["weight"]["product"]
@@ -186,6 +190,7 @@ EMPTY: dict[str, dict[str, Any]] = {
     "score": {},
     "averages": {},
     "remainders": {},
+    "latent": {},
     "averaged": {},
     "observed": {},
 }

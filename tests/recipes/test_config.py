@@ -12,9 +12,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from helpers.errors import message_of
 from prunus.allocation import ErdosRenyiAllocation, GlobalAllocation, UniformAllocation
 from prunus.constraint import Constraint
 from prunus.errors import PrunusError
+from prunus.growth import AlternatingGrowth, GradientGrowth, RandomGrowth, SoftGrowth
 from prunus.penalties.coefficients import ConstantRelevance, ExponentialRelevance, LinearRelevance
 from prunus.penalties.strengths import (
     AutomaticStrength,
@@ -90,6 +92,7 @@ SETTINGS: dict[str, tuple[str, Any, dict[str, str]]] = {
         {"size": "magnitude, fisher, sensitivity, taylor, movement or random"},
     ),
     "allocation": ("erk", "erk", {"local": "global, uniform or erk", "": "global"}),
+    "growth": ("soft", "soft", {"rigl": "none, soft, random, gradient or alternating"}),
     "biases": ("true", True, {"yes": "true or false", "": "true or false"}),
     "norms": ("true", True, {"yes": "true or false", "": "true or false"}),
     "min_density": ("0.01", 0.01, {"x": NUMBER, "1": "from 0 to below 1", "-1": "from 0 to"}),
@@ -528,11 +531,53 @@ def test_allocation_follows_its_setting(name: str, allocation: object) -> None:
     assert BASE.with_settings([f"allocation={name}"]).make_allocation() == allocation
 
 
-def test_method_names_penalty_application_schedule_and_score() -> None:
+@pytest.mark.parametrize(
+    ("name", "growth"),
+    [
+        ("none", None),
+        ("soft", SoftGrowth(until=300, every=4)),
+        ("random", RandomGrowth(every=4, until=400)),
+        ("gradient", GradientGrowth(every=4, until=300)),
+        ("alternating", AlternatingGrowth(sparse=20, dense=20, until=340)),
+    ],
+)
+def test_growth_follows_its_setting_and_the_length_of_the_run(name: str, growth: object) -> None:
+    assert BASE.with_settings([f"growth={name}"]).make_growth(400) == growth
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            ["growth=soft", "schedule=iterative"],
+            "growth=soft needs schedule=gradual or schedule=oneshot, but has schedule=iterative, "
+            "which relies on removed weights staying removed",
+        ),
+        (
+            ["growth=soft", "apply=loss"],
+            "growth=soft trains removed weights, which apply=loss does not shrink: choose another "
+            "apply or growth",
+        ),
+    ],
+)
+def test_growth_that_conflicts_with_another_setting_is_rejected(
+    settings: list[str], message: str
+) -> None:
+    assert message_of(lambda: BASE.with_settings(settings)) == message
+
+
+def test_growth_goes_with_a_loss_term_unless_it_trains_removed_weights() -> None:
+    for settings in (["growth=gradient", "apply=loss"], ["growth=soft", "penalty=none"]):
+        BASE.with_settings(settings)
+
+
+def test_method_names_penalty_application_schedule_score_and_growth() -> None:
     assert BASE.method == "relevance (decoupled), gradual, magnitude"
     other = BASE.with_settings(["penalty=none", "schedule=oneshot", "score=random"])
     assert other.method == "none, oneshot, random"
     assert other.with_settings(["allocation=erk"]).method == "none, oneshot, random, erk"
+    grown = BASE.with_settings(["penalty=none", "growth=gradient"])
+    assert grown.method == "none, gradual, magnitude, gradient growth"
 
 
 def test_nan_is_rejected_for_every_number() -> None:

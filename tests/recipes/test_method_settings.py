@@ -24,15 +24,26 @@ def ignore(_: str) -> None:
 @pytest.mark.parametrize("name", methods)
 def test_recipe_builds_the_parts_of_the_method(name: str, recipe: str) -> None:
     own, method = find_recipe(recipe).config, methods[name]
-    config = own.with_settings([], ignore, method=method)
+    # Only iterative pruning, which accepts no growth, does without a ratio.
+    ratio = ["ratio=5"] if method.growth is not None and not own.ratio else []
+    config = own.with_settings(ratio, ignore, method=method)
     penalty = config.make_penalty(7)
     strength = penalty.strength if penalty is not None and method.leaves_strength_open else None
-    expected = method.arguments(strength=strength, steps_per_epoch=7)
-    assert (penalty, config.make_score()) == (expected["penalty"], expected["score"])
-    assert config.make_allocation() == expected["allocation"]
+    expected = method.arguments(strength=strength, steps_per_epoch=7, total_steps=900)
+    parts = {
+        "penalty": penalty,
+        "score": config.make_score(),
+        "allocation": config.make_allocation(),
+        "growth": config.make_growth(900),
+    }
+    assert parts == expected
     assert config.method_name == name
     open_ones = ("strength", "strength_schedule") if method.leaves_strength_open else ()
-    for setting in ("schedule", "fraction", "ratio", "max_grad_norm", *open_ones):
+    if method.growth is None:
+        open_ones = ("schedule", "ratio", *open_ones)
+    else:
+        assert isinstance(config.make_schedule(kept=5, prunable=9, steps=90), method.schedule)
+    for setting in ("fraction", "max_grad_norm", *open_ones):
         assert getattr(config, setting) == getattr(own, setting)
 
 
@@ -47,11 +58,20 @@ def test_settings_of_the_paper_are_written_out() -> None:
         "strength": 1e-5,
         "score": "magnitude",
         "allocation": "global",
+        "growth": "none",
     }
     assert method_settings(methods["random"]) == {
         "penalty": "none",
         "score": "random",
         "allocation": "global",
+        "growth": "none",
+    }
+    assert method_settings(methods["rigl"]) == {
+        "penalty": "none",
+        "score": "magnitude",
+        "allocation": "global",
+        "growth": "gradient",
+        "schedule": "oneshot",
     }
 
 

@@ -10,27 +10,35 @@ from typing import Any
 from benchmarks.robustness.contract.optimizers import OPTIMIZERS
 from prunus import (
     Allocation,
+    AlternatingGrowth,
     Coefficient,
     ConstantRelevance,
     ErdosRenyiAllocation,
     ExponentialRelevance,
     FisherScore,
     GlobalAllocation,
+    GradientGrowth,
     GradualPruning,
+    Growth,
     IterativePruning,
     LinearRelevance,
     MagnitudeScore,
     MovementScore,
     OneShot,
+    RandomGrowth,
     Schedule,
     Score,
     SensitivityScore,
+    SoftGrowth,
     TaylorScore,
     UniformAllocation,
 )
 from prunus.penalties.relevance import Apply
 
 STEPS, ROWS, STRENGTH = 6, 24, 0.02
+
+SOFT_UNTIL = 5
+"""The step after which removed weights are final with soft growth."""
 
 PENALTIES: dict[str, tuple[Coefficient, Any] | None] = {
     "relevance": (ExponentialRelevance(0.5, relative=True), 2),
@@ -61,6 +69,14 @@ ALLOCATIONS: dict[str, Allocation] = {
     "uniform": UniformAllocation(),
     "erk": ErdosRenyiAllocation(),
 }
+GROWTHS: dict[str, tuple[Growth | None, str]] = {
+    "none": (None, ""),
+    "soft": (SoftGrowth(until=SOFT_UNTIL), "gradual"),
+    "random": (RandomGrowth(every=2, fraction=0.3), "oneshot"),
+    "gradient": (GradientGrowth(every=2, fraction=0.5, until=8), "oneshot"),
+    "alternating": (AlternatingGrowth(sparse=4, dense=1, until=6), "oneshot"),
+}
+"""Each growth, and the schedule that it is combined with."""
 
 KEPT = {
     # Of 160 weights; after steps 1 to 6. Iterative: 0.7 of what is left after steps 2, 4 and 6.
@@ -68,6 +84,8 @@ KEPT = {
     # 80 + 80 · (1 − step / 4)³ at steps 2 and 4.
     "gradual": (160, 90, 90, 80, 80, 80),
     "oneshot": (160, 160, 96, 96, 96, 96),
+    # With this growth, whatever the schedule: dense after step 4.
+    "alternating": (160, 160, 96, 160, 96, 96),
 }
 
 KEPT_IN = {
@@ -109,7 +127,7 @@ LAYOUTS = {"one process": 1, "DDP": 2, "FSDP2": 2}
 class Cell:
     """One combination of method, optimizer, precision, accumulation and process layout.
 
-    A method is a penalty, how it is applied, a schedule, a score and an allocation.
+    A method is a penalty, how it is applied, a schedule, a score, an allocation and a growth.
     """
 
     penalty: str
@@ -117,10 +135,16 @@ class Cell:
     schedule: str
     score: str
     allocation: str
+    growth: str
     optimizer: str
     precision: str
     accumulation: int
     layout: str
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """How many weights are kept after each step."""
+        return KEPT.get(self.growth, KEPT[self.schedule])
 
     @property
     def unsupported(self) -> str:
@@ -144,33 +168,38 @@ class Cell:
         return ""
 
 
-Method = tuple[str, Apply, str, str, str]
-"""The names of penalty, application, schedule, score and allocation."""
+Method = tuple[str, Apply, str, str, str, str]
+"""The names of penalty, application, schedule, score, allocation and growth."""
 
 
 def methods() -> list[Method]:
     """Return every penalty with every ``apply=``, and every score, with every schedule.
 
     The other scores than the magnitude are combined with one penalty, which they must not observe,
-    and the other allocations than the global one with one penalty and schedule.
+    the other allocations than the global one with one penalty and schedule, and each growth too.
     """
     penalized: list[Method] = [
-        (penalty, apply, schedule, "magnitude", "global")
+        (penalty, apply, schedule, "magnitude", "global", "none")
         for penalty in PENALTIES
         for apply in (APPLICATIONS if PENALTIES[penalty] else APPLICATIONS[:1])
         for schedule in SCHEDULES
     ]
     scored: list[Method] = [
-        ("relevance", "gradient", schedule, score, "global")
+        ("relevance", "gradient", schedule, score, "global", "none")
         for score in SCORES
         for schedule in SCHEDULES
         if score != "magnitude"
     ]
     allocated: list[Method] = [
-        ("none", "gradient", "gradual", "magnitude", "uniform"),
-        ("relevance", "gradient", "iterative", "fisher", "erk"),
+        ("none", "gradient", "gradual", "magnitude", "uniform", "none"),
+        ("relevance", "gradient", "iterative", "fisher", "erk", "none"),
     ]
-    return penalized + scored + allocated
+    grown: list[Method] = [
+        ("l2", "decoupled", schedule, "magnitude", "global", name)
+        for name, (growth, schedule) in GROWTHS.items()
+        if growth is not None
+    ]
+    return penalized + scored + allocated + grown
 
 
 def product(layout: str) -> Iterator[Cell]:

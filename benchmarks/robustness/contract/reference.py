@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import nn
 
-from benchmarks.robustness.contract.cells import KEPT, KEPT_IN, ROWS, STEPS, STRENGTH
+from benchmarks.robustness.contract.cells import KEPT_IN, ROWS, SOFT_UNTIL, STEPS, STRENGTH
 from benchmarks.robustness.contract.optimizers import OPTIMIZERS
 from prunus.penalties.relevance import Apply
 
@@ -49,8 +49,10 @@ class Reference:
 class _Training:
     """Training by the formulas, one process, one batch."""
 
-    def __init__(self, penalty: str, apply: Apply, score: str, optimizer: str) -> None:
+    def __init__(self, penalty: str, apply: Apply, score: str, growth: str, optimizer: str) -> None:
         self.penalty, self.apply, self.score = penalty, apply, score
+        self.dense = growth == "soft"
+        """Whether the weights are the dense ones, which the optimizer moves."""
         self.model = start()
         self.inputs, self.targets = batch()
         self.weights = list(self.model.parameters())
@@ -72,8 +74,56 @@ class _Training:
                 if self.penalty != "none" and self.apply == "decoupled":
                     shrink = STRENGTH * c * (1 if self.penalty == "l1" else 2 * weight.abs())
                     weight.sub_(weight.sign() * torch.minimum(shrink, weight.abs()))
-            for weight, mask in zip(self.weights, self.masks, strict=True):
-                weight.mul_(mask)
+            if not self.dense:
+                self._mask()
+
+    @torch.no_grad()
+    def _mask(self) -> None:
+        for weight, mask in zip(self.weights, self.masks, strict=True):
+            weight.mul_(mask)
+
+    @torch.no_grad()
+    def clear(self, masks: list[torch.Tensor]) -> None:
+        """Zero weights and optimizer state outside these masks."""
+        for weight, mask in zip(self.weights, masks, strict=True):
+            weight.mul_(mask)
+            for value in self.optimizer.state.get(weight, {}).values():
+                if isinstance(value, torch.Tensor) and value.shape == weight.shape:
+                    value *= mask
+        if self.searches:  # its memory is of all weights together
+            self.optimizer.state.clear()
+
+    def parts(self, kept: torch.Tensor) -> list[torch.Tensor]:
+        """Return the masks of all weights as one mask for each tensor."""
+        parts = torch.split(kept.double(), [weight.numel() for weight in self.weights])
+        return [part.view_as(weight) for part, weight in zip(parts, self.weights, strict=True)]
+
+    @torch.no_grad()
+    def exchange(self, kept: torch.Tensor, *, by_gradient: bool) -> tuple[float, float]:
+        """Keep these weights alone; return how far the choice is across the thresholds.
+
+        Returns:
+            By how much a removed weight is larger than a kept one of its tensor, and by how much
+            the gradient of a returned weight is smaller than that of one that did not return,
+            relative to the norm of the tensor's gradient.
+        """
+        stayed, across, behind = [], 0.0, 0.0
+        gradients = self.parts(self.observed[-1][1])
+        for i, after in enumerate(self.parts(kept)):
+            before, size, slope = self.masks[i], self.weights[i].abs(), gradients[i].abs()
+            dropped, returned = before > after, after > before
+            left = (before > 0) & (after > 0)
+            assert dropped.sum() == returned.sum()
+            if dropped.any():
+                across = max(across, float(size[dropped].max() - size[left].min()))
+            still = (before == 0) & (after == 0)
+            if by_gradient and returned.any() and still.any():
+                gap = slope[still].max() - slope[returned].min()
+                behind = max(behind, float(gap / gradients[i].norm()))
+            stayed.append(left.double())
+            self.masks[i] = after.clone()
+        self.clear(stayed)
+        return across, behind
 
     @torch.no_grad()
     def remove(self, kept: torch.Tensor, counts: tuple[int, ...]) -> float:
@@ -83,6 +133,8 @@ class _Training:
         those of each tensor if there are several.
         """
         present = torch.cat([mask.flatten() for mask in self.masks]).bool()
+        if self.dense:
+            present.fill_(True)
         scores = self._scores()
         unit = 1.0 if self.score == "magnitude" else float(scores[present].norm())
         scores[~present] = -torch.inf
@@ -95,15 +147,9 @@ class _Training:
             ]
         )
         over = torch.where(kept, threshold - scores, scores - threshold) / unit
-        parts = torch.split(kept, sizes)
-        for weight, mask, chosen in zip(self.weights, self.masks, parts, strict=True):
-            mask.copy_(chosen.view_as(mask))
-            weight.mul_(mask)
-            for value in self.optimizer.state.get(weight, {}).values():
-                if isinstance(value, torch.Tensor) and value.shape == weight.shape:
-                    value *= mask
-        if self.searches:  # its memory is of all weights together
-            self.optimizer.state.clear()
+        self.masks = self.parts(kept)
+        if not self.dense:
+            self.clear(self.masks)
         return float(over.max())
 
     def _scores(self) -> torch.Tensor:
@@ -132,8 +178,12 @@ class _Training:
 
     def _closure(self) -> torch.Tensor:
         self.optimizer.zero_grad()
+        dense = [weight.detach().clone() for weight in self.weights]
+        self._mask()
         loss: torch.Tensor = (self.model(self.inputs) - self.targets).square().mean()
         gradients = torch.autograd.grad(loss, self.weights)
+        for weight, values in zip(self.weights, dense, strict=True):
+            weight.data.copy_(values)
         self.coefficients = [self._coefficient(gradient) for gradient in gradients]
         self.observed.append((_flat(self.weights), _flat(gradients)))
         term = torch.zeros((), dtype=torch.float64)
@@ -145,7 +195,8 @@ class _Training:
                 weight.grad += STRENGTH * c * shrink.detach()
                 power = weight.abs() if self.penalty == "l1" else weight.square()
                 term = term + (STRENGTH * c * power).sum()
-            weight.grad *= mask
+            if not self.dense:
+                weight.grad *= mask
         return loss + term if self.apply == "loss" else loss
 
     def _coefficient(self, gradient: torch.Tensor) -> torch.Tensor:
@@ -167,7 +218,9 @@ def reference(
     schedule: str,
     score: str,
     allocation: str,
+    growth: str,
     optimizer: str,
+    counts: tuple[int, ...],
     kept_by_cell: tuple[bytes, ...],
 ) -> Reference:
     """Train in float64, one process, one batch, by the formulas.
@@ -178,22 +231,34 @@ def reference(
         schedule: A name of ``SCHEDULES``.
         score: A name of ``SCORES``.
         allocation: A name of ``ALLOCATIONS``.
+        growth: A name of ``GROWTHS``.
         optimizer: A name of ``OPTIMIZERS``.
+        counts: How many weights are kept after each step.
         kept_by_cell: The weights that the cell has kept after each step, a byte for each weight;
             the reference keeps the same. Where rounding put a weight of the cell on the other side
             of the threshold, the two trainings would otherwise diverge; they stay comparable, and
             the distance of such a weight from the threshold is returned.
     """
-    training = _Training(penalty, apply, score, optimizer)
-    across = 0.0
+    training = _Training(penalty, apply, score, growth, optimizer)
+    across, behind = 0.0, 0.0
     for step in range(STEPS):
         training.step()
         kept = torch.frombuffer(bytearray(kept_by_cell[step]), dtype=torch.bool)
-        if int(kept.sum()) < sum(int(mask.sum()) for mask in training.masks):
-            count = KEPT[schedule][step]
-            counts = (count,) if allocation == "global" else KEPT_IN[allocation][count]
-            across = max(across, training.remove(kept, counts))
+        before = _flat(training.masks)
+        if kept.sum() < before.sum() or training.dense:
+            count = counts[step]
+            ranks = (count,) if allocation == "global" else KEPT_IN[allocation][count]
+            across = max(across, training.remove(kept, ranks))
+        elif kept.sum() > before.sum():
+            training.clear(training.masks)
+            training.masks = training.parts(kept)
+        elif not torch.equal(kept.double(), before):
+            over, lacking = training.exchange(kept, by_gradient=growth == "gradient")
+            across, behind = max(across, over), max(behind, lacking)
+        if growth == "soft" and step + 1 == SOFT_UNTIL:
+            training.dense = False
+            training.clear(training.masks)
     weights = _flat(training.weights)
     if score == "magnitude":
         across /= float((weights - _flat(start().parameters())).norm())
-    return Reference(weights, across)
+    return Reference(weights, max(across, behind))

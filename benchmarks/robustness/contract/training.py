@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.robustness.contract.cells import (
     ALLOCATIONS,
-    KEPT,
+    GROWTHS,
     KEPT_IN,
     PENALTIES,
     SCHEDULES,
@@ -85,7 +85,7 @@ class _Training:
             for name, mask in self.pruner.masks.items()
         ]
         self.kept.append(torch.cat([mask.flatten() for mask in masks]).numpy().tobytes())
-        expected = KEPT[self.cell.schedule][number - 1]
+        expected = self.cell.kept[number - 1]
         if self.pruner.masks.kept != expected:
             self.problems.append(f"step {number}: {self.pruner.masks.kept} kept, not {expected}")
         if self.cell.allocation in KEPT_IN:
@@ -133,8 +133,8 @@ def run(cell: Cell) -> Outcome:
     problems = training.problems
     reached = torch.cat([_whole(weight).double().flatten() for weight in training.weights])
     kept = tuple(training.kept)
-    method = cell.penalty, cell.apply, cell.schedule, cell.score, cell.allocation
-    expected = reference(*method, cell.optimizer, kept)
+    method = cell.penalty, cell.apply, cell.schedule, cell.score, cell.allocation, cell.growth
+    expected = reference(*method, cell.optimizer, cell.kept, kept)
     begin = torch.cat([weight.detach().flatten() for weight in start().parameters()])
     travelled = (expected.weights - begin).norm()
     distance = float((reached - expected.weights).norm() / travelled)
@@ -175,6 +175,7 @@ def _pruner(cell: Cell, model: nn.Module, optimizer: torch.optim.Optimizer) -> P
             SCHEDULES[cell.schedule](),
             score=SCORES[cell.score],
             allocation=ALLOCATIONS[cell.allocation],
+            growth=GROWTHS[cell.growth][0],
         )
 
 

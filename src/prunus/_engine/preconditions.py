@@ -22,6 +22,7 @@ from prunus._utils.checks import (
 )
 from prunus.allocation import Allocation
 from prunus.errors import ArgumentError, PrunusError, listing
+from prunus.growth import Growth
 from prunus.penalties.loss_application import check_whole
 from prunus.penalties.relevance import RelevancePenalty
 from prunus.schedules import Schedule
@@ -31,6 +32,7 @@ from prunus.selection import Selection
 __all__ = [
     "argument_problems",
     "bound_allocation",
+    "check_growth",
     "check_held",
     "check_in_model",
     "check_penalty",
@@ -48,6 +50,7 @@ def argument_problems(
     schedule: object,
     score: object,
     allocation: object,
+    growth: object,
     min_density: object,
     selection: object,
 ) -> Iterator[str | None]:
@@ -63,6 +66,9 @@ def argument_problems(
     yield type_problem(
         "allocation", allocation, Allocation, "an Allocation", fix="such as UniformAllocation()"
     )
+    yield type_problem(
+        "growth", growth, Growth, "a Growth", fix="prunus.SoftGrowth(until=...)", optional=True
+    )
     yield number_problem("min_density", min_density, least=0, below=1)
     yield type_problem(
         "selection",
@@ -72,6 +78,34 @@ def argument_problems(
         fix="prunus.select(model, include=...)",
         optional=True,
     )
+
+
+def check_growth(
+    growth: Growth | None, penalty: RelevancePenalty | None, schedule: Schedule
+) -> None:
+    """Check that a growth goes together with the penalty and the schedule.
+
+    Raises:
+        ArgumentError: The schedule relies on removed weights staying removed, or the penalty is a
+            term of the loss, which does not see the removed weights that the growth trains.
+    """
+    if growth is None:
+        return
+    name, problems = type(growth).__name__, list[str]()
+    if not schedule.supports_growth:
+        problems.append(
+            f"schedule must be one with which removed weights may return, with growth={name}, but "
+            f"is {type(schedule).__name__}, which delivers the sparsest state that met the floor "
+            "and relies on removed weights staying removed: pass GradualPruning, OneShot or "
+            "Schedule(), or growth=None"
+        )
+    if growth.trains_removed and penalty is not None and penalty.application.in_loss:
+        problems.append(
+            f'apply must not be "loss" with growth={name}, because the loss sees removed weights '
+            'as zero, so that the penalty would not shrink them: use apply="gradient" or '
+            'apply="decoupled"'
+        )
+    raise_problems(*problems)
 
 
 def grad_norm_problem(max_grad_norm: object) -> str | None:
@@ -187,27 +221,37 @@ def check_sole_pruner(
     selection: Selection,
     penalty: RelevancePenalty | None,
     max_grad_norm: float | None,
-    others: Iterable[tuple[Selection, RelevancePenalty | None, float | None]],
+    growth: Growth | None,
+    others: Iterable[tuple[Selection, RelevancePenalty | None, float | None, Growth | None]],
 ) -> None:
-    """Check that no tensor gets two penalties and no gradient is clipped before it is measured.
+    """Check that pruners of one optimizer do not interfere.
+
+    No tensor gets two penalties, or a growth beside another pruner, and no gradient is clipped
+    before it is measured.
 
     Args:
         selection: The tensors of a new pruner.
         penalty: Its penalty.
         max_grad_norm: Its limit of the gradients' norm.
+        growth: Its growth.
         others: The same of every pruner that the optimizer has already.
 
     Raises:
         PrunusError: The optimizer has such a pruner.
     """
     own = {id(tensor.parameter) for tensor in selection.values()}
-    for other_selection, other_penalty, other_limit in others:
+    for other_selection, other_penalty, other_limit, other_growth in others:
         shared = own & {id(tensor.parameter) for tensor in other_selection.values()}
         if penalty is not None and other_penalty is not None and shared:
             raise PrunusError(
                 "this optimizer has a Pruner with a penalty on these tensors already, and a second "
                 "penalty would be added to it: call detach() on the other one first, or build a "
                 "new optimizer if the other one is out of reach"
+            )
+        if (growth or other_growth) is not None and shared:
+            raise PrunusError(
+                "with growth a tensor may have one Pruner only, because weights that one of two "
+                "lets return were removed by the other: call detach() on the other one first"
             )
         if (max_grad_norm or other_limit) is not None:
             raise PrunusError(
@@ -227,7 +271,7 @@ def check_state(state: Mapping[str, Any], tensor_keys: Sequence[str]) -> None:
         CheckpointError: An entry is missing or has the wrong type.
     """
     counts = ("steps", "prunings")
-    mappings = ("masks", "schedule", "strength", "penalty", *tensor_keys, "best")
+    mappings = ("masks", "schedule", "strength", "penalty", "growth", *tensor_keys, "best")
     raise_problems(type_problem("it", state, Mapping, "a mapping"), error=state_error)
     numbers = ("dense_metric", "last_metric", "predicted_cost")
     missing = [key for key in (*mappings, *counts, *numbers) if key not in state]

@@ -107,13 +107,7 @@ class Remover:
         excess = self.masks.kept - count
         if excess <= 0:
             return Removal([])
-        guarded = sum(tensor.least for tensor in self._counts())
-        if count < guarded:
-            raise PrunusError(
-                f"cannot keep only {count:,} weights: min_density={self.min_density} keeps at "
-                f"least {guarded:,} over {len(self.masks)} tensors; lower min_density or the "
-                "sparsity"
-            )
+        self.check(count)
         before = {name: self.masks.kept_in(name) for name in self.masks}
         # All thresholds are found before the first weight is removed, so that an error changes
         # nothing.
@@ -146,6 +140,42 @@ class Remover:
         device = next(iter(self.masks.values())).device
         total = torch.stack([*values]).sum() if values else torch.zeros((), dtype=torch.float64)
         return float(self.masks.selection.process_group.sum(total.to(device)[None]))
+
+    def check(self, count: int) -> None:
+        """Check that :meth:`keep` may keep so few weights.
+
+        Raises:
+            PrunusError: ``min_density`` does not allow it.
+        """
+        guarded = sum(tensor.least for tensor in self._counts())
+        if count < guarded:
+            raise PrunusError(
+                f"cannot keep only {count:,} weights: min_density={self.min_density} keeps at "
+                f"least {guarded:,} over {len(self.masks)} tensors; lower min_density or the "
+                "sparsity"
+            )
+
+    @torch.no_grad()
+    def choose(self, counts: Mapping[str, int]) -> None:
+        """Leave in the masks only those weights of each tensor that have the smallest scores.
+
+        ``min_density`` does not apply. If several processes hold the tensors together, all must
+        call this.
+
+        Args:
+            counts: How many of each tensor, from 1 to the number that its mask has now; of tensors
+                without an entry, none.
+
+        Raises:
+            NonFiniteError: A score is NaN; no mask is changed then.
+        """
+        thresholds = {name: self._threshold([name], count) for name, count in counts.items()}
+        for name in self.masks:
+            if name not in thresholds:
+                self.masks[name].fill_(False)
+        for name, threshold in thresholds.items():
+            for mask, chunk in self._chunks([name]):
+                mask.copy_(threshold.below(chunk).view(mask.shape))
 
     def _check_observed(self) -> None:
         """Check that the score has observed a gradient of every tensor, if it uses gradients."""

@@ -1,8 +1,8 @@
 """The pipeline around each step of the optimizer.
 
-Before a step: match placements, observe, clip, average, apply the penalty, mask. After it: apply
-the decoupled penalty, mask. It runs at every step, so it is written to cost little beside the
-tensor operations.
+Before a step: match placements, let growth act, observe, clip, average, apply the penalty, mask.
+After it: apply the decoupled penalty, mask, let growth act. It runs at every step, so it is written
+to cost little beside the tensor operations.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from prunus._engine.observation import GradientObserver
 from prunus._engine.penalty_probe import PenaltyProbe
 from prunus._engine.second_moments import SecondMoments
 from prunus._engine.step_state import StepState
+from prunus.growth import GrowthRule
 from prunus.masks import Masks, clear_
 from prunus.penalties.application import Application, Strengths, TensorStep
 from prunus.penalties.averages import MagnitudeAverages
@@ -49,6 +50,7 @@ class StepHooks:
         masks: The masks of the prunable tensors.
         penalty: The penalty, or None.
         score: The score.
+        growth: The rule of growth.
         max_grad_norm: Maximum norm of all gradients of the optimizer, or None.
         strengths: Returns γ of each tensor at the moment of the call.
         steps_since_pruning: Returns the number of steps since the last removal.
@@ -68,6 +70,7 @@ class StepHooks:
         masks: Masks,
         penalty: RelevancePenalty | None,
         score: Score,
+        growth: GrowthRule,
         *,
         max_grad_norm: float | None,
         strengths: Strengths,
@@ -81,13 +84,14 @@ class StepHooks:
         self.probe = None if penalty is None else PenaltyProbe(penalty, optimizer, selection)
         self.observer = GradientObserver(score, selection)
         self._averages = MagnitudeAverages(0.0 if penalty is None else penalty.smoothing)
-        self.state = StepState(selection, self.observer, self._averages, self.application)
+        self.state = StepState(selection, self.observer, self._averages, self.application, growth)
         self._second_moments = SecondMoments(optimizer, selection)
         self._clipping = (
             None
             if max_grad_norm is None
             else GradientClipping(model, optimizer, max_grad_norm, selection.process_group)
         )
+        self._growth = growth
         self._model = model
         self._optimizer = optimizer
         self._masks = masks
@@ -126,6 +130,7 @@ class StepHooks:
             return None
 
         def edited() -> Any:
+            self._growth.before_closure()
             loss = closure()
             with self._no_grad:
                 self._edit_gradients()
@@ -142,11 +147,12 @@ class StepHooks:
         if application is not None:
             application.begin()
         loss_scale, strengths = loss_scale_of(self._optimizer), self._strengths()
-        self._active_masks = self._masks.active()
+        self._active_masks = self._masks.active() if self._growth.masks_hold else {}
         if self._active_masks:
             self._second_moments.before_step(self._active_masks, self._steps_since_pruning())
         if self._sharded:
             match_placements(self._inspected())
+        self._growth.before_step()
         norm = None if self._clipping is None else self._clipping.norm()
         # Where the norm overflows, an average would be infinite or NaN from there on.
         if self.observer.active and (norm is None or bool(torch.isfinite(norm))):
@@ -258,4 +264,5 @@ class StepHooks:
             clear_(tensor.weight if self._sharded else tensor.parameter, mask)
         if self._active_masks:
             self._second_moments.after_step()
+        self._growth.after_step()
         self._stepped()

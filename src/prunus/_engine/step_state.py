@@ -12,13 +12,14 @@ from prunus._engine.observation import GradientObserver
 from prunus._engine.state_errors import other_model_error
 from prunus._utils.checks import number_problem
 from prunus.errors import CheckpointError, listing
+from prunus.growth import GrowthRule
 from prunus.penalties.application import Application
 from prunus.penalties.averages import MagnitudeAverages
 from prunus.selection import PrunableTensor, Selection
 
 __all__ = ["COUNT_KEYS", "TENSOR_KEYS", "StepState"]
 
-TENSOR_KEYS = ("score", "averages", "remainders")
+TENSOR_KEYS = ("score", "averages", "remainders", "latent")
 """The entries of the state that are tensors by name; of "score", mappings of tensors by name."""
 
 COUNT_KEYS = ("averaged", "observed")
@@ -26,7 +27,7 @@ COUNT_KEYS = ("averaged", "observed")
 
 
 class StepState:
-    """Saves and restores what score, averages and penalty remember of each tensor.
+    """Saves and restores what score, averages, penalty and growth remember of each tensor.
 
     Args:
         selection: The prunable tensors.
@@ -34,6 +35,7 @@ class StepState:
         averages: The moving averages of gradient magnitudes.
         application: The penalty's application, which stores the remainders of 16-bit tensors; None
             without a penalty.
+        growth: The rule of growth, which stores the values of removed weights that it trains.
     """
 
     def __init__(
@@ -42,11 +44,13 @@ class StepState:
         observer: GradientObserver,
         averages: MagnitudeAverages,
         application: Application | None,
+        growth: GrowthRule,
     ) -> None:
         self._selection = selection
         self._observer = observer
         self._averages = averages
         self._application = application
+        self._growth = growth
 
     def state_dict(self, *, complete: bool) -> dict[str, dict[str, Any]]:
         """Return everything that is remembered, by tensor.
@@ -60,13 +64,14 @@ class StepState:
             "score": {name: dict(tensors) for name, tensors in memory.items()},
             "averages": dict(self._averages.tensors),
             "remainders": {} if self._application is None else dict(self._application.remainders),
+            "latent": dict(self._growth.latent),
         }
         for name, tensor in self._selection.items() if complete else ():
             if self._observer.active:
                 places = state["score"].setdefault(name, {})
                 for key in self._observer.score.memory_names:
                     places[key] = _completed(places.get(key), tensor)
-            for key in ("averages", "remainders"):
+            for key in ("averages", "remainders", "latent"):
                 if self._may_remember(key, tensor.weight):
                     state[key][name] = _completed(state[key].get(name), tensor)
         averaged, observed = self._averages.counts, self._observer.counts
@@ -77,6 +82,8 @@ class StepState:
     def _may_remember(self, key: str, weight: torch.Tensor) -> bool:
         if key == "averages":
             return bool(self._averages.smoothing)
+        if key == "latent":
+            return self._growth.keeps_latent
         return self._application is not None and self._application.needs_remainder(weight)
 
     def check(self, state: Mapping[str, Mapping[str, Any]]) -> None:
@@ -103,7 +110,7 @@ class StepState:
         ]
         tensors += [
             (name, name, tensor)
-            for key in ("averages", "remainders")
+            for key in ("averages", "remainders", "latent")
             for name, tensor in state[key].items()
         ]
         wrong += [
@@ -153,6 +160,13 @@ class StepState:
         if self._application is not None:
             self._application.remainders = {
                 name: self._copy(name, tensor) for name, tensor in state["remainders"].items()
+            }
+        self._growth.latent = {}
+        if self._growth.keeps_latent and not self._growth.ended:
+            self._growth.latent = {
+                # In the weight's own type, whatever that of a placeholder.
+                name: self._copy(name, tensor).to(self._selection[name].weight.dtype)
+                for name, tensor in state["latent"].items()
             }
 
     def _copy(self, name: str, tensor: torch.Tensor) -> torch.Tensor:

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from prunus._engine.default_method import PenaltyChoice, with_defaults
-from prunus._engine.preconditions import argument_problems, missing_metric_problem
+from prunus._engine.preconditions import argument_problems, check_growth, missing_metric_problem
 from prunus._utils.checks import raise_problems, type_problem
 from prunus.allocation import Allocation
 from prunus.constraint import Mode, constraint_problems
 from prunus.errors import ArgumentError, PrunusError
+from prunus.growth import Growth
 from prunus.masks import Masks
 from prunus.pruner import Pruner
 from prunus.schedules import Schedule
@@ -51,6 +52,7 @@ class PrunerOptions(TypedDict, total=False):
     min_density: float
     keep_best: bool
     max_grad_norm: float | None
+    growth: Growth | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,7 @@ class CallbackArguments:
         keep_zeros: Whether to start from the masks of the weights that are zero already.
         min_density: As for :class:`~prunus.Pruner`.
         keep_best: As for :class:`~prunus.Pruner`.
+        growth: As for :class:`~prunus.Pruner`.
     """
 
     penalty: PenaltyChoice
@@ -86,6 +89,7 @@ class CallbackArguments:
     keep_zeros: bool
     min_density: float
     keep_best: bool
+    growth: Growth | None
 
     def check(self, naming: str) -> None:
         """Check the arguments before any training begins.
@@ -104,6 +108,7 @@ class CallbackArguments:
                 self.schedule,
                 self.score,
                 self.allocation,
+                self.growth,
                 self.min_density,
                 self.selection,
             ),
@@ -111,7 +116,8 @@ class CallbackArguments:
             type_problem("metric", self.metric, str, "the name of a metric", optional=True),
             type_problem("masks", self.masks, Mapping, "masks by name", optional=True),
         )
-        _, schedule = with_defaults(self.penalty, self.schedule, self.floor)
+        penalty, schedule = with_defaults(self.penalty, self.schedule, self.floor)
+        check_growth(self.growth, penalty, schedule)
         if self.metric is None:
             raise_problems(missing_metric_problem(schedule, self.floor, fix=naming))
         if self.metric is not None and self.metric.endswith("loss") and self.mode == "max":
@@ -180,6 +186,7 @@ class CallbackArguments:
             min_density=self.min_density,
             keep_best=self.keep_best,
             max_grad_norm=max_grad_norm,
+            growth=self.growth,
         )
 
 

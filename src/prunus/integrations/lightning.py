@@ -15,6 +15,7 @@ from prunus._utils.extras import missing_extra
 from prunus.allocation import Allocation
 from prunus.constraint import Mode
 from prunus.errors import CheckpointError, PrunusError, listing
+from prunus.growth import Growth
 from prunus.integrations.common import CallbackArguments, select_trained, step_and_log
 from prunus.pruner import Pruner
 from prunus.schedules import Schedule
@@ -78,6 +79,7 @@ class PruningCallback(Callback):
             model.
         min_density: As for :class:`~prunus.Pruner`.
         keep_best: As for :class:`~prunus.Pruner`.
+        growth: As for :class:`~prunus.Pruner`.
 
     Attributes:
         pruner: The :class:`~prunus.Pruner` of the training; None before.
@@ -112,6 +114,7 @@ class PruningCallback(Callback):
         keep_zeros: bool = False,
         min_density: float = 1e-4,
         keep_best: bool = True,
+        growth: Growth | None = None,
     ) -> None:
         self.pruner: Pruner | None = None
         self._arguments = CallbackArguments(
@@ -128,6 +131,7 @@ class PruningCallback(Callback):
             keep_zeros=keep_zeros,
             min_density=min_density,
             keep_best=keep_best,
+            growth=growth,
         )
         self._arguments.check('name one that the module logs in its validation, metric="..."')
         raise_problems(

@@ -16,6 +16,7 @@ from prunus._utils.files import load_tree, save_tree
 from prunus.allocation import Allocation
 from prunus.constraint import Mode
 from prunus.errors import CheckpointError, PrunusError, listing
+from prunus.growth import Growth
 from prunus.integrations.common import (
     STATE_FILE,
     CallbackArguments,
@@ -80,6 +81,7 @@ class PruningCallback(TrainerCallback):
             model.
         min_density: As for :class:`~prunus.Pruner`.
         keep_best: As for :class:`~prunus.Pruner`.
+        growth: As for :class:`~prunus.Pruner`.
         resume_from: The checkpoint from which training is resumed. Only needed if it is not in the
             Trainer's ``output_dir``.
 
@@ -113,6 +115,7 @@ class PruningCallback(TrainerCallback):
         keep_zeros: bool = False,
         min_density: float = 1e-4,
         keep_best: bool = True,
+        growth: Growth | None = None,
         resume_from: str | Path | None = None,
     ) -> None:
         self.pruner: Pruner | None = None
@@ -130,6 +133,7 @@ class PruningCallback(TrainerCallback):
             keep_zeros=keep_zeros,
             min_density=min_density,
             keep_best=keep_best,
+            growth=growth,
         )
         self._arguments.check('name one that compute_metrics returns, metric="...", or "loss"')
         self._metric = None if metric is None else metric.removeprefix("eval_")

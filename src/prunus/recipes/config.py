@@ -19,6 +19,7 @@ from prunus._utils.fields import checked, help_of, number, setting, value_proble
 from prunus.allocation import Allocation
 from prunus.constraint import Constraint, Mode, constraint_problems
 from prunus.errors import ArgumentError, CheckpointError, PrunusError, listing, nearest
+from prunus.growth import Growth
 from prunus.methods import DecayOverEpoch, Method
 from prunus.penalties.coefficients import Coefficient, ConstantRelevance
 from prunus.penalties.relevance import APPLICATIONS, Apply, RelevancePenalty
@@ -26,6 +27,8 @@ from prunus.penalties.strengths import AutomaticStrength, Strength
 from prunus.recipes.method_settings import (
     ALLOCATIONS,
     COEFFICIENTS,
+    GROWTHS,
+    SCHEDULES,
     SCORES,
     STRENGTHS,
     method_settings,
@@ -212,6 +215,13 @@ class Config:
         help='Spread of the sparsity over the tensors: "global", one threshold for all; "uniform", '
         'the same density in each; or "erk", a higher density in smaller tensors (Erdős–Rényi).',
     )
+    growth: Literal["none", "soft", "random", "gradient", "alternating"] = setting(
+        "none",
+        help='Whether removed weights may return: "none"; "soft", they train on beside the network '
+        'and return when they grow; "random" (SET) and "gradient" (RigL), the smallest weights are '
+        'exchanged for random removed ones or those of the largest gradient; or "alternating" '
+        "(AC/DC), sparse and dense phases. Not with schedule=iterative.",
+    )
     biases: bool = setting(True, help="Whether biases may be removed too.")
     norms: bool = setting(
         False, help="Whether the weights of normalization layers may be removed too."
@@ -255,6 +265,8 @@ class Config:
             )
         if not {"penalty", "strength", "apply"} & set(wrong):
             yield self._automatic_strength_problem()
+        if not {"growth", "schedule", "apply", "penalty"} & set(wrong):
+            yield from self._growth_conflicts()
         smoothing_known = not {"smoothing", "apply"} & set(wrong)
         smooths = self.penalty in _WITH_GRADIENTS.values and self.smoothing
         if smoothing_known and smooths and not APPLICATIONS[self.apply].supports_smoothing:
@@ -288,6 +300,22 @@ class Config:
             "strength=auto needs apply=decoupled and a penalty of squared weights, but is used "
             f"with apply={self.apply} and penalty={self.penalty}: set strength to a number"
         )
+
+    def _growth_conflicts(self) -> Iterator[str]:
+        growth = GROWTHS[self.growth]
+        if growth is None:
+            return
+        if not SCHEDULES[self.schedule].supports_growth:
+            others = [f"schedule={name}" for name, s in SCHEDULES.items() if s.supports_growth]
+            yield (
+                f"growth={self.growth} needs {describe_choices(others)}, but has "
+                f"schedule={self.schedule}, which relies on removed weights staying removed"
+            )
+        if growth.trains_removed and self.penalty_in_loss:
+            yield (
+                f"growth={self.growth} trains removed weights, which apply={self.apply} does not "
+                "shrink: choose another apply or growth"
+            )
 
     def with_settings(
         self,
@@ -459,11 +487,12 @@ class Config:
     def method(self) -> str:
         """The method in short, for tables: penalty, its application, schedule and score.
 
-        The allocation follows if it is not the usual one.
+        Allocation and growth follow if they are not the usual ones.
         """
         penalty = self.penalty if self.penalty == "none" else f"{self.penalty} ({self.apply})"
         allocation = "" if self.allocation == "global" else f", {self.allocation}"
-        return f"{penalty}, {self.schedule}, {self.score}{allocation}"
+        growth = "" if self.growth == "none" else f", {self.growth} growth"
+        return f"{penalty}, {self.schedule}, {self.score}{allocation}{growth}"
 
     def make_penalty(self, steps_per_epoch: int) -> RelevancePenalty | None:
         """Build the penalty; None with penalty=none."""
@@ -517,6 +546,15 @@ class Config:
             return GradualPruning(kept=kept, begin=begin, end=end, every=every)
         at = max(1, round(self.schedule_begin * steps))
         return OneShot(sparsity=1 - kept / prunable, at=at)
+
+    def make_growth(self, steps: int) -> Growth | None:
+        """Build the growth; None with growth=none.
+
+        Args:
+            steps: The number of optimizer steps in the pruning epochs.
+        """
+        growth = GROWTHS[self.growth]
+        return None if growth is None else growth.over(steps)
 
     def make_score(self) -> Score:
         """Build the score."""

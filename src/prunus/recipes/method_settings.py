@@ -15,6 +15,13 @@ from prunus.allocation import (
     GlobalAllocation,
     UniformAllocation,
 )
+from prunus.growth import (
+    AlternatingGrowth,
+    GradientGrowth,
+    Growth,
+    RandomGrowth,
+    SoftGrowth,
+)
 from prunus.methods import DecayOverEpoch, Method, methods
 from prunus.penalties.coefficients import (
     ConstantRelevance,
@@ -23,6 +30,7 @@ from prunus.penalties.coefficients import (
 )
 from prunus.penalties.formula import Power
 from prunus.penalties.strengths import AutomaticStrength, ConstantStrength, LearningRateStrength
+from prunus.schedules import GradualPruning, IterativePruning, OneShot, Schedule
 from prunus.scores import (
     FisherScore,
     MagnitudeScore,
@@ -36,6 +44,8 @@ from prunus.scores import (
 __all__ = [
     "ALLOCATIONS",
     "COEFFICIENTS",
+    "GROWTHS",
+    "SCHEDULES",
     "SCORES",
     "STRENGTHS",
     "method_settings",
@@ -76,23 +86,47 @@ ALLOCATIONS: Mapping[str, Allocation] = {
 }
 """The allocation of each ``allocation``."""
 
+GROWTHS: Mapping[str, type[Growth] | None] = {
+    "none": None,
+    "soft": SoftGrowth,
+    "random": RandomGrowth,
+    "gradient": GradientGrowth,
+    "alternating": AlternatingGrowth,
+}
+"""The type of growth of each ``growth``."""
+
+SCHEDULES: Mapping[str, type[Schedule]] = {
+    "iterative": IterativePruning,
+    "gradual": GradualPruning,
+    "oneshot": OneShot,
+}
+"""The type of schedule of each ``schedule``."""
+
 
 def method_settings(method: Method) -> dict[str, Any]:
     """Return the settings that make a recipe use a method.
 
     A setting that the method leaves open, such as the strength of l2, is not among them, and
-    neither is the schedule: both stay the recipe's.
+    neither is the schedule: both stay the recipe's. A method with growth brings its schedule,
+    because not every schedule accepts one.
 
     Raises:
         KeyError: A part of the method is not in the tables.
 
     Example:
-        >>> method_settings(methods["l2"])
-        {'penalty': 'l2', 'apply': 'decoupled', 'score': 'magnitude', 'allocation': 'global'}
+        >>> for name, value in method_settings(methods["l2"]).items():
+        ...     print(name, value)
+        penalty l2
+        apply decoupled
+        score magnitude
+        allocation global
+        growth none
     """
     order = {
         "score": _key(SCORES, method.score),
         "allocation": _key(ALLOCATIONS, method.allocation),
+        "growth": _key(GROWTHS, method.growth),
+        **({} if method.growth is None else {"schedule": _key(SCHEDULES, method.schedule)}),
     }
     coefficient, strength = method.coefficient, method.strength
     if coefficient is None:
@@ -120,8 +154,8 @@ def named_method(settings: Mapping[str, Any]) -> Method | None:
         settings: All settings of a recipe by name.
 
     Example:
-        >>> found = named_method({"penalty": "none", "score": "random", "allocation": "global"})
-        >>> found.name
+        >>> settings = {"penalty": "none", "score": "random", "allocation": "global"}
+        >>> named_method({**settings, "growth": "none"}).name
         'random'
     """
     for method in methods.values():

@@ -69,6 +69,9 @@ class Schedule:
     needs_metric = False
     """Whether the schedule cannot decide without a metric."""
 
+    supports_growth = True
+    """Whether removed weights may return; not if it relies on states that only become sparser."""
+
     def __post_init__(self) -> None:
         validate(self, *self._problems())
 

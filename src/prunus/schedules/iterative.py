@@ -70,6 +70,7 @@ class IterativePruning(Schedule):
     patience: int | None = number(None, whole=True, least=1, optional=True)
 
     needs_metric = True
+    supports_growth = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -84,6 +84,7 @@ class ThresholdSearch(Schedule):
     target: float | None = number(None, above=0, below=1, optional=True)
 
     needs_metric = True
+    supports_growth = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

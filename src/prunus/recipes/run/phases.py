@@ -162,6 +162,7 @@ class PruningPhase(Phase):
             selection=context.selection,
             min_density=config.min_density,
             max_grad_norm=config.max_grad_norm or None,
+            growth=config.make_growth(config.epochs * task.steps_per_epoch),
         )
 
     def start_from_scratch(self) -> None:

@@ -1,0 +1,174 @@
+"""The editor of masks: removals, reselections and exchanges, with all that belongs to a weight."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from prunus._engine.optimizer_state import clear_state
+from prunus._engine.removal import Removal, Remover
+from prunus.errors import PrunusError
+from prunus.masks import Masks, clear_
+from prunus.scores import MagnitudeScore, Score, ScoreMemory
+
+__all__ = ["Editor"]
+
+
+class Editor:
+    """Changes masks, and clears weights, gradients and optimizer state accordingly.
+
+    Args:
+        masks: The masks.
+        optimizer: The optimizer, whose state is cleared.
+        remover: Returns the remover for the present state.
+        remainders: Returns the penalty's float32 remainders by tensor.
+        final: Returns how many weights the schedule keeps in the end; None if that is open.
+        check_equal: Checks that other processes, which have the same model, have the same numbers
+            about what is to be changed; None without such processes.
+    """
+
+    def __init__(
+        self,
+        masks: Masks,
+        optimizer: torch.optim.Optimizer,
+        *,
+        remover: Callable[[], Remover],
+        remainders: Callable[[], Mapping[str, torch.Tensor]],
+        final: Callable[[], int | None],
+        check_equal: Callable[[Mapping[str, float]], None] | None,
+    ) -> None:
+        self.masks = masks
+        self._optimizer = optimizer
+        self._remover = remover
+        self._remainders = remainders
+        self._final = final
+        self._check_equal = check_equal
+
+    @property
+    def final(self) -> int | None:
+        """How many weights the schedule keeps in the end; None if that is open."""
+        return self._final()
+
+    def mask_to(self, kept: int, final: int | None) -> Removal:
+        """Update the masks alone to keep ``kept`` weights, and ``final`` in the end."""
+        return self._remover().keep(kept, self._check_equal, final=final)
+
+    def check(self, kept: int) -> None:
+        """Check that so few weights may be kept, given the present masks.
+
+        Raises:
+            PrunusError: ``min_density`` forbids it.
+        """
+        self._remover().check(kept)
+
+    def keep(self, kept: int, final: int | None) -> float | None:
+        """Remove the weights with the smallest scores until ``kept`` are left, for good.
+
+        Args:
+            kept: How many weights to keep.
+            final: How many are kept in the end, for the allocation; None if that is open.
+
+        Returns:
+            The rise of the loss that the score predicts; None if it predicts none.
+        """
+        removal = self.mask_to(kept, final)
+        for name in removal.tensors:
+            self._clear(name, self.masks[name])
+        return removal.predicted_cost
+
+    def clear_removed(self) -> None:
+        """Clear gradient and optimizer state of every removed weight."""
+        for name, mask in self.masks.active().items():
+            self._clear(name, mask)
+
+    def reopen(self) -> None:
+        """Keep every weight; removed ones return at zero."""
+        for name in self.masks:
+            self.masks[name].fill_(True)
+        self.masks.recount()
+
+    def reselect(self, kept: int) -> None:
+        """Keep the ``kept`` weights with the largest scores of all, in the masks alone."""
+        before = {name: mask.clone() for name, mask in self.masks.items()}
+        self.reopen()
+        try:
+            self.mask_to(kept, self.final)
+        except BaseException:
+            for name, mask in before.items():
+                self.masks[name].copy_(mask)
+            self.masks.recount()
+            raise
+
+    @torch.no_grad()
+    def exchange(
+        self,
+        counts: Mapping[str, int],
+        *,
+        returning: Score,
+        memory: Mapping[str, ScoreMemory],
+        seed: int,
+    ) -> None:
+        """Remove weights of the smallest magnitude, and let as many removed ones return at zero.
+
+        Args:
+            counts: How many, by tensor; at most as many as are kept and as were removed.
+            returning: The order of return, smallest first.
+            memory: The memory of this score by tensor.
+            seed: Distinguishes this exchange from others, for scores that draw random numbers.
+
+        Raises:
+            PrunusError: Processes have different weights or gradients.
+            NonFiniteError: A weight or a score is NaN.
+            PeerError: Another process did not answer.
+        """
+        dropped, returned = Masks(self.masks.selection), Masks(self.masks.selection)
+        for name, mask in self.masks.items():
+            dropped[name].copy_(mask)
+            torch.logical_not(mask, out=returned[name])
+        # Both choices are complete before the first mask is changed, so that an error changes
+        # nothing.
+        try:
+            Remover(dropped, MagnitudeScore(), {}).choose(counts)
+            Remover(returned, returning, memory, seed=seed).choose(counts)
+        except PrunusError:
+            if self._check_equal is not None:
+                with contextlib.suppress(PrunusError):  # the other processes must not wait
+                    self._check_equal({_digest_name(name): math.nan for name in self.masks})
+            raise
+        if self._check_equal is not None:
+            self._check_equal(_digests(dropped, returned))
+        for name in counts:
+            mask = self.masks[name]
+            stayed = mask & ~dropped[name]
+            mask.copy_(stayed | returned[name])
+            self._clear(name, stayed)
+        self.masks.recount()
+
+    def _clear(self, name: str, mask: torch.Tensor) -> None:
+        """Clear all that belongs to the weights of a tensor where ``mask`` is False."""
+        tensor = self.masks.selection[name]
+        clear_(tensor.weight, mask)
+        if tensor.gradient is not None:
+            clear_(tensor.gradient, mask)
+        clear_state(self._optimizer, tensor.parameter, mask)
+        remainder = self._remainders().get(name)
+        if remainder is not None:
+            clear_(remainder, mask.to(remainder.device))
+
+
+def _digests(*chosen: Masks) -> dict[str, float]:
+    """Return, for each tensor, a number that depends on which of its weights are chosen."""
+    digests: dict[str, Any] = {}
+    for name in chosen[0]:
+        sums = [int((masks[name].reshape(-1).nonzero() + 1).sum()) for masks in chosen]
+        # As far as a float64 holds a whole number exactly.
+        digests[_digest_name(name)] = float(sum(sums) % (1 << 52))
+    return digests
+
+
+def _digest_name(name: str) -> str:
+    return f"weights of {name} to exchange (the sum of their positions)"
