@@ -48,7 +48,10 @@ def test_an_unmet_floor_is_rejected_at_the_end(tmp_path: Path) -> None:
         ({"schedule": OneShot(sparsity=0.5), "floor": 1.0}, "needs the validation metric"),
         ({"metric": "eval_loss"}, 'mode="min"'),
         ({"metric": 3}, "metric must be the name of a metric or None, but is 3"),
-        ({"penalty": OneShot(sparsity=0.5)}, "penalty must be a RelevancePenalty or None, but is"),
+        (
+            {"penalty": OneShot(sparsity=0.5)},
+            'penalty must be a RelevancePenalty, "auto" or None, but is',
+        ),
         ({"selection": ["*"]}, "selection must be a Selection, or a function that returns one"),
         ({"score": TaylorScore}, "score must be a Score, but is the class TaylorScore"),
         ({"min_density": 1.0}, "min_density must be from 0 to below 1, but is 1.0"),
