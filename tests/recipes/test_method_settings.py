@@ -85,6 +85,7 @@ def test_settings_of_the_paper_are_written_out() -> None:
         ("shakespeare-lm", ["penalty=none"], "magnitude"),
         ("shakespeare-lm", ["penalty=l2", "strength=9"], "l2"),
         ("shakespeare-lm", ["penalty=l2", "apply=gradient"], None),
+        ("shakespeare-lm", ["penalty=none", "growth=gradient"], "rigl"),
         ("wmt14-translation", ["allocation=erk"], None),
     ],
 )
@@ -104,6 +105,14 @@ def test_settings_win_over_the_method_with_a_message() -> None:
         "these settings are not those of the method paper: alpha=0.5 instead of 1.0, score=taylor "
         "instead of magnitude"
     ]
+
+
+def test_another_schedule_that_accepts_growth_leaves_the_method_its_name() -> None:
+    messages: list[str] = []
+    config = find_recipe("digits").config.with_settings(
+        ["schedule=gradual"], messages.append, method=methods["rigl"]
+    )
+    assert (config.schedule, config.method_name, messages) == ("gradual", "rigl", [])
 
 
 def test_strength_that_a_method_leaves_open_is_reported_unless_it_is_set() -> None:

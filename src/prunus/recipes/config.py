@@ -394,7 +394,7 @@ class Config:
         others = [
             f"{name}={getattr(changed, name)} instead of {value}"
             for name, value in method_settings(method).items()
-            if getattr(changed, name) != value
+            if getattr(changed, name) != value and name != "schedule"
         ]
         if others:
             yield f"these settings are not those of the method {method.name}: {listing(others)}"

@@ -150,6 +150,8 @@ def method_settings(method: Method) -> dict[str, Any]:
 def named_method(settings: Mapping[str, Any]) -> Method | None:
     """Return the method whose settings are all among these, or None.
 
+    The schedule does not count: a method goes with any that it accepts.
+
     Args:
         settings: All settings of a recipe by name.
 
@@ -159,7 +161,9 @@ def named_method(settings: Mapping[str, Any]) -> Method | None:
         'random'
     """
     for method in methods.values():
-        if method_settings(method).items() <= settings.items():
+        own = method_settings(method)
+        own.pop("schedule", None)
+        if own.items() <= settings.items():
             return method
     return None
 
