@@ -9,15 +9,16 @@ __all__ = ["PenaltyReport", "Validation"]
 
 @dataclass(frozen=True, kw_only=True)
 class PenaltyReport:
-    """What the penalty did in one step, the first after the previous validation.
+    """What the penalty did in the first step after the previous validation that it acted in.
 
     Attributes:
         mean_coefficient: The mean irrelevance coefficient of the weights that are kept, from 0 to
             1. Near 1 the penalty is plain L2.
         irrelevant: The fraction of the kept weights with a coefficient above one half.
-        shrink: The fraction by which a step shrinks a weight with a coefficient of 1: 2γ, times
-            the learning rate if the penalty is added to the gradient, as it is for plain SGD.
-            Adaptive optimizers scale that. None for a penalty of |w|, which shrinks by an amount.
+        shrink: The fraction by which a weight with a coefficient of 1 shrinks in a step, on average
+            over the steps: 2γ, times the learning rate if the penalty is added to the gradient, as
+            it is for plain SGD; adaptive optimizers scale that. None for a penalty of |w|, which
+            shrinks by an amount.
         weight_decay: The fraction by which the optimizer's own weight decay shrinks each weight in
             a step: learning rate times weight decay.
     """
@@ -45,8 +46,8 @@ class Validation:
             without recovery, by what was removed between the previous validation and this metric;
             to be compared with ``change``. None if nothing was removed, or if the score does not
             predict it; :class:`~prunus.FisherScore` does.
-        penalty: What the penalty did; None without one, with ``apply="loss"``, and as long as no
-            step has been taken.
+        penalty: What the penalty did; None without one, with ``apply="loss"``, and if it did not
+            act since the previous validation.
     """
 
     metric: float | None

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from prunus import (
+    AutomaticStrength,
     ConstantRelevance,
     ExponentialRelevance,
     FisherScore,
@@ -83,15 +84,32 @@ def test_only_the_first_step_after_a_validation_is_measured() -> None:
     assert second.mean_coefficient == 0.75
 
 
-def test_a_strength_of_zero_is_measured_and_moves_nothing() -> None:
+def test_a_penalty_that_does_not_act_is_not_reported() -> None:
     layer, optimizer = layer_and_sgd(lr=0.0)
     before = layer.weight.detach().clone()
     pruner = Pruner(layer, optimizer, RelevancePenalty(0.0, LinearRelevance()))
     step(layer, optimizer)
+    assert pruner.step(0.5).penalty is None
+    assert torch.equal(layer.weight, before)
+
+
+def test_the_first_step_that_the_penalty_acts_in_is_measured() -> None:
+    layer, optimizer = layer_and_sgd()
+    strength = AutomaticStrength(remaining=0.25, every=2)
+    schedule = IterativePruning()
+    pruner = Pruner(
+        layer, optimizer, RelevancePenalty(strength, LinearRelevance()), schedule, floor=1.0
+    )
+    zeros = [0.0, 0.0, 0.0, 0.0]
+    for _ in range(3):
+        step(layer, optimizer, zeros)
+    assert pruner.step(0.5).penalty is None  # the interval was not known
+    for gradient in (zeros, GRADIENT, zeros):  # steps 3, 4 and 5, of which 4 is even
+        step(layer, optimizer, gradient)
     report = pruner.step(0.5).penalty
     assert report is not None
-    assert (report.mean_coefficient, report.shrink) == (0.5, 0.0)
-    assert torch.equal(layer.weight, before)
+    assert report.mean_coefficient == 0.5
+    assert report.shrink == pytest.approx((1 - 0.25 ** (2 / 3)) / 2)
 
 
 def test_a_penalty_of_magnitudes_has_no_fraction_to_report() -> None:

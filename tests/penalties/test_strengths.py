@@ -63,21 +63,26 @@ def test_strengths_have_the_values_computed_by_hand(
     ],
 )
 def test_automatic_strength_halves_within_the_interval(step: StrengthStep, value: float) -> None:
-    assert AutomaticStrength().value(step) == pytest.approx(value, rel=1e-12)
+    assert AutomaticStrength(every=1).value(step) == pytest.approx(value, rel=1e-12)
 
 
 def test_automatic_strength_leaves_the_fraction_that_was_passed() -> None:
     step = StrengthStep(lr=1.0, peak_lr=1.0, interval=7)
-    assert (1 - 2 * AutomaticStrength(0.2).value(step)) ** 7 == pytest.approx(0.2, rel=1e-12)
+    assert (1 - 2 * AutomaticStrength(0.2, every=1).value(step)) ** 7 == pytest.approx(
+        0.2, rel=1e-12
+    )
     assert AutomaticStrength(1.0).value(step) == 0
 
 
-def untouched_weights(schedule: Schedule, lrs: Sequence[float], validate: int) -> list[float]:
+def untouched_weights(
+    schedule: Schedule, lrs: Sequence[float], validate: int, every: int = 1
+) -> list[float]:
     """Train a layer on zeros, so that no weight matters; return a weight after each step."""
     layer = torch.nn.Linear(2, 1, bias=False, dtype=torch.float64)
     torch.nn.init.ones_(layer.weight)
     optimizer = torch.optim.SGD(layer.parameters())
-    pruner = Pruner(layer, optimizer, schedule=schedule, mode="min", floor=-1.0)
+    penalty = RelevancePenalty(AutomaticStrength(every=every))
+    pruner = Pruner(layer, optimizer, penalty, schedule, mode="min", floor=-1.0)
     weights = []
     for number, lr in enumerate(lrs, 1):
         optimizer.param_groups[0]["lr"] = lr
@@ -94,6 +99,18 @@ def test_an_irrelevant_weight_halves_between_two_validations() -> None:
     weights = untouched_weights(IterativePruning(), [0.1] * 12, validate=4)
     expected = [1.0] * 4 + [0.5 ** (n / 4) for n in range(1, 9)]
     assert weights == pytest.approx(expected, rel=1e-12)
+
+
+def test_automatic_strength_acts_in_one_step_of_several() -> None:
+    weights = untouched_weights(IterativePruning(), [0.1] * 18, validate=6, every=3)
+    # In the steps 6, 9, 12 and 15, counted from 0, of which two are in an interval of 6.
+    factors = [1.0] * 6 + [0.5**0.5, 1.0, 1.0] * 4
+    assert weights == pytest.approx(np.cumprod(factors), rel=1e-12)
+
+
+def test_automatic_strength_acts_in_every_step_of_a_shorter_interval() -> None:
+    weights = untouched_weights(IterativePruning(), [0.1] * 6, validate=2, every=5)
+    assert weights == pytest.approx([1.0, 1.0, 0.5, 0.5, 0.25, 0.25], rel=1e-12)
 
 
 def test_an_irrelevant_weight_shrinks_with_the_learning_rate_of_its_peak() -> None:
@@ -160,6 +177,7 @@ def test_a_strength_is_returned_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: AutomaticStrength(every=0), "every must be at least 1, but is 0"),
         (lambda: AutomaticStrength(0.0), "remaining must be above 0 and at most 1, but is 0.0"),
         (lambda: AutomaticStrength(1.1), "remaining must be above 0 and at most 1, but is 1.1"),
         (lambda: ConstantStrength(-0.1), "gamma must be at least 0, but is -0.1"),

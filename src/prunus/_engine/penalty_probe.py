@@ -1,4 +1,4 @@
-"""The penalty probe, which measures what the penalty does in one step after each validation."""
+"""The penalty probe, which measures what the penalty does, in a step after each validation."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from prunus._utils.checks import number_problem, raise_problems
 from prunus.penalties.application import TensorStep
 from prunus.penalties.coefficients import ConstantRelevance
 from prunus.penalties.relevance import RelevancePenalty
+from prunus.penalties.strengths import AutomaticStrength
 from prunus.selection import Selection
 from prunus.validation import PenaltyReport
 
@@ -31,7 +32,9 @@ _NEGLIGIBLE = 0.1
 
 
 class PenaltyProbe:
-    """Measures the irrelevance coefficients in the first step after each validation.
+    """Measures the irrelevance coefficients, once after each validation.
+
+    It measures the first step that the penalty acts in.
 
     The sums stay on the device until the next validation, so that no step waits for it.
 
@@ -84,6 +87,8 @@ class PenaltyProbe:
         lr = float(group.get("lr", 1.0))
         weights = c.numel() if step.mask is None else step.mask.sum()
         rate = 1.0 if self._penalty.apply == "decoupled" else lr
+        if isinstance(self._penalty.strength, AutomaticStrength):
+            rate /= self._penalty.strength.every
         values = {
             "coefficients": c.sum(dtype=torch.float64),
             "irrelevant": (c > 0.5).sum(),

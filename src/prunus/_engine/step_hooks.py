@@ -198,6 +198,9 @@ class StepHooks:
             loss_scale: The factor that the optimizer divides out within its step, or None.
             scale: The factor that the gradients have been multiplied by, clipping included.
         """
+        if not any(strength > 0 for strength in strengths.values()):
+            self._mask_gradients()
+            return
         sharded, active = self._sharded, self._active_masks
         averages = self._averages.tensors if self._averages.smoothing else None
         means: Mapping[str, torch.Tensor] = {}
@@ -208,7 +211,7 @@ class StepHooks:
             probe.begin()
         for tensor, name, parameter, gradient in self._gradients():
             mask, strength = active.get(name), strengths[name]
-            if not strength > 0 and probe is None:
+            if not strength > 0:
                 if mask is not None:
                     clear_(gradient, mask)
                 continue
@@ -228,10 +231,7 @@ class StepHooks:
             )
             if probe is not None:
                 probe.measure(step)
-            if strength > 0:
-                application.before_step(step)
-            elif mask is not None:
-                clear_(gradient, mask)
+            application.before_step(step)
 
     def _gradients(
         self,

@@ -37,6 +37,7 @@ class StrengthTracker:
         self._selection = selection
         self._expected_interval = interval
         self._interval: int | None = None
+        self._steps = 0
         self._steps_since_pruning = 0
         self._steps_since_validation = 0
         self._peaks: dict[int, float] = {}
@@ -58,6 +59,7 @@ class StrengthTracker:
 
     def count_step(self) -> None:
         """Count a step of the optimizer."""
+        self._steps += 1
         self._steps_since_pruning += 1
         self._steps_since_validation += 1
 
@@ -81,6 +83,7 @@ class StrengthTracker:
             step = StrengthStep(
                 lr=lr,
                 peak_lr=peak,
+                number=self._steps,
                 steps_since_pruning=self._steps_since_pruning,
                 interval=self.interval,
             )
@@ -92,6 +95,7 @@ class StrengthTracker:
     def state_dict(self) -> dict[str, Any]:
         """Return the counts and the largest learning rates so far."""
         return {
+            "steps": self._steps,
             "steps_since_pruning": self._steps_since_pruning,
             "steps_since_validation": self._steps_since_validation,
             "interval": self._interval or 0,
@@ -104,7 +108,7 @@ class StrengthTracker:
         Raises:
             CheckpointError: An entry is missing or has a wrong value; every one is named.
         """
-        counts = ("steps_since_pruning", "steps_since_validation", "interval")
+        counts = ("steps", "steps_since_pruning", "steps_since_validation", "interval")
         found = state.get("peak_lrs")
         peaks: Sequence[Any] = found if isinstance(found, list | tuple) else ()
         raise_problems(
@@ -118,6 +122,7 @@ class StrengthTracker:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what :meth:`state_dict` returned."""
+        self._steps = int(state["steps"])
         self._steps_since_pruning = int(state["steps_since_pruning"])
         self._steps_since_validation = int(state["steps_since_validation"])
         self._interval = int(state["interval"]) or None
