@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,9 +26,15 @@ def built(name: str, **options: Any) -> Build:
 class Training:
     """A layer of 8,192 weights, a tenth of which is kept after three steps."""
 
-    def __init__(self, build: Build, sparsity: float = 0.9, size: float = 1.0) -> None:
+    def __init__(
+        self,
+        build: Build,
+        sparsity: float = 0.9,
+        size: float = 1.0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         torch.manual_seed(0)
-        self.layer = nn.Linear(128, 64)
+        self.layer = nn.Linear(128, 64, dtype=dtype)
         self.optimizer = build(self.layer.parameters())
         self.pruner = magnitude_pruner(self.layer, self.optimizer)
         self.steps, self.size = 0, size
@@ -36,11 +43,14 @@ class Training:
 
     def train(self, steps: int) -> None:
         for _ in range(steps):
-            self.steps += 1
-            self.optimizer.zero_grad()
-            inputs = normal(16, 128, seed=self.steps)
-            (self.size * self.layer(inputs).square().mean()).backward()
+            self.backward()
             self.optimizer.step()
+
+    def backward(self) -> None:
+        self.steps += 1
+        self.optimizer.zero_grad()
+        inputs = normal(16, 128, seed=self.steps).to(self.layer.weight.dtype)
+        (self.size * self.layer(inputs).square().mean()).backward()
 
     @property
     def mask(self) -> torch.Tensor:
@@ -127,6 +137,55 @@ def test_the_averages_of_gradients_that_are_zero_or_not_finite_stay_as_they_are(
         training.size = size
         training.train(1)
         assert not training.state()["exp_avg_sq"][~training.mask].any()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_one_gradient_that_is_not_finite_does_not_stop_the_step(value: float) -> None:
+    training = Training(built("AdamW"))
+    training.backward()
+    kept = training.mask.nonzero()[0]
+    assert training.layer.weight.grad is not None
+    training.layer.weight.grad[tuple(kept)] = value
+    training.optimizer.step()
+    assert not training.state()["exp_avg_sq"][~training.mask].any()
+
+
+def test_values_whose_mean_is_zero_are_no_average() -> None:
+    least = torch.full((16,), 5e-324, dtype=torch.float64) * (torch.arange(16) == 0)
+    square = torch.arange(16, dtype=torch.float64)
+    assert float(least.max()) > 0
+    assert float(least.mean()) == 0
+    assert second_moments._decay_of_average(least, least, square) is None
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_momentum_of_equal_gradients_is_no_average_of_squares(sign: float) -> None:
+    training = Training(built("SGD", lr=0.1, momentum=0.9))
+    training.optimizer.zero_grad()
+    training.layer.weight.grad = torch.full((64, 128), sign)
+    training.optimizer.step()
+    assert not training.state()["momentum_buffer"][~training.mask].any()
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_momentum_of_gradients_of_equal_size_is_no_average_of_squares(sign: float) -> None:
+    before = torch.linspace(-1.0, 2.0, 32, dtype=torch.float64)
+    gradient = torch.full((32,), sign, dtype=torch.float64)
+    after = 0.9 * before + gradient
+    assert second_moments._decay_of_average(before, after, gradient.square()) is None
+    # The same with squares that differ, but too little to tell them from the gradient.
+    gradient[::2] *= 1 + 1e-5
+    before, after = before + 1, 0.9 * (before + 1) + gradient
+    assert second_moments._decay_of_average(before, after, gradient.square()) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_states_of_16_bits_are_not_filled(dtype: torch.dtype) -> None:
+    training = Training(built("AdamW", eps=1e-4), dtype=dtype)
+    training.train(1)
+    states = training.state()
+    assert all(state.dtype is dtype for state in states.values())
+    assert not states["exp_avg_sq"][~training.mask].any()
 
 
 def test_small_tensors_and_tensors_with_few_kept_weights_are_not_filled() -> None:

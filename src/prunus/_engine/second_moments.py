@@ -24,6 +24,9 @@ _SAMPLES = 1 << 14
 _LEAST_SAMPLES = 16
 _LEAST_VALUE = 1e-30
 _TOLERANCE = 1e-4
+_LEAST_RATIO = 2.0
+"""The least quotient of the largest and the smallest square that tells a square from a multiple of
+the gradient itself."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +48,10 @@ class SecondMoments:
     step of a removed weight is the quotient of a first moment, which is zero, and this root.
 
     A second moment is recognized by what a step does to it, not by its name or the optimizer's
-    class: v ← a·v + b·g², with one a from 0 to 1 and one b above 0 for all weights. A square that
-    includes more than the gradient, such as a weight decay, and a maximum are not filled.
+    class: v ← a·v + b·g², with one a from 0 to 1 and one b above 0 for all weights, where v is
+    nowhere negative and the g² are not all alike. A square that includes more than the gradient,
+    such as a weight decay, and a maximum are not filled. Neither are states in bfloat16 and
+    float16, whose rounding exceeds the tolerance of the comparison: there the step stays slow.
 
     Args:
         optimizer: The optimizer.
@@ -107,15 +112,25 @@ def _decay_of_average(
     before: torch.Tensor, after: torch.Tensor, square: torch.Tensor
 ) -> float | None:
     """Return a if ``after`` is a·before + b·square with 0 ≤ a ≤ 1 and b > 0, else None."""
-    if before.numel() < _LEAST_SAMPLES or not bool((after > 0).any() and (square > 0).any()):
+    if before.numel() < _LEAST_SAMPLES or not _may_be_average(before, after, square):
         return None
     unit = after.mean()  # so that squares of small gradients do not vanish
-    operands = torch.stack([before, square], dim=1) / unit
-    solution = torch.linalg.lstsq(operands, (after / unit)[:, None]).solution
+    operands, target = torch.stack([before, square], dim=1) / unit, (after / unit)[:, None]
+    # lstsq fails on NaN and infinity, which come from a gradient, its square, or a mean of zero.
+    if not bool(operands.isfinite().all() and target.isfinite().all()):
+        return None
+    solution = torch.linalg.lstsq(operands, target).solution
     decay, share = solution[:, 0].tolist()
     fitted = (operands @ solution)[:, 0] * unit
-    # NaN, of a gradient that is not finite, fits nothing.
     fits = bool(((fitted - after).abs() <= _TOLERANCE * after.abs() + _TOLERANCE**2 * unit).all())
     # Without a contribution of the square it is a tensor that the step has left as it was.
     contributes = share * float(square.mean()) > 10 * _TOLERANCE**2 * float(unit)
     return min(decay, 1.0) if fits and contributes and 0 <= decay <= 1 + _TOLERANCE else None
+
+
+def _may_be_average(before: torch.Tensor, after: torch.Tensor, square: torch.Tensor) -> bool:
+    """Return whether the values are those of an average of squares by their signs and spread."""
+    nowhere_negative = (before >= 0).all() and (after >= 0).all()
+    # Equal gradients are a multiple of their squares, so that a momentum fits as well.
+    distinct = square.max() > _LEAST_RATIO * square.min()
+    return bool(nowhere_negative and (after > 0).any() and distinct)
