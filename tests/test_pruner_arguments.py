@@ -158,6 +158,22 @@ def test_a_score_without_gradients_needs_no_observe_method() -> None:
         magnitude_pruner(classifier(), sgd(model), score=Unsaid())
 
 
+@pytest.mark.parametrize(
+    ("every", "found"), [(0, "0"), (-4, "-4"), (2.7, r"2\.7"), ("x", "'x'"), (True, "True")]
+)
+def test_every_of_a_custom_score_must_be_a_whole_number_of_at_least_1(
+    every: Any, found: str
+) -> None:
+    class Custom(TaylorScore):
+        pass
+
+    score = Custom()
+    object.__setattr__(score, "every", every)
+    model = classifier()
+    with pytest.raises(PrunusError, match=f"every of score must be .*at least 1, but is {found}$"):
+        magnitude_pruner(model, sgd(model), score=score)
+
+
 def test_an_optimizer_without_step_hooks_is_rejected() -> None:
     class Around(torch.optim.Optimizer):
         def __init__(self, optimizer: torch.optim.Optimizer) -> None:

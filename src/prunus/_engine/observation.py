@@ -30,7 +30,7 @@ class GradientObserver:
         self.memory: dict[str, dict[str, torch.Tensor]] = {}
         self.counts: dict[str, int] = {}
         self._tensors = tuple(selection.items())
-        self._every = int(getattr(score, "every", 1))
+        self._every: int = getattr(score, "every", 1)
 
     @property
     def active(self) -> bool:

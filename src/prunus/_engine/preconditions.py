@@ -63,6 +63,8 @@ def argument_problems(
     uses_none = getattr(score, "memory_names", None) == ()
     methods = ["compute"] if uses_none else ["observe", "compute"]
     yield method_problem("score", score, methods, "a Score", attributes=["memory_names"])
+    if hasattr(score, "every") and not isinstance(score, type):
+        yield number_problem("every of score", score.every, whole=True, least=1)
     yield type_problem(
         "allocation", allocation, Allocation, "an Allocation", fix="such as UniformAllocation()"
     )
