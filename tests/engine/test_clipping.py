@@ -30,7 +30,10 @@ def clipping(model: nn.Module, limit: float, group: ProcessGroup = SINGLE_PROCES
 
 
 def clip_(clipping: GradientClipping, loss_scale: float | None) -> torch.Tensor:
-    return clipping.clip_(clipping.norm(), loss_scale)
+    """Clip the gradients, and return the factor."""
+    norm = clipping.norm()
+    clipping.clip_(norm, loss_scale)
+    return clipping.scale(norm, loss_scale)
 
 
 def gradients(layer: nn.Linear) -> list[float]:

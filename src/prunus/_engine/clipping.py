@@ -44,28 +44,44 @@ class GradientClipping:
         sharded = self._process_group.sharded
         return self._norm_over_processes(parameters) if sharded else _norm(parameters)
 
-    def clip_(self, norm: torch.Tensor, loss_scale: float | None) -> torch.Tensor:
+    def scale(self, norm: torch.Tensor, loss_scale: float | None) -> torch.Tensor:
+        """Return the factor that clipped gradients differ by from those of the loss.
+
+        Args:
+            norm: The gradients' norm, from :meth:`norm`.
+            loss_scale: The factor that a gradient scaler has multiplied them by, or None.
+
+        Returns:
+            The factor, the loss scale included; 0 or NaN if the norm overflowed.
+        """
+        factor = self._factor(norm, loss_scale)
+        return factor if loss_scale is None else factor * loss_scale
+
+    def clip_(self, norm: torch.Tensor, loss_scale: float | None) -> None:
         """Clip the gradients in place.
 
         Args:
             norm: Their norm, from :meth:`norm`.
             loss_scale: The factor that a gradient scaler has multiplied them by, or None.
-
-        Returns:
-            The factor that the gradients of the loss are multiplied by now, the loss scale
-            included; 0 or NaN if their norm overflowed.
         """
         parameters = self._parameters()
-        limit = self._max_norm if loss_scale is None else self._max_norm * loss_scale
-        factor = torch.clamp(limit / (norm + 1e-6), max=1.0)
         if self._process_group.sharded:
+            factor = self._factor(norm, loss_scale)
             for parameter in parameters:
                 if parameter.grad is not None:
                     gradient = local(parameter.grad)
                     gradient.mul_(factor.to(gradient.device, gradient.dtype))
         else:
+            limit = self._limit(loss_scale)
             torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-        return factor if loss_scale is None else factor * loss_scale
+
+    def _factor(self, norm: torch.Tensor, loss_scale: float | None) -> torch.Tensor:
+        """Return the factor by which gradients of this norm are clipped."""
+        return torch.clamp(self._limit(loss_scale) / (norm + 1e-6), max=1.0)
+
+    def _limit(self, loss_scale: float | None) -> float:
+        """Return the largest norm of gradients that are multiplied by a loss scale."""
+        return self._max_norm if loss_scale is None else self._max_norm * loss_scale
 
     def _parameters(self) -> list[torch.Tensor]:
         """Return the optimizer's parameters in the model's order.

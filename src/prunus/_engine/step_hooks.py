@@ -153,21 +153,35 @@ class StepHooks:
         if self._sharded:
             match_placements(self._inspected())
         self._growth.before_step()
-        norm = None if self._clipping is None else self._clipping.norm()
-        # Where the norm overflows, an average would be infinite or NaN from there on.
-        if self.observer.active and (norm is None or bool(torch.isfinite(norm))):
-            self.observer.observe(loss_scale)
-        scale: torch.Tensor | float | None = loss_scale
-        if self._clipping is not None and norm is not None:
-            scale = self._clipping.clip_(norm, loss_scale)
-            if not bool(scale > 0):
-                application = None  # the norm overflowed, so relevance cannot be measured
-        if application is None:
+        scale, measurable = self._clip(loss_scale)
+        if application is None or not measurable:
             self._mask_gradients()
             return
         if self._averages.smoothing:
             self._update_averages(scale)
         self._apply(application, strengths, loss_scale, scale)
+
+    def _clip(self, loss_scale: float | None) -> tuple[torch.Tensor | float | None, bool]:
+        """Pass the gradients to the score, and clip them if there is a limit.
+
+        Returns:
+            The factor that the gradients have been multiplied by, clipping included, and whether
+            relevance can be measured by them.
+        """
+        if self._clipping is None:
+            if self.observer.active:
+                self.observer.observe(loss_scale)
+            return loss_scale, True
+        norm = self._clipping.norm()
+        scale = self._clipping.scale(norm, loss_scale)
+        # Where the norm overflows, relevance cannot be measured, and an average would be infinite
+        # or NaN from there on. Asked once, because each time waits for the accelerator.
+        asked = self.observer.active or self.application is not None
+        measurable = bool(scale > 0) if asked else False
+        if self.observer.active and measurable:
+            self.observer.observe(loss_scale)
+        self._clipping.clip_(norm, loss_scale)
+        return scale, measurable
 
     def _inspected(self) -> Iterable[torch.Tensor]:
         """Return the tensors whose gradients are read: all of the optimizer's for clipping."""
