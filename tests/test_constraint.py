@@ -193,12 +193,22 @@ def test_a_distance_that_looks_like_a_percentage_is_reported(passed: bool) -> No
         ("dense*0.5", "max", 0.98),
         (0.48, "max", 0.98),
         ("dense+0.5", "min", 2.2),
+        ("dense+0.1", "min", 0.9),
+        ("dense*99%", "max", 0.98),
     ],
 )
 def test_a_distance_in_the_unit_of_the_metric_is_not_reported(
     floor: Any, mode: Any, metric: float
 ) -> None:
     assert Constraint(floor, mode).wide_problem(metric) is None
+
+
+def test_a_product_far_below_the_metric_is_reported() -> None:
+    assert Constraint("dense*0.5%").wide_problem(0.98) == (
+        "the floor 'dense*0.5%' accepts 0.0049 where the dense network has 0.98: for 0.5 percent "
+        'pass "dense-0.5%"'
+    )
+    assert Constraint("dense*0.4").wide_problem(27.0) is not None
 
 
 def test_a_wide_distance_of_a_loss_is_reported_with_its_own_sign() -> None:

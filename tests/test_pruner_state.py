@@ -193,7 +193,14 @@ def refused_whole(change: Callable[[dict[str, Any]], dict[str, Any]], message: s
         ({"dense_metric": "x"}, "dense_metric must be a finite number or None, but is 'x'"),
         ({"strength": None}, "strength must be a mapping, but is None"),
         (
-            {"strength": {"steps": 0, "steps_since_pruning": -1, "interval": 0, "peak_lrs": 3}},
+            {
+                "strength": {
+                    "validations": 0,
+                    "steps_since_pruning": -1,
+                    "interval": 0,
+                    "peak_lrs": 3,
+                }
+            },
             "steps_since_pruning must be at least 0, but is -1; steps_since_validation must be a "
             "whole number of at least 0, but is None; peak_lrs must be a list of .*, but is 3",
         ),

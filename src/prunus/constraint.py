@@ -236,10 +236,10 @@ class Constraint:
         )
 
     def wide_problem(self, metric: float) -> str | None:
-        """Return why a relative floor is probably meant to be a percentage, or None.
+        """Return why a relative floor probably means a percentage of the dense metric, or None.
 
-        It is a distance of at least a tenth from a metric between 0 and 1, such as "dense-0.5" for
-        an accuracy.
+        It accepts much worse metrics: for one between 0 and 1 a distance of at least a tenth, or,
+        with ``mode="min"``, of the metric itself; and any product below half of a metric.
 
         Args:
             metric: The metric of the dense network.
@@ -250,15 +250,20 @@ class Constraint:
             >>> Constraint("dense-0.05").wide_problem(0.98) is None
             True
         """
-        terms = self._terms()
-        if terms.operator not in ("+", "-") or terms.percent:
+        terms, maximized = self._terms(), self.mode == "max"
+        sign, amount = "-" if maximized else "+", abs(terms.value)
+        if terms.operator == "*":
+            wide = maximized and terms.value < (50 if terms.percent else 0.5)
+        else:
+            least = 0.1 if maximized else metric
+            wide = terms.operator == sign and not terms.percent
+            wide = wide and 0 < metric <= 1 and amount >= least
+        if not wide:
             return None
-        if not (0 < metric <= 1 and abs(terms.value) >= 0.1):
-            return None
+        accepted = self.with_dense_metric(metric).bound
         return (
-            f"the {self.bound_name} {self.floor!r} accepts {metric + terms.distance:.3g} where the "
-            f"dense network has {metric:.3g}: for {abs(terms.value):g} percent pass "
-            f'"dense{terms.operator}{abs(terms.value):g}%"'
+            f"the {self.bound_name} {self.floor!r} accepts {accepted:.3g} where the dense network "
+            f'has {metric:.3g}: for {amount:g} percent pass "dense{sign}{amount:g}%"'
         )
 
     def met(self, metric: float) -> bool:

@@ -208,6 +208,7 @@ class Pruner:
             optimizer,
             self.selection,
             self.schedule.interval,
+            lambda: self.schedule.done,
         )
         self._best = BestState()
         self._steps = 0
@@ -363,7 +364,7 @@ class Pruner:
     def _penalty_report(self) -> PenaltyReport | None:
         """Return what the penalty did, and warn once if it cannot matter."""
         probe = self._hooks.probe
-        report = None if probe is None else probe.report()
+        report = None if probe is None else probe.report(self._strengths.period)
         if probe is not None and report is not None:
             probe.warn_once(report)
         return report

@@ -183,11 +183,13 @@ class TaylorScore:
 
 @dataclass(frozen=True)
 class FisherScore:
-    """w² · F, twice what the loss would rise, to second order, if the weight were removed.
+    """w² · F, proportional to what the loss would rise if the weight were removed.
 
-    Removing w from a converged network changes the loss by about ½ · H · w², with H the second
+    Removing w from a converged network raises the loss by about ½ · H · w², with H the second
     derivative. F, the moving average of (∂L/∂w)², stands in for H: it is the diagonal of the
-    empirical Fisher information, computed from the gradient of each step, that is, of a batch.
+    empirical Fisher information, up to a factor, because the gradient of a step is the mean over a
+    batch. In a converged network the gradients of single examples nearly cancel, so that the square
+    of the mean over B of them is B times smaller than the mean of their squares.
 
     F is the plain mean of the gradients' squares in the first 1 / (1 − smoothing) steps, and the
     exponential moving average from there on. It costs four bytes for each weight.
@@ -208,6 +210,10 @@ class FisherScore:
             the magnitude; with ½ the gradient counts half as much as the weight.
         every: The number of steps from one gradient that F uses to the next, at least 1. Default 4.
             ``smoothing`` is per step whatever it is.
+        examples: B, the number of examples in a step: the batch size, times the batches that are
+            accumulated and the processes whose gradients are averaged. It scales what a removal is
+            expected to cost, and does not change the order. Default 1, with which that is about B
+            times too small.
 
     Raises:
         ArgumentError: An argument is out of range.
@@ -229,6 +235,7 @@ class FisherScore:
     smoothing: float = number(0.999, least=0, below=1)
     exponent: float = number(1.0, least=0)
     every: int = number(4, whole=True, least=1)
+    examples: int = number(1, whole=True, least=1)
     memory_names: ClassVar[tuple[str, ...]] = ("fisher",)
 
     def __post_init__(self) -> None:
@@ -236,8 +243,8 @@ class FisherScore:
 
     @property
     def loss_per_score(self) -> float | None:
-        """½, the factor of w² · F in the second-order rise of the loss; None with an exponent."""
-        return 0.5 if self.exponent == 1 else None
+        """½ · B, the factor of w² · F in the second-order rise; None with an exponent."""
+        return self.examples / 2 if self.exponent == 1 else None
 
     def observe(
         self, weight: torch.Tensor, gradient: torch.Tensor, memory: ScoreMemory, *, count: int

@@ -43,9 +43,9 @@ class Validation:
         restored: Whether the pruner returned to the best state before it removed them.
         change: The metric minus that of the previous validation, or None if there was none.
         predicted_cost: By how much the training loss was expected to rise, to second order and
-            without recovery, by what was removed between the previous validation and this metric;
-            to be compared with ``change``. None if nothing was removed, or if the score does not
-            predict it; :class:`~prunus.FisherScore` does.
+            without recovery, by what was removed between the previous validation and this metric.
+            None if nothing was removed, or if the score does not predict it;
+            :class:`~prunus.FisherScore` does, with ``examples=`` the batch size.
         penalty: What the penalty did; None without one, with ``apply="loss"``, and if it did not
             act since the previous validation.
     """

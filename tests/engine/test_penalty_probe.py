@@ -104,7 +104,7 @@ def test_the_first_step_that_the_penalty_acts_in_is_measured() -> None:
     for _ in range(3):
         step(layer, optimizer, zeros)
     assert pruner.step(0.5).penalty is None  # the interval was not known
-    for gradient in (zeros, GRADIENT, zeros):  # steps 3, 4 and 5, of which 4 is even
+    for gradient in (zeros, GRADIENT, zeros):  # it acts in the second, one later than before
         step(layer, optimizer, gradient)
     report = pruner.step(0.5).penalty
     assert report is not None
@@ -151,12 +151,12 @@ def test_a_nearly_constant_coefficient_warns_once_with_the_fix() -> None:
 
 
 def test_a_penalty_far_below_the_weight_decay_warns_once_with_the_fix() -> None:
-    penalty = RelevancePenalty(1e-5, LinearRelevance(), apply="gradient")
-    (message,) = warned_at(penalty, GRADIENT, weight_decay=5e-4)
-    # 2γ · lr = 1e-5 and 5e-4 · lr = 2.5e-4 are 25 times apart.
+    penalty = RelevancePenalty(1e-5, LinearRelevance())
+    (message,) = warned_at(penalty, GRADIENT, weight_decay=1e-3)
+    # 2γ = 2e-5 and 1e-3 · lr = 5e-4 are 25 times apart.
     assert message == (
-        "the penalty is too weak to matter: in a step it shrinks an irrelevant weight by 1.0e-05 "
-        "of its size, and the optimizer's weight decay shrinks every weight by 2.5e-04. Choose a "
+        "the penalty is too weak to matter: in a step it shrinks an irrelevant weight by 2.0e-05 "
+        "of its size, and the optimizer's weight decay shrinks every weight by 5.0e-04. Choose a "
         "strength about 30 times as large, or leave strength out to have it found"
     )
 
@@ -168,6 +168,9 @@ def test_a_penalty_far_below_the_weight_decay_warns_once_with_the_fix() -> None:
         (RelevancePenalty(0.1, ExponentialRelevance(0.2, relative=True)), [0.0] * 4, 0.0),
         (RelevancePenalty(1e-3, LinearRelevance()), GRADIENT, 5e-4),
         (RelevancePenalty(0.0, LinearRelevance()), GRADIENT, 5e-4),  # switched off
+        # Adam would make any of it as large as a gradient.
+        (RelevancePenalty(1e-5, LinearRelevance(), apply="gradient"), GRADIENT, 5e-4),
+        (RelevancePenalty(AutomaticStrength(0.999)), GRADIENT, 0.5),
     ],
 )
 def test_a_penalty_that_can_matter_does_not_warn(
@@ -218,3 +221,35 @@ def test_a_failed_removal_leaves_the_predicted_cost() -> None:
     with pytest.raises(Exception, match="NaN"):
         pruner.step(0.9)
     assert pruner.state_dict()["predicted_cost"] == 0.125
+
+
+@pytest.mark.parametrize("batch", [8, 64])
+def test_predicted_cost_is_what_the_loss_of_a_converged_model_rises_by(batch: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(4096, 20, generator=generator, dtype=torch.float64)
+    true = torch.randn(20, generator=generator, dtype=torch.float64)
+    y = torch.bernoulli(torch.sigmoid(x @ true), generator=generator)
+    layer = nn.Linear(20, 1, bias=False, dtype=torch.float64)
+
+    def backward(rows: torch.Tensor) -> float:
+        layer.zero_grad()
+        value: Any = nn.functional.binary_cross_entropy_with_logits(layer(x[rows])[:, 0], y[rows])
+        value.backward()
+        return float(value.detach())
+
+    everything = torch.arange(4096)
+    newton: Any = torch.optim.LBFGS(layer.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+    newton.step(lambda: backward(everything))
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
+    score = FisherScore(smoothing=0.9999, every=1, examples=batch)
+    schedule = IterativePruning(fraction=0.2)
+    pruner = Pruner(layer, optimizer, None, schedule, mode="min", score=score)
+    for rows in torch.randperm(4096, generator=generator).view(-1, batch):
+        backward(rows)
+        optimizer.step()
+    pruner.step(backward(everything))
+    after = pruner.step(backward(everything))
+    # To second order, and with the squares of the gradients in place of the second derivative.
+    assert after.predicted_cost is not None
+    assert after.change is not None
+    assert 0.6 < after.predicted_cost / after.change < 1.6

@@ -103,14 +103,32 @@ def test_an_irrelevant_weight_halves_between_two_validations() -> None:
 
 def test_automatic_strength_acts_in_one_step_of_several() -> None:
     weights = untouched_weights(IterativePruning(), [0.1] * 18, validate=6, every=3)
-    # In the steps 6, 9, 12 and 15, counted from 0, of which two are in an interval of 6.
-    factors = [1.0] * 6 + [0.5**0.5, 1.0, 1.0] * 4
+    # In two steps of an interval of 6, which differ from those of the interval before.
+    half = 0.5**0.5
+    factors = [1.0] * 6 + [1.0, 1.0, half] * 2 + [1.0, half, 1.0] * 2
     assert weights == pytest.approx(np.cumprod(factors), rel=1e-12)
 
 
 def test_automatic_strength_acts_in_every_step_of_a_shorter_interval() -> None:
     weights = untouched_weights(IterativePruning(), [0.1] * 6, validate=2, every=5)
-    assert weights == pytest.approx([1.0, 1.0, 0.5, 0.5, 0.25, 0.25], rel=1e-12)
+    assert weights == pytest.approx([1.0, 1.0, 1.0, 0.5, 0.25, 0.25], rel=1e-12)
+
+
+def test_automatic_strength_ends_with_the_schedule() -> None:
+    layer = torch.nn.Linear(4, 1, bias=False, dtype=torch.float64)
+    torch.nn.init.ones_(layer.weight)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    schedule = GradualPruning(sparsity=0.5, end=8, every=8)
+    pruner = Pruner(layer, optimizer, RelevancePenalty(AutomaticStrength(every=1)), schedule)
+    seen = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        layer(torch.zeros(1, 4, dtype=torch.float64)).sum().backward()
+        optimizer.step()
+        seen.append(float(layer.weight.detach()[0, 3]))
+    assert pruner.done
+    # The interval is a quarter of the 8 steps.
+    assert seen == pytest.approx([0.5 ** (min(n, 8) / 2) for n in range(1, 13)], rel=1e-12)
 
 
 def test_an_irrelevant_weight_shrinks_with_the_learning_rate_of_its_peak() -> None:
@@ -150,14 +168,15 @@ def test_gradual_pruning_halves_irrelevant_weights_without_a_validation() -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"apply": "gradient"}, 'strength must be passed with apply="gradient" and power=2'),
-        ({"apply": "loss"}, 'strength must be passed with apply="loss" and power=2'),
-        ({"power": 1}, 'strength must be passed with apply="decoupled" and power=1'),
+        ({"apply": "gradient"}, 'with apply="gradient" and power=2: AutomaticStrength'),
+        ({"apply": "loss"}, 'with apply="loss" and power=2: AutomaticStrength'),
+        ({"power": 1}, 'with apply="decoupled" and power=1: AutomaticStrength'),
     ],
 )
 def test_a_strength_that_cannot_be_found_must_be_passed(
     arguments: dict[str, Any], message: str
 ) -> None:
+    message = f"^strength must be a number or another Strength {message}"
     with pytest.raises(PrunusError, match=message):
         RelevancePenalty(**arguments)
 

@@ -508,7 +508,7 @@ def test_gradual_schedule_fits_the_shortest_run(steps: int) -> None:
     ("name", "score"),
     [
         ("magnitude", MagnitudeScore()),
-        ("fisher", FisherScore()),
+        ("fisher", FisherScore(examples=8)),  # the batch size
         ("sensitivity", SensitivityScore()),
         ("taylor", TaylorScore()),
         ("movement", MovementScore()),

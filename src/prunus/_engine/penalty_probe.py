@@ -87,8 +87,6 @@ class PenaltyProbe:
         lr = float(group.get("lr", 1.0))
         weights = c.numel() if step.mask is None else step.mask.sum()
         rate = 1.0 if self._penalty.apply == "decoupled" else lr
-        if isinstance(self._penalty.strength, AutomaticStrength):
-            rate /= self._penalty.strength.every
         values = {
             "coefficients": c.sum(dtype=torch.float64),
             "irrelevant": (c > 0.5).sum(),
@@ -103,10 +101,13 @@ class PenaltyProbe:
         """End the measurement, once the optimizer has taken the step."""
         self._due = not self._sums
 
-    def report(self) -> PenaltyReport | None:
+    def report(self, period: int) -> PenaltyReport | None:
         """Return what was measured since the last report, and measure the next step.
 
         If several processes hold the tensors together, all must call this.
+
+        Args:
+            period: The penalty acts in one of so many steps.
         """
         if self._penalty.application.in_loss:
             return None
@@ -120,7 +121,7 @@ class PenaltyProbe:
         return PenaltyReport(
             mean_coefficient=sums["coefficients"] / weights,
             irrelevant=sums["irrelevant"] / weights,
-            shrink=sums["shrinkage"] / weights if self._penalty.power == 2 else None,
+            shrink=sums["shrinkage"] / weights / period if self._penalty.power == 2 else None,
             weight_decay=sums["decay"] / weights,
         )
 
@@ -143,7 +144,15 @@ class PenaltyProbe:
                 "ExponentialRelevance(0.2, relative=True)"
             )
         shrink, decay = report.shrink, report.weight_decay
-        if shrink is not None and 0 < shrink < _NEGLIGIBLE * decay:
+        # Adaptive optimizers scale a penalty that is added to the gradient by any factor, and an
+        # automatic strength is meant to be as small as it is.
+        chosen = not isinstance(self._penalty.strength, AutomaticStrength)
+        if (
+            chosen
+            and self._penalty.apply == "decoupled"
+            and shrink is not None
+            and 0 < shrink < _NEGLIGIBLE * decay
+        ):
             return (
                 "the penalty is too weak to matter: in a step it shrinks an irrelevant weight by "
                 f"{shrink:.1e} of its size, and the optimizer's weight decay shrinks every weight "
@@ -153,8 +162,14 @@ class PenaltyProbe:
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the sums of a measured step that was not reported yet, as numbers."""
-        return {key: float(value) for key, value in self._sums.items()} if not self._due else {}
+        """Return the sums of a measured step that was not reported yet, as numbers.
+
+        None for a model that is sharded over processes, each of which has its own sums: after a
+        resumption another step is measured.
+        """
+        if self._due or self._selection.process_group.sharded:
+            return {}
+        return {key: float(value) for key, value in self._sums.items()}
 
     def check(self, state: Mapping[str, Any]) -> None:
         """Check that :meth:`load_state_dict` can load a state.

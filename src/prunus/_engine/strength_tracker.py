@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from prunus._engine.state_errors import state_error
 from prunus._utils.checks import number_problem, raise_problems
-from prunus.penalties.strengths import ConstantStrength, Strength, StrengthStep
+from prunus.penalties.strengths import AutomaticStrength, ConstantStrength, Strength, StrengthStep
 from prunus.selection import Selection
 
 __all__ = ["StrengthTracker"]
@@ -23,6 +23,7 @@ class StrengthTracker:
         optimizer: The optimizer, whose parameter groups have the learning rates.
         selection: The prunable tensors.
         interval: The interval to use until validations show one, or None.
+        done: Returns whether no more weights will be removed.
     """
 
     def __init__(
@@ -31,13 +32,15 @@ class StrengthTracker:
         optimizer: torch.optim.Optimizer,
         selection: Selection,
         interval: int | None,
+        done: Callable[[], bool],
     ) -> None:
         self._strength = strength
         self._optimizer = optimizer
         self._selection = selection
         self._expected_interval = interval
+        self._done = done
         self._interval: int | None = None
-        self._steps = 0
+        self._validations = 0
         self._steps_since_pruning = 0
         self._steps_since_validation = 0
         self._peaks: dict[int, float] = {}
@@ -57,9 +60,15 @@ class StrengthTracker:
         """Steps between the last two validations, or what is expected of them, or None."""
         return self._expected_interval if self._interval is None else self._interval
 
+    @property
+    def period(self) -> int:
+        """The penalty acts in one of so many steps."""
+        if not isinstance(self._strength, AutomaticStrength) or self.interval is None:
+            return 1
+        return self._strength.period(self.interval)
+
     def count_step(self) -> None:
         """Count a step of the optimizer."""
-        self._steps += 1
         self._steps_since_pruning += 1
         self._steps_since_validation += 1
 
@@ -67,6 +76,7 @@ class StrengthTracker:
         """Measure the steps since the last validation."""
         if self._steps_since_validation:  # two validations of the same state are one
             self._interval, self._steps_since_validation = self._steps_since_validation, 0
+            self._validations += 1
 
     def count_pruning(self) -> None:
         """Start to count the steps since weights were removed."""
@@ -83,9 +93,12 @@ class StrengthTracker:
             step = StrengthStep(
                 lr=lr,
                 peak_lr=peak,
-                number=self._steps,
+                # Other steps of each interval than of the one before, so that the penalty meets all
+                # batches of an epoch whose order is fixed.
+                number=self._steps_since_validation + self._validations,
                 steps_since_pruning=self._steps_since_pruning,
                 interval=self.interval,
+                done=self._done(),
             )
             value = self._strength.value(step)
             for parameter in group["params"]:
@@ -95,7 +108,7 @@ class StrengthTracker:
     def state_dict(self) -> dict[str, Any]:
         """Return the counts and the largest learning rates so far."""
         return {
-            "steps": self._steps,
+            "validations": self._validations,
             "steps_since_pruning": self._steps_since_pruning,
             "steps_since_validation": self._steps_since_validation,
             "interval": self._interval or 0,
@@ -108,7 +121,7 @@ class StrengthTracker:
         Raises:
             CheckpointError: An entry is missing or has a wrong value; every one is named.
         """
-        counts = ("steps", "steps_since_pruning", "steps_since_validation", "interval")
+        counts = ("validations", "steps_since_pruning", "steps_since_validation", "interval")
         found = state.get("peak_lrs")
         peaks: Sequence[Any] = found if isinstance(found, list | tuple) else ()
         raise_problems(
@@ -122,7 +135,7 @@ class StrengthTracker:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what :meth:`state_dict` returned."""
-        self._steps = int(state["steps"])
+        self._validations = int(state["validations"])
         self._steps_since_pruning = int(state["steps_since_pruning"])
         self._steps_since_validation = int(state["steps_since_validation"])
         self._interval = int(state["interval"]) or None

@@ -59,10 +59,10 @@ def run(
     method: Annotated[
         str | None,
         typer.Option(
-            help="A name from `prunus methods`: penalty, score and growth to use instead of the "
-            "recipe's. What the method leaves open, such as the strength of l2, stays the "
-            "recipe's, and so does the schedule unless the method has a growth. --set may change "
-            "any of it."
+            help="A name from `prunus methods`: penalty, score, allocation and growth to use "
+            "instead of the recipe's. What the method leaves open, such as the strength of l2, "
+            "stays the recipe's, and so does the schedule unless the method has a growth. --set "
+            "may change any of it."
         ),
     ] = None,
     set_: Annotated[

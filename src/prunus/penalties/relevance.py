@@ -116,9 +116,9 @@ class RelevancePenalty:
         if automatic and (self.apply != "decoupled" or self.power != 2):
             validate(
                 self,
-                f'strength must be passed with apply="{self.apply}" and power={self.power}: '
-                'AutomaticStrength() finds it with apply="decoupled" and power=2 only, where the '
-                "shrinkage of a step is known",
+                f'strength must be a number or another Strength with apply="{self.apply}" and '
+                f'power={self.power}: AutomaticStrength() finds it with apply="decoupled" and '
+                "power=2 only, where the shrinkage of a step is known",
             )
         if self.smoothing and self.formula.needs_weight:
             validate(

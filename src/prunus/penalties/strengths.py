@@ -29,10 +29,11 @@ class StrengthStep:
     Attributes:
         lr: The learning rate of the parameter group that holds the tensor.
         peak_lr: The largest learning rate that this group has had so far.
-        number: Steps before this one since the start.
+        number: A count of steps, for strengths that act in some of them only.
         steps_since_pruning: Steps since weights were last removed, or since the start.
         interval: Steps between the last two validations, or what the schedule expects of them. None
             as long as that is not known.
+        done: Whether no more weights will be removed.
 
     Example:
         >>> step = StrengthStep(lr=0.05, peak_lr=0.1, interval=500)
@@ -45,6 +46,7 @@ class StrengthStep:
     number: int = 0
     steps_since_pruning: int = 0
     interval: int | None = None
+    done: bool = False
 
 
 class Strength(Protocol):
@@ -65,9 +67,11 @@ class AutomaticStrength:
 
         (1 − 2γ)^(n / k) = remaining,
 
-    and that γ is multiplied by the learning rate divided by its peak so far, so that the penalty
-    ends with the training where the learning rate falls to zero. Weights with smaller irrelevance
-    coefficients shrink less, relevant ones not at all.
+    on average over the intervals. That γ is multiplied by the learning rate divided by its peak so
+    far. It is 0 once the schedule is done, because nothing is removed any more. Weights with
+    smaller irrelevance coefficients shrink less. A weight that few batches use, such as one of the
+    embedding of a rare token, is irrelevant in most steps: where these matter, pass ``smoothing=``
+    to the penalty.
 
     n is the number of steps between the last two calls of ``pruner.step``, or before the first one.
     Until then γ is 0, except with a schedule that removes weights by steps, which need no
@@ -77,7 +81,7 @@ class AutomaticStrength:
     Args:
         remaining: The fraction of an irrelevant weight that is left at the next validation, above
             0 and at most 1. Default 0.5.
-        every: k. Default 5, which costs a fifth of the time. At most n is used.
+        every: k, at most n. Default 5, which takes a fifth of the time that 1 takes.
 
     Raises:
         ArgumentError: An argument is out of range.
@@ -91,17 +95,21 @@ class AutomaticStrength:
     """
 
     remaining: float = number(0.5, above=0, most=1)
-    # A prime, so that it meets every batch where a loop alternates between a few kinds of them.
+    # A prime, so that it meets every kind of step where a loop alternates between a few.
     every: int = number(5, whole=True, least=1)
 
     def __post_init__(self) -> None:
         validate(self)
 
+    def period(self, interval: int) -> int:
+        """Return k, given n."""
+        return min(self.every, interval)
+
     def value(self, step: StrengthStep) -> float:
         """Return γ for the interval, in proportion to the learning rate."""
-        if step.interval is None or not step.peak_lr > 0:
+        if step.done or step.interval is None or not step.peak_lr > 0:
             return 0.0
-        every = min(self.every, step.interval)
+        every = self.period(step.interval)
         if step.number % every:
             return 0.0
         # 1 − remaining^(k/n), without the loss of digits by subtraction from 1.

@@ -43,7 +43,7 @@ from prunus.recipes.setting_values import (
     parse_value,
 )
 from prunus.schedules import GradualPruning, IterativePruning, OneShot, Schedule
-from prunus.scores import Score
+from prunus.scores import FisherScore, Score
 
 __all__ = ["Config"]
 
@@ -558,7 +558,15 @@ class Config:
 
     def make_score(self) -> Score:
         """Build the score."""
-        return SCORES[self.score]
+        score = SCORES[self.score]
+        if isinstance(score, FisherScore):
+            return dataclasses.replace(score, examples=self.examples_per_step)
+        return score
+
+    @property
+    def examples_per_step(self) -> int:
+        """The number of examples whose gradients a step averages."""
+        return self.batch_size
 
     def make_allocation(self) -> Allocation:
         """Build the allocation."""

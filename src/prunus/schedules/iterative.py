@@ -41,8 +41,8 @@ class IterativePruning(Schedule):
     are below by more, the pruner returns to the best state and removes less from there: half of the
     fraction before, and only while the metric is below the floor by half as much of the noise. At
     the target, where nothing is left to remove, a metric within the noise has longer to meet the
-    floor: 20 validations, or three times those since it last did. Only states that met the floor
-    are delivered.
+    floor: 20 validations, or three for each removal since it last did. Only states that met the
+    floor are delivered.
 
     Args:
         fraction: The fraction of the remaining weights to remove each time, above 0 and below 1.
@@ -97,6 +97,8 @@ class IterativePruning(Schedule):
         if status.met:
             self._recovering = self._descent = 0
             return self._remove(status, least)
+        if self.done:
+            return None
         near = status.margin >= -self._noise * self._fraction / _FRACTION
         if near and status.kept > least:
             self._recovering, self._descent = 0, self._descent + 1

@@ -86,6 +86,11 @@ class LanguageConfig(Config):
         0.98, least=0, below=1, help="Adam's decay of the squared gradient."
     )
 
+    @property
+    def examples_per_step(self) -> int:
+        """The number of sequences whose gradients a step averages."""
+        return self.batch_size * self.accumulation
+
     def _conflicts(self, wrong: Collection[str]) -> Iterator[str | None]:
         yield from super()._conflicts(wrong)
         if not {"width", "heads"} & set(wrong) and self.width % self.heads:
