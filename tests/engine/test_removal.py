@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from helpers.peers import PeerGroup
 from prunus import (
@@ -24,7 +25,7 @@ from prunus import (
     select,
 )
 from prunus._engine.kth_smallest import SCORE_CHUNK
-from prunus._engine.removal import Remover, least_kept
+from prunus._engine.removal import Remover, _sum, least_kept
 
 
 def model_of(*vectors: list[float]) -> nn.Module:
@@ -198,6 +199,32 @@ def test_fisher_scores_are_sorted_as_in_float64(
     if 0 < keep < len(pairs):
         # Up to the rounding of the score, of which squares below 1e-38 have more.
         assert costs[kept].min() >= costs[~kept].max() * (1 - 1e-6) - 1e-38
+
+
+def test_the_costs_of_tensors_on_several_devices_are_added_on_one() -> None:
+    with FakeTensorMode():  # fake tensors have any device and no numbers
+        costs = [torch.ones((), dtype=torch.float64, device=f"cuda:{n}") for n in (0, 1)]
+        assert _sum(costs, torch.device("cuda:0")).device == torch.device("cuda:0")
+        assert _sum(costs, torch.device("cpu")).device == torch.device("cpu")
+    assert _sum([torch.tensor(0.5), torch.tensor(2.0)], torch.device("cpu")).item() == 2.5
+    assert _sum([], torch.device("cpu")).item() == 0.0
+
+
+def test_an_error_in_adding_the_costs_of_all_processes_removes_nothing() -> None:
+    class Failing(PeerGroup):
+        def sum(self, counts: torch.Tensor) -> torch.Tensor:
+            if counts.is_floating_point():
+                raise PrunusError("a process did not answer")
+            return super().sum(counts)
+
+    model = model_of([3.0, 1.0], [2.0])
+    selection = select(model, "*")
+    selection.process_group = Failing()
+    memory = {name: {"fisher": torch.ones_like(t.weight)} for name, t in selection.items()}
+    removal = Remover(Masks(selection), FisherScore(), memory)
+    with pytest.raises(PrunusError, match="a process did not answer"):
+        removal.keep(1)
+    assert all(bool(mask.all()) for mask in removal.masks.values())
 
 
 def test_positions_of_removed_weights_are_compared_before_anything_is_removed() -> None:

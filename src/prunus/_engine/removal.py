@@ -109,8 +109,8 @@ class Remover:
             return Removal([])
         self.check(count)
         before = {name: self.masks.kept_in(name) for name in self.masks}
-        # All thresholds are found before the first weight is removed, so that an error changes
-        # nothing.
+        # Thresholds and cost are found before the first weight is removed, so that an error
+        # changes nothing.
         try:
             self._check_observed()
             thresholds = self._thresholds(self._pools(count, final))
@@ -121,25 +121,28 @@ class Remover:
             raise
         if check_equal is not None:
             check_equal(self._digests(thresholds))
-        factor = getattr(self.score, "loss_per_score", None)
-        costs = []
+        cost = self._cost(thresholds)
         for threshold, names in thresholds:
             for mask, chunk in self._chunks(names):
-                below = threshold.below(chunk)
-                mask.logical_and_(~below.view(mask.shape))
-                if factor is not None and chunk.counted:
-                    costs.append(chunk.scores.where(below, 0.0).sum(dtype=torch.float64))
+                mask.logical_and_(~threshold.below(chunk).view(mask.shape))
         self.masks.recount()
         return Removal(
-            [name for name in self.masks if self.masks.kept_in(name) < before[name]],
-            None if factor is None else factor * self._total(costs),
+            [name for name in self.masks if self.masks.kept_in(name) < before[name]], cost
         )
 
-    def _total(self, values: Sequence[torch.Tensor]) -> float:
-        """Return the sum over all processes of values that each has its own of."""
-        device = next(iter(self.masks.values())).device
-        total = torch.stack([*values]).sum() if values else torch.zeros((), dtype=torch.float64)
-        return float(self.masks.selection.process_group.sum(total.to(device)[None]))
+    def _cost(self, thresholds: Iterable[tuple[Threshold, list[str]]]) -> float | None:
+        """Return the rise of the loss that the score predicts; None if it predicts none."""
+        factor: float | None = getattr(self.score, "loss_per_score", None)
+        if factor is None:
+            return None
+        sums = [
+            chunk.scores.where(threshold.below(chunk), 0.0).sum(dtype=torch.float64)
+            for threshold, names in thresholds
+            for _, chunk in self._chunks(names)
+            if chunk.counted
+        ]
+        total = _sum(sums, next(iter(self.masks.values())).device)
+        return factor * float(self.masks.selection.process_group.sum(total[None]))
 
     def check(self, count: int) -> None:
         """Check that :meth:`keep` may keep so few weights.
@@ -329,6 +332,12 @@ def full_counts(selection: Selection, min_density: float) -> list[TensorCounts]:
         )
         for name, tensor in selection.items()
     ]
+
+
+def _sum(values: Iterable[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """Return the sum, on one device, of float64 numbers on any devices."""
+    zero = torch.zeros((), dtype=torch.float64, device=device)
+    return torch.stack([zero, *(value.to(device) for value in values)]).sum()
 
 
 def _digest_name(name: str) -> str:
