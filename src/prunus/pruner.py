@@ -226,6 +226,7 @@ class Pruner:
             remover=self._remover,
             remainders=self._remainders,
             final=lambda: self._final,
+            removed=self._count_removal,
             check_equal=self._check_equal_replicas(),
         )
         make_rule = NoGrowth if growth is None else growth.rule
@@ -666,14 +667,15 @@ class Pruner:
         before = self.masks.kept
         check_in_model(self.selection, self.model)
         reshard(self.model)
-        predicted_cost = self._growth.remove(kept, final)
-        removed = before - self.masks.kept
-        if removed:
-            self._prunings += 1
-            self._strengths.count_pruning()
-            if predicted_cost is not None:
-                self._predicted_cost = (self._predicted_cost or 0.0) + predicted_cost
-        return removed
+        self._growth.remove(kept, final)
+        return before - self.masks.kept
+
+    def _count_removal(self, predicted_cost: float | None) -> None:
+        """Count a removal, and add the rise of the loss that the score predicts for it."""
+        self._prunings += 1
+        self._strengths.count_pruning()
+        if predicted_cost is not None:
+            self._predicted_cost = (self._predicted_cost or 0.0) + predicted_cost
 
 
 _METRIC = "the validation metric"

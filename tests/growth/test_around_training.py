@@ -23,6 +23,7 @@ from prunus import (
     GradualPruning,
     Growth,
     IterativePruning,
+    LinearDecayStrength,
     Masks,
     MovementScore,
     NonFiniteError,
@@ -488,3 +489,36 @@ def test_state_of_returned_weights_is_cleared_whatever_the_optimizer_did_to_it()
         returned = pruner.masks[name] & ~mask
         assert returned.any()
         assert not optimizer.state[parameter]["step_size"][returned].any()
+
+
+def test_removal_at_the_end_of_a_dense_phase_counts_as_one() -> None:
+    growth = AlternatingGrowth(sparse=1, dense=2, until=30)
+    penalty = RelevancePenalty(LinearDecayStrength(0.01, steps=6))
+    model, optimizer, pruner = started(
+        growth, penalty=penalty, score=FisherScore(every=1), schedule=Schedule()
+    )
+    train(model, optimizer, BATCH, 1)
+    assert pruner.prune(kept=30) == 0  # the dense phase of steps 2 and 3 has begun
+    counts = []
+    for _ in range(6):
+        train(model, optimizer, BATCH, 1)
+        state = pruner.state_dict()
+        counts.append((state["prunings"], state["strength"]["steps_since_pruning"]))
+    # The removals follow the third and the sixth step.
+    assert counts == [(0, 2), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1)]
+    predicted_cost = pruner.step(0.5).predicted_cost
+    assert predicted_cost is not None
+    assert predicted_cost > 0
+
+
+def test_random_removals_at_the_ends_of_dense_phases_differ() -> None:
+    growth = AlternatingGrowth(sparse=1, dense=1, until=30)
+    model, optimizer, pruner = started(growth, score=RandomScore(), schedule=Schedule())
+    train(model, optimizer, BATCH, 1)
+    pruner.prune(kept=30)
+    train(model, optimizer, BATCH, 1)
+    first = {name: mask.clone() for name, mask in pruner.masks.items()}
+    assert pruner.masks.kept == 30
+    train(model, optimizer, BATCH, 2)
+    assert pruner.masks.kept == 30
+    assert sum(pruner.masks.differences(first).values()) > 30

@@ -27,6 +27,8 @@ class Editor:
         remover: Returns the remover for the present state.
         remainders: Returns the penalty's float32 remainders by tensor.
         final: Returns how many weights the schedule keeps in the end; None if that is open.
+        removed: Called after each removal with the rise of the loss that the score predicts; None
+            if it predicts none.
         check_equal: Checks that other processes, which have the same model, have the same numbers
             about what is to be changed; None without such processes.
     """
@@ -39,6 +41,7 @@ class Editor:
         remover: Callable[[], Remover],
         remainders: Callable[[], Mapping[str, torch.Tensor]],
         final: Callable[[], int | None],
+        removed: Callable[[float | None], None],
         check_equal: Callable[[Mapping[str, float]], None] | None,
     ) -> None:
         self.masks = masks
@@ -46,6 +49,7 @@ class Editor:
         self._remover = remover
         self._remainders = remainders
         self._final = final
+        self._removed = removed
         self._check_equal = check_equal
 
     @property
@@ -65,20 +69,18 @@ class Editor:
         """
         self._remover().check(kept)
 
-    def keep(self, kept: int, final: int | None) -> float | None:
+    def keep(self, kept: int, final: int | None) -> None:
         """Remove the weights with the smallest scores until ``kept`` are left, for good.
 
         Args:
             kept: How many weights to keep.
             final: How many are kept in the end, for the allocation; None if that is open.
-
-        Returns:
-            The rise of the loss that the score predicts; None if it predicts none.
         """
         removal = self.mask_to(kept, final)
         for name in removal.tensors:
             self._clear(name, self.masks[name])
-        return removal.predicted_cost
+        if removal.tensors:
+            self._removed(removal.predicted_cost)
 
     def clear_removed(self) -> None:
         """Clear gradient and optimizer state of every removed weight."""
@@ -94,6 +96,7 @@ class Editor:
     def reselect(self, kept: int) -> None:
         """Keep the ``kept`` weights with the largest scores of all, in the masks alone."""
         before = {name: mask.clone() for name, mask in self.masks.items()}
+        kept_before = self.masks.kept
         self.reopen()
         try:
             self.mask_to(kept, self.final)
@@ -102,6 +105,9 @@ class Editor:
                 self.masks[name].copy_(mask)
             self.masks.recount()
             raise
+        if kept < kept_before:
+            # The score's prediction would include the weights that had been removed before.
+            self._removed(None)
 
     @torch.no_grad()
     def exchange(

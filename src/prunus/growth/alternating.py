@@ -112,14 +112,11 @@ class _AlternatingRule(GrowthRule):
         if self.steps() >= self._growth.until:
             self.end()
 
-    def remove(self, kept: int, final: int | None) -> float | None:
+    def remove(self, kept: int, final: int | None) -> None:
         """Remove weights now, or in a dense phase at its end."""
-        if self.ended:
-            return super().remove(kept, final)
-        predicted_cost = None
-        if self._is_dense():
+        if not self.ended and self._is_dense():
             self.editor.check(kept)  # an error belongs to this call, not to a later step
         else:
-            predicted_cost = super().remove(kept, final)
-        self.target = min(kept, kept if self.target is None else self.target)
-        return predicted_cost
+            super().remove(kept, final)
+        if not self.ended:
+            self.target = min(kept, kept if self.target is None else self.target)

@@ -34,15 +34,12 @@ class MaskEditor(Protocol):
         """How many weights the schedule keeps in the end; None if that is open."""
         ...
 
-    def keep(self, kept: int, final: int | None) -> float | None:
+    def keep(self, kept: int, final: int | None) -> None:
         """Remove the weights with the smallest scores until ``kept`` are left, for good.
 
         Args:
             kept: How many weights to keep.
             final: How many are kept in the end, for the allocation; None if that is open.
-
-        Returns:
-            The rise of the loss that the score predicts; None if it predicts none.
         """
         ...
 
@@ -130,17 +127,14 @@ class GrowthRule:
     def update(self) -> None:
         """Change the masks, once the step has been counted and the schedule has removed weights."""
 
-    def remove(self, kept: int, final: int | None) -> float | None:
+    def remove(self, kept: int, final: int | None) -> None:
         """Remove weights until ``kept`` are left, as the schedule or the caller asks.
 
         Args:
             kept: How many weights to keep.
             final: How many are kept in the end, for the allocation; None if that is open.
-
-        Returns:
-            The rise of the loss that the score predicts; None if nothing is known of it.
         """
-        return self.editor.keep(kept, final)
+        self.editor.keep(kept, final)
 
     def restored(self) -> None:
         """Adapt to weights and masks that were restored from an earlier state."""

@@ -115,12 +115,12 @@ class _SoftRule(GrowthRule):
         if step >= until:
             self.end()
 
-    def remove(self, kept: int, final: int | None) -> float | None:
+    def remove(self, kept: int, final: int | None) -> None:
         """Choose which weights to keep among all of them, by their dense values."""
         if self.ended:
-            return super().remove(kept, final)
-        self._choose(min(kept, self.editor.masks.kept))
-        return None  # the score counts the weights that were removed before, too
+            super().remove(kept, final)
+        else:
+            self._choose(min(kept, self.editor.masks.kept))
 
     def restored(self) -> None:
         """Drop the values of removed weights, which belong to the weights before."""
