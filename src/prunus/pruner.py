@@ -470,12 +470,16 @@ class Pruner:
     def finish(self) -> None:
         """Restore the sparsest state that met the floor, and of equally sparse ones the best.
 
-        Without any metric so far, or with ``keep_best=False``, the present state stays. No weight
-        returns from here on.
+        Without any metric so far, or with ``keep_best=False``, the present state stays, and a dense
+        phase of :class:`~prunus.AlternatingGrowth` ends: weights are removed as at its last step.
+        No weight returns from here on.
 
         Raises:
             FloorNotReachedError: There is a floor and no validation met it.
-            PrunusError: Layers of the model were replaced since.
+            NonFiniteError: Scores are NaN at the end of a dense phase.
+            PrunusError: Layers of the model were replaced since, or processes have different
+                weights at the end of a dense phase.
+            PeerError: Another process did not answer.
         """
         if self._best.kept is not None:
             self._restore_best()
@@ -485,7 +489,10 @@ class Pruner:
                 f"no validation met the {constraint.bound_name} {constraint.description}: "
                 f"{constraint.relax} it, train longer, or remove less"
             )
-        self._growth.end()
+        if not self._growth.ended:
+            check_in_model(self.selection, self.model)
+            reshard(self.model)
+            self._growth.end()
 
     def detach(self) -> None:
         """Remove the hooks from the optimizer and release the masks. Removed weights stay zero."""

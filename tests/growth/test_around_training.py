@@ -293,6 +293,41 @@ def test_nothing_returns_after_finish(growth: Growth) -> None:
     assert pruner.state_dict()["latent"] == {}
 
 
+@pytest.mark.parametrize("keep_best", [True, False])
+def test_finish_without_a_best_state_ends_a_dense_phase(keep_best: bool) -> None:
+    model, optimizer, pruner = started(
+        AlternatingGrowth(sparse=1, dense=9, until=90), schedule=Schedule(), keep_best=keep_best
+    )
+    pruner.prune(kept=30)
+    train(model, optimizer, BATCH, 3)
+    assert pruner.sparsity == 0
+    if not keep_best:
+        pruner.step(0.5)
+    magnitudes = torch.cat([weight.flatten().abs() for weight in weights(model)])
+    pruner.finish()
+    kept = torch.cat([mask.flatten() for mask in pruner.masks.values()])
+    assert kept.nonzero().flatten().tolist() == sorted(magnitudes.topk(30).indices.tolist())
+    assert_zeros(pruner)
+    train(model, optimizer, BATCH, 20)
+    assert pruner.masks.kept == 30
+    assert_zeros(pruner)
+
+
+def test_finish_delivers_a_dense_state_as_it_was_validated() -> None:
+    # Only dense phases met the floor.
+    model, optimizer, pruner = started(
+        AlternatingGrowth(sparse=1, dense=9, until=90), schedule=Schedule(), floor=0.6
+    )
+    pruner.prune(kept=30)
+    train(model, optimizer, BATCH, 3)
+    assert pruner.step(0.9).best
+    validated = weights(model)
+    train(model, optimizer, BATCH, 2)
+    pruner.finish()
+    assert same(weights(model), validated)
+    assert pruner.sparsity == 0
+
+
 @pytest.mark.parametrize("growth", FIXED.values(), ids=FIXED)
 def test_detached_pruner_leaves_the_sparse_network(growth: Growth) -> None:
     model, optimizer, pruner = started(growth)

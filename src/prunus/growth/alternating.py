@@ -107,8 +107,8 @@ class _AlternatingRule(GrowthRule):
                 self.target = min(masks.kept, masks.kept if self.target is None else self.target)
                 self.editor.clear_removed()
                 self.editor.reopen()
-        elif self.target is not None and self.target < masks.kept:
-            self.editor.keep(self.target, self.editor.final)
+        else:
+            self._remove_to_target()
         if self.steps() >= self._growth.until:
             self.end()
 
@@ -120,3 +120,18 @@ class _AlternatingRule(GrowthRule):
             super().remove(kept, final)
         if not self.ended:
             self.target = min(kept, kept if self.target is None else self.target)
+
+    def restored(self) -> None:
+        """Forget how many weights to keep: the restored state has as many as it had then."""
+        self.target = None
+
+    def end(self) -> None:
+        """End a dense phase, and let no weight return from now on."""
+        if not self.ended:
+            self._remove_to_target()
+        super().end()
+
+    def _remove_to_target(self) -> None:
+        """Remove the weights that have returned."""
+        if self.target is not None and self.target < self.editor.masks.kept:
+            self.editor.keep(self.target, self.editor.final)
