@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 
 from prunus import (
     AutomaticStrength,
@@ -23,7 +25,21 @@ from prunus import (
     RelevancePenalty,
     Schedule,
     Validation,
+    select,
 )
+from prunus._engine.penalty_probe import PenaltyProbe
+from prunus.penalties.application import TensorStep
+
+
+class CopiesForbidden(TorchFunctionMode):
+    """Fails if a tensor is moved to another device, for which a step would wait."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if args and isinstance(args[0], torch.Tensor) and isinstance(result, torch.Tensor):
+            assert result.device == args[0].device, func
+        return result
+
 
 GRADIENT = [0.0, 0.25, 0.75, 2.0]
 """With relu(1 − |g|) the coefficients are 1, 0.75, 0.25 and 0."""
@@ -67,6 +83,39 @@ def test_removed_weights_do_not_count() -> None:
     assert report is not None
     assert report.mean_coefficient == pytest.approx(1 / 3)
     assert report.irrelevant == pytest.approx(1 / 3)
+
+
+def test_tensors_on_several_devices_are_measured_without_copies_between_them() -> None:
+    model = nn.Sequential(nn.Linear(4, 1, bias=False), nn.Linear(4, 1, bias=False))
+    optimizer, selection = torch.optim.SGD(model.parameters()), select(model)
+    probe = PenaltyProbe(RelevancePenalty(0.1, LinearRelevance()), optimizer, selection)
+    probe.begin()
+    with FakeTensorMode(), CopiesForbidden():  # fake tensors have any device and no numbers
+        for number, tensor in enumerate(selection.values()):
+            weight, gradient = torch.ones(2, 1, 4, device=f"cuda:{number}")
+            taken = TensorStep(tensor, weight, gradient, 0.1, None, None, gradient, None, None)
+            probe.measure(taken)
+    probe.end()
+    assert not probe.due
+
+
+def test_the_sums_of_all_devices_are_reported_and_saved() -> None:
+    layer, optimizer = layer_and_sgd(weight_decay=0.01)
+    pruner = Pruner(layer, optimizer, RelevancePenalty(0.1, LinearRelevance()))
+    step(layer, optimizer)
+    probe = pruner._hooks.probe
+    assert probe is not None
+    (sums,) = probe._sums.values()
+    probe._sums[torch.device("meta")] = {**sums, "coefficients": 4.0}  # as if of a second layer
+    saved = probe.state_dict()
+    assert saved["coefficients"] == 6.0
+    assert saved["weights"] == 8
+    report = probe.report(1)
+    assert report is not None
+    assert report.mean_coefficient == 0.75
+    assert report.irrelevant == 0.5
+    probe.load_state_dict(saved)
+    assert probe.report(1) == report
 
 
 def test_only_the_first_step_after_a_validation_is_measured() -> None:

@@ -36,7 +36,7 @@ class PenaltyProbe:
 
     It measures the first step that the penalty acts in.
 
-    The sums stay on the device until the next validation, so that no step waits for it.
+    The sums stay on the devices until the next validation, so that no step waits for one.
 
     Args:
         penalty: The penalty.
@@ -54,7 +54,7 @@ class PenaltyProbe:
         self._optimizer = optimizer
         self._selection = selection
         self._due = not penalty.application.in_loss
-        self._sums: dict[str, torch.Tensor | float] = {}
+        self._sums: dict[torch.device, dict[str, torch.Tensor | float]] = {}
         self._groups: Mapping[int, dict[str, Any]] = {}
         self._warned = False
 
@@ -94,8 +94,9 @@ class PenaltyProbe:
             "shrinkage": weights * (2 * step.strength * rate),
             "decay": weights * (float(group.get("weight_decay", 0.0)) * lr),
         }
+        sums = self._sums.setdefault(c.device, {})
         for key, value in values.items():
-            self._sums[key] = self._sums.get(key, 0.0) + value
+            sums[key] = sums.get(key, 0.0) + value
 
     def end(self) -> None:
         """End the measurement, once the optimizer has taken the step."""
@@ -111,8 +112,7 @@ class PenaltyProbe:
         """
         if self._penalty.application.in_loss:
             return None
-        values = [float(self._sums.get(key, 0.0)) for key in _KEYS]
-        local = torch.tensor(values, dtype=torch.float64)
+        local = torch.tensor(list(self._totals().values()), dtype=torch.float64)
         sums = dict(zip(_KEYS, self._selection.process_group.sum(local).tolist(), strict=True))
         self._sums, self._due = {}, True
         weights = sums["weights"]
@@ -124,6 +124,10 @@ class PenaltyProbe:
             shrink=sums["shrinkage"] / weights / period if self._penalty.power == 2 else None,
             weight_decay=sums["decay"] / weights,
         )
+
+    def _totals(self) -> dict[str, float]:
+        """Return the sums over all devices, as numbers."""
+        return {key: float(sum(float(s[key]) for s in self._sums.values())) for key in _KEYS}
 
     def warn_once(self, report: PenaltyReport) -> None:
         """Warn if the penalty cannot make a difference between weights, unless it did before."""
@@ -167,9 +171,9 @@ class PenaltyProbe:
         None for a model that is sharded over processes, each of which has its own sums: after a
         resumption another step is measured.
         """
-        if self._due or self._selection.process_group.sharded:
+        if self._due or not self._sums or self._selection.process_group.sharded:
             return {}
-        return {key: float(value) for key, value in self._sums.items()}
+        return self._totals()
 
     def check(self, state: Mapping[str, Any]) -> None:
         """Check that :meth:`load_state_dict` can load a state.
@@ -185,7 +189,8 @@ class PenaltyProbe:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what :meth:`state_dict` returned."""
-        self._sums = {key: float(value) for key, value in state.items()}
+        sums: dict[str, torch.Tensor | float] = {key: float(state[key]) for key in state}
+        self._sums = {torch.device("cpu"): sums} if sums else {}
         self._due = not state and not self._penalty.application.in_loss
 
 
