@@ -453,8 +453,8 @@ class Pruner:
 
         Raises:
             ArgumentError: Both or neither of the two were passed, or one is out of range.
-            PrunusError: ``min_density`` or the allocation forbids it, or processes have different
-                weights.
+            PrunusError: ``min_density`` or the allocation forbids it, the score needs gradients and
+                has not observed any of some tensor, or processes have different weights.
             NonFiniteError: Scores are NaN.
             PeerError: Another process did not answer.
         """

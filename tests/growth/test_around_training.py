@@ -35,6 +35,7 @@ from prunus import (
     RelevancePenalty,
     Schedule,
     SoftGrowth,
+    TargetAllocation,
     ThresholdSearch,
     select,
 )
@@ -264,6 +265,40 @@ def test_removal_in_a_dense_phase_respects_the_least_density_at_once() -> None:
         pruner.prune(kept=5)
     train(model, optimizer, BATCH, 2)
     assert pruner.masks.kept == 30
+
+
+def in_a_dense_phase(**arguments: Any) -> tuple[nn.Sequential, Any, Pruner]:
+    """Return a network without removed weights, in the first of two dense steps."""
+    growth = AlternatingGrowth(sparse=1, dense=2, until=9)
+    parts = started(growth, schedule=Schedule(), **arguments)
+    train(parts[0], parts[1], BATCH, 1)
+    return parts
+
+
+def test_removal_in_a_dense_phase_respects_the_allocation_at_once() -> None:
+    model, optimizer, pruner = in_a_dense_phase(allocation=TargetAllocation({"0": 0}))
+    expected = r"cannot keep only 12 weights: the targets of TargetAllocation keep at least 97 over"
+    with pytest.raises(PrunusError, match=expected):
+        pruner.prune(sparsity=0.9)
+    assert pruner.prune(kept=97) == 0
+    train(model, optimizer, BATCH, 2)
+    assert [pruner.masks.kept_in(name) for name in pruner.masks] == [96, 1]
+
+
+def test_removal_in_a_dense_phase_needs_observed_gradients_at_once() -> None:
+    growth = AlternatingGrowth(sparse=1, dense=2, until=9)
+    model, optimizer, pruner = started(growth, schedule=Schedule(), score=FisherScore())
+    for _ in range(3):
+        optimizer.zero_grad()
+        squared_error(model, BATCH).backward()  # type: ignore[no-untyped-call]
+        model[2].weight.grad = None
+        optimizer.step()
+        if pruner.state_dict()["steps"] == 1:
+            expected = r"FisherScore needs the gradient of at least one .* but 2\.weight had none"
+            with pytest.raises(PrunusError, match=expected):
+                pruner.prune(sparsity=0.5)
+    assert pruner.masks.kept == 120
+    assert pruner.prune(sparsity=0) == 0
 
 
 def test_best_state_is_compared_by_the_weights_that_it_has() -> None:

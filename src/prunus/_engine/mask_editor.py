@@ -17,6 +17,8 @@ from prunus.scores import MagnitudeScore, Score, ScoreMemory
 
 __all__ = ["Editor"]
 
+_KEPT = "number of weights to keep"
+
 
 class Editor:
     """Changes masks, and clears weights, gradients and optimizer state accordingly.
@@ -62,12 +64,22 @@ class Editor:
         return self._remover().keep(kept, self._check_equal, final=final)
 
     def check(self, kept: int) -> None:
-        """Check that so few weights may be kept, given the present masks.
+        """Check that :meth:`keep` may keep so few weights, given the present masks.
 
         Raises:
-            PrunusError: ``min_density`` forbids it.
+            PrunusError: ``min_density`` or the allocation forbids it, the score needs gradients and
+                has not observed any of some tensor, or other processes do not keep as many.
+            PeerError: Another process did not answer.
         """
-        self._remover().check(kept)
+        try:
+            self._remover().check(kept, final=self.final)
+        except PrunusError:
+            if self._check_equal is not None:
+                with contextlib.suppress(PrunusError):  # the other processes must not wait
+                    self._check_equal({_KEPT: math.nan})
+            raise
+        if self._check_equal is not None:
+            self._check_equal({_KEPT: float(kept)})
 
     def keep(self, kept: int, final: int | None) -> None:
         """Remove the weights with the smallest scores until ``kept`` are left, for good.

@@ -107,7 +107,7 @@ class Remover:
         excess = self.masks.kept - count
         if excess <= 0:
             return Removal([])
-        self.check(count)
+        self._check_density(count)
         before = {name: self.masks.kept_in(name) for name in self.masks}
         # Thresholds and cost are found before the first weight is removed, so that an error
         # changes nothing.
@@ -144,12 +144,19 @@ class Remover:
         total = _sum(sums, next(iter(self.masks.values())).device)
         return factor * float(self.masks.selection.process_group.sum(total[None]))
 
-    def check(self, count: int) -> None:
-        """Check that :meth:`keep` may keep so few weights.
+    def check(self, count: int, *, final: int | None = None) -> None:
+        """Check all that :meth:`keep` checks except the values of the scores; change nothing.
 
         Raises:
-            PrunusError: ``min_density`` does not allow it.
+            PrunusError: As :meth:`keep`.
         """
+        if count < self.masks.kept:
+            self._check_density(count)
+            self._check_observed()
+            self._pools(count, final)
+
+    def _check_density(self, count: int) -> None:
+        """Check that ``min_density`` allows to keep so few weights."""
         guarded = sum(tensor.least for tensor in self._counts())
         if count < guarded:
             raise PrunusError(

@@ -44,7 +44,10 @@ class MaskEditor(Protocol):
         ...
 
     def check(self, kept: int) -> None:
-        """Check that so few weights may be kept, and change nothing."""
+        """Check that :meth:`keep` may keep so few weights, by all but the scores' values.
+
+        Nothing is changed. ``final`` is that of the schedule.
+        """
         ...
 
     def reselect(self, kept: int) -> None:
