@@ -32,6 +32,7 @@ from prunus import (
     select,
 )
 from prunus.penalties.relevance import Apply
+from prunus.schedules import PruningStatus, Restore
 
 
 def test_iterative_pruning_delivers_the_sparsest_state_above_the_floor() -> None:
@@ -164,6 +165,7 @@ def test_without_a_fraction_the_pruner_returns_to_the_best_state_and_removes_les
         outcomes.append(pruner.step(0.4))
     assert [outcome.restored for outcome in outcomes] == [*[False] * 30, True]
     assert [outcome.removed > 0 for outcome in outcomes] == [*[True] * 21, *[False] * 9, True]
+    assert [outcome.change for outcome in outcomes] == [None, 0.4 - 1.0, *[0.0] * 29]
     assert pruner.masks.kept == prunable - round(0.05 * prunable)
     for name, mask in pruner.masks.items():
         torch.testing.assert_close(model.get_parameter(name).detach(), best[name] * mask)
@@ -172,6 +174,18 @@ def test_without_a_fraction_the_pruner_returns_to_the_best_state_and_removes_les
     pruner.finish()
     assert pruner.sparsity == 0.0
     assert same(model.state_dict(), best)
+
+
+def test_no_change_is_reported_from_the_state_that_a_return_abandons() -> None:
+    class Return(Schedule):
+        def after_validation(self, status: PruningStatus) -> Restore | None:
+            return None if status.met else Restore(status.prunable)
+
+    model = nn.Linear(4, 1)
+    pruner = magnitude_pruner(model, sgd(model), schedule=Return(), floor=0.5)
+    seen = [pruner.step(metric) for metric in (0.75, 0.25, 0.625, 0.75)]
+    assert [outcome.restored for outcome in seen] == [False, True, False, False]
+    assert [outcome.change for outcome in seen] == [None, -0.5, None, 0.125]
 
 
 def test_gradual_pruning_reaches_the_exact_count_while_training() -> None:

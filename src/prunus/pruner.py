@@ -306,7 +306,8 @@ class Pruner:
 
         If the metric meets the floor and the state is the sparsest so far (or as sparse and better)
         it is kept for :meth:`finish`. Then the schedule may remove weights, or return to the best
-        state and remove fewer from there; weights that this brings back are those of that state.
+        state and remove fewer from there; weights that this brings back are those of that state,
+        and their optimizer state is cleared.
 
         Args:
             metric: The validation metric just measured. Optional for schedules that do not need it.
@@ -348,7 +349,8 @@ class Pruner:
             self._predicted_cost = cost
             raise
         self._strengths.count_validation()
-        last, self._last_metric = self._last_metric, metric
+        # The state that a return abandons is not the one that the next validation continues.
+        last, self._last_metric = self._last_metric, None if restored else metric
         return Validation(
             metric,
             self.floor,
@@ -388,7 +390,9 @@ class Pruner:
         """Restore the weights and masks of the best state."""
         check_in_model(self.selection, self.model)
         reshard(self.model)
+        removed = {name: ~mask for name, mask in self.masks.active().items()}
         self._best.restore(self.model, self.masks)
+        self._editor.clear_returned(removed)
         self._remainders().clear()  # they belong to the weights before
         self._growth.restored()
 

@@ -41,8 +41,8 @@ class Score(Protocol):
     A score that predicts by how much the loss rises has an attribute ``loss_per_score``: that rise
     divided by the sum of the scores of the removed weights. It is reported beside the metric.
 
-    A score with an attribute ``every``, a whole number k, is passed the first gradient of a tensor
-    and each k-th one after it, and the others not, which saves time.
+    A score with an attribute ``every``, a whole number k of at least 1, is passed the first
+    gradient of a tensor and each k-th one after it, and the others not, which saves time.
     """
 
     @property

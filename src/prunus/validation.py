@@ -41,7 +41,8 @@ class Validation:
         removed: How many weights were removed after the metric was measured.
         sparsity: The sparsity after the removal.
         restored: Whether the pruner returned to the best state before it removed them.
-        change: The metric minus that of the previous validation, or None if there was none.
+        change: The metric minus that of the previous validation; None if there was none, or if the
+            pruner returned to the best state after it.
         predicted_cost: By how much the training loss was expected to rise, to second order and
             without recovery, by what was removed between the previous validation and this metric.
             None if nothing was removed, or if the score does not predict it;

@@ -13,8 +13,11 @@ from torch import nn
 
 from helpers.data import normal
 from helpers.pruners import magnitude_pruner
+from helpers.states import same, states_equal
+from prunus import Schedule
 from prunus._engine import second_moments
 from prunus._engine.second_moments import INTERVAL, LEAST_SIZE
+from prunus.schedules import PruningStatus, Restore
 
 Build = Callable[..., torch.optim.Optimizer]
 
@@ -32,11 +35,12 @@ class Training:
         sparsity: float = 0.9,
         size: float = 1.0,
         dtype: torch.dtype = torch.float32,
+        **options: Any,
     ) -> None:
         torch.manual_seed(0)
         self.layer = nn.Linear(128, 64, dtype=dtype)
         self.optimizer = build(self.layer.parameters())
-        self.pruner = magnitude_pruner(self.layer, self.optimizer)
+        self.pruner = magnitude_pruner(self.layer, self.optimizer, **options)
         self.steps, self.size = 0, size
         self.train(3)
         self.pruner.prune(sparsity=sparsity)
@@ -110,6 +114,55 @@ def test_filling_changes_no_weight_and_no_state_of_kept_weights(
     mask = filled.mask
     for one, other in zip(filled.state().values(), plain.state().values(), strict=True):
         assert torch.equal(one[mask], other[mask])
+
+
+class Return(Schedule):
+    """Returns to the best state, and keeps a half of its weights, after a validation below 0.5."""
+
+    def after_validation(self, status: PruningStatus) -> Restore | None:
+        return None if status.met else Restore(status.prunable // 2)
+
+
+@pytest.mark.parametrize("name", FILLED)
+def test_filling_changes_nothing_that_follows_a_return_to_the_best_state(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build, _ = FILLED[name]
+
+    def returned() -> Training:
+        training = Training(build, sparsity=0.0, schedule=Return(), floor=0.5)
+        training.pruner.step(0.9)
+        training.pruner.prune(sparsity=0.9)
+        training.train(5)
+        back = ~training.mask
+        assert training.pruner.step(0.1).restored
+        back &= training.mask
+        assert back.sum() > 1000
+        for key, state in training.state().items():
+            assert not state[back].any(), key
+        training.train(3)
+        training.pruner.finish()  # returns to the same state, with other weights removed
+        training.train(3)
+        return training
+
+    filled = returned()
+    monkeypatch.setattr(second_moments, "LEAST_SIZE", 1 << 20)
+    plain = returned()
+    assert states_equal(filled.layer, plain.layer)
+    assert same(filled.state(), plain.state())
+
+
+def test_the_state_of_weights_that_stay_is_left_by_a_return_to_the_best_state() -> None:
+    training = Training(built("AdamW"), sparsity=0.0, schedule=Return(), floor=0.5)
+    training.pruner.step(0.9)
+    training.pruner.prune(sparsity=0.4)
+    training.train(2)
+    stayed, before = training.mask.clone(), copy.deepcopy(training.state())
+    training.pruner.step(0.1)
+    stayed &= training.mask
+    assert stayed.sum() > 1000
+    for key, state in training.state().items():
+        assert torch.equal(state[stayed], before[key][stayed])
 
 
 def test_the_values_decay_until_they_are_filled_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,20 @@ class Editor:
         for name, mask in self.masks.active().items():
             self._clear(name, mask)
 
+    def clear_returned(self, removed: Mapping[str, torch.Tensor]) -> None:
+        """Clear the optimizer state of weights that are kept now and were removed before.
+
+        While a weight is removed, its state depends on the device and the size of the tensor
+        (:class:`~prunus._engine.second_moments.SecondMoments`).
+
+        Args:
+            removed: True where a weight was removed, by tensor.
+        """
+        for name, before in removed.items():
+            mask = self.masks[name]
+            returned = before.to(mask.device) & mask
+            clear_state(self._optimizer, self.masks.selection[name].parameter, ~returned)
+
     def reopen(self) -> None:
         """Keep every weight; removed ones return at zero."""
         for name in self.masks:
