@@ -18,12 +18,14 @@ from prunus import (
     ConstantRelevance,
     ExponentialRelevance,
     FisherScore,
+    Growth,
     IterativePruning,
     LinearRelevance,
     MagnitudeScore,
     Pruner,
     RelevancePenalty,
     Schedule,
+    SoftGrowth,
     Validation,
     select,
 )
@@ -73,10 +75,12 @@ def test_report_has_the_values_worked_by_hand(apply: Any, rate: float) -> None:
     assert report.weight_decay == pytest.approx(0.005)
 
 
-def test_removed_weights_do_not_count() -> None:
+@pytest.mark.parametrize("apply", ["decoupled", "gradient"])
+@pytest.mark.parametrize("growth", [None, SoftGrowth(until=9)], ids=["none", "soft"])
+def test_removed_weights_do_not_count(growth: Growth | None, apply: Any) -> None:
     layer, optimizer = layer_and_sgd()
-    penalty = RelevancePenalty(0.1, LinearRelevance())
-    pruner = Pruner(layer, optimizer, penalty, score=MagnitudeScore())
+    penalty = RelevancePenalty(0.1, LinearRelevance(), apply=apply)
+    pruner = Pruner(layer, optimizer, penalty, Schedule(), score=MagnitudeScore(), growth=growth)
     pruner.prune(kept=3)  # the first, whose coefficient is 1
     step(layer, optimizer)
     report = pruner.step(0.5).penalty
@@ -94,7 +98,7 @@ def test_tensors_on_several_devices_are_measured_without_copies_between_them() -
         for number, tensor in enumerate(selection.values()):
             weight, gradient = torch.ones(2, 1, 4, device=f"cuda:{number}")
             taken = TensorStep(tensor, weight, gradient, 0.1, None, None, gradient, None, None)
-            probe.measure(taken)
+            probe.measure(taken, None)
     probe.end()
     assert not probe.due
 

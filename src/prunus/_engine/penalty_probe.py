@@ -69,8 +69,14 @@ class PenaltyProbe:
         groups = self._optimizer.param_groups
         self._groups = {id(p): group for group in groups for p in group["params"]}
 
-    def measure(self, step: TensorStep) -> None:
-        """Add a tensor to the sums."""
+    def measure(self, step: TensorStep, mask: torch.Tensor | None) -> None:
+        """Add a tensor to the sums.
+
+        Args:
+            step: The tensor in the step.
+            mask: True where a weight is kept, None if all are; unlike the mask of the step also
+                with a growth that trains removed weights.
+        """
         tensor = step.tensor
         if not self._selection.counted[tensor.name]:
             return
@@ -81,11 +87,11 @@ class PenaltyProbe:
             weight=step.weight,
             mean=step.basis_mean,
         ).float()
-        if step.mask is not None:
-            c.mul_(step.mask)
+        if mask is not None:
+            c.mul_(mask)
         group = self._groups[id(tensor.parameter)]
         lr = float(group.get("lr", 1.0))
-        weights = c.numel() if step.mask is None else step.mask.sum()
+        weights = c.numel() if mask is None else mask.sum()
         rate = 1.0 if self._penalty.apply == "decoupled" else lr
         values = {
             "coefficients": c.sum(dtype=torch.float64),

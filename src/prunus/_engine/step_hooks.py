@@ -221,6 +221,7 @@ class StepHooks:
         if sharded and application.formula.coefficient.relative:
             means = mean_magnitudes(self._selection, averages)
         probe = self.probe if self.probe is not None and self.probe.due else None
+        kept = self._masks.active() if probe is not None else active
         if probe is not None:
             probe.begin()
         for tensor, name, parameter, gradient in self._gradients():
@@ -244,7 +245,7 @@ class StepHooks:
                 means.get(name),
             )
             if probe is not None:
-                probe.measure(step)
+                probe.measure(step, kept.get(name))
             application.before_step(step)
 
     def _gradients(
