@@ -24,6 +24,7 @@ from prunus._engine.default_method import (
     PenaltyChoice,
     with_defaults,
 )
+from prunus._engine.growth_state import check_growth_state, growth_state, load_growth_state
 from prunus._engine.mask_editor import Editor
 from prunus._engine.preconditions import (
     argument_problems,
@@ -530,7 +531,7 @@ class Pruner:
             "penalty": {} if self._hooks.probe is None else self._hooks.probe.state_dict(),
             "last_metric": self._last_metric,
             "predicted_cost": self._predicted_cost,
-            "growth": self._growth.state_dict(),
+            "growth": growth_state(self.growth, self._growth),
             **self._hooks.state.state_dict(complete=complete),
             "best": self._best.state_dict(
                 self.model, self.masks, complete=complete and self.keep_best
@@ -546,7 +547,7 @@ class Pruner:
             CheckpointError: The state is not a pruner's or of another model.
         """
         check_state(state, (*TENSOR_KEYS, *COUNT_KEYS))
-        raise_problems(self._growth.problem(state["growth"]), error=state_error)
+        check_growth_state(self.growth, self._growth, state["growth"])
         self._hooks.state.check(state)
         self._strengths.check(state["strength"])
         probe = self._hooks.probe
@@ -571,7 +572,7 @@ class Pruner:
         self.constraint = replace(self.constraint, dense_metric=state["dense_metric"])
         self.schedule = schedule
         self._growth.restored()
-        self._growth.load_state_dict(state["growth"])
+        load_growth_state(self._growth, state["growth"])
         self._hooks.state.load_state_dict(state)
         self._best.load_state_dict(state["best"], self.model)
 

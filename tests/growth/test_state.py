@@ -104,7 +104,8 @@ def test_latent_weights_are_those_that_are_removed() -> None:
     for _ in range(8):
         epoch(model, optimizer)
     assert pruner.state_dict()["latent"] == {}
-    assert pruner.state_dict()["growth"] == {"ended": True, "target": None}
+    rule = {"ended": True, "target": None}
+    assert pruner.state_dict()["growth"] == {"type": "SoftGrowth", "rule": rule}
 
 
 def test_complete_state_has_a_place_for_latent_weights_alone_where_they_are_needed() -> None:
@@ -121,16 +122,42 @@ def pruner_of(growth: Growth | None) -> Pruner:
     return magnitude_pruner(model, optimizer, growth=growth)
 
 
-@pytest.mark.parametrize("growth", GROWTHS.values(), ids=GROWTHS)
-def test_state_without_growth_is_rejected_with_one_and_reversely(growth: Growth) -> None:
-    with_growth, without = pruner_of(growth), pruner_of(None)
-    for pruner, state in (
-        (with_growth, without.state_dict()),
-        (without, with_growth.state_dict()),
-    ):
-        message = message_of(lambda p=pruner, s=state: p.load_state_dict(s), CheckpointError)  # type: ignore[misc]
-        assert message.startswith("this is not the state of a Pruner: growth must have the entries")
-        assert message.endswith(": pass growth=, the one that the state was saved with")
+ALL: dict[str, Growth | None] = {**GROWTHS, "none": None}
+
+PAIRS = [(saved, loaded) for saved in ALL for loaded in ALL if saved != loaded]
+
+
+@pytest.mark.parametrize(("saved", "loaded"), PAIRS)
+def test_state_of_another_growth_is_rejected(saved: str, loaded: str) -> None:
+    pruner, state = pruner_of(ALL[loaded]), pruner_of(ALL[saved]).state_dict()
+    before = pruner.state_dict()
+    names = ["None" if ALL[key] is None else type(ALL[key]).__name__ for key in (saved, loaded)]
+    message = message_of(lambda: pruner.load_state_dict(state), CheckpointError)
+    assert message == (
+        f"this is the state of a Pruner with growth={names[0]}, but this one has "
+        f"growth={names[1]}: pass the growth that the state was saved with"
+    )
+    assert same(pruner.state_dict(), before)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({}, "growth must have the entries ['rule', 'type'], but has []"),
+        ({"type": 3, "rule": {}}, "the type of growth must be a name, but is 3"),
+        ({"type": "SoftGrowth", "rule": 3}, "the rule of growth must be a mapping, but is 3"),
+        (
+            {"type": "SoftGrowth", "rule": {"ended": True}},
+            "the rule of growth must have the entries ['ended', 'target'], but has ['ended']",
+        ),
+    ],
+)
+def test_state_of_another_structure_is_rejected(state: dict[str, Any], message: str) -> None:
+    pruner = pruner_of(GROWTHS["soft"])
+    found = message_of(
+        lambda: pruner.load_state_dict(pruner.state_dict() | {"growth": state}), CheckpointError
+    )
+    assert found == f"this is not the state of a Pruner: {message}"
 
 
 @pytest.mark.parametrize(
@@ -144,7 +171,7 @@ def test_state_without_growth_is_rejected_with_one_and_reversely(growth: Growth)
 def test_damaged_entry_is_rejected(entry: dict[str, Any], message: str) -> None:
     pruner = pruner_of(GROWTHS["alternating"])
     state = pruner.state_dict()
-    state["growth"] |= entry
+    state["growth"]["rule"] |= entry
     found = message_of(lambda: pruner.load_state_dict(state), CheckpointError)
     assert found == f"this is not the state of a Pruner: {message}"
 

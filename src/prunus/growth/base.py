@@ -154,8 +154,8 @@ class GrowthRule:
         """Return why :meth:`load_state_dict` cannot load a state, or None."""
         if set(state) != set(self.state_dict()):
             return (
-                f"growth must have the entries {sorted(self.state_dict())}, but has "
-                f"{sorted(state)}: pass growth=, the one that the state was saved with"
+                f"the rule of growth must have the entries {sorted(self.state_dict())}, but has "
+                f"{sorted(state)}"
             )
         if "ended" not in state:
             return None
