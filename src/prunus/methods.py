@@ -318,7 +318,7 @@ _ALL = (
     ),
     Method(
         name="soft",
-        summary="trains removed weights on, and keeps the largest of all, chosen every few steps",
+        summary="also trains removed weights, and keeps the largest of all, chosen every few steps",
         source="Lin, Stich, Barba, Dmitriev, Jaggi, Dynamic model pruning with feedback, arXiv "
         "2006.07253: gradual pruning with a straight-through gradient; here until three quarters "
         "of the training",

@@ -86,7 +86,7 @@ class MaskEditor(Protocol):
 
 
 class GrowthRule:
-    """A growth at work: what it does around each optimizer step, and its state.
+    """The rule of a growth: its actions before and after each optimizer step, and its state.
 
     A subclass that keeps its defaults lets nothing return.
 

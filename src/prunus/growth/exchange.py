@@ -1,4 +1,4 @@
-"""Exchange: every few steps the smallest weights go, and as many removed ones return."""
+"""Growth by exchange: the smallest weights are removed, and as many removed weights return."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class _ExchangeGrowth(Growth):
 
 @dataclass(frozen=True, kw_only=True)
 class RandomGrowth(_ExchangeGrowth):
-    """Every few steps, in each tensor, the smallest weights go and as many random ones return.
+    """Exchanges the smallest weights of each tensor for random removed weights, every few steps.
 
     Weights return at zero, with cleared optimizer state, at positions that were removed before the
     exchange; all positions are equally likely. Each tensor keeps as many weights as before. If the
@@ -93,9 +93,15 @@ class RandomGrowth(_ExchangeGrowth):
 
     @classmethod
     def over(cls, total_steps: int) -> Self:
-        """Return the settings for a training of this many steps: about a hundred exchanges.
+        """Return the settings for a training of this many steps: exchanges until its end.
 
-        There is at least one step after the last exchange, and at most 100 between two.
+        From one exchange to the next it takes a hundredth of the training, rounded down, at least 1
+        and at most 100 steps: about a hundred exchanges in a training of up to 10,000 steps, and
+        one every 100 steps in a longer one. At least one step follows the last exchange.
+
+        Example:
+            >>> RandomGrowth.over(5_000).every, RandomGrowth.over(50_000).every
+            (50, 100)
         """
         return cls(every=_every(total_steps), until=total_steps)
 
@@ -114,7 +120,7 @@ class RandomGrowth(_ExchangeGrowth):
 
 @dataclass(frozen=True, kw_only=True)
 class GradientGrowth(_ExchangeGrowth):
-    """Every few steps, in each tensor, the smallest weights go, and those of large gradient return.
+    """Exchanges the smallest weights of each tensor for removed weights of the largest gradients.
 
     The gradient is that of the loss with respect to the removed weight, at the step before the
     exchange: averaged over accumulation and processes, without the penalty. Weights return at zero,
@@ -159,7 +165,13 @@ class GradientGrowth(_ExchangeGrowth):
     def over(cls, total_steps: int) -> Self:
         """Return the settings for a training of this many steps: until three quarters of it.
 
-        About 75 exchanges, and at most 100 steps between two.
+        From one exchange to the next it takes a hundredth of the training, rounded down, at least 1
+        and at most 100 steps: about 75 exchanges in a training of up to 10,000 steps, and one every
+        100 steps in a longer one.
+
+        Example:
+            >>> GradientGrowth.over(50_000)
+            GradientGrowth(every=100, fraction=0.3, until=37500)
         """
         return cls(every=_every(total_steps), until=max(1, round(0.75 * total_steps)))
 

@@ -1,4 +1,4 @@
-"""Soft pruning: removed weights train on beside the network, and return when they grow."""
+"""Soft pruning: the optimizer also trains removed weights, which return when they are large."""
 
 from __future__ import annotations
 

@@ -217,10 +217,10 @@ class Config:
     )
     growth: Literal["none", "soft", "random", "gradient", "alternating"] = setting(
         "none",
-        help='Whether removed weights may return: "none"; "soft", they train on beside the network '
-        'and return when they grow; "random" (SET) and "gradient" (RigL), the smallest weights are '
-        'exchanged for random removed ones or those of the largest gradient; or "alternating" '
-        "(AC/DC), sparse and dense phases. Not with schedule=iterative.",
+        help='Whether removed weights may return: "none"; "soft", the optimizer also trains them, '
+        'and they return when they are large; "random" (SET) and "gradient" (RigL), the smallest '
+        "weights are exchanged for random removed ones or those of the largest gradient; or "
+        '"alternating" (AC/DC), sparse and dense phases. Not with schedule=iterative.',
     )
     biases: bool = setting(True, help="Whether biases may be removed too.")
     norms: bool = setting(
