@@ -528,7 +528,9 @@ class Pruner:
             "dense_metric": self.constraint.dense_metric,
             "schedule": self.schedule.state_dict(),
             "strength": self._strengths.state_dict(),
-            "penalty": {} if self._hooks.probe is None else self._hooks.probe.state_dict(),
+            "penalty": {}
+            if self._hooks.probe is None or complete
+            else self._hooks.probe.state_dict(),
             "last_metric": self._last_metric,
             "predicted_cost": self._predicted_cost,
             "growth": growth_state(self.growth, self._growth),

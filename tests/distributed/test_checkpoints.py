@@ -22,6 +22,7 @@ from distributed.test_sharded import (
     whole,
 )
 from prunus import (
+    AutomaticStrength,
     CheckpointError,
     ExponentialRelevance,
     GradualPruning,
@@ -48,7 +49,7 @@ class Run:
             self.model,
             self.optimizer,
             RelevancePenalty(
-                1e-2, ExponentialRelevance(0.2, relative=True), apply="decoupled", smoothing=0.9
+                AutomaticStrength(every=2), ExponentialRelevance(0.2, relative=True), smoothing=0.9
             ),
             GradualPruning(sparsity=0.9, end=8, every=2),
             score=SensitivityScore(),

@@ -107,12 +107,15 @@ class StrengthTracker:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counts and the largest learning rates so far."""
+        groups = len(self._optimizer.param_groups)
         return {
             "validations": self._validations,
             "steps_since_pruning": self._steps_since_pruning,
             "steps_since_validation": self._steps_since_validation,
             "interval": self._interval or 0,
-            "peak_lrs": [self._peaks[number] for number in sorted(self._peaks)],
+            # One for each group, also before the first step, because a distributed checkpoint is
+            # read in place.
+            "peak_lrs": [self._peaks.get(number, 0.0) for number in range(groups)],
         }
 
     def check(self, state: Mapping[str, Any]) -> None:
