@@ -54,6 +54,7 @@ def resume(parts: tuple[nn.Sequential, torch.optim.Optimizer, Pruner], epochs: i
         pruner.step(accuracy(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("stop", [1, 4, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])

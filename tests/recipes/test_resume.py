@@ -31,7 +31,7 @@ CHOSEN: dict[str, Any] = {
     "score": "taylor",
     "strength": 1,
     "strength_schedule": "linear",
-    "floor": "dense-0.3",
+    "floor": "dense*0.6",
 }
 STEPS = 36  # per epoch
 
