@@ -215,6 +215,7 @@ ALLOCATIONS: list[Allocation] = [
 ]
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     shapes=TENSORS,

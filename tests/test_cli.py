@@ -285,6 +285,7 @@ def test_epoch_line_of_the_dense_phase_shows_no_bound() -> None:
     assert "validation metric 0.9500  perplexity 3  0:00:00 left\n" in output.getvalue()
 
 
+@pytest.mark.slow
 def test_importing_the_library_imports_no_extras() -> None:
     extras = ("typer", "rich", "datasets", "sklearn", "PIL", "pyarrow", "transformers", "lightning")
     process = python(

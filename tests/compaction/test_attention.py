@@ -29,6 +29,7 @@ def test_attention_heads_are_removed_whole() -> None:
     assert_outputs_match(small, model, torch.randn(3, 7, 16))
 
 
+@pytest.mark.slow
 def test_sizes_hardcoded_in_forward_are_kept() -> None:
     model: Any = nn.Sequential(nn.Linear(16, 20), nn.ReLU(), nn.Linear(20, 16), Heads(literal=True))
     zero(model[0].weight, slice(0, 5))
@@ -40,6 +41,7 @@ def test_sizes_hardcoded_in_forward_are_kept() -> None:
     assert_outputs_match(small, model, torch.randn(2, 5, 16))
 
 
+@pytest.mark.slow
 def test_heads_of_a_packed_projection_are_removed() -> None:
     model: Any = PackedHeads()
     zero(model.proj.weight, slice(None), slice(8, 16))

@@ -96,6 +96,7 @@ def pickled(model: nn.Module) -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.slow
 def test_layer_without_live_units_keeps_one() -> None:
     model: Any = nn.Sequential(
         nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)
@@ -193,6 +194,7 @@ def test_grouped_convolutions_lose_whole_groups_only() -> None:
     assert_outputs_match(small, model, torch.randn(2, 1, 6, 6))
 
 
+@pytest.mark.slow
 def test_layer_norm_keeps_its_features_and_the_next_layer_selects() -> None:
     model: Any = nn.Sequential(nn.Linear(4, 64), nn.LayerNorm(64), nn.Linear(64, 8))
     zero(model[1].weight, slice(0, 40))

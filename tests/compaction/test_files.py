@@ -121,6 +121,7 @@ def test_selected_features_out_of_range_are_rejected(
     assert loaded(torch.tensor([[5.0, 1.0, 7.0, 2.0]])).tolist() == [[1 + 2 + 1] * 6]
 
 
+@pytest.mark.slow
 def test_attributes_changed_by_a_call_are_not_recorded_as_sizes() -> None:
     class Counting(nn.Sequential):
         calls = 0
@@ -138,6 +139,7 @@ def test_attributes_changed_by_a_call_are_not_recorded_as_sizes() -> None:
     assert not {"calls", "longest"} & report.changed_attributes.get("", {}).keys()
 
 
+@pytest.mark.slow
 def test_smaller_non_persistent_buffer_is_rejected_by_name(tmp_path: Path) -> None:
     class Scaled(nn.Module):
         scale: torch.Tensor

@@ -17,6 +17,7 @@ from .networks import FunctionalModel
 from .round_trips import compact_and_reload, compact_with_report
 
 
+@pytest.mark.slow
 def test_gated_units_are_removed_with_their_gates() -> None:
     for gate in (F.glu, lambda x: x.chunk(2, -1)[0] * torch.sigmoid(x.chunk(2, -1)[1])):
         model: Any = FunctionalModel(

@@ -52,6 +52,7 @@ def scores(draw: st.DrawFn) -> tuple[list[torch.Tensor], int]:
     return [torch.tensor(values, dtype=torch.float64).to(dtype) for values in lists], k
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(scores())
 def test_selection_equals_a_stable_sort(case: tuple[list[torch.Tensor], int]) -> None:

@@ -59,6 +59,7 @@ number = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     vectors=st.lists(st.lists(number, min_size=1, max_size=12), min_size=1, max_size=4),

@@ -20,6 +20,7 @@ from prunus.export.encodings import ENCODINGS
 from .files import CHOICES, DTYPES, read_by_specification, scattered
 
 
+@pytest.mark.slow
 @given(
     shape=st.lists(st.integers(0, 40), min_size=0, max_size=4).map(tuple),
     density=st.sampled_from([0.0, 0.003, 0.02, 0.1, 0.5, 0.97, 1.0]),

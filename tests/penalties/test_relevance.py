@@ -42,6 +42,7 @@ def test_a_large_half_precision_tensor_has_a_finite_penalty() -> None:
     assert value.item() == 0.25 * 1024 * 1024
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(
     numel=st.sampled_from([1, 7, CPU_CHUNK - 1, CPU_CHUNK, 2 * CPU_CHUNK + 3]),

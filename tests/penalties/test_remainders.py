@@ -48,6 +48,7 @@ def test_16_bit_weights_without_decoupled_penalty_warn(apply: Apply) -> None:
         magnitude_pruner(model, optimizer, coupled_penalty(0.1, apply=apply))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("power", [1, 2])
 def test_remainders_stay_exact_while_the_optimizer_moves_the_weights(power: Literal[1, 2]) -> None:
     torch.manual_seed(0)

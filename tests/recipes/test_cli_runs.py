@@ -109,6 +109,7 @@ def test_damaged_config_is_rejected(tmp_path: Path, content: str) -> None:
     outcome.refused("config.json is damaged")
 
 
+@pytest.mark.slow
 def test_dense_network_of_another_run_is_adopted(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     assert prunus("run", "digits", *SHORT, "--out", first).code == 0

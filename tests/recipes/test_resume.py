@@ -264,6 +264,7 @@ def test_any_method_resumes_to_the_same_bits(tmp_path: Path, choice: dict[str, A
     assert_same_run(stopped, whole)
 
 
+@pytest.mark.slow
 def test_run_without_a_whole_epoch_starts_again(tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert prunus("run", "digits", *settings(**BRIEF), "--out", whole).code == 0
@@ -288,6 +289,7 @@ def test_run_that_lost_its_checkpoints_reports_it_and_starts_again(tmp_path: Pat
     assert_same_run(lost, whole)
 
 
+@pytest.mark.slow
 def test_interrupted_run_reports_how_to_resume(tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert prunus("run", "digits", *settings(**BRIEF), "--out", whole).code == 0

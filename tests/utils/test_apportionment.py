@@ -43,6 +43,7 @@ def exact_shares(shares: Shares) -> list[Fraction]:
     return [share.limit_denominator(10**9) for share in at(high)]
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(feasible())
 def test_shares_are_exact_bounded_and_rounded_by_largest_remainder(shares: Shares) -> None:

@@ -178,6 +178,7 @@ def test_a_file_with_bytes_after_its_end_is_a_damaged_checkpoint(small: Path) ->
         load_tree(small)
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_anywhere_is_found_out_or_changes_nothing(small: Path) -> None:
     """Where the header is padded with spaces, or a letter of an escape changes case."""
     whole = small.read_bytes()
