@@ -12,7 +12,7 @@ export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo check test lint format mutants architecture figures lock clean
+.PHONY: help demo check quick test lint format mutants architecture figures lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 16
@@ -20,7 +20,10 @@ help:  ## list the targets
 demo: $(READY)  ## prune a small network on embedded data, in seconds
 	$(BIN)/prunus run digits
 
-check: lint  ## lint, types and the quick tests, in about a minute
+check: $(READY)  ## lint, types and the quick tests, in about a minute
+	$(MAKE) --no-print-directory --jobs 2 lint quick
+
+quick: $(READY)
 	$(PYTEST) -m "not ($(REST))"
 
 test: check  ## everything: check, and the slow, distributed and framework tests

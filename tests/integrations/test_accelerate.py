@@ -324,7 +324,10 @@ def test_two_pruners_save_separate_files(tmp_path: Path) -> None:
     pairs = [
         accelerator.prepare(model, adamw(model)) for model in (dropout_network(), dropout_network())
     ]
-    one, other = (AcceleratedPruner(accelerator, *pair) for pair in pairs)
+    one, other = (
+        AcceleratedPruner(accelerator, model, optimizer, None, score=MagnitudeScore())
+        for model, optimizer in pairs
+    )
     one.prune(sparsity=0.25)
     other.prune(sparsity=0.75)
     accelerator.save_state(str(tmp_path))

@@ -20,11 +20,11 @@ from transformers import (
     set_seed,
 )
 
-from helpers.pruners import coupled_penalty
 from prunus import (
     ExponentialRelevance,
     IterativePruning,
     LinearDecayStrength,
+    RelevancePenalty,
     TaylorScore,
 )
 from prunus.integrations.transformers import PruningCallback
@@ -121,8 +121,11 @@ def make_trainer(
 def stateful(resume_from: Path | None = None) -> PruningCallback:
     """Return a callback of which every part has a state."""
     return PruningCallback(
-        coupled_penalty(
-            LinearDecayStrength(1e-2, steps=6), ExponentialRelevance(0.1), smoothing=0.9
+        RelevancePenalty(
+            LinearDecayStrength(1e-2, steps=6),
+            ExponentialRelevance(0.1),
+            apply="gradient",
+            smoothing=0.9,
         ),
         IterativePruning(fraction=0.2),
         metric="loss",
