@@ -76,6 +76,7 @@ def test_multihead_attention_loses_unused_heads(batch_first: bool, need_weights:
         torch.testing.assert_close(small.a(y, y, y, need_weights=need, **options)[0], right)
 
 
+@pytest.mark.slow
 def test_encoder_layer_loses_dead_neurons_and_heads() -> None:
     model: Any = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
     zero(model.linear1.weight, slice(0, 20))

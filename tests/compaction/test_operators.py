@@ -61,6 +61,7 @@ IMAGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IMAGES)
 def test_channels_are_removed_through_shape_preserving_operators(name: str) -> None:
     middle = IMAGES[name]

@@ -62,6 +62,7 @@ CASES: dict[str, tuple[Any, str, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_first_rule_that_applies_to_a_call_is_used(case: str) -> None:
     run, op, expected = CASES[case]

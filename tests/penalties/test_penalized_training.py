@@ -75,6 +75,7 @@ def reference(
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("apply", ["gradient", "loss"])
 @pytest.mark.parametrize(
     ("name", "power"), [*((name, 2) for name in FORMULAS), ("constant", 1)], ids=str

@@ -169,6 +169,7 @@ def test_random_perceptrons_with_every_layer_sparse_keep_their_outputs(
     assert_outputs_match(replace_all_linear_layers(model, by_item=by_item), model, x[:1])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_always_faster")
 @pytest.mark.parametrize("wrap", [lambda m: m, lambda m: torch.compile(m, backend="eager")])
 def test_compact_models_are_sped_up(wrap: Any) -> None:
