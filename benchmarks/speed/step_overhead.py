@@ -29,7 +29,7 @@ import ctypes
 import functools
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,7 @@ from prunus._utils.timing import interleaved, spread
 from prunus.penalties.relevance import Apply
 from prunus.recipes.registry import find_recipe
 from prunus.recipes.tasks.architectures import lenet300, perceptron
-from prunus.recipes.tasks.language_model import LanguageModelConfig
+from prunus.recipes.tasks.language_model import LanguageModelConfig, gpt2
 from prunus.recipes.tasks.residual_networks import cifar_resnet
 
 LEARNING_RATE = 1e-4  # Low, so that hundreds of steps on a few batches stay ordinary steps.
@@ -161,25 +161,11 @@ class Decoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        from transformers import GPT2Config, GPT2LMHeadModel
-
         config = find_recipe("shakespeare-lm").config
         assert isinstance(config, LanguageModelConfig)
-        self.network: nn.Module = GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=config.vocabulary,
-                n_positions=config.length,
-                n_embd=config.width,
-                n_layer=config.layers,
-                n_head=config.heads,
-                n_inner=config.feed_forward,
-                resid_pdrop=0.0,
-                embd_pdrop=0.0,
-                attn_pdrop=0.0,
-                bos_token_id=0,
-                eos_token_id=0,
-            )
-        )
+        # Without dropout in the pruning epochs, too, because that may not exceed the other one.
+        still = replace(config, dropout=0.0, pruning_dropout=0.0)
+        self.network = gpt2(still, bos_token_id=0, eos_token_id=0)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the logits of every position, of shape (n, vocabulary, length)."""

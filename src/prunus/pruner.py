@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import nn
 
-from prunus._distributed.process_group import ProcessGroup, replica_group_of
+from prunus._distributed.process_group import CheckEqual, ProcessGroup, replica_group_of
 from prunus._distributed.wrappers import check_wrappers, reshard, unwrap
 from prunus._engine.best_state import BestState
 from prunus._engine.default_method import (
@@ -670,7 +670,7 @@ class Pruner:
         application = self._hooks.application
         return {} if application is None else application.remainders
 
-    def _check_equal_replicas(self) -> Callable[[Mapping[str, float]], None] | None:
+    def _check_equal_replicas(self) -> CheckEqual | None:
         """Return the check that replicas remove alike, or None without replicas."""
         if self._process_group.group is None or self._process_group.sharded:
             return None

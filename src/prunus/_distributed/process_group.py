@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +25,32 @@ from prunus.errors import PeerError, PrunusError, listing
 
 __all__ = [
     "SINGLE_PROCESS",
+    "CheckEqual",
     "ProcessGroup",
+    "failure_reported",
     "process_group_of",
     "replica_group_of",
 ]
+
+CheckEqual = Callable[[Mapping[str, float]], None]
+"""Checks that all processes have the same numbers, given these of the present one by name."""
+
+
+@contextlib.contextmanager
+def failure_reported(check_equal: CheckEqual | None, names: Iterable[str]) -> Iterator[None]:
+    """Report an error to the other processes, which must not wait for this one's numbers.
+
+    Args:
+        check_equal: The check that follows if there is no error; None without other processes.
+        names: The names of its numbers.
+    """
+    try:
+        yield
+    except PrunusError:
+        if check_equal is not None:
+            with contextlib.suppress(PrunusError):
+                check_equal(dict.fromkeys(names, math.nan))
+        raise
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,8 @@ class GradientClipping:
             norm: Their norm, from :meth:`norm`.
             loss_scale: The factor that a gradient scaler has multiplied them by, or None.
         """
-        parameters = self._parameters()
+        # In any order, unlike for the norm.
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         if self._process_group.sharded:
             factor = self._factor(norm, loss_scale)
             for parameter in parameters:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
+from prunus._distributed.process_group import CheckEqual, failure_reported
 from prunus._engine.optimizer_state import clear_state
 from prunus._engine.removal import Removal, Remover
-from prunus.errors import PrunusError
 from prunus.masks import Masks, clear_
 from prunus.scores import MagnitudeScore, Score, ScoreMemory
 
@@ -44,7 +42,7 @@ class Editor:
         remainders: Callable[[], Mapping[str, torch.Tensor]],
         final: Callable[[], int | None],
         removed: Callable[[float | None], None],
-        check_equal: Callable[[Mapping[str, float]], None] | None,
+        check_equal: CheckEqual | None,
     ) -> None:
         self.masks = masks
         self._optimizer = optimizer
@@ -71,13 +69,8 @@ class Editor:
                 has not observed any of some tensor, or other processes do not keep as many.
             PeerError: Another process did not answer.
         """
-        try:
+        with failure_reported(self._check_equal, [_KEPT]):
             self._remover().check(kept, final=self.final)
-        except PrunusError:
-            if self._check_equal is not None:
-                with contextlib.suppress(PrunusError):  # the other processes must not wait
-                    self._check_equal({_KEPT: math.nan})
-            raise
         if self._check_equal is not None:
             self._check_equal({_KEPT: float(kept)})
 
@@ -163,14 +156,9 @@ class Editor:
             torch.logical_not(mask, out=returned[name])
         # Both choices are complete before the first mask is changed, so that an error changes
         # nothing.
-        try:
+        with failure_reported(self._check_equal, map(_digest_name, self.masks)):
             Remover(dropped, MagnitudeScore(), {}).choose(counts)
             Remover(returned, returning, memory, seed=seed).choose(counts)
-        except PrunusError:
-            if self._check_equal is not None:
-                with contextlib.suppress(PrunusError):  # the other processes must not wait
-                    self._check_equal({_digest_name(name): math.nan for name in self.masks})
-            raise
         if self._check_equal is not None:
             self._check_equal(_digests(dropped, returned))
         for name in counts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from prunus._distributed.process_group import CheckEqual, failure_reported
 from prunus._distributed.shards import positions
 from prunus._engine.kth_smallest import (
     ACCELERATOR_SCORE_CHUNK,
@@ -82,7 +82,7 @@ class Remover:
     def keep(
         self,
         count: int,
-        check_equal: Callable[[Mapping[str, float]], None] | None = None,
+        check_equal: CheckEqual | None = None,
         *,
         final: int | None = None,
     ) -> Removal:
@@ -111,14 +111,9 @@ class Remover:
         before = {name: self.masks.kept_in(name) for name in self.masks}
         # Thresholds and cost are found before the first weight is removed, so that an error
         # changes nothing.
-        try:
+        with failure_reported(check_equal, map(_digest_name, self.masks)):
             self._check_observed()
             thresholds = self._thresholds(self._pools(count, final))
-        except PrunusError:
-            if check_equal is not None:
-                with contextlib.suppress(PrunusError):  # the other processes must not wait
-                    check_equal({_digest_name(name): math.nan for name in self.masks})
-            raise
         if check_equal is not None:
             check_equal(self._digests(thresholds))
         cost = self._cost(thresholds)
@@ -237,10 +232,11 @@ class Remover:
         """Return the thresholds of all pools, with the tensors of each."""
         if len(pools) > 1:  # so that one error names the tensors of all pools
             self._check_finite()
+        removable = {tensor.name: tensor.kept - tensor.least for tensor in self._counts()}
         thresholds = []
         for pool in pools:
             excess = sum(self.masks.kept_in(name) for name in pool.names) - pool.keep
-            thresholds += self._thresholds_of_pool(pool.names, excess)
+            thresholds += self._thresholds_of_pool(pool.names, excess, removable)
         return thresholds
 
     def _check_finite(self) -> None:
@@ -249,14 +245,18 @@ class Remover:
         check_finite(lambda: (chunk for _, chunk in self._chunks(self.masks)), total)
 
     def _thresholds_of_pool(
-        self, names: Sequence[str], excess: int
+        self, names: Sequence[str], excess: int, removable: Mapping[str, int]
     ) -> list[tuple[Threshold, list[str]]]:
         """Return thresholds and their tensors: a common one for all that ``min_density`` allows.
 
         If the common threshold would leave a tensor below its minimum, that tensor gets a threshold
         of its own, and more is removed from the others. Each round settles at least one tensor.
+
+        Args:
+            names: The tensors of the pool.
+            excess: How many of their weights to remove.
+            removable: How many weights each tensor may lose.
         """
-        removable = {tensor.name: tensor.kept - tensor.least for tensor in self._counts()}
         free, thresholds = list(names), []
         while excess > 0:
             common = self._threshold(free, excess)

@@ -12,6 +12,7 @@ import torch
 
 from prunus._utils.fields import number
 from prunus.growth.base import Growth, GrowthRule, MaskEditor
+from prunus.schedules.base import hundredth
 from prunus.scores import RandomScore, Score, ScoreMemory, Uniform
 
 __all__ = ["GradientGrowth", "RandomGrowth"]
@@ -103,7 +104,7 @@ class RandomGrowth(_ExchangeGrowth):
             >>> RandomGrowth.over(5_000).every, RandomGrowth.over(50_000).every
             (50, 100)
         """
-        return cls(every=_every(total_steps), until=total_steps)
+        return cls(every=hundredth(total_steps), until=total_steps)
 
     def fraction_at(self, step: int) -> float:
         """Return the fraction, or 0 at the end."""
@@ -173,7 +174,7 @@ class GradientGrowth(_ExchangeGrowth):
             >>> GradientGrowth.over(50_000)
             GradientGrowth(every=100, fraction=0.3, until=37500)
         """
-        return cls(every=_every(total_steps), until=max(1, round(0.75 * total_steps)))
+        return cls(every=hundredth(total_steps), until=max(1, round(0.75 * total_steps)))
 
     def fraction_at(self, step: int) -> float:
         """Return the fraction on the cosine, or 0 at the end."""
@@ -188,11 +189,6 @@ class GradientGrowth(_ExchangeGrowth):
     def rule(self, editor: MaskEditor, steps: Callable[[], int]) -> GrowthRule:
         """Return the rule."""
         return _ExchangeRule(self, _LargestGradient(), editor, steps)
-
-
-def _every(total_steps: int) -> int:
-    """Return the steps between exchanges, as GradualPruning has them between removals."""
-    return max(1, min(100, total_steps // 100))
 
 
 class _ExchangeRule(GrowthRule):

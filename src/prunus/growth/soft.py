@@ -11,6 +11,7 @@ import torch
 from prunus._utils.fields import number
 from prunus.growth.base import Growth, GrowthRule, MaskEditor
 from prunus.masks import clear_
+from prunus.schedules.base import hundredth
 
 __all__ = ["SoftGrowth"]
 
@@ -69,7 +70,7 @@ class SoftGrowth(Growth):
 
         At most 16 steps from one choice to the next, and at most a hundredth of the training.
         """
-        every = max(1, min(16, total_steps // 100))
+        every = hundredth(total_steps, most=16)
         return cls(until=max(1, round(0.75 * total_steps)), every=every)
 
     def rule(self, editor: MaskEditor, steps: Callable[[], int]) -> GrowthRule:

@@ -55,6 +55,8 @@ class DecoupledApplication(Application):
 
     def after_step(self) -> None:
         """Shrink the tensors that took part in the step."""
+        if not self._pending:  # most steps of a strength that acts in some of them only
+            return
         strengths, power = self.strengths(), self.formula.power
         for tensor in self._pending:
             weight = tensor.weight if self._sharded else tensor.parameter

@@ -11,7 +11,15 @@ from prunus._utils.fields import validate
 from prunus.constraint import Mode
 from prunus.errors import PrunusError
 
-__all__ = ["MetricIfKept", "PruningStatus", "Restore", "Schedule", "kept_at", "removal_interval"]
+__all__ = [
+    "MetricIfKept",
+    "PruningStatus",
+    "Restore",
+    "Schedule",
+    "hundredth",
+    "kept_at",
+    "removal_interval",
+]
 
 
 MetricIfKept = Callable[[int, Callable[[], float]], float]
@@ -119,6 +127,11 @@ class Schedule:
                 f"this is not the state of a {type(self).__name__}: expected "
                 f"{sorted(self.state_dict())}, got {sorted(state)}"
             )
+
+
+def hundredth(total_steps: int, most: int = 100) -> int:
+    """Return a hundredth of a training, rounded down, at least 1 and at most ``most`` steps."""
+    return max(1, min(most, total_steps // 100))
 
 
 def removal_interval(steps: int) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from prunus._utils.checks import either_problem, number_problem
 from prunus._utils.fields import number, setting
-from prunus.schedules.base import Schedule, kept_at, removal_interval
+from prunus.schedules.base import Schedule, hundredth, kept_at, removal_interval
 
 __all__ = ["GradualPruning"]
 
@@ -81,7 +81,7 @@ class GradualPruning(Schedule):
             # At least a step apart, however few steps there are.
             self._begin = min(round(begin * total), total - 1)
             self._end = max(self._begin + 1, round((_END if end is None else end) * total))
-        self._every = self.every or (100 if total is None else max(1, min(100, total // 100)))
+        self._every = self.every or (100 if total is None else hundredth(total))
 
     @property
     def _length(self) -> int | None:

@@ -23,7 +23,7 @@ from prunus.recipes.tasks.language import (
 from prunus.recipes.tasks.losses import Teacher, cross_entropy
 from prunus.recipes.tasks.task import Evaluation, fingerprint
 
-__all__ = ["LanguageModel", "LanguageModelConfig"]
+__all__ = ["LanguageModel", "LanguageModelConfig", "gpt2"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,28 @@ class LanguageModelConfig(LanguageConfig):
     """The settings of language modelling: those of :class:`LanguageConfig`."""
 
     mode: ClassVar[Mode] = "min"
+
+
+def gpt2(config: LanguageModelConfig, bos_token_id: int, eos_token_id: int) -> nn.Module:
+    """Build a GPT-2 of the size of these settings."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model: nn.Module = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=config.vocabulary,
+            n_positions=config.length,
+            n_embd=config.width,
+            n_layer=config.layers,
+            n_head=config.heads,
+            n_inner=config.feed_forward,
+            resid_pdrop=config.dropout,
+            embd_pdrop=config.dropout,
+            attn_pdrop=0.0,
+            bos_token_id=bos_token_id,
+            eos_token_id=eos_token_id,
+        )
+    )
+    return model
 
 
 class LanguageModel(LanguageTask[LanguageModelConfig]):
@@ -74,24 +96,8 @@ class LanguageModel(LanguageTask[LanguageModelConfig]):
 
     def network(self) -> nn.Module:
         """Build a GPT-2 of the configured size."""
-        from transformers import GPT2Config, GPT2LMHeadModel
-
         config, tokenizer = self._config, self.tokenizer
-        model: nn.Module = GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=config.vocabulary,
-                n_positions=config.length,
-                n_embd=config.width,
-                n_layer=config.layers,
-                n_head=config.heads,
-                n_inner=config.feed_forward,
-                resid_pdrop=config.dropout,
-                embd_pdrop=config.dropout,
-                attn_pdrop=0.0,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-            )
-        )
+        model = gpt2(config, tokenizer.bos_token_id, tokenizer.eos_token_id)
         choose_attention(model, config)
         return model
 
