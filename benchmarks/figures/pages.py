@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from benchmarks.figures import details, methods, readme
+from benchmarks.figures import comparisons, details, methods, readme
 from benchmarks.measuring import RESULTS
 
 ROOT = RESULTS.parent.parent
@@ -16,6 +16,7 @@ MARKED = re.compile(r"(?<=<!-- figures -->\n).*?(?=<!-- end of figures -->)", re
 def render() -> dict[Path, str]:
     """Return each page's figures as Markdown."""
     sections = {
+        "Comparisons of methods": comparisons.details(),
         "Sparse layers": details.kernels(),
         "Sparse files": details.sparse_files(),
         "What a training step costs": details.overhead(),
@@ -26,7 +27,7 @@ def render() -> dict[Path, str]:
     }
     return {
         ROOT / "README.md": "\n".join(
-            [readme.networks(), *readme.comparisons(), *readme.whole_networks()]
+            [readme.networks(), *comparisons.summary(), *readme.whole_networks()]
         ),
         ROOT / "docs" / "figures.md": "\n".join(
             f"## {title}\n\n{text}" for title, text in sections.items()

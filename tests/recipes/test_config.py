@@ -38,7 +38,14 @@ from prunus.scores import (
 )
 
 BASE = ImageConfig(
-    dense_epochs=1, epochs=10, batch_size=8, dense_lr=0.1, lr=0.1, strength=0.01, ratio=9
+    dense_epochs=1,
+    epochs=10,
+    batch_size=8,
+    dense_lr=0.1,
+    lr=0.1,
+    strength=0.01,
+    ratio=9,
+    score="magnitude",  # goes with every way to apply the penalty
 )
 
 WHOLE, NUMBER = "a whole number", "a number"
@@ -421,8 +428,8 @@ def test_every_value_of_a_recipe_is_parsed_from_its_text() -> None:
 @pytest.mark.parametrize(
     ("penalty", "coefficient", "power", "smoothing"),
     [
-        ("relevance", ExponentialRelevance(0.1, True), 2, 0.7),
-        ("lobster", LinearRelevance(0.1, True), 2, 0.7),
+        ("relevance", ExponentialRelevance(0.2, True), 2, 0.7),
+        ("lobster", LinearRelevance(0.2, True), 2, 0.7),
         ("l2", ConstantRelevance(), 2, 0.0),
         ("l1", ConstantRelevance(), 1, 0.0),
     ],
@@ -467,9 +474,9 @@ def test_automatic_strength_follows_its_setting() -> None:
     assert built.strength == AutomaticStrength()
 
 
-@pytest.mark.parametrize("setting", ["apply=gradient", "penalty=l1"])
-def test_automatic_strength_needs_a_penalty_whose_shrinkage_is_known(setting: str) -> None:
-    with pytest.raises(PrunusError, match="strength=auto needs apply=decoupled and a penalty of"):
+@pytest.mark.parametrize("setting", ["apply=gradient", "penalty=l1", "penalty=l2"])
+def test_automatic_strength_needs_a_penalty_of_relevance_after_the_step(setting: str) -> None:
+    with pytest.raises(PrunusError, match="strength=auto needs apply=decoupled and penalty=rel"):
         BASE.with_settings(["strength=auto", setting])
 
 

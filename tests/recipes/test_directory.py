@@ -185,12 +185,12 @@ def test_changed_settings_of_a_resumed_run_are_all_listed(unfinished: Path) -> N
     before = contents(unfinished)
     outcome = prunus(
         *("run", "digits", "--out", unfinished, "--resume", "--seed", "7"),
-        *settings(dense_epochs=2, epochs=4, lr=0.07, penalty="l1", floor="none", biases="false"),
+        *settings(dense_epochs=2, epochs=4, lr=0.07, penalty="none", floor="none", biases="false"),
     )
     outcome.refused(
         "holds another run: biases was True and is False, epochs was 3 and is 4, "
         "floor was 'dense-0.01' and is None, lr was 0.05 and is 0.07, "
-        "penalty was 'relevance' and is 'l1', seed was 0 and is 7; "
+        "penalty was 'relevance' and is 'none', seed was 0 and is 7; "
         "resume it with its own settings, or choose another --out"
     )
     assert contents(unfinished) == before

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from helpers.commands import prunus, settings, summary
+from helpers.errors import message_of
 from prunus.methods import methods
 from prunus.recipes.method_settings import method_settings
 from prunus.recipes.registry import RECIPES, find_recipe
@@ -28,7 +29,8 @@ def test_recipe_builds_the_parts_of_the_method(name: str, recipe: str) -> None:
     own, method = find_recipe(recipe).config, methods[name]
     # Only iterative pruning, which accepts no growth, does without a ratio.
     ratio = ["ratio=5"] if method.growth is not None and not own.ratio else []
-    config = own.with_settings(ratio, ignore, method=method)
+    strength_setting = ["strength=0.25"] if method.leaves_strength_open else []
+    config = own.with_settings([*ratio, *strength_setting], ignore, method=method)
     penalty = config.make_penalty(7)
     strength = penalty.strength if penalty is not None and method.leaves_strength_open else None
     expected = method.arguments(strength=strength, steps_per_epoch=7, total_steps=900)
@@ -43,7 +45,7 @@ def test_recipe_builds_the_parts_of_the_method(name: str, recipe: str) -> None:
         expected["score"] = replace(score, examples=config.examples_per_step)
     assert parts == expected
     assert config.method_name == name
-    open_ones = ("strength", "strength_schedule") if method.leaves_strength_open else ()
+    open_ones = ("strength_schedule",) if method.leaves_strength_open else ()
     if method.growth is None:
         open_ones = ("schedule", "ratio", *open_ones)
     else:
@@ -86,11 +88,13 @@ def test_settings_of_the_paper_are_written_out() -> None:
         ("wmt14-translation", [], "paper"),
         ("taskmaster1-dialogue", [], "paper"),
         ("wmt14-translation", ["alpha=0.5"], None),
-        ("shakespeare-lm", [], None),
-        ("shakespeare-lm", ["penalty=none"], "magnitude"),
-        ("shakespeare-lm", ["penalty=l2", "strength=9"], "l2"),
-        ("shakespeare-lm", ["penalty=l2", "apply=gradient"], None),
-        ("shakespeare-lm", ["penalty=none", "growth=gradient"], "rigl"),
+        ("shakespeare-lm", [], "prunus"),
+        ("digits", [], "prunus"),
+        ("shakespeare-lm", ["penalty=none"], None),
+        ("shakespeare-lm", ["penalty=none", "score=magnitude"], "magnitude"),
+        ("shakespeare-lm", ["penalty=l2", "score=magnitude", "strength=9"], "l2"),
+        ("shakespeare-lm", ["penalty=l2", "score=magnitude", "apply=gradient", "strength=9"], None),
+        ("shakespeare-lm", ["penalty=none", "score=magnitude", "growth=gradient"], "rigl"),
         ("wmt14-translation", ["allocation=erk"], None),
     ],
 )
@@ -121,7 +125,7 @@ def test_another_schedule_that_accepts_growth_leaves_the_method_its_name() -> No
 
 
 def test_strength_that_a_method_leaves_open_is_reported_unless_it_is_set() -> None:
-    own, messages = find_recipe("digits").config, list[str]()
+    own, messages = find_recipe("digits").config.with_settings(["strength=0.01"]), list[str]()
     assert own.with_settings([], messages.append, method=methods["l2"]).strength == 0.01
     assert messages == [
         "the method l2 leaves the strength open: 0.01 is the recipe's for penalty=relevance; set "
@@ -134,10 +138,23 @@ def test_strength_that_a_method_leaves_open_is_reported_unless_it_is_set() -> No
     assert messages == []
 
 
+@pytest.mark.parametrize("name", ["l1", "l2"])
+def test_method_that_leaves_its_strength_open_needs_one_where_the_recipe_has_none(
+    name: str,
+) -> None:
+    assert message_of(
+        lambda: find_recipe("digits").config.with_settings([], method=methods[name])
+    ) == (
+        "strength=auto needs apply=decoupled and penalty=relevance or penalty=lobster, but is used "
+        f"with apply=decoupled and penalty={name}: set strength to a number"
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", methods)
 def test_run_with_any_method_reaches_its_ratio_and_names_it(tmp_path: Path, name: str) -> None:
-    chosen = settings(**GRADUAL)
+    strength = {"strength": 1e-3} if methods[name].leaves_strength_open else {}
+    chosen = settings(**GRADUAL, **strength)
     outcome = prunus("run", "digits", "--method", name, *chosen, "--out", tmp_path / "run")
     assert outcome.code == 0, outcome.err
     held = summary(tmp_path / "run")
@@ -158,7 +175,7 @@ def test_resumed_run_keeps_its_method_and_rejects_another(tmp_path: Path) -> Non
 
 
 def test_unnamed_combination_has_no_method_in_the_summary(tmp_path: Path) -> None:
-    chosen = settings(**GRADUAL, penalty="l1", score="random")
+    chosen = settings(**GRADUAL, penalty="none", score="fisher")
     outcome = prunus("run", "digits", *chosen, "--out", tmp_path / "run")
     assert outcome.code == 0, outcome
     assert summary(tmp_path / "run")["method_name"] is None

@@ -73,7 +73,7 @@ def test_summary_matches_the_files(finished_hard_run: Path) -> None:
     }
     assert held["metric"] == {"name": "accuracy", "mode": "max"}
     assert (held["recipe"], held["seed"]) == ("digits", 0)
-    assert held["method"] == "relevance (decoupled), iterative, magnitude"
+    assert held["method"] == "relevance (decoupled), iterative, fisher"
     assert held["environment"]["torch"] == torch.__version__
 
 

@@ -149,7 +149,7 @@ class Config:
         "decay to 0 over an epoch that restarts at each pruning.",
     )
     alpha: Annotated[float, _WITH_GRADIENTS] = number(
-        0.1, above=0, help="Scale of the gradient in the penalty's coefficient."
+        0.2, above=0, help="Scale of the gradient in the penalty's coefficient."
     )
     relative: Annotated[bool, _WITH_GRADIENTS] = setting(
         True, help="Whether alpha is in multiples of each tensor's mean gradient magnitude."
@@ -204,9 +204,9 @@ class Config:
         'its metric ("dense+0.5%" for a loss).',
     )
     score: Literal["magnitude", "fisher", "sensitivity", "taylor", "movement", "random"] = setting(
-        "magnitude",
-        help='Score whose smallest values are removed first: "magnitude"; "fisher", the squared '
-        'weight times the mean square of its gradient; "sensitivity", PLATON\'s; "taylor", the '
+        "fisher",
+        help='Score whose smallest values are removed first: "fisher", the squared weight times '
+        'the mean square of its gradient; "magnitude"; "sensitivity", PLATON\'s; "taylor", the '
         'weight times its gradient; "movement", whether training moves it away from zero; or '
         '"random".',
     )
@@ -294,10 +294,11 @@ class Config:
     def _automatic_strength_problem(self) -> str | None:
         if self.penalty == "none" or self.strength != "auto":
             return None
-        if self.apply == "decoupled" and COEFFICIENTS[self.penalty][1] == 2:
+        if self.apply == "decoupled" and self.penalty in _WITH_GRADIENTS.values:
             return None
+        penalties = [f"penalty={name}" for name in _WITH_GRADIENTS.values]
         return (
-            "strength=auto needs apply=decoupled and a penalty of squared weights, but is used "
+            f"strength=auto needs apply=decoupled and {describe_choices(penalties)}, but is used "
             f"with apply={self.apply} and penalty={self.penalty}: set strength to a number"
         )
 

@@ -181,18 +181,14 @@ _LENET5 = ImageConfig(
     batch_size=100,
     dense_lr=0.05,
     lr=0.05,
-    strength=0.05,
-    alpha=0.05,
-    ratio=200.1,
+    ratio=310.2,
     initial_weights="random",
     shift=1,
 )
 
 # The dense training is that of He et al., arXiv 1512.03385, section 4.2, with Nesterov momentum,
 # the weight decay of Zagoruyko & Komodakis, arXiv 1605.07146, and a warm-up and a cosine instead of
-# steps of the learning rate. The strength is a heuristic: the mean penalty is about that weight
-# decay, because with normally distributed gradients the mean coefficient is about 2/π · alpha, and
-# 0.01 · 2/π · 0.1 is 6e-4.
+# steps of the learning rate.
 _CIFAR = ImageConfig(
     dense_epochs=40,
     epochs=40,
@@ -201,7 +197,6 @@ _CIFAR = ImageConfig(
     dense_lr=0.1,
     lr=0.05,
     weight_decay=5e-4,
-    strength=0.01,
     ratio=20.0,
     autocast=has_bfloat16(),
     shift=4,
@@ -224,16 +219,14 @@ _PAPER: dict[str, Any] = {
     "relative": False,
     "schedule": "iterative",
     "ratio": 0.0,
+    "score": "magnitude",
     "norms": True,
 }
 
-# The settings that the other language recipes share. Relevance is averaged over about a hundred
-# batches, because the gradient of one batch is 0 for the tokens that it lacks. Sparse networks
-# train without dropout, because they have few weights to overfit with.
+# The settings that the other language recipes share. Sparse networks train without dropout, because
+# they have few weights to overfit with.
 _TUNED: dict[str, Any] = {
     "max_grad_norm": 1.0,
-    "alpha": 0.2,
-    "smoothing": 0.99,
     "pruning_dropout": 0.0,
     "norms": True,
 }
@@ -248,7 +241,6 @@ _ALL = (
             validation=0.2,
             dense_lr=0.05,
             lr=0.05,
-            strength=0.01,
             schedule="iterative",
             fraction=0.0,
             floor="dense-0.01",
@@ -257,7 +249,7 @@ _ALL = (
     ),
     _images_recipe(
         "mnist-lenet300",
-        "LeNet-300-100 on MNIST, to 1/67 of its parameters",
+        "LeNet-300-100 on MNIST, to 1/100 of its parameters",
         _MNIST,
         ImageConfig(
             dense_epochs=15,
@@ -265,10 +257,8 @@ _ALL = (
             batch_size=100,
             dense_lr=0.1,
             lr=0.1,
-            strength=0.015,
-            alpha=0.2,
             schedule_end=0.75,
-            ratio=67.0,
+            ratio=100.0,
             initial_weights="random",
             shift=1,
         ),
@@ -276,7 +266,7 @@ _ALL = (
     ),
     _images_recipe(
         "mnist-lenet5",
-        "LeNet-5 (Caffe widths) on MNIST, to 1/200 of its parameters",
+        "LeNet-5 (Caffe widths) on MNIST, to 1/310 of its parameters",
         _MNIST,
         _LENET5,
         lenet5,
@@ -312,7 +302,6 @@ _ALL = (
             label_smoothing=0.1,
             validation_pairs=500,
             sequence_distillation=True,
-            strength=0.3,
             schedule_end=0.4,
             ratio=10.0,
         ),
@@ -341,7 +330,6 @@ _ALL = (
             beams=6,
             length_penalty=1.2,
             distillation=0.5,
-            strength=3.0,
             schedule_end=0.5,
             ratio=10.0,
         ),
@@ -367,7 +355,6 @@ _ALL = (
             feed_forward=512,
             dropout=0.1,
             distillation=0.5,
-            strength=3.0,
             schedule_end=0.5,
             ratio=5.0,
         ),
