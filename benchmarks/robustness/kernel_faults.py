@@ -206,16 +206,30 @@ FAULTS: Sequence[Fault] = (
     Fault(
         "wrong part of a plane divided by a stride",
         "kernels.convolution",
-        "offset = (place % stride) * stride * phase",
-        "offset = (place % stride) * phase",
+        "offset = (place % down) * along * phase",
+        "offset = (place % down) * phase",
         "strided image",
     ),
     Fault(
         "stride ignored within a line",
         "convolution_plan",
-        "layout.line + along // stride",
+        "layout.line + along // stride_along",
         "layout.line + along // 1 % layout.line",
         "strided image",
+    ),
+    Fault(
+        "stride of the other dimension",
+        "convolution_plan",
+        "stride_along=geometry.stride[1]",
+        "stride_along=geometry.stride[0]",
+        "strided image of one line",
+    ),
+    Fault(
+        "equal strides assumed",
+        "convolution_plan",
+        "stride_down=geometry.stride[0]",
+        "stride_down=geometry.stride[1]",
+        "image with two strides",
     ),
     Fault(
         "dilation ignored",

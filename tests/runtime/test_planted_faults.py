@@ -81,6 +81,12 @@ CASES: dict[str, Callable[[Any, Any], None]] = {
     "padded image": image_case(lambda: nn.Conv2d(4, 8, 3, padding=1), 2, 4, 12, 11),
     "uneven padding": image_case(lambda: nn.Conv1d(3, 5, 4, padding="same"), 2, 3, 50),
     "strided image": image_case(lambda: nn.Conv2d(4, 8, 3, stride=2, padding=1), 2, 4, 13, 15),
+    "strided image of one line": image_case(
+        lambda: nn.Conv1d(4, 8, 5, stride=2, padding=2), 2, 4, 31
+    ),
+    "image with two strides": image_case(
+        lambda: nn.Conv2d(4, 8, 3, stride=(2, 3), padding=1), 2, 4, 13, 15
+    ),
     "dilated image": image_case(lambda: nn.Conv2d(4, 8, 3, dilation=2), 2, 4, 13, 15),
     "grouped image": image_case(lambda: nn.Conv2d(4, 8, 3, groups=2), 2, 4, 13, 15),
     "image in two threads": image_case(

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from prunus._inference.attention import Attention
-from prunus.runtime.modules import set_module
+from prunus.runtime.modules import keep_settings, set_module
 
 __all__ = ["SplitAttention", "split_attentions"]
 
@@ -51,12 +51,11 @@ class SplitAttention(nn.Module):
             self.query, self.key, self.value = layers
         out = attention.out_proj
         self.out = _linear(out.weight, out.bias)
+        keep_settings(self, attention)
         self.head_dim, self.batch_first = attention.head_dim, attention.batch_first
         # nn.TransformerEncoderLayer checks these before it passes the weights of its layers to a
         # fused kernel; a missing bias is one reason for it not to.
         self.in_proj_bias = None
-        self._qkv_same_embed_dim = attention._qkv_same_embed_dim
-        self.num_heads = attention.num_heads
         self.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -18,6 +18,7 @@ __all__ = [
     "is_sparse_enough",
     "layer_inputs",
     "unsuitable_tensor",
+    "unsupported_setting",
 ]
 
 MAX_DENSITY = 0.7
@@ -135,18 +136,29 @@ def unsuitable_tensor(module: nn.Module) -> str | None:
     return None
 
 
+def unsupported_setting(layer: nn.Module) -> str | None:
+    """Return why a layer of a supported type cannot be computed sparsely, or None if it can be.
+
+    Example:
+        >>> unsupported_setting(nn.Conv1d(1, 1, 3, padding=1, padding_mode="reflect"))
+        "its padding_mode is 'reflect', not 'zeros'"
+    """
+    if reason := unsuitable_tensor(layer):
+        return reason
+    if isinstance(layer, nn.Conv1d | nn.Conv2d) and layer.padding_mode != "zeros":
+        return f"its padding_mode is {layer.padding_mode!r}, not 'zeros'"
+    return None
+
+
 def _unsuitable_layer(module: nn.Module) -> str | None:
     """Return why a module cannot be replaced, or None if it can be."""
     layer_type = type(module)
     if layer_type not in (*_LAYER_TYPES, *(SELECTING_TYPES[each] for each in _LAYER_TYPES)):
         return f"a {layer_type.__name__} has no sparse counterpart"
-    if reason := unsuitable_tensor(module):
+    if reason := unsupported_setting(module):
         return reason
-    if isinstance(module, nn.Conv1d | nn.Conv2d):
-        if module.padding_mode != "zeros":
-            return f"its padding_mode is {module.padding_mode!r}, not 'zeros'"
-        if len(set(module.stride)) > 1:
-            return f"its strides {module.stride} differ"
+    if "forward" in vars(module):
+        return "its forward is replaced by another function"
     if module._forward_hooks or module._forward_pre_hooks:
         return "it has hooks"
     return None

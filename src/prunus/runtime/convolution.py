@@ -13,7 +13,6 @@ from prunus.runtime.convolution_plan import (
     plan_images,
 )
 from prunus.runtime.fusion import as_pair
-from prunus.runtime.rows import SparseRows
 from prunus.runtime.sparse_layer import SparseLayer, available_threads
 
 __all__ = ["SparseConv"]
@@ -23,7 +22,7 @@ class SparseConv(SparseLayer):
     """A convolution over one or two dimensions, for inference on the CPU.
 
     Every element of the weight is multiplied by a shifted plane of its input channel, so that the
-    innermost loop runs over pixels, without unfolding the input. With padding or a stride, each
+    innermost loop runs over pixels, without unfolding the input. With padding or strides, each
     image is first copied onto planes with a border.
 
     Args:
@@ -31,10 +30,12 @@ class SparseConv(SparseLayer):
         relu: Whether the layer also applies a ReLU. Default False.
         pool: A max pooling that the layer also applies, for which
             :func:`prunus.runtime.fusion.is_fusible_pool` is true. Default None.
+        replaces: The layer whose attributes to have, see :class:`SparseLayer`. Default: ``conv``.
 
     Raises:
-        ArgumentError: On a call, if the input has other channels, is smaller than the kernel, or is
-            not float32 on the CPU.
+        ArgumentError: The layer is of another type, has another padding mode, or is not float32 on
+            the CPU; on a call, the input has other channels, is smaller than the kernel, or is not
+            float32 on the CPU.
 
     Example:
         >>> conv = nn.Conv2d(2, 3, kernel_size=3, padding=1)
@@ -44,15 +45,17 @@ class SparseConv(SparseLayer):
         True
     """
 
+    layer_types = (nn.Conv1d, nn.Conv2d)
+
     def __init__(
         self,
         conv: nn.Conv1d | nn.Conv2d,
         *,
         relu: bool = False,
         pool: nn.MaxPool2d | None = None,
+        replaces: nn.Conv1d | nn.Conv2d | None = None,
     ) -> None:
-        rows = SparseRows(conv.weight.flatten(1), conv.bias)
-        super().__init__(rows, conv.weight.numel(), relu)
+        super().__init__(conv, relu, replaces)
         self.pool = pool
         self.dimensions = conv.weight.dim() - 2
         before = conv._reversed_padding_repeated_twice  # the last dimension comes first
@@ -75,9 +78,9 @@ class SparseConv(SparseLayer):
             f"{self._summary()}{', with max pooling' if self.pool else ''}"
         )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - torch's own name
         """Return the convolution, of shape (items, out_channels, height, width)."""
-        dimensions, channels = self.dimensions, self.geometry.in_channels
+        x, dimensions, channels = input, self.dimensions, self.geometry.in_channels
         single = x.dim() == dimensions + 1
         fits = x.dim() - dimensions in (1, 2) and x.shape[-dimensions - 1] == channels
         if not fits or x.dtype is not torch.float32 or x.requires_grad or not x.is_cpu:

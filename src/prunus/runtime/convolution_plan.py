@@ -47,7 +47,7 @@ class Geometry:
         out_channels: Channels of the output.
         groups: Groups of channels.
         kernel_size: Height and width of the kernel.
-        stride: Strides, which are equal.
+        stride: Strides.
         dilation: Dilations.
         padding: Padding above and below, and left and right.
     """
@@ -119,9 +119,9 @@ class Layout:
     """How the kernel reads an image, and the output that it computes.
 
     Attributes:
-        copied: Whether images are copied onto planes, with a border and divided by the stride.
+        copied: Whether images are copied onto planes, with a border and divided by the strides.
         line: Floats from line to line of what the kernel reads.
-        phase: Floats from part to part of a plane that is divided by a stride.
+        phase: Floats from part to part of a plane that is divided by strides.
         plane: Floats from channel to channel.
         output_size: Height and width of the output.
         computed_size: The same as the kernel computes it: one line if each pixel is independent.
@@ -302,7 +302,8 @@ def _image_fields(
         width=images.width,
         top=geometry.padding[0][0],
         left=geometry.padding[1][0],
-        stride=geometry.stride[0],
+        stride_down=geometry.stride[0],
+        stride_along=geometry.stride[1],
         line=layout.line,
         plane=layout.plane,
         planes_apart=0,
@@ -321,17 +322,18 @@ def choose_layout(geometry: Geometry, images: Images) -> Layout:
     Raises:
         ArgumentError: The images are smaller than the kernel.
     """
-    height, width, stride = images.height, images.width, geometry.stride[0]
+    height, width, (down, along) = images.height, images.width, geometry.stride
     tall, wide = geometry.padded_size(height, width)
     output_size = geometry.output_size(height, width)
     unpadded = (tall, wide) == (height, width)
     contiguous = images.line_step == width and images.channel_step >= 0
-    copied = not unpadded or stride > 1 or not contiguous or output_size[1] < _MIN_COLUMNS
+    strided = geometry.stride != (1, 1)
+    copied = not unpadded or strided or not contiguous or output_size[1] < _MIN_COLUMNS
     computed_size = output_size
     if copied:
-        line = math.ceil(wide / stride)
-        phase = math.ceil(tall / stride) * line
-        plane = phase * stride * stride
+        line = math.ceil(wide / along)
+        phase = math.ceil(tall / down) * line
+        plane = phase * down * along
     else:
         line, phase, plane = width, 0, images.channel_step
         if geometry.kernel_size == (1, 1):
@@ -382,13 +384,13 @@ def plan_pooling(window: Window | None, output_size: Pair) -> Pooling | None:
 
 def element_offsets(rows: SparseRows, geometry: Geometry, layout: Layout) -> torch.Tensor:
     """Return, for each element of the weight, the floats from an output's place to its input."""
-    stride = geometry.stride[0]
+    stride_down, stride_along = geometry.stride
     channel, place = np.divmod(from_index(rows.columns), math.prod(geometry.kernel_size))
     down, along = np.divmod(place, geometry.kernel_size[1])
     down, along = down * geometry.dilation[0], along * geometry.dilation[1]
     counts = np.diff(rows.pointers.numpy())
     group = np.arange(geometry.out_channels) // (geometry.out_channels // geometry.groups)
     channel += np.repeat(group, counts) * (geometry.in_channels // geometry.groups)
-    offsets = channel * layout.plane + (down // stride) * layout.line + along // stride
-    offsets += ((down % stride) * stride + along % stride) * layout.phase
+    offsets = channel * layout.plane + (down // stride_down) * layout.line + along // stride_along
+    offsets += ((down % stride_down) * stride_along + along % stride_along) * layout.phase
     return as_index(offsets, int(offsets.max(initial=0)) + 1)

@@ -14,7 +14,6 @@ from prunus.runtime.linear_plan import (
     plan_single,
     vectors_fit_storage,
 )
-from prunus.runtime.rows import SparseRows
 from prunus.runtime.sparse_layer import SparseLayer, available_threads
 
 __all__ = ["SparseLinear"]
@@ -31,9 +30,11 @@ class SparseLinear(SparseLayer):
         linear: The layer to copy; float32.
         relu: Whether the layer also applies a ReLU. Default False.
         by_item: Whether the output is stored item by item, as torch's own. Default False.
+        replaces: The layer whose attributes to have, see :class:`SparseLayer`. Default: ``linear``.
 
     Raises:
-        ArgumentError: On a call, if the input has other features, or is not float32 on the CPU.
+        ArgumentError: The layer is of another type, or not float32 on the CPU; on a call, the input
+            has other features, or is not float32 on the CPU.
 
     Example:
         >>> linear = nn.Linear(4, 3)
@@ -43,34 +44,42 @@ class SparseLinear(SparseLayer):
         True
     """
 
-    def __init__(self, linear: nn.Linear, *, relu: bool = False, by_item: bool = False) -> None:
-        rows = SparseRows(linear.weight, linear.bias)
-        super().__init__(rows, linear.weight.numel(), relu)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+    layer_types = (nn.Linear,)
+
+    def __init__(
+        self,
+        linear: nn.Linear,
+        *,
+        relu: bool = False,
+        by_item: bool = False,
+        replaces: nn.Linear | None = None,
+    ) -> None:
+        super().__init__(linear, relu, replaces)
+        self._features, self._outputs = linear.in_features, linear.out_features
         self.by_item = by_item
 
     def extra_repr(self) -> str:
         """Return the sizes and the density."""
-        return f"{self.in_features}, {self.out_features}, {self._summary()}"
+        return f"{self._features}, {self._outputs}, {self._summary()}"
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - torch's own name
         """Return x Wᵀ + b, of shape (..., out_features)."""
-        shape = x.shape
-        fits = len(shape) > 0 and shape[-1] == self.in_features
+        x, shape = input, input.shape
+        fits = len(shape) > 0 and shape[-1] == self._features
         if not fits or x.dtype is not torch.float32 or x.requires_grad or not x.is_cpu:
-            self._check(x, fits, f"(..., {self.in_features})")
-        flat = x if len(shape) == 2 else x.reshape(-1, self.in_features)
+            self._check(x, fits, f"(..., {self._features})")
+        flat = x if len(shape) == 2 else x.reshape(-1, self._features)
         count = flat.shape[0]
         if count == 1:
             y = self._forward_single(flat)
         elif count == 0:
-            y = x.new_empty(0, self.out_features)
+            y = x.new_empty(0, self._outputs)
         else:
             y = self._forward_items(flat, count)
-        return y if len(shape) == 2 else y.view(*shape[:-1], self.out_features)
+        return y if len(shape) == 2 else y.view(*shape[:-1], self._outputs)
 
     def _forward_single(self, x: torch.Tensor) -> torch.Tensor:
-        x, y = x.contiguous(), torch.empty(1, self.out_features)
+        x, y = x.contiguous(), torch.empty(1, self._outputs)
         threads = available_threads()
         plan: SinglePlan = self._plans.get((1, threads)) or self._plan_for(
             (1, threads),
@@ -92,11 +101,11 @@ class SparseLinear(SparseLayer):
             panels = torch.empty(packing.size)
             packing.call(address, panels.data_ptr())
             address = panels.data_ptr()
-        y = torch.empty(self.out_features, plan.output_width)
+        y = torch.empty(self._outputs, plan.output_width)
         plan.call(address, y.data_ptr())
         if not self.by_item:
             return y.t() if plan.output_width == count else y.t()[:count]
-        result = torch.empty(count, self.out_features)
+        result = torch.empty(count, self._outputs)
         plan.unpacking.call(y.data_ptr(), result.data_ptr())
         return result
 
@@ -105,7 +114,7 @@ class SparseLinear(SparseLayer):
     ) -> LinearPlan:
         items = Items(
             count=count,
-            features=self.in_features,
+            features=self._features,
             item_step=strides[0],
             feature_step=strides[1],
             offset=offset,

@@ -11,7 +11,7 @@ from prunus._inference.model_calls import copy_model
 from prunus.compaction.input_selection import without_selection
 from prunus.runtime.attention import split_attentions
 from prunus.runtime.fusion import Chain
-from prunus.runtime.modules import set_module
+from prunus.runtime.modules import FusedLayer, set_module
 
 __all__ = ["Replacement", "replace_layers"]
 
@@ -39,12 +39,13 @@ class Replacement:
         from prunus.runtime.convolution import SparseConv  # imports Numba
         from prunus.runtime.linear import SparseLinear
 
-        chain = self.chain
+        chain, former = self.chain, self.chain.layer
         layer = without_selection(chain.merged(), self.in_features)
-        if isinstance(layer, nn.Linear):
-            return SparseLinear(layer, relu=chain.relu, by_item=by_item)
+        if isinstance(former, nn.Linear):
+            assert isinstance(layer, nn.Linear)
+            return SparseLinear(layer, relu=chain.relu, by_item=by_item, replaces=former)
         assert isinstance(layer, nn.Conv1d | nn.Conv2d)
-        return SparseConv(layer, relu=chain.relu, pool=chain.pool)
+        return SparseConv(layer, relu=chain.relu, pool=chain.pool, replaces=former)
 
 
 def replace_layers(
@@ -60,7 +61,8 @@ def replace_layers(
 
     Args:
         model: The network. It is not changed.
-        replacements: The layers to replace. Layers fused into them become ``nn.Identity``.
+        replacements: The layers to replace. Layers fused into them become
+            :class:`prunus.runtime.modules.FusedLayer`.
         joint: The attentions among whose projections there are layers to replace, by name, as for
             :func:`prunus.runtime.attention.split_attentions`. Default: none.
         by_item: Whether sparse linear layers store their outputs item by item. Default False.
@@ -80,7 +82,7 @@ def replace_layers(
         ...     model, [Replacement(chain, chain.layer.weight.shape[1]) for chain in chains]
         ... )
         >>> [type(layer).__name__ for layer in fast]
-        ['SparseLinear', 'Identity', 'SparseLinear']
+        ['SparseLinear', 'FusedLayer', 'SparseLinear']
         >>> x = torch.randn(5, 4)
         >>> torch.allclose(fast(x), model(x), atol=1e-6)
         True
@@ -92,5 +94,5 @@ def replace_layers(
     for each in wanted:
         fast = set_module(fast, each.chain.name, each.sparse_layer(by_item=by_item))
         for name in each.chain.fused_names:
-            fast = set_module(fast, name, nn.Identity())
+            fast = set_module(fast, name, FusedLayer(fast.get_submodule(name)))
     return fast.requires_grad_(False)

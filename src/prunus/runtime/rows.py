@@ -27,10 +27,12 @@ class SparseRows(nn.Module):
         bias: Of shape (rows,), or None for zeros.
 
     Attributes:
-        values: The non-zero elements, row by row.
+        values: The non-zero elements, row by row. They and the bias are parameters without
+            gradients, so that a network has parameters also where all its layers are sparse.
         columns: The column of each element, in 16 bits where these are enough.
         pointers: The number of the first element of each row, and at the end that of all elements.
         bias: The bias of each row.
+        width: Number of columns.
 
     Example:
         >>> rows = SparseRows(torch.tensor([[0.0, 2.0], [0.0, 0.0], [3.0, 4.0]]), None)
@@ -38,23 +40,36 @@ class SparseRows(nn.Module):
         ([2.0, 3.0, 4.0], [1, 0, 1], [0, 1, 1, 3])
     """
 
-    values: torch.Tensor
+    values: nn.Parameter
     columns: torch.Tensor
     pointers: torch.Tensor
-    bias: torch.Tensor
+    bias: nn.Parameter
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
         dense = weight.detach().numpy()
-        count, width = dense.shape
+        count, self.width = dense.shape
         row, column = np.nonzero(dense)
         pointers = np.zeros(count + 1, dtype=np.int64)
         np.cumsum(np.bincount(row, minlength=count), out=pointers[1:])
-        self.register_buffer("values", torch.from_numpy(dense[row, column]))
-        self.register_buffer("columns", as_index(column, width))
+        self.values = nn.Parameter(torch.from_numpy(dense[row, column]), requires_grad=False)
+        self.register_buffer("columns", as_index(column, self.width))
         self.register_buffer("pointers", torch.from_numpy(pointers))
         bias = torch.zeros(count) if bias is None else bias.detach().clone()
-        self.register_buffer("bias", bias)
+        self.bias = nn.Parameter(bias, requires_grad=False)
+
+    def dense(self) -> torch.Tensor:
+        """Return the matrix with its zeros.
+
+        Example:
+            >>> SparseRows(torch.tensor([[0.0, 2.0], [3.0, 0.0]]), None).dense().tolist()
+            [[0.0, 2.0], [3.0, 0.0]]
+        """
+        matrix = torch.zeros(len(self.bias), self.width, dtype=self.values.dtype)
+        row = np.repeat(np.arange(len(self.bias)), np.diff(self.pointers.cpu().numpy()))
+        places = torch.from_numpy(row), torch.from_numpy(from_index(self.columns.cpu()))
+        matrix[places] = self.values.detach().cpu()
+        return matrix.to(self.values.device)
 
     @property
     def index_bits(self) -> int:

@@ -9,10 +9,15 @@ import numba
 import torch
 from torch import nn
 
-from prunus.errors import ArgumentError
+from prunus.errors import ArgumentError, PrunusError
+from prunus.runtime.candidates import unsupported_setting
+from prunus.runtime.modules import keep_settings, keep_tensors
 from prunus.runtime.rows import SparseRows
+from prunus.runtime.weight import SparseWeight
 
 __all__ = ["CHUNK_BYTES", "SparseLayer", "available_threads", "is_worth_sharing"]
+
+Layer = nn.Linear | nn.Conv1d | nn.Conv2d
 
 _WORTH_SHARING = 9_000
 """Cost of a product above which threads share it, as :func:`prunus.runtime.tiling.tile_cost`.
@@ -50,16 +55,59 @@ def is_worth_sharing(cost: float, threads: int) -> bool:
 class SparseLayer(nn.Module):
     """A layer that computes with its non-zero weights only.
 
+    It has the attributes of the layer that it replaces: the settings, ``weight``, ``bias`` and any
+    others that were set on it, because a network may read them.
+
     Args:
-        rows: The non-zero weights.
-        size: Number of all weights, including zeros.
+        layer: The layer to copy.
         relu: Whether the layer also applies a ReLU.
+        replaces: The layer whose attributes to have, if its weight differs from the one to compute
+            with: a batch norm was folded into that, or the layer selects some of its inputs. Its
+            non-zero weights are stored besides. Default None: ``layer``.
+
+    Raises:
+        ArgumentError: The layer is of another type, or has a setting or a tensor that sparse layers
+            do not support.
     """
 
-    def __init__(self, rows: SparseRows, size: int, relu: bool) -> None:
+    layer_types: tuple[type[nn.Module], ...]
+    """Types of the layers that can be copied."""
+
+    def __init__(self, layer: Layer, relu: bool, replaces: Layer | None = None) -> None:
         super().__init__()
-        self.rows, self.size, self.relu = rows, size, relu
+        if type(layer) not in self.layer_types:
+            reason = f"is of type {type(layer).__name__}"
+        else:
+            reason = unsupported_setting(layer) or ""
+        if reason:
+            types = " or ".join(each.__name__ for each in self.layer_types)
+            raise ArgumentError(
+                f"{type(self).__name__}: the layer must be a {types} in float32 on the CPU with "
+                f"zero padding, but {reason}: keep it dense"
+            )
+        former = layer if replaces is None else replaces
+        keep_settings(self, former)
+        keep_tensors(self, former, excluded=("weight", "bias"))
+        self.rows = SparseRows(layer.weight.flatten(1), layer.bias)
+        self.original: SparseRows | None = None
+        if former is not layer:
+            self.original = SparseRows(former.weight.flatten(1), former.bias)
+        self._weight_shape, self._has_bias = former.weight.shape, former.bias is not None
+        self.size, self.relu = layer.weight.numel(), relu
         self._plans: dict[Any, Any] = {}
+
+    @property
+    def weight(self) -> SparseWeight:
+        """The weight of the replaced layer, for reading.
+
+        Its type, device and shape cost nothing; each read of elements builds the dense matrix.
+        """
+        return SparseWeight(self.original or self.rows, self._weight_shape)
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The bias of the replaced layer."""
+        return (self.original or self.rows).bias if self._has_bias else None
 
     @property
     def density(self) -> float:
@@ -73,6 +121,10 @@ class SparseLayer(nn.Module):
         self._plans.clear()
         return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._plans.clear()  # they depend on places of elements, and hold addresses
+        super()._load_from_state_dict(*args, **kwargs)
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_plans": {}}  # plans hold addresses
 
@@ -80,10 +132,25 @@ class SparseLayer(nn.Module):
         """Return the plan for inputs of a shape and layout, and make it if there is none yet."""
         plan = self._plans.get(key)
         if plan is None:
+            self._check_rows()
             if len(self._plans) >= _MAX_PLANS:
                 self._plans.clear()
             plan = self._plans[key] = make_plan()
         return plan
+
+    def _check_rows(self) -> None:
+        """Raise an error if the kernels cannot read the weights."""
+        values, bias = self.rows.values, self.rows.bias
+        wrong = sorted(
+            f"{each.dtype} on {each.device}"
+            for each in {values, bias}
+            if each.dtype != torch.float32 or each.device.type != "cpu"
+        )
+        if wrong:
+            raise PrunusError(
+                f"{type(self).__name__} computes in float32 on the CPU, but its weights were "
+                f"converted to {wrong[0]}: convert the dense network instead"
+            )
 
     def _check(self, x: torch.Tensor, shape_fits: bool, expected_shape: str) -> None:
         """Raise one error that lists all problems of an input, if there are any."""

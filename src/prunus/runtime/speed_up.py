@@ -54,6 +54,10 @@ def speed_up(
     after a convolution, are fused into the replaced layer where the network can be traced. Finally
     the whole network is timed, and returned dense where that is not slower.
 
+    A replaced layer keeps the attributes of the layer, such as ``bias`` and ``stride``. Its
+    ``weight`` is for reading: its type, device and shape cost nothing, and reading its elements
+    builds the dense matrix each time.
+
     Args:
         model: Any network in float32 on the CPU, also one returned by :func:`prunus.compact`, or
             wrapped in ``torch.compile`` or DistributedDataParallel. It is not changed. Its weights

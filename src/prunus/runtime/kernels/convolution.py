@@ -28,25 +28,25 @@ _read_image = record_reader(ImageRecord)
 def _copy_channels(record, x, planes, first, last):
     """Copy channels [first, last) of an image onto planes with a border.
 
-    With a stride, a plane is divided into one part for each remainder of a row and a column by it.
+    With strides, a plane is divided into one part for each remainder of a row and a column by them.
     """
     image = _read_image(record)
-    stride, line = image.stride, image.line
-    phase = image.plane // (stride * stride)
+    down, along, line = image.stride_down, image.stride_along, image.line
+    phase = image.plane // (down * along)
     for channel in range(first, last):
         start = planes + channel * image.plane * 4
         for row in range(image.height):
             source = x + channel * image.x_channel + row * image.x_line
             place = row + image.top
-            if stride == 1:
+            if down == 1 and along == 1:
                 target = start + (place * line + image.left) * 4
                 for column in range(image.width):
                     store_float(target, column, float_at(source, column))
             else:
-                offset = (place % stride) * stride * phase + (place // stride) * line
+                offset = (place % down) * along * phase + (place // down) * line
                 for column in range(image.width):
                     to = column + image.left
-                    place_in_line = (to % stride) * phase + to // stride
+                    place_in_line = (to % along) * phase + to // along
                     store_float(start, offset + place_in_line, float_at(source, column))
 
 

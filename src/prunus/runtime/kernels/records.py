@@ -77,7 +77,8 @@ class ImageRecord(NamedTuple):
         width: Floats of a line.
         top: Lines of padding above a channel.
         left: Floats of padding before a line.
-        stride: Stride of the convolution in both dimensions.
+        stride_down: Stride of the convolution from line to line.
+        stride_along: Stride of the convolution within a line.
         line: Floats from line to line of a plane.
         plane: Floats from channel to channel of the planes.
         planes_apart: Step from the planes of a thread to those of the next one.
@@ -99,7 +100,8 @@ class ImageRecord(NamedTuple):
     width: int
     top: int
     left: int
-    stride: int
+    stride_down: int
+    stride_along: int
     line: int
     plane: int
     planes_apart: int
