@@ -320,7 +320,7 @@ class Pruner:
             ArgumentError: The schedule or the floor needs a metric and got none, or the first
                 metric has another unit than the floor, which it meets by far.
             ArgumentTypeError: The metric is not a number.
-            NonFiniteError: The metric is NaN or infinite, or scores are NaN.
+            NonFiniteError: The metric is NaN or infinite, or scores or weights are NaN.
             PrunusError: Removed weights are not zero, so that the metric is not that of the sparse
                 network, or processes have different metrics or weights.
             PeerError: Another process did not answer.
@@ -460,7 +460,7 @@ class Pruner:
             ArgumentError: Both or neither of the two were passed, or one is out of range.
             PrunusError: ``min_density`` or the allocation forbids it, the score needs gradients and
                 has not observed any of some tensor, or processes have different weights.
-            NonFiniteError: Scores are NaN.
+            NonFiniteError: Scores or weights are NaN.
             PeerError: Another process did not answer.
         """
         raise_problems(either_problem(sparsity=sparsity, kept=kept))

@@ -41,6 +41,9 @@ class Score(Protocol):
     A score that predicts by how much the loss rises has an attribute ``loss_per_score``: that rise
     divided by the sum of the scores of the removed weights. It is reported beside the metric.
 
+    A gradient with NaN or infinity leaves the memory as it is. On the CPU it is not counted either;
+    on an accelerator, which nothing waits for, and in a sharded tensor it is.
+
     A score with an attribute ``every``, a whole number k of at least 1, is passed the first
     gradient of a tensor and each k-th one after it, and the others not, which saves time.
     """
@@ -250,7 +253,8 @@ class FisherScore:
         self, weight: torch.Tensor, gradient: torch.Tensor, memory: ScoreMemory, *, count: int
     ) -> None:
         """Move F towards the present g²."""
-        # An infinity would make the average NaN at the next step, and NaN it would stay.
+        # The square of a large number is infinite; the average would be NaN at the next step, and
+        # NaN it would stay.
         square = gradient.square().clamp_max_(torch.finfo(gradient.dtype).max)
         smoothing = self.smoothing**self.every
         update_average_(memory["fisher"], square, smoothing=smoothing, count=count)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from helpers.data import normal
+from helpers.peers import PeerGroup
 from prunus import (
     FisherScore,
     MagnitudeScore,
@@ -154,3 +157,54 @@ def test_a_score_receives_weights_and_gradients_in_the_type_of_its_memory() -> N
     selection["b.weight"].parameter.grad = torch.ones(1, 1, dtype=torch.bfloat16)
     GradientObserver(Recording(), selection).observe(None)
     assert types == {torch.float32}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("bad_step", [0, 2, 4])
+@pytest.mark.parametrize(
+    "score", [TaylorScore(), FisherScore(every=2), SensitivityScore(), MovementScore()]
+)
+def test_a_gradient_that_is_not_finite_counts_as_none(
+    score: Score, bad_step: int, value: float
+) -> None:
+    def memory_after(*, bad: bool) -> GradientObserver:
+        layer = nn.Linear(3, 2, bias=False)
+        layer.weight = nn.Parameter(normal(2, 3, seed=0))
+        observer = GradientObserver(score, select(layer))
+        for step in range(6):
+            if bad and step == bad_step:
+                layer.weight.grad = torch.ones(2, 3)
+                layer.weight.grad[1, 2] = value
+                with torch.no_grad():
+                    observer.observe(None)
+            layer.weight.grad = normal(2, 3, seed=1 + step)
+            with torch.no_grad():
+                observer.observe(None)
+        return observer
+
+    expected, found = memory_after(bad=False), memory_after(bad=True)
+    assert found.counts == expected.counts
+    for name, tensor in expected.memory["weight"].items():
+        torch.testing.assert_close(found.memory["weight"][name], tensor, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("score", [TaylorScore(), FisherScore(), SensitivityScore()])
+def test_a_shard_whose_gradient_is_not_finite_keeps_its_memory(score: Score, value: float) -> None:
+    """Its processes may not all see the same, and an accelerator's host does not wait for it."""
+    _, selection = two_layers()
+    selection.process_group = PeerGroup()
+    observer = GradientObserver(score, selection)
+    a, b = (tensor.parameter for tensor in selection.values())
+    a.grad, b.grad = torch.tensor([[1.0, -3.0]]), torch.tensor([[2.0]])
+    with torch.no_grad():
+        observer.observe(None)
+        before = {name: tensor.clone() for name, tensor in observer.memory["a.weight"].items()}
+        observer.counts = dict.fromkeys(observer.counts, 4)  # so that the next one is due
+        a.grad, b.grad = torch.tensor([[1.0, value]]), torch.tensor([[3.0]])
+        other = {name: tensor.clone() for name, tensor in observer.memory["b.weight"].items()}
+        observer.observe(None)
+    for name, tensor in before.items():
+        torch.testing.assert_close(observer.memory["a.weight"][name], tensor, rtol=0, atol=0)
+        assert not torch.equal(observer.memory["b.weight"][name], other[name])
+    assert observer.counts == {"a.weight": 5, "b.weight": 5}

@@ -173,6 +173,23 @@ def test_a_removal_before_the_gradients_that_the_score_needs_names_every_tensor(
     assert all(map(math.isnan, compared))  # the other processes do not wait
 
 
+def test_weights_that_are_nan_are_refused_by_scores_that_do_not_read_them() -> None:
+    model: Any = model_of([5.0, math.nan], [2.0], [math.nan, 1.0])
+    memory = {name: {"product": torch.ones_like(p)} for name, p in model.named_parameters()}
+    removal = Remover(Masks(select(model, "*")), TaylorScore(), memory)
+    with pytest.raises(NonFiniteError, match=r"^the scores of w0, w2 contain NaN or belong to"):
+        removal.keep(1)
+    assert removal.masks.kept == 5
+
+
+def test_weights_that_are_nan_are_named_where_no_gradient_was_finite() -> None:
+    model = model_of([5.0, math.nan], [2.0])
+    removal = Remover(Masks(select(model, "*")), FisherScore(), {})
+    with pytest.raises(NonFiniteError, match=r"^the weights of w0 are NaN or infinite"):
+        removal.keep(1)
+    assert removal.masks.kept == 3
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.tuples(number, number), min_size=2, max_size=40),

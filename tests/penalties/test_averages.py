@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -67,3 +69,33 @@ def test_a_tensor_of_several_chunks_is_averaged_whole() -> None:
     averages.update("w", one)
     averages.update("w", two)
     torch.testing.assert_close(averages.tensors["w"], (one.abs() + two.abs()) / 2)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("bad_step", [0, 1, 4])
+def test_a_gradient_that_is_not_finite_is_left_out(bad_step: int, value: float) -> None:
+    expected, found = MagnitudeAverages(smoothing=0.75), MagnitudeAverages(smoothing=0.75)
+    for step in range(6):
+        if step == bad_step:
+            found.update("w", torch.tensor([1.0, value, 2.0]))
+        expected.update("w", normal(3, seed=step))
+        found.update("w", normal(3, seed=step))
+    assert found.counts == expected.counts
+    torch.testing.assert_close(found.tensors["w"], expected.tensors["w"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_shard_whose_gradient_is_not_finite_keeps_its_average(value: float) -> None:
+    averages = MagnitudeAverages(smoothing=0.5, sharded=True)
+    averages.update("w", torch.tensor([2.0, 4.0]))
+    averages.update("w", torch.tensor([6.0, value]))
+    assert averages.tensors["w"].tolist() == [2.0, 4.0]
+    averages.update("w", torch.tensor([4.0, 0.0]))
+    assert averages.tensors["w"].tolist() == [3.0, 2.0]
+    averages.update("empty", torch.empty(0))
+
+
+def test_finite_numbers_whose_sum_overflows_are_averaged() -> None:
+    averages = MagnitudeAverages(smoothing=0.5)
+    averages.update("w", torch.tensor([3e38, 3e38]))
+    assert averages.counts == {"w": 1}

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from helpers.pruners import coupled_penalty, magnitude_pruner
+from helpers.states import same, states_equal
 from helpers.training import train
 from penalties.tasks import BATCH, small_network, task_loss
 from prunus import (
@@ -19,10 +20,17 @@ from prunus import (
     Coefficient,
     ConstantRelevance,
     ExponentialRelevance,
+    FisherScore,
     LearningRateStrength,
     LinearDecayStrength,
     LinearRelevance,
+    MovementScore,
+    NonFiniteError,
+    Pruner,
     RelevancePenalty,
+    Score,
+    SensitivityScore,
+    TaylorScore,
 )
 from prunus.penalties.decoupled_application import shrink_
 from prunus.penalties.relevance import Apply
@@ -164,6 +172,39 @@ def test_smoothing_sees_the_moving_average_of_gradient_magnitudes(name: str, app
                     w -= 2 * 0.01 * formula(a, w) * w
     for a, b in zip(mine.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("apply", ["gradient", "decoupled"])
+@pytest.mark.parametrize(
+    "score", [FisherScore(every=1), TaylorScore(), SensitivityScore(), MovementScore()]
+)
+def test_a_run_resumes_from_restored_weights_after_a_step_that_is_not_finite(
+    score: Score, apply: Apply
+) -> None:
+    def trained(*, bad: bool) -> tuple[nn.Module, Pruner]:
+        model = small_network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        pruner = Pruner(
+            model, optimizer, coupled_penalty(1e-2, apply=apply, smoothing=0.9), score=score
+        )
+        train(model, optimizer, BATCH, 2)
+        if bad:
+            state = copy.deepcopy(model.state_dict())
+            for parameter, value in zip(model.parameters(), (math.nan, math.inf) * 2, strict=False):
+                parameter.grad = torch.full_like(parameter, value)
+            optimizer.step()
+            assert not any(parameter.isfinite().any() for parameter in model.parameters())
+            with pytest.raises(NonFiniteError, match=r"scores of 0\.weight, 2\.weight"):
+                pruner.prune(sparsity=0.5)
+            model.load_state_dict(state)
+        train(model, optimizer, BATCH, 2)
+        pruner.prune(sparsity=0.5)
+        return model, pruner
+
+    (expected, one), (found, other) = trained(bad=False), trained(bad=True)
+    assert states_equal(found, expected)
+    for key in ("averages", "averaged", "score", "observed"):
+        assert same(other.state_dict()[key], one.state_dict()[key]), key
 
 
 @pytest.mark.parametrize("phase", range(10))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import pytest
@@ -84,3 +85,27 @@ def test_float32_weights_have_no_remainders() -> None:
     model(torch.ones(1, 4)).sum().backward()
     optimizer.step()
     assert pruner.state_dict()["remainders"] == {}
+
+
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_restored_after_a_bad_step_have_the_remainders_from_before(
+    value: float, power: Literal[1, 2]
+) -> None:
+    model = nn.Linear(40, 1, bias=False).bfloat16()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    penalty = RelevancePenalty(1e-5, ConstantRelevance(), power=power)
+    pruner = magnitude_pruner(model, optimizer, penalty)
+    for _ in range(3):
+        model.weight.grad = torch.zeros_like(model.weight)
+        optimizer.step()
+    weight = model.weight.detach().clone()
+    remainder = pruner.state_dict()["remainders"]["weight"].clone()
+    assert remainder.any()
+    model.weight.grad = torch.full_like(model.weight, value)
+    optimizer.step()
+    assert not model.weight.isfinite().any()
+    with torch.no_grad():
+        model.weight.copy_(weight)
+    found = pruner.state_dict()["remainders"]["weight"]
+    torch.testing.assert_close(found, remainder, rtol=0, atol=0)

@@ -55,6 +55,7 @@ class ScoreChunk:
         positions: Returns the position of each score in the tensor; None if the chunk is the whole
             tensor.
         length: How many weights the whole tensor has; None if the chunk is the whole tensor.
+        weights: The weights that the scores belong to; None if they are not to be checked.
     """
 
     name: str
@@ -63,6 +64,7 @@ class ScoreChunk:
     counted: bool = True
     positions: Callable[[], torch.Tensor] | None = None
     length: int | None = None
+    weights: torch.Tensor | None = None
 
     def all_positions(self) -> torch.Tensor:
         """Return the position of each score in the tensor."""
@@ -126,7 +128,7 @@ def kth_smallest(
         pass, and one over the split tensor for each 11 bits of its length.
 
     Raises:
-        NonFiniteError: A score is NaN; every tensor with one is named.
+        NonFiniteError: A score or its weight is NaN; every tensor with one is named.
         ValueError: ``k`` is out of range.
 
     Example:
@@ -175,14 +177,14 @@ def kth_smallest(
 def check_finite(
     scores: Callable[[], Iterable[ScoreChunk]], total: Total = lambda counts: counts
 ) -> None:
-    """Check that no score is NaN, in one pass.
+    """Check that no score and no weight is NaN, in one pass.
 
     Args:
         scores: As for :func:`kth_smallest`.
         total: As for :func:`kth_smallest`.
 
     Raises:
-        NonFiniteError: A score is NaN; every tensor with one is named.
+        NonFiniteError: A score or its weight is NaN; every tensor with one is named.
     """
     _survey(scores, total)
 
@@ -230,7 +232,7 @@ def _survey(
     """Return the widest type of the scores, the tensors' names, and the number of candidates.
 
     Raises:
-        NonFiniteError: A score is NaN; in all processes if one of them has any.
+        NonFiniteError: A score or its weight is NaN; in all processes if one of them has any.
     """
     dtype: torch.dtype | None = None
     counts: dict[str, list[int]] = {}
@@ -245,9 +247,9 @@ def _survey(
     broken = [name for name, nans in zip(counts, sums[:, 1].tolist(), strict=True) if nans]
     if broken:
         raise NonFiniteError(
-            f"the scores of {', '.join(broken)} contain NaN, so that they have no order; the "
-            "weights or gradients of these tensors diverged: lower the learning rate, or go back "
-            "to a checkpoint"
+            f"the scores of {', '.join(broken)} contain NaN or belong to weights that are NaN, so "
+            "that they have no order; the weights or gradients of these tensors diverged: lower "
+            "the learning rate, or go back to a checkpoint"
         )
     return dtype or torch.float32, list(counts), int(sums[:, 0].sum())
 
@@ -257,13 +259,21 @@ def _survey_chunk(chunk: ScoreChunk) -> tuple[str, torch.dtype, int, bool]:
     scores, candidates = chunk.scores, chunk.candidates
     count = scores.numel() if candidates is None else int(torch.count_nonzero(candidates))
     count *= chunk.counted
-    # A sum is many times faster than a test of each score, and NaN if any of them is. It may be
-    # NaN without that (infinities of both signs), so the test decides.
-    has_nan = bool(torch.isnan(scores.sum()))
-    if has_nan:
-        nan = torch.isnan(scores)
-        has_nan = bool((nan if candidates is None else nan & candidates).any())
+    has_nan = _has_nan(scores, candidates)
+    # The score of a weight that is NaN may be a number: a moving average of its past.
+    if not has_nan and chunk.weights is not None:
+        has_nan = _has_nan(chunk.weights, candidates)
     return chunk.name, scores.dtype, count, has_nan
+
+
+def _has_nan(values: torch.Tensor, candidates: torch.Tensor | None) -> bool:
+    """Return whether the value of a candidate is NaN."""
+    # A sum is many times faster than a test of each value, and NaN if any of them is. It may be
+    # NaN without that (infinities of both signs), so the test decides.
+    if not bool(torch.isnan(values.sum())):
+        return False
+    nan = torch.isnan(values).reshape(-1)
+    return bool((nan if candidates is None else nan & candidates).any())
 
 
 def _keys(chunk: ScoreChunk, dtype: torch.dtype) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from prunus._utils.chunks import chunks
+from prunus._utils.finiteness import finite_on_device, is_finite
 from prunus.scores import Score
 from prunus.selection import Selection
 
@@ -14,6 +15,11 @@ __all__ = ["GradientObserver"]
 class GradientObserver:
     """Passes the gradients of each step to the score, before anything else changes them.
 
+    A gradient with NaN or infinity would stay in an average for ever, so it is left out. On the CPU
+    the tensor then counts as one without a gradient in this step. On an accelerator, whose host
+    does not wait for the answer, and in a shard, whose other shards may be finite, the memory keeps
+    its values and the gradient is counted.
+
     Args:
         score: The score.
         selection: The prunable tensors.
@@ -21,8 +27,8 @@ class GradientObserver:
     Attributes:
         score: The score.
         memory: What the score remembers, by tensor and by the score's name for it.
-        counts: How many gradients each tensor has had. The score observes the first of them, and
-            each ``every``-th one after it.
+        counts: How many gradients each tensor has had, without those left out. The score observes
+            the first of them, and each ``every``-th one after it.
     """
 
     def __init__(self, score: Score, selection: Selection) -> None:
@@ -30,6 +36,7 @@ class GradientObserver:
         self.memory: dict[str, dict[str, torch.Tensor]] = {}
         self.counts: dict[str, int] = {}
         self._tensors = tuple(selection.items())
+        self._sharded = selection.process_group.sharded
         self._every: int = getattr(score, "every", 1)
 
     @property
@@ -38,16 +45,22 @@ class GradientObserver:
         return bool(self.score.memory_names)
 
     def observe(self, loss_scale: float | None) -> None:
-        """Pass the gradients that are due, divided by the loss scale, to the score."""
+        """Pass the gradients that are due and finite, divided by the loss scale, to the score."""
         for name, tensor in self._tensors:
             gradient = tensor.gradient
             if gradient is None or gradient.layout is not torch.strided:
                 continue
             # Counted for each tensor, because one may have a gradient in every second step only.
             earlier = self.counts.get(name, 0)
-            self.counts[name] = earlier + 1
             if earlier % self._every:
+                self.counts[name] = earlier + 1
                 continue
+            finite: torch.Tensor | None = None
+            if self._sharded or gradient.device.type != "cpu":
+                finite = finite_on_device(gradient)
+            elif not is_finite(gradient):
+                continue
+            self.counts[name] = earlier + 1
             weight = tensor.weight
             # In 16 bits a small gradient or a small change of an average would be lost.
             wide = torch.promote_types(weight.dtype, torch.float32)
@@ -58,7 +71,11 @@ class GradientObserver:
                 if loss_scale is not None:
                     g = g / loss_scale
                 chunk = dict(zip(memory, parts, strict=True))
+                before = [] if finite is None else [part.clone() for part in parts]
                 self.score.observe(w.to(wide), g, chunk, count=count)
+                if finite is not None:
+                    for part, old in zip(parts, before, strict=True):
+                        part.copy_(torch.where(finite, part, old))
 
     def _memory(
         self, name: str, weight: torch.Tensor, dtype: torch.dtype

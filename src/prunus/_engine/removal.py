@@ -21,8 +21,9 @@ from prunus._engine.kth_smallest import (
     kth_smallest,
 )
 from prunus._utils.chunks import chunks
+from prunus._utils.finiteness import is_finite
 from prunus.allocation import Allocation, GlobalAllocation, Pool, TensorCounts
-from prunus.errors import PrunusError, listing
+from prunus.errors import NonFiniteError, PrunusError, listing
 from prunus.masks import Masks, candidates
 from prunus.scores import Score, ScoreMemory
 from prunus.selection import Selection
@@ -102,7 +103,7 @@ class Remover:
             PrunusError: ``min_density`` or the allocation does not allow to keep so few, the score
                 needs gradients and has not observed any of some tensor, or a custom allocation
                 returned pools that cannot be used.
-            NonFiniteError: A score is NaN.
+            NonFiniteError: A score or a weight is NaN.
         """
         excess = self.masks.kept - count
         if excess <= 0:
@@ -172,7 +173,7 @@ class Remover:
                 without an entry, none.
 
         Raises:
-            NonFiniteError: A score is NaN; no mask is changed then.
+            NonFiniteError: A score or a weight is NaN; no mask is changed then.
         """
         thresholds = {name: self._threshold([name], count) for name, count in counts.items()}
         for name in self.masks:
@@ -183,10 +184,22 @@ class Remover:
                 mask.copy_(threshold.below(chunk).view(mask.shape))
 
     def _check_observed(self) -> None:
-        """Check that the score has observed a gradient of every tensor, if it uses gradients."""
+        """Check that the score has observed a gradient of every tensor, if it uses gradients.
+
+        Raises:
+            PrunusError: It has not; every tensor is named.
+            NonFiniteError: The reason is that such tensors are NaN or infinite.
+        """
         if not self.score.memory_names:
             return
         unobserved = [name for name in self.masks if name not in self.memory]
+        diverged = [name for name in unobserved if not is_finite(self.masks.selection[name].weight)]
+        if diverged:
+            raise NonFiniteError(
+                f"the weights of {listing(diverged)} are NaN or infinite, and so were all of their "
+                "gradients that could be measured: lower the learning rate, or go back to a "
+                "checkpoint"
+            )
         if unobserved:
             raise PrunusError(
                 f"{type(self.score).__name__} needs the gradient of at least one optimizer step "
@@ -240,7 +253,7 @@ class Remover:
         return thresholds
 
     def _check_finite(self) -> None:
-        """Check that no score is NaN."""
+        """Check that no score and no weight is NaN."""
         total = self.masks.selection.process_group.sum
         check_finite(lambda: (chunk for _, chunk in self._chunks(self.masks)), total)
 
@@ -323,6 +336,7 @@ class Remover:
                         counted,
                         positions_of_chunk,
                         tensor.parameter.numel(),
+                        w,
                     ),
                 )
 

@@ -83,7 +83,9 @@ class StepHooks:
         )
         self.probe = None if penalty is None else PenaltyProbe(penalty, optimizer, selection)
         self.observer = GradientObserver(score, selection)
-        self._averages = MagnitudeAverages(0.0 if penalty is None else penalty.smoothing)
+        self._averages = MagnitudeAverages(
+            0.0 if penalty is None else penalty.smoothing, sharded=selection.process_group.sharded
+        )
         self.state = StepState(selection, self.observer, self._averages, self.application, growth)
         self._second_moments = SecondMoments(optimizer, selection)
         self._clipping = (

@@ -6,6 +6,7 @@ import torch
 
 from prunus._utils.averages import update_average_
 from prunus._utils.chunks import chunks
+from prunus._utils.finiteness import finite_on_device, is_finite
 
 __all__ = ["MagnitudeAverages"]
 
@@ -16,12 +17,18 @@ class MagnitudeAverages:
     Each is the plain mean of the first 1 / (1 − smoothing) gradients, so that the first one does
     not weigh more than others, and the exponential moving average from there on.
 
+    A gradient with NaN or infinity would stay in an average for ever, so it is left out. On the CPU
+    it is not counted; on an accelerator, whose host does not wait for the answer, and in a shard,
+    whose other shards may be finite, it counts as one that equals the average.
+
     Args:
         smoothing: The weight of the past, from 0 to below 1; 0 for no averages.
+        sharded: Whether other processes hold other shards of the tensors. Default False.
 
     Attributes:
         tensors: The averages by name, in float32 at least.
-        counts: How many gradients each of them has seen.
+        counts: How many gradients are in each of them. It is 0 while there is none, and the
+            average is then 0 too.
 
     Example:
         >>> averages = MagnitudeAverages(smoothing=0.5)
@@ -31,15 +38,16 @@ class MagnitudeAverages:
         (tensor([2.]), 3)
     """
 
-    def __init__(self, smoothing: float) -> None:
+    def __init__(self, smoothing: float, *, sharded: bool = False) -> None:
         self.smoothing = smoothing
+        self._sharded = sharded
         self.tensors: dict[str, torch.Tensor] = {}
         self.counts: dict[str, int] = {}
 
     def update(
         self, name: str, gradient: torch.Tensor, scale: torch.Tensor | float | None = None
     ) -> None:
-        """Move the average of a tensor towards |gradient / scale|.
+        """Move the average of a tensor towards |gradient / scale|, if the gradient is finite.
 
         Called once a step, under ``torch.no_grad()``.
 
@@ -48,20 +56,27 @@ class MagnitudeAverages:
             gradient: ∂L/∂w, or ``scale`` times that.
             scale: The factor that the gradient has been multiplied by.
         """
-        count = self.counts[name] = self.counts.get(name, 0) + 1
         # A change of a hundredth would be lost to rounding in 16 bits.
         wide = torch.promote_types(gradient.dtype, torch.float32)
         average = self.tensors.get(name)
-        average = (
+        average = self.tensors[name] = (
             torch.zeros_like(gradient, dtype=wide)
             if average is None
             else average.to(gradient.device, wide)
         )
+        count = self.counts.setdefault(name, 0)
+        finite: torch.Tensor | None = None
+        if self._sharded or gradient.device.type != "cpu":
+            finite = finite_on_device(gradient)
+        elif not is_finite(gradient):
+            return
+        self.counts[name] = count + 1
         if isinstance(scale, torch.Tensor):
             scale = scale.to(gradient.device)
         for g, a in chunks(gradient, average):
             magnitude = g.abs().to(wide)
             if scale is not None:
                 magnitude.div_(scale)
-            update_average_(a, magnitude, smoothing=self.smoothing, count=count)
-        self.tensors[name] = average
+            if finite is not None:
+                magnitude = torch.where(finite, magnitude, a)
+            update_average_(a, magnitude, smoothing=self.smoothing, count=count + 1)

@@ -133,10 +133,12 @@ def _shrink_with_remainder_(
         else:
             step = torch.minimum(torch.maximum(exact, -step), step)
         # The step is subtracted from the remainder, whose type can hold it; from there the weight
-        # receives as much as its own type can hold.
+        # receives as much as its own type can hold. A weight that is NaN or infinite leaves its
+        # remainder as it is, so that it can be restored from a copy.
+        step = torch.where((exact - step).isfinite(), step, 0.0)
         before = w.clone()
         w.copy_(w + r.sub_(step))
-        r.sub_(w - before.to(r.dtype))
+        r.sub_((w - before.to(r.dtype)).nan_to_num_(0.0, 0.0, 0.0))
 
 
 def _is_alike(one: torch.Tensor, other: torch.Tensor) -> bool:

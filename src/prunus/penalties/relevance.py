@@ -19,7 +19,7 @@ remainder beside each 16-bit tensor; with the other two the optimizer rounds, an
 A weight that few batches use, such as one of the embedding of a rare token, has a small gradient in
 most of them, so a single batch underestimates its relevance. With ``smoothing``, relevance is
 computed from ḡ, a moving average of |g| over about the last 1 / (1 − smoothing) steps: the
-coefficient is c(ḡ).
+coefficient is c(ḡ). A gradient with NaN or infinity is left out of ḡ.
 """
 
 from __future__ import annotations
