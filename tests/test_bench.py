@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from helpers.commands import prunus
+from helpers.planted_timings import plant_timings
 from prunus import ArgumentError, PrunusError
 from prunus import bench as module
 from prunus.bench import BenchReport, BenchRow, MatrixLayers
@@ -57,6 +58,21 @@ def test_tensors_without_a_float32_matrix_are_an_argument_error() -> None:
         MatrixLayers({"b": torch.ones(3)})
 
 
+def no_speed_up(*_: Any, **__: Any) -> Any:
+    """Raise the error by which a variant is excluded."""
+    raise PrunusError("not timed here")
+
+
+class NoOnnxFiles:
+    """What excludes onnxruntime, to which most of the time of a test would go."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def session(self, *_: Any) -> Any:
+        """Raise the error by which a variant is excluded."""
+        raise PrunusError("not timed here")
+
+
 def row(batch: int, **milliseconds: float) -> BenchRow:
     """Return a row of planted timings; underscores in names of variants become commas."""
     times = {
@@ -93,6 +109,35 @@ def test_recommendation_is_the_fastest_variant_over_all_batches(
 ) -> None:
     bench = BenchReport(tuple(rows), excluded, {}, {})
     assert re.match(advice, bench.recommendation), bench.recommendation
+
+
+def test_speed_up_is_that_of_most_rounds_when_others_are_disturbed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = nn.Sequential(nn.Linear(8, 300), nn.ReLU(), nn.Linear(300, 2))
+    with torch.no_grad():
+        model.get_parameter("0.weight")[:200] = 0
+    monkeypatch.setattr(module, "_OnnxFiles", NoOnnxFiles)
+    monkeypatch.setattr(module, "speed_up", no_speed_up)
+    # The dense network is disturbed in most rounds: its median alone is 90 ms, that of the compact
+    # network 1 ms. In five rounds of seven both turns are alike.
+    dense = [[2.0], [90.0], [90.0], [90.0], [2.0], [2.0], [880.0]]
+    compact = [[1.0], [45.0], [1.0], [1.0], [1.0], [1.0], [440.0]]
+    plant_timings(monkeypatch, dense, compact)
+    done = module.bench(model, lambda n: torch.randn(n, 8), batches=[2], threads=[1], seconds=0)
+    times = done.rows[0].times
+    assert times["dense"]["median_ms"] == pytest.approx(90)
+    assert done.rows[0].times_faster["compact"] == pytest.approx(2)
+    assert done.rows[0].disturbed == ("compact",)
+    assert re.fullmatch(
+        r"use prunus\.compact\(model, example\): 2\.0× as fast as the dense network; other "
+        r"processes disturbed the timings, so repeat them on an idle machine",
+        done.recommendation,
+    )
+    plant_timings(monkeypatch, [[2.0]] * 5, [[1.0]] * 5)
+    done = module.bench(model, lambda n: torch.randn(n, 8), batches=[2], threads=[1], seconds=0)
+    assert done.rows[0].disturbed == ()
+    assert done.recommendation.endswith("2.0× as fast as the dense network")
 
 
 @pytest.mark.frameworks

@@ -26,7 +26,7 @@ from prunus._inference.model_calls import (
 from prunus._inference.outputs import TOLERANCE, output_tolerance, relative_difference
 from prunus._utils.checks import number_problem, raise_problems, type_problem
 from prunus._utils.files import memory_key
-from prunus._utils.timing import fitting_rounds, interleaved, spread
+from prunus._utils.timing import PairedTimings, paired_timings
 from prunus.compaction import compact
 from prunus.errors import ArgumentError, ArgumentTypeError, PrunusError
 from prunus.export.onnx_export import to_onnx
@@ -40,6 +40,15 @@ __all__ = ["BenchReport", "BenchRow", "MatrixLayers", "bench"]
 
 _MIN_SPEEDUP = 1.05
 """The least speed-up over the dense network at which a variant is recommended."""
+
+_PRECISION = 0.1
+"""Distance of the bounds of a speed-up, relative to it, up to which timings are not disturbed.
+
+A heuristic: the recommendation rounds to a tenth.
+"""
+
+_MOST_TIMES_LONGER = 4
+"""Factor of the time to spend after which disturbed timings are not repeated any more."""
 
 _ADVICE = {
     "compact": "prunus.compact(model, example)",
@@ -56,11 +65,15 @@ class BenchRow:
     Attributes:
         batch: Number of items in the batch.
         threads: Number of threads.
-        times: By variant, "dense" first: the median and the quartiles in milliseconds, as
-            :func:`prunus._utils.timing.spread` returns them.
+        times: By variant, "dense" first: the median and the quartiles in milliseconds, of processor
+            time where one thread is used, in which other processes take no part. Those of
+            other variants are the median and the quartiles of the quotients of their time and the
+            dense network's in the same round, times the median of that.
         errors: By variant: the largest difference of an output from the dense network's, relative
             to the largest magnitude.
         replaced: Names of the layers that are sparse in the variant "sparse".
+        disturbed: The variants whose speed-up is uncertain by more than a tenth, also after several
+            repetitions, because other processes use the machine.
     """
 
     batch: int
@@ -68,6 +81,7 @@ class BenchRow:
     times: Mapping[str, Mapping[str, float]]
     errors: Mapping[str, float]
     replaced: tuple[str, ...]
+    disturbed: tuple[str, ...] = ()
 
     @property
     def times_faster(self) -> dict[str, float]:
@@ -107,11 +121,18 @@ class BenchReport:
         if best is None or mean[best] < _MIN_SPEEDUP:
             return (
                 "keep the dense network, for nothing is faster here; prune further, or try larger "
-                "batches"
+                f"batches{self._disturbance}"
             )
         low, high = (f"{bound(speedups[best]):.1f}×" for bound in (min, max))
         factor = low if low == high else f"{low} to {high}"
-        return f"use {_ADVICE[best]}: {factor} as fast as the dense network"
+        return f"use {_ADVICE[best]}: {factor} as fast as the dense network{self._disturbance}"
+
+    @property
+    def _disturbance(self) -> str:
+        """Return what to add to a recommendation from disturbed timings."""
+        if not any(row.disturbed for row in self.rows):
+            return ""
+        return "; other processes disturbed the timings, so repeat them on an idle machine"
 
 
 class MatrixLayers(nn.Module):
@@ -177,7 +198,7 @@ def bench(
         threads: The numbers of threads. Default: one, and as many as torch uses.
         progress: Called with a line of text before each stage.
         seconds: Approximate time to spend on each batch size and number of threads; at least five
-            rounds are timed.
+            rounds are timed. Up to four times as much where other processes disturb the timings.
 
     Returns:
         The timings, and the sizes of the network.
@@ -376,11 +397,30 @@ def _timed(variants: _Variants, batch: int, excluded: dict[str, str], seconds: f
         excluded[name] = f"its outputs are off by {error:.2g} of the largest"
     errors = {name: error for name, error in errors.items() if name not in wrong}
     calls = {name: call for name, call in variants.calls.items() if name not in wrong}
+
+    def uncertain(timings: PairedTimings) -> tuple[str, ...]:
+        return tuple(name for name in calls if not timings.is_certain(name, precision=_PRECISION))
+
     with torch.inference_mode():
-        rounds = fitting_rounds(calls, seconds / 4, least=5, most=100)
-        timings = interleaved(calls, rounds=rounds, calls=3, warm=1)
-    times = {name: spread(timing) for name, timing in timings.items()}
-    return BenchRow(batch, torch.get_num_threads(), times, errors, variants.replaced)
+        timings = paired_timings(
+            calls,
+            reference="dense",
+            seconds=seconds,
+            most_seconds=_MOST_TIMES_LONGER * seconds,
+            least=5,
+            most=100,
+            calls=3,
+            threads=torch.get_num_threads(),
+            is_certain=lambda timings: not uncertain(timings),
+        )
+    return BenchRow(
+        batch,
+        torch.get_num_threads(),
+        {name: timings.milliseconds(name) for name in calls},
+        errors,
+        variants.replaced,
+        uncertain(timings),
+    )
 
 
 @contextlib.contextmanager

@@ -57,6 +57,43 @@ def test_a_layer_is_replaced_only_if_it_is_faster_by_the_margin(
     assert_outputs_match(fast, model, torch.randn(4, 32))
 
 
+DISTURBED = {
+    "rounds": ([[1.0], [9.0], [1.0], [7.0], [1.0]], [[0.5], [4.5], [0.5], [3.5], [0.5]]),
+    "the dense layer": ([[1.0], [90.0], [1.0], [70.0], [1.0]], [[0.5]] * 5),
+    "the sparse layer": ([[1.0]] * 5, [[0.5], [40.0], [0.5], [0.5], [30.0]]),
+}
+
+
+@pytest.mark.parametrize("disturbed", DISTURBED)
+def test_decision_is_that_of_most_rounds_when_others_are_disturbed(
+    disturbed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = sparsified(nn.Sequential(nn.Linear(32, 32)))
+    plant_timings(monkeypatch, *DISTURBED[disturbed], DISTURBED[disturbed][0])
+    fast, report = report_of(model, torch.randn(4, 32))
+    assert report.replaced == ("0",)
+    assert report.layers[0].sparse_ms == pytest.approx(report.layers[0].dense_ms / 2)
+    assert report.sparse_ms == pytest.approx(report.dense_ms / 2)
+    assert isinstance(fast[0], SparseLinear)  # type: ignore[index]
+
+
+def test_open_decision_is_repeated_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = sparsified(nn.Sequential(nn.Linear(32, 32)))
+    x = torch.randn(4, 32)
+    seeds = plant_timings(monkeypatch, [[1.0]] * 4, [[0.9], [1.5], [0.8], [1.1]])
+    _fast, report = report_of(model, x)
+    assert report.disturbed
+    assert [layer.disturbed for layer in report.layers] == [True]
+    assert max(seeds) > 0
+    with pytest.warns(UserWarning, match="disturbed by other processes: repeat it on an idle"):
+        speed_up(model, x)
+    faster = [[0.5], [0.7], [0.4], [0.6], [0.5]]
+    seeds = plant_timings(monkeypatch, [[1.0]] * 5, faster, faster)
+    _fast, report = report_of(model, x)
+    assert not report.disturbed
+    assert max(seeds) == 0
+
+
 def test_measured_timings_are_positive_and_decide_what_is_replaced() -> None:
     torch.manual_seed(0)
     model = sparsified(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)))

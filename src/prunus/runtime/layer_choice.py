@@ -5,20 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 
-from prunus._utils.timing import fitting_rounds, interleaved
+from prunus._utils.timing import PairedTimings, paired_timings
 from prunus.runtime.candidates import MAX_DENSITY
 from prunus.runtime.replacing import Replacement
 from prunus.runtime.report import LayerTiming
 
-__all__ = ["median_seconds", "time_layer"]
+__all__ = ["is_certain", "time_layer", "time_variants"]
 
-_SECONDS = 0.05
-"""Seconds of timed calls per variant, if 5 to 50 rounds allow it.
+_SECONDS = 0.15
+"""Seconds of calls per variant in a set of rounds, if 5 to 50 rounds allow it.
 
 A heuristic: more would narrow the medians, but a network has many layers to time.
+"""
+
+_MOST_SECONDS = 1.0
+"""Seconds of calls per variant after which no further set begins, where the first leaves it open.
+
+A heuristic, as the one above: on an idle machine most layers need a single set.
+"""
+
+_PRECISION = 0.05
+"""Distance of a ratio's bounds, relative to it, at which two variants count as equally fast.
+
+A heuristic: the cost of the wrong choice is at most that.
 """
 
 _MARGIN = 0.97
@@ -42,6 +53,7 @@ def time_layer(replacement: Replacement, x: torch.Tensor) -> LayerTiming:
     layer, weight = chain.layer, chain.layer.weight
     density = float((weight != 0).float().mean()) if weight.numel() else 1.0
     dense_ms = sparse_ms = float("nan")
+    replaced = disturbed = False
     if density < MAX_DENSITY and x.numel():
 
         def dense() -> object:
@@ -51,8 +63,12 @@ def time_layer(replacement: Replacement, x: torch.Tensor) -> LayerTiming:
             return y
 
         sparse_layer = replacement.sparse_layer(by_item=False)
-        medians = median_seconds({"dense": dense, "sparse": lambda: sparse_layer(x)})
-        dense_ms, sparse_ms = 1e3 * medians["dense"], 1e3 * medians["sparse"]
+        timings = time_variants(
+            {"dense": dense, "sparse": lambda: sparse_layer(x)}, threshold=_MARGIN
+        )
+        dense_ms, sparse_ms = (timings.milliseconds(name)["median_ms"] for name in timings.seconds)
+        replaced = timings.ratio("sparse") < _MARGIN
+        disturbed = not is_certain(timings, threshold=_MARGIN)
     return LayerTiming(
         name=chain.name,
         layer_type=type(layer).__name__,
@@ -60,17 +76,42 @@ def time_layer(replacement: Replacement, x: torch.Tensor) -> LayerTiming:
         density=density,
         dense_ms=dense_ms,
         sparse_ms=sparse_ms,
-        replaced=sparse_ms < _MARGIN * dense_ms,
+        replaced=replaced,
         fused=chain.fused_names,
+        disturbed=disturbed,
     )
 
 
-def median_seconds(variants: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-    """Return the median seconds of a call of each variant, timed by turns.
+def time_variants(
+    variants: Mapping[str, Callable[[], object]], *, threshold: float = 1.0
+) -> PairedTimings:
+    """Return the times of variants, compared with those of the first one.
 
     Args:
-        variants: The calls to time, by name.
+        variants: The calls to time, by name; the dense one first.
+        threshold: The ratio to the first one on which the choice depends. Default: equally fast.
     """
-    rounds = fitting_rounds(variants, 2 * _SECONDS, least=5, most=50)
-    seconds = interleaved(variants, rounds=rounds, calls=2, warm=1)
-    return {name: float(np.median(each)) for name, each in seconds.items()}
+    return paired_timings(
+        variants,
+        reference=next(iter(variants)),
+        seconds=len(variants) * _SECONDS,
+        most_seconds=len(variants) * _MOST_SECONDS,
+        least=5,
+        most=50,
+        calls=3,
+        threads=torch.get_num_threads(),
+        is_certain=lambda timings: is_certain(timings, threshold=threshold),
+    )
+
+
+def is_certain(timings: PairedTimings, *, threshold: float = 1.0) -> bool:
+    """Return whether the times decide which variants are faster than the first one.
+
+    Args:
+        timings: The times.
+        threshold: The ratio on which the choice depends. Default: equally fast.
+    """
+    return all(
+        timings.is_certain(name, precision=_PRECISION, threshold=threshold)
+        for name in timings.seconds
+    )

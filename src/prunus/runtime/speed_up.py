@@ -23,7 +23,7 @@ from prunus.errors import PrunusError, listing
 from prunus.runtime.attention_splitting import split_sparse_attentions
 from prunus.runtime.candidates import layer_inputs
 from prunus.runtime.fusion import find_chains
-from prunus.runtime.layer_choice import median_seconds, time_layer
+from prunus.runtime.layer_choice import is_certain, time_layer, time_variants
 from prunus.runtime.replacing import Replacement, replace_layers
 from prunus.runtime.report import LayerTiming, SpeedUpReport
 
@@ -49,10 +49,11 @@ def speed_up(
 
     Each ``nn.Linear``, ``nn.Conv1d`` and ``nn.Conv2d``, and each projection of a
     ``nn.MultiheadAttention``, is timed against a layer that computes with its non-zero weights
-    only. The timing uses the layer's input on the example and torch's number of threads, and the
-    layer is replaced where the sparse one is faster. ReLUs, and batch norms and max poolings
-    after a convolution, are fused into the replaced layer where the network can be traced. Finally
-    the whole network is timed, and returned dense where that is not slower.
+    only. The timing uses the layer's input on the example and torch's number of threads. Both
+    layers take turns, and the layer is replaced where the median of their quotients favors the
+    sparse one; timings that other processes disturb are repeated. ReLUs, and batch norms and max
+    poolings after a convolution, are fused into the replaced layer where the network can be traced.
+    Finally the whole network is timed in the same way, and returned dense where that is not slower.
 
     A replaced layer keeps the attributes of the layer, such as ``bias`` and ``stride``. Its
     ``weight`` is for reading: its type, device and shape cost nothing, and reading its elements
@@ -98,7 +99,12 @@ def speed_up(
         reasons = listing([*tried, *others]) or "it has no layer of a supported type"
         warnings.warn(
             f"a dense copy of {type(model).__name__} is returned, because no sparse layer makes it "
-            f"faster on this example: {reasons}. Prune further, or use a larger batch",
+            f"faster on this example: {reasons}. "
+            + (
+                "The timings were disturbed by other processes: repeat it on an idle machine"
+                if report.disturbed
+                else "Prune further, or use a larger batch"
+            ),
             stacklevel=2,
         )
     return fast
@@ -124,10 +130,14 @@ def _speed_up(model: nn.Module, example_inputs: ExampleInputs) -> tuple[nn.Modul
         for by_item in (False, True) if faster else ():
             layout = "by item" if by_item else "by feature"
             networks[layout] = replace_layers(model, faster, joint=split.joint, by_item=by_item)
-        seconds = median_seconds(
+        network_timings = time_variants(
             {name: make_caller(each, args, kwargs) for name, each in networks.items()}
         )
-    best = min(seconds, key=seconds.__getitem__)
+    best = min(networks, key=network_timings.ratio)
+    milliseconds = {
+        name: network_timings.milliseconds(name)["median_ms"] for name in ("dense", best)
+    }
+    disturbed = not is_certain(network_timings) or any(timing.disturbed for timing in timings)
     error = relative_difference(expected, call_model(networks[best], args, kwargs))
     if error > TOLERANCE:
         raise PrunusError(
@@ -140,10 +150,11 @@ def _speed_up(model: nn.Module, example_inputs: ExampleInputs) -> tuple[nn.Modul
     return networks[best], SpeedUpReport(
         layers=tuple(timings),
         excluded=excluded | split.excluded,
-        dense_ms=1e3 * seconds["dense"],
-        sparse_ms=1e3 * seconds[best],
+        dense_ms=milliseconds["dense"],
+        sparse_ms=milliseconds[best],
         threads=torch.get_num_threads(),
         error=error,
+        disturbed=disturbed,
     )
 
 
