@@ -25,5 +25,6 @@ class Embedding(Rule):
 
     def backward(self) -> None:
         live = self.call.out.needed & self.call.out.varies
-        self.call["weight"].needed |= self.call.out.needed.flatten(0, -2).any(0)
+        out = self.call.out  # a single vector if the index is a scalar
+        self.call["weight"].needed |= out.needed.reshape(-1, out.shape[-1]).any(0)
         self.call["indices"].needed |= live.any(-1)

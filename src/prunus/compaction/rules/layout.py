@@ -93,7 +93,7 @@ class Layout(Rule):
         if not candidates or not moved.numel():
             coupling.protect(moved, f"{self.call}: leaves a single position")
             return
-        options = [moved.movedim(dim, 0).flatten(1) for dim in candidates]
+        options = [moved.movedim(dim, 0).reshape(moved.shape[dim], -1) for dim in candidates]
         choice = 0
         if len(candidates) > 1:
             location = f"{self.call.location} {self.call.op} {list(output.shape)}"
