@@ -1,4 +1,4 @@
-"""Tests of ``compact`` on models whose forward reads a part of a parameter, or a reduction of it."""
+"""Tests of ``compact`` on models whose forward reads a part or a reduction of a parameter."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ READS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "element": lambda gains: gains[1, 2],
     "flat slice": lambda gains: gains.view(-1)[8:16],
     "unbind": lambda gains: gains.unbind(0)[1],
-    "split": lambda gains: gains.split(1)[1].squeeze(0),
+    "chunk": lambda gains: gains.chunk(3)[1].squeeze(0),
     "squeeze": lambda gains: gains[:1].squeeze(0),
     "sum": lambda gains: gains.sum(0),
     "mean": lambda gains: gains.mean(0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, MutableMapping
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from prunus._distributed.wrappers import check_wrappers, unwrap
-from prunus._inference.outputs import output_tensors, widen
+from prunus._inference.outputs import output_tensors, relative_difference, widen
 from prunus.errors import ArgumentTypeError, PrunusError, listing
 from prunus.selection import check_model
 
@@ -24,6 +25,7 @@ __all__ = [
     "copy_inputs",
     "copy_model",
     "make_caller",
+    "own_rounding",
     "prepare_call",
     "reference_outputs",
 ]
@@ -215,6 +217,43 @@ def reference_outputs(
             "nothing to compare: pass other inputs"
         )
     return outputs
+
+
+def own_rounding(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    outputs: list[torch.Tensor],
+) -> float:
+    """Return how far a model's outputs are from those of its copy in float64.
+
+    Args:
+        model: The model, in evaluation mode.
+        args: The positional arguments of its forward.
+        kwargs: The keyword arguments of its forward.
+        outputs: Its outputs for them.
+
+    Returns:
+        The relative difference; 0 if the copy does not run in float64, or returns other integers.
+
+    Example:
+        >>> layer, x = nn.Linear(64, 8), torch.randn(4, 64)
+        >>> 0 < own_rounding(layer, (x,), {}, [layer(x)]) < 1e-5
+        True
+    """
+
+    def to_double(leaf: Any) -> Any:
+        if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
+            return leaf.double()
+        return leaf
+
+    args, kwargs = pytree.tree_map(to_double, (args, dict(kwargs)))
+    try:
+        exact = call_model(copy_model(model).double(), args, kwargs)
+        difference = relative_difference(exact, [to_double(output) for output in outputs])
+    except Exception:  # whatever a model's own code raises in a type that it was not written for
+        return 0.0
+    return difference if math.isfinite(difference) else 0.0
 
 
 def _shown(value: Any) -> str:

@@ -9,6 +9,8 @@ import torch
 from torch.utils import _pytree as pytree
 
 __all__ = [
+    "LARGEST_ROUNDING",
+    "ROUNDING_FACTOR",
     "TOLERANCE",
     "TYPE_TOLERANCES",
     "output_tensors",
@@ -29,6 +31,16 @@ TYPE_TOLERANCES: Mapping[torch.dtype, float] = {
     torch.bfloat16: 5e-2,
 }
 """The same for one implementation of a network in two sizes, as of a compact model, by type."""
+
+ROUNDING_FACTOR = 4.0
+"""The accepted difference between one network in two sizes, in multiples of the network's own
+rounding, where that is more than the tolerance of its type. Both sizes round as much, so that they
+differ by twice that at most; the rounding is measured on a few inputs, and may be twice as large on
+others."""
+
+LARGEST_ROUNDING = 1e-3
+"""The upper bound of a tolerance that is computed from a network's own rounding: the outputs of a
+network that rounds more do not tell a wrong copy from a right one."""
 
 
 def output_tolerance(tensors: Iterable[torch.Tensor], *, least: float = 0.0) -> float:

@@ -16,7 +16,7 @@ from prunus._utils.checks import raise_problems, type_problem
 from prunus.compaction.input_selection import SELECTING_TYPES
 from prunus.compaction.pruned_attention import PrunedMultiheadAttention
 from prunus.compaction.report import CompactionReport
-from prunus.compaction.surgery import replace_tensors
+from prunus.compaction.surgery import leave_fused_encoders, replace_tensors
 from prunus.errors import ArgumentError, PrunusError, SparseFileError, listing
 from prunus.export.model_loading import load_state
 from prunus.export.sparse_format import COMPACT_KEY
@@ -201,6 +201,7 @@ def _apply_changes(model: nn.Module, changes: _Changes, state: Mapping[str, torc
     for name, attributes in changes.changed_attributes.items():
         _set_attributes(model, name, attributes)
     _resize_tensors(model, changes.original_shapes, state)
+    leave_fused_encoders(model)
 
 
 def _replace_type(model: nn.Module, name: str, type_name: str) -> None:

@@ -13,7 +13,12 @@ from prunus.compaction.input_selection import SELECTING_TYPES
 from prunus.compaction.plan import RemovalPlan, SizeChange
 from prunus.compaction.pruned_attention import PrunedMultiheadAttention
 
-__all__ = ["apply_plan", "candidate_size_attributes", "replace_tensors"]
+__all__ = [
+    "apply_plan",
+    "candidate_size_attributes",
+    "leave_fused_encoders",
+    "replace_tensors",
+]
 
 _SIZE_ATTRIBUTES: dict[type[nn.Module], dict[str, tuple[str, int]]] = {
     nn.Linear: {"out_features": ("weight", 0), "in_features": ("weight", 1)},
@@ -76,6 +81,27 @@ def apply_plan(model: nn.Module, plan: RemovalPlan, size_attributes: Collection[
     for module in changed:
         _update_sizes(module)
     _update_size_attributes(model, plan.size_changes, size_attributes)
+    leave_fused_encoders(model)
+
+
+def leave_fused_encoders(model: nn.Module) -> None:
+    """Let torch's transformer encoders call their layers of new types, in place.
+
+    In evaluation mode an encoder passes the weights of its layers to one fused kernel instead,
+    which assumes the original layers, and converts padded inputs into nested tensors for it.
+    """
+    new_types: tuple[type[nn.Module], ...] = (
+        PrunedMultiheadAttention,
+        *SELECTING_TYPES.values(),
+    )
+    for module in model.modules():
+        if not isinstance(module, nn.TransformerEncoder | nn.TransformerEncoderLayer):
+            continue
+        if any(isinstance(layer, new_types) for layer in module.modules()):
+            if isinstance(module, nn.TransformerEncoder):
+                module.use_nested_tensor = False
+            else:
+                module.activation_relu_or_gelu = 0
 
 
 def replace_tensors(
