@@ -50,7 +50,8 @@ class SpeedUpReport:
         dense_ms: Median milliseconds of a call of the original network, as for a layer.
         sparse_ms: The same for the returned network, as for a layer.
         threads: Number of threads used.
-        error: Largest difference of an output, relative to the largest magnitude of all outputs.
+        error: Largest difference of an output, on the example or on random inputs, relative to the
+            largest magnitude of all outputs.
         disturbed: Whether the timings of the network, or of a layer, were too much disturbed by
             other processes to decide which one is faster.
     """
