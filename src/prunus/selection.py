@@ -25,6 +25,7 @@ from prunus._distributed.process_group import ProcessGroup, process_group_of
 from prunus._distributed.shards import Shard, local, shard_of
 from prunus._distributed.wrappers import check_wrappers, unwrap
 from prunus._utils.checks import raise_problems, type_problem
+from prunus._utils.conversions import check_not_converted, is_converted
 from prunus.errors import ArgumentError, PrunusError, listing, nearest
 
 __all__ = [
@@ -246,6 +247,7 @@ def select(
             selected.append(_prunable_tensor(tied))
     _check_prunable(selected)
     if not selected:
+        check_not_converted(model, allowed=["tensor"])
         raise PrunusError(_nothing_left_message(model, occurrences))
     return Selection(selected)
 
@@ -394,6 +396,11 @@ def _check_prunable(tensors: Sequence[PrunableTensor]) -> None:
         name, parameter = tensor.name, tensor.parameter
         if is_lazy(parameter):
             problems.append(f"{name} is not initialized yet (run the model once first)")
+        elif is_converted(parameter):
+            problems.append(
+                f"{name} is a {type(parameter).__name__}, not a plain tensor (prune the network "
+                "before it is quantized or converted)"
+            )
         elif parameter.is_meta:
             problems.append(f"{name} is on the meta device (allocate it first)")
         elif parameter.numel() == 0:

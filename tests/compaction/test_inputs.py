@@ -134,9 +134,10 @@ def test_invalid_models_and_examples_are_rejected(case: str) -> None:
 def test_compact_model_with_other_outputs_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     model: Any = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     zero(model[0].weight, slice(0, 2))
-    # No difference is within this tolerance; one of 0 would accept equal outputs.
+    # No difference is within these tolerances; one of 0 would accept equal outputs.
     module = importlib.import_module("prunus.compaction.compact")
     monkeypatch.setattr(module, "output_tolerance", lambda tensors: -1.0)
+    monkeypatch.setattr(module, "LARGEST_ROUNDING", -1.0)
     message = (
         r"Sequential cannot be made smaller .*: an output .* differs .*\. Use the model as it is"
     )

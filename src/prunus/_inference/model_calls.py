@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from prunus._distributed.wrappers import check_wrappers, unwrap
 from prunus._inference.outputs import output_tensors, relative_difference, widen
+from prunus._utils.conversions import check_not_converted
 from prunus.errors import ArgumentTypeError, PrunusError, listing
 from prunus.selection import check_model
 
@@ -49,8 +50,9 @@ def prepare_call(
 
     Raises:
         ArgumentTypeError: The model is not a module, or the inputs have the wrong type.
-        PrunusError: The model has no parameters, has parameters without values, or is sharded by a
-            wrapper that does not record which weights it holds.
+        PrunusError: The model has no parameters, has parameters without values, is compiled by
+            TorchScript or stores weights in a form of its own, or is sharded by a wrapper that does
+            not record which weights it holds.
     """
     _check_usable(model)
     check_wrappers(model)
@@ -61,10 +63,12 @@ def prepare_call(
 def _check_usable(model: nn.Module) -> None:
     check_model(model)
     if next(model.parameters(), None) is None:
+        check_not_converted(model)  # a quantized model has none
         raise PrunusError(
             f"{type(model).__name__} has no parameters, so there is nothing to gain: pass the "
             "network that was pruned"
         )
+    check_not_converted(model, allowed=["packed"])  # packed layers run beside others
     unusable = [
         f"{name} ({'not initialized' if is_lazy(p) else 'no memory'})"
         for name, p in model.named_parameters()

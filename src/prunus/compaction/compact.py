@@ -27,6 +27,7 @@ from prunus._inference.outputs import (
     output_tolerance,
     relative_difference,
 )
+from prunus._utils.conversions import check_not_converted
 from prunus.compaction.analysis import analyse
 from prunus.compaction.graph import Graph
 from prunus.compaction.plan import RemovalPlan
@@ -83,9 +84,9 @@ def compact(
         from the sizes of its inputs are assumed to be those of the example.
 
     Raises:
-        PrunusError: The model is not a module or has no parameters, it does not accept the example,
-            it cannot be traced or copied, its outputs are random, or no smaller model has the same
-            outputs.
+        PrunusError: The model is not a module, has no parameters or is quantized or compiled by
+            TorchScript, it does not accept the example, it cannot be traced or copied, its outputs
+            are random, or no smaller model has the same outputs.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -104,7 +105,9 @@ def compact(
         >>> report.parameters_before, report.parameters, report.resized[0]
         (58, 23, ResizedTensor(name='0.weight', before=(8, 4), after=(3, 4)))
     """
-    compaction = _Compaction(*prepare_call(model, example_inputs))
+    model, args, kwargs = prepare_call(model, example_inputs)
+    check_not_converted(model)
+    compaction = _Compaction(model, args, kwargs)
     candidate = compaction.search()
     small = candidate.model
     if small is None:

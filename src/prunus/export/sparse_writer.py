@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 from prunus._distributed.shards import is_sharded
 from prunus._distributed.wrappers import unwrap
 from prunus._utils.checks import choice_problem, raise_problems, type_problem
+from prunus._utils.conversions import check_not_converted, is_converted
 from prunus._utils.files import memory_key, write_atomically
 from prunus.errors import ArgumentError, listing
 from prunus.export.encodings import ENCODINGS
@@ -79,7 +80,8 @@ def save_sparse(
         ArgumentError: The state contains something other than whole tensors, the encoding is not
             known, or the metadata cannot be written as JSON or use a reserved key.
         ArgumentTypeError: An argument has another type.
-        PrunusError: The file cannot be written. An existing file is left unchanged.
+        PrunusError: The model is quantized, or the file cannot be written. An existing file is left
+            unchanged.
 
     Example:
         >>> import tempfile
@@ -95,7 +97,12 @@ def save_sparse(
         True
     """
     _check_arguments(model, path, encoding, metadata)
-    state = unwrap(model).state_dict() if isinstance(model, nn.Module) else model
+    if isinstance(model, nn.Module):
+        state: Mapping[str, torch.Tensor] = unwrap(model).state_dict()
+        # A module of TorchScript has its tensors, unless torch.jit.freeze made constants of them.
+        check_not_converted(model, allowed=["script"] if state else [])
+    else:
+        state = model
     tensors, tied = _split_tied(state)
     stored: dict[str, torch.Tensor] = {}
     entries: dict[str, dict[str, Any]] = {}
@@ -185,6 +192,10 @@ def _problem(value: object) -> str | None:
         return "not initialized yet: run the model once first"
     if is_sharded(value):
         return "sharded over several processes: gather the state first"
+    if is_converted(value):
+        return (
+            f"a {type(value).__name__}, not a plain tensor: save the state before it is converted"
+        )
     if value.is_meta:
         return "without data, on the meta device"
     if value.layout != torch.strided:
