@@ -233,6 +233,7 @@ _ALL = (
         score=FisherScore(),
         coefficient=ExponentialRelevance(alpha=0.2, relative=True),
         apply="decoupled",
+        smoothing=0.95,
         strength=AutomaticStrength(),
     ),
     Method(

@@ -45,7 +45,8 @@ BASE = ImageConfig(
     lr=0.1,
     strength=0.01,
     ratio=9,
-    score="magnitude",  # goes with every way to apply the penalty
+    score="magnitude",  # these two go with every way to apply the penalty
+    smoothing=0.0,
 )
 
 WHOLE, NUMBER = "a whole number", "a number"

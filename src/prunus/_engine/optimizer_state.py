@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,9 +31,16 @@ def per_weight_state(
         >>> len(list(per_weight_state(optimizer, weight)))
         2
     """
+    for value in _states(optimizer, parameter):
+        if _is_plain(value):
+            yield value
+
+
+def _states(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield this process's shards of all state with one floating-point number per weight."""
     for inner in vars(optimizer).values():
         if isinstance(inner, torch.optim.Optimizer) and inner is not optimizer:
-            yield from per_weight_state(inner, parameter)
+            yield from _states(inner, parameter)
     for value in optimizer.state.get(parameter, {}).values():
         if (
             isinstance(value, torch.Tensor)
@@ -40,6 +48,11 @@ def per_weight_state(
             and value.is_floating_point()
         ):
             yield local(value)
+
+
+def _is_plain(value: torch.Tensor) -> bool:
+    """Return whether a tensor stores its elements as they are, unlike a compressed subclass."""
+    return type(value) in (torch.Tensor, torch.nn.Parameter)
 
 
 @torch.no_grad()
@@ -53,8 +66,11 @@ def clear_state(
     * a floating-point tensor of the parameter's shape holds one number per weight (momentum, second
       moments, step sizes) and is zeroed where the weight was removed, second moments until the
       next step only (:class:`~prunus._engine.second_moments.SecondMoments`);
+    * a tensor of a subclass that compresses these numbers, such as the 8-bit and 4-bit optimizers
+      of torchao, is decompressed, zeroed and compressed again; if its type does not support that,
+      it is left: the gradient of a removed weight is zero, and so is the weight after each step;
     * other numbers and tensors smaller than the parameter (step counts, row and column statistics)
-      are shared by weights that stay, and are left;
+      are shared by weights that stay, and are left, as are entries of no parameter;
     * vectors over all parameters joined, or lists of such (a quasi-Newton history), describe how
       weights act together. No part of them is valid once some weights are removed, so the whole
       state is dropped and the optimizer begins a new one.
@@ -74,8 +90,21 @@ def clear_state(
         [True, False]
     """
     _clear_joined(optimizer)
-    for state in per_weight_state(optimizer, parameter):
-        clear_(state, mask)
+    for state in _states(optimizer, parameter):
+        if _is_plain(state):
+            clear_(state, mask)
+        else:
+            _clear_compressed(state, mask)
+
+
+def _clear_compressed(state: torch.Tensor, mask: torch.Tensor) -> None:
+    """Zero a compressed state where ``mask`` is False, if its type supports that."""
+    decompress = getattr(state, "dequantize", None)
+    if decompress is None:
+        return
+    # A subclass may lack any operation. An error here would leave a removal half done.
+    with contextlib.suppress(NotImplementedError, TypeError, RuntimeError, AssertionError):
+        state.copy_(decompress().masked_fill(~mask.to(state.device), 0.0))
 
 
 def _clear_joined(optimizer: torch.optim.Optimizer) -> None:
@@ -85,6 +114,8 @@ def _clear_joined(optimizer: torch.optim.Optimizer) -> None:
             _clear_joined(inner)
     total = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
     for owner, state in list(optimizer.state.items()):
+        if not isinstance(owner, torch.Tensor) or not isinstance(state, dict):
+            continue  # an entry of the optimizer's own, such as a step count
         if any(_is_joined(value, total, owner) for value in state.values()):
             state.clear()
 

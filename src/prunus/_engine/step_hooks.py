@@ -160,7 +160,7 @@ class StepHooks:
             self._mask_gradients()
             return
         if self._averages.smoothing:
-            self._update_averages(scale)
+            self._update_averages(scale, strengths)
         self._apply(application, strengths, loss_scale, scale)
 
     def _clip(self, loss_scale: float | None) -> tuple[torch.Tensor | float | None, bool]:
@@ -191,10 +191,13 @@ class StepHooks:
             return [parameter for _, _, parameter in self._tensors]
         return [p for group in self._optimizer.param_groups for p in group["params"]]
 
-    def _update_averages(self, scale: torch.Tensor | float | None) -> None:
+    def _update_averages(
+        self, scale: torch.Tensor | float | None, strengths: Mapping[str, float]
+    ) -> None:
+        """Move the averages towards the gradients of a step in which the penalty acts."""
         for tensor, name, parameter in self._tensors:
             gradient = tensor.gradient
-            if gradient is not None:
+            if gradient is not None and strengths[name] > 0:
                 if gradient.layout is not torch.strided:
                     check_dense(self._model, [parameter])
                 self._averages.update(name, gradient, scale)

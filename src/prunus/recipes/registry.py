@@ -217,6 +217,7 @@ _PAPER: dict[str, Any] = {
     "strength_schedule": "linear",
     "alpha": 1.0,
     "relative": False,
+    "smoothing": 0.0,
     "schedule": "iterative",
     "ratio": 0.0,
     "score": "magnitude",

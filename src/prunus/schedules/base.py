@@ -100,6 +100,11 @@ class Schedule:
         """
         return None
 
+    @property
+    def last_step(self) -> int | None:
+        """The optimizer step of the last removal, counted from 1; None if it is open."""
+        return None
+
     def after_step(self, *, step: int, prunable: int) -> int | None:
         """Return how many weights to keep after optimizer step ``step``, counted from 1."""
         return None

@@ -151,6 +151,11 @@ class GradualPruning(Schedule):
         """The steps of an epoch, or a quarter of those in which it removes."""
         return self.steps_per_epoch or removal_interval(self._end - self._begin)
 
+    @property
+    def last_step(self) -> int:
+        """The step at which the final number is reached."""
+        return self._end
+
     def after_step(self, *, step: int, prunable: int) -> int | None:
         """Follow the polynomial."""
         self._step = step

@@ -46,6 +46,11 @@ class OneShot(Schedule):
         """A quarter of the steps before the removal; None if a validation starts it."""
         return None if self.at is None else removal_interval(self.at)
 
+    @property
+    def last_step(self) -> int | None:
+        """Step ``at``; None if a validation starts the removal."""
+        return self.at
+
     def after_step(self, *, step: int, prunable: int) -> int | None:
         """Remove if this is step ``at``."""
         return self._once(prunable) if self.at == step else None
