@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -23,10 +23,11 @@ class Counting(torch.optim.SGD):
 
     def __init__(self, parameters: Any, count: Any) -> None:
         super().__init__(parameters, lr=0.1, momentum=0.9)
-        self.state["count"] = count
+        self.entries = cast("Any", self.state)
+        self.entries["count"] = count
 
     def step(self, closure: Any = None) -> Any:
-        self.state["count"] = self.state["count"] + 1
+        self.entries["count"] = self.entries["count"] + 1
         return super().step(closure)
 
 
@@ -38,7 +39,7 @@ def test_entry_that_is_no_parameter_stays_and_does_not_disturb_a_removal(count: 
     train(model, optimizer, BATCH, 6)
     zeros = sum(int((p == 0).sum()) for p in model.parameters())
     assert zeros == round(0.75 * pruner.selection.prunable)
-    assert int(optimizer.state["count"]) == 6
+    assert int(optimizer.entries["count"]) == 6
 
 
 class Compressed(torch.Tensor):
@@ -56,7 +57,7 @@ class Compressed(torch.Tensor):
         return self.codes.float()
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         if function is torch.ops.aten.copy_.default:
