@@ -110,9 +110,7 @@ def test_a_minimised_metric_may_not_exceed_its_floor() -> None:
 
 def test_of_equally_sparse_states_the_best_is_delivered() -> None:
     model = nn.Linear(4, 1, bias=False)
-    pruner = magnitude_pruner(
-        model, sgd(model), schedule=GradualPruning(sparsity=0.5, end=10**9), floor=0.5
-    )
+    pruner = magnitude_pruner(model, sgd(model), schedule=Schedule(), floor=0.5)
     for value, metric in ((1.0, 0.6), (2.0, 0.9), (3.0, 0.7), (4.0, 0.4)):
         model.weight.data.fill_(value)
         pruner.step(metric)
@@ -134,7 +132,10 @@ def test_finishing_without_a_state_that_met_the_floor_is_rejected() -> None:
     pruner = magnitude_pruner(model, sgd(model), schedule=IterativePruning(), floor=0.9)
     before = copy.deepcopy(model.state_dict())
     assert pruner.step(0.8).removed == 0
-    message = r"no validation met the floor 0\.9 \(0\.9\): lower it, train longer, or remove less$"
+    message = (
+        r"no validation met the floor 0\.9 \(0\.9\): the only metric is 0\.8; lower the floor, "
+        r"train longer, or remove less$"
+    )
     with pytest.raises(FloorNotReachedError, match=message):
         pruner.finish()
     assert same(model.state_dict(), before)
@@ -145,7 +146,8 @@ def test_finishing_without_a_state_that_met_the_ceiling_advises_to_raise_it() ->
     pruner = magnitude_pruner(model, sgd(model), schedule=IterativePruning(), floor=0.9, mode="min")
     assert not pruner.step(1.0).met
     message = (
-        r"no validation met the ceiling 0\.9 \(0\.9\): raise it, train longer, or remove less$"
+        r"no validation met the ceiling 0\.9 \(0\.9\): the only metric is 1; raise the ceiling, "
+        r"train longer, or remove less$"
     )
     with pytest.raises(FloorNotReachedError, match=message):
         pruner.finish()

@@ -266,6 +266,30 @@ class Constraint:
             f'has {metric:.3g}: for {amount:g} percent pass "dense{sign}{amount:g}%"'
         )
 
+    def not_met_message(self, validations: int, best: float | None) -> str:
+        """Return the message that no validation met the bound.
+
+        Args:
+            validations: The number of validations.
+            best: The best of their metrics; None if there was none.
+
+        Example:
+            >>> print(Constraint(0.9).not_met_message(3, 0.85))  # doctest: +ELLIPSIS
+            no validation met the floor 0.9 (0.9): the best of 3 metrics is 0.85; lower the ...
+            >>> print(Constraint(0.9).not_met_message(0, None))  # doctest: +ELLIPSIS
+            there was no validation to judge by the floor 0.9 (0.9): call pruner.step(metric) ...
+        """
+        if validations == 0 or best is None:
+            return (
+                f"there was no validation to judge by the {self.bound_name} {self.description}: "
+                "call pruner.step(metric) after each validation, before finish()"
+            )
+        metrics = "the only metric" if validations == 1 else f"the best of {validations} metrics"
+        return (
+            f"no validation met the {self.bound_name} {self.description}: {metrics} is "
+            f"{best:.6g}; {self.relax} the {self.bound_name}, train longer, or remove less"
+        )
+
     def met(self, metric: float) -> bool:
         """Return whether ``metric`` equals the bound or is better."""
         return metric >= self.bound if self.mode == "max" else metric <= self.bound

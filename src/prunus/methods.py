@@ -233,7 +233,6 @@ _ALL = (
         score=FisherScore(),
         coefficient=ExponentialRelevance(alpha=0.2, relative=True),
         apply="decoupled",
-        smoothing=0.95,
         strength=AutomaticStrength(),
     ),
     Method(

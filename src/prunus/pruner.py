@@ -43,6 +43,7 @@ from prunus._engine.preconditions import (
 from prunus._engine.removal import Remover
 from prunus._engine.state_errors import state_error
 from prunus._engine.step_hooks import StepHooks
+from prunus._engine.step_monitor import StepMonitor
 from prunus._engine.step_state import COUNT_KEYS, TENSOR_KEYS
 from prunus._engine.strength_tracker import StrengthTracker
 from prunus._engine.trial import restored
@@ -212,6 +213,8 @@ class Pruner:
             lambda: self.schedule.done,
         )
         self._best = BestState()
+        self._validations = 0
+        self._best_metric: float | None = None
         self._steps = 0
         self._prunings = 0
         self._last_metric: float | None = None
@@ -244,6 +247,7 @@ class Pruner:
             steps_since_pruning=lambda: self._strengths.steps_since_pruning,
             stepped=self._count_step,
         )
+        self._monitor = StepMonitor(optimizer, self.selection)
 
     def _register(self) -> None:
         """Add this pruner to those of its optimizer, if they go together."""
@@ -333,6 +337,7 @@ class Pruner:
             )
         metric = None if metric is None else as_number(_METRIC, metric)
         self._check_equal_metric(metric)
+        self._monitor.before_validation(metric)
         best = metric is not None and self._consider(metric)
         met = metric is None or self.constraint.met(metric)
         least, before = self._remover().least, self.schedule.state_dict()
@@ -352,6 +357,7 @@ class Pruner:
         self._strengths.count_validation()
         # The state that a return abandons is not the one that the next validation continues.
         last, self._last_metric = self._last_metric, None if restored else metric
+        self._monitor.after_validation(None if removed or restored else metric)
         return Validation(
             metric,
             self.floor,
@@ -427,6 +433,9 @@ class Pruner:
         if self.constraint.dense_metric is None:
             self._check_unit(metric)
         self.constraint = self.constraint.with_dense_metric(metric)
+        self._validations += 1
+        if self._best_metric is None or self.constraint.better(metric, self._best_metric):
+            self._best_metric = metric
         return (
             self.keep_best
             and self.constraint.met(metric)
@@ -477,27 +486,41 @@ class Pruner:
 
         Without any metric so far, or with ``keep_best=False``, the present state stays, and a dense
         phase of :class:`~prunus.AlternatingGrowth` ends: weights are removed as at its last step.
-        No weight returns from here on.
+        No weight returns from here on. It warns if the training ended before the schedule.
 
         Raises:
             FloorNotReachedError: There is a floor and no validation met it.
             NonFiniteError: Scores are NaN at the end of a dense phase.
-            PrunusError: Layers of the model were replaced since, or processes have different
-                weights at the end of a dense phase.
+            PrunusError: Layers of the model were replaced since, removed weights of the present
+                state are not zero, or processes have different weights at the end of a dense phase.
             PeerError: Another process did not answer.
         """
+        self._warn_of_missing_steps()
         if self._best.kept is not None:
             self._restore_best()
         elif self.constraint.floor is not None and self.keep_best:
-            constraint = self.constraint
             raise FloorNotReachedError(
-                f"no validation met the {constraint.bound_name} {constraint.description}: "
-                f"{constraint.relax} it, train longer, or remove less"
+                self.constraint.not_met_message(self._validations, self._best_metric)
             )
+        else:
+            check_in_model(self.selection, self.model)
+            self._check_zeros()
         if not self._growth.ended:
             check_in_model(self.selection, self.model)
             reshard(self.model)
             self._growth.end()
+
+    def _warn_of_missing_steps(self) -> None:
+        """Warn if the training ended before the schedule."""
+        last = self.schedule.last_step
+        if last is not None and self._steps < last:
+            warnings.warn(
+                f"{type(self.schedule).__name__} removes its last weights at step {last:,}, but "
+                f"the training ended at step {self._steps:,} with a sparsity of "
+                f"{self.sparsity:.4g}: train longer, or pass the schedule the length of this "
+                "training, in optimizer steps",
+                stacklevel=3,
+            )
 
     def detach(self) -> None:
         """Remove the hooks from the optimizer and release the masks. Removed weights stay zero."""
@@ -525,6 +548,8 @@ class Pruner:
             "masks": self.masks.packed(),
             "steps": self._steps,
             "prunings": self._prunings,
+            "validations": self._validations,
+            "best_metric": self._best_metric,
             "dense_metric": self.constraint.dense_metric,
             "schedule": self.schedule.state_dict(),
             "strength": self._strengths.state_dict(),
@@ -570,7 +595,8 @@ class Pruner:
         self._last_metric, self._predicted_cost = state["last_metric"], state["predicted_cost"]
         if probe is not None:
             probe.load_state_dict(state["penalty"])
-        self._prunings = int(state["prunings"])
+        self._prunings, self._validations = int(state["prunings"]), int(state["validations"])
+        self._best_metric = state["best_metric"]
         self.constraint = replace(self.constraint, dense_metric=state["dense_metric"])
         self.schedule = schedule
         self._growth.restored()
@@ -611,6 +637,7 @@ class Pruner:
 
     def _count_step(self) -> None:
         self._steps += 1
+        self._monitor.count_step()
         self._strengths.count_step()
         keep = self.schedule.after_step(step=self._steps, prunable=self._prunable)
         if keep is not None:

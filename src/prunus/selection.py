@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any, Literal
@@ -58,12 +58,19 @@ class PrunableTensor:
         parameter: The tensor itself, as the optimizer holds it.
         aliases: The other names of the same tensor where it is tied.
         padding_row: The row of an embedding that is the padding's; never counted or pruned.
+        shape: The shape of the whole tensor when it was selected.
     """
 
     name: str
     parameter: nn.Parameter
     aliases: tuple[str, ...] = ()
     padding_row: int | None = None
+    shape: torch.Size = field(init=False)
+
+    def __post_init__(self) -> None:
+        # A tensor that is not initialized yet has no shape, and is rejected by its own message.
+        shape = torch.Size() if is_lazy(self.parameter) else self.parameter.shape
+        object.__setattr__(self, "shape", shape)
 
     @property
     def weight(self) -> torch.Tensor:

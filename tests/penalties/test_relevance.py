@@ -140,15 +140,15 @@ def test_coefficients_lie_between_0_and_1_and_fall_with_the_gradient(
         ),
         (
             lambda: coupled_penalty(smoothing=1.0),
-            "smoothing must be from 0 to below 1 or None, but is 1.0",
+            "smoothing must be from 0 to below 1, but is 1.0",
         ),
         (
             lambda: coupled_penalty(smoothing=math.nan),
-            "smoothing must be a finite number from 0 to below 1 or None, but is nan",
+            "smoothing must be a finite number from 0 to below 1, but is nan",
         ),
         (
             lambda: coupled_penalty(smoothing="much"),
-            "smoothing must be a finite number from 0 to below 1 or None, but is 'much'",
+            "smoothing must be a finite number from 0 to below 1, but is 'much'",
         ),
         (
             lambda: coupled_penalty(apply="loss", smoothing=0.9),

@@ -45,8 +45,7 @@ BASE = ImageConfig(
     lr=0.1,
     strength=0.01,
     ratio=9,
-    score="magnitude",  # these two go with every way to apply the penalty
-    smoothing=0.0,
+    score="magnitude",  # goes with every way to apply the penalty
 )
 
 WHOLE, NUMBER = "a whole number", "a number"

@@ -343,7 +343,8 @@ def test_floor_that_random_weights_never_meet_is_reported(tmp_path: Path) -> Non
     )
     outcome = prunus("run", "digits", *chosen, "--out", tmp_path / "run")
     outcome.refused(
-        "no validation met the floor 'dense-0.001'", "lower it, train longer, or remove less"
+        "no validation met the floor 'dense-0.001'",
+        "lower the floor, train longer, or remove less",
     )
     assert not (tmp_path / "run" / "summary.json").exists()
     assert not (tmp_path / "run" / "model.safetensors").exists()

@@ -36,6 +36,7 @@ __all__ = [
     "check_held",
     "check_in_model",
     "check_penalty",
+    "check_shapes",
     "check_sole_pruner",
     "check_state",
     "grad_norm_problem",
@@ -209,6 +210,7 @@ def check_in_model(selection: Selection, model: nn.Module) -> None:
     """
     if selection.process_group.sharded:
         return  # while a layer is gathered, the model shows other tensors than these
+    check_shapes(selection)
     in_model = {id(parameter) for parameter in model.parameters()}
     foreign = [name for name, t in selection.items() if id(t.parameter) not in in_model]
     if foreign:
@@ -217,6 +219,28 @@ def check_in_model(selection: Selection, model: nn.Module) -> None:
             "select them from this model, and if layers were replaced since, build "
             "optimizer and Pruner again"
         )
+
+
+def check_shapes(selection: Selection) -> None:
+    """Check that the selected tensors have the shapes that they were selected with.
+
+    Raises:
+        PrunusError: Some do not; every one is named.
+    """
+    changed = [
+        f"{name} ({_size(tensor.shape)} to {_size(tensor.parameter.shape)})"
+        for name, tensor in selection.items()
+        if tensor.parameter.shape != tensor.shape
+    ]
+    if changed:
+        raise PrunusError(
+            f"tensors changed their shape since the Pruner was built: {listing(changed)}. Resize "
+            "them first, as by resize_token_embeddings, then build optimizer and Pruner"
+        )
+
+
+def _size(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape)) or "scalar"
 
 
 def check_sole_pruner(
@@ -272,10 +296,10 @@ def check_state(state: Mapping[str, Any], tensor_keys: Sequence[str]) -> None:
     Raises:
         CheckpointError: An entry is missing or has the wrong type.
     """
-    counts = ("steps", "prunings")
+    counts = ("steps", "prunings", "validations")
     mappings = ("masks", "schedule", "strength", "penalty", "growth", *tensor_keys, "best")
     raise_problems(type_problem("it", state, Mapping, "a mapping"), error=state_error)
-    numbers = ("dense_metric", "last_metric", "predicted_cost")
+    numbers = ("dense_metric", "best_metric", "last_metric", "predicted_cost")
     missing = [key for key in (*mappings, *counts, *numbers) if key not in state]
     raise_problems(f"it lacks {listing(missing)}" if missing else None, error=state_error)
     raise_problems(

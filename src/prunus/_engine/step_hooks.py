@@ -23,6 +23,7 @@ from prunus._engine.gradients import (
 )
 from prunus._engine.observation import GradientObserver
 from prunus._engine.penalty_probe import PenaltyProbe
+from prunus._engine.preconditions import check_shapes
 from prunus._engine.second_moments import SecondMoments
 from prunus._engine.step_state import StepState
 from prunus.growth import GrowthRule
@@ -104,6 +105,8 @@ class StepHooks:
         self._stepped = stepped
         self._tensors = tuple((t, t.name, t.parameter) for t in selection.values())
         self._active_masks: Mapping[str, torch.Tensor] = {}
+        self._closure_called = True
+        self._ignores_closure = False
         self._no_grad = torch.no_grad()
         # Not to be traced when the step is compiled: masks and strengths would become constants of
         # the compiled step, and each pruning would compile it again.
@@ -124,25 +127,37 @@ class StepHooks:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         del optimizer
         # args[0] is the optimizer itself. An optimizer that receives a closure computes its
-        # gradients there, within the step and perhaps several times.
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if closure is None:
+        # gradients there, within the step and perhaps several times. Some do not call it, because
+        # the gradients are there already, and some accept another argument in its place.
+        place = next((i for i, value in enumerate(args) if i > 0 and callable(value)), None)
+        closure = kwargs.get("closure") if place is None else args[place]
+        if closure is None or self._ignores_closure:
             with self._no_grad:
                 self._edit_gradients()
             return None
+        self._closure_called = False
 
         def edited() -> Any:
+            self._closure_called = True
             self._growth.before_closure()
             loss = closure()
             with self._no_grad:
                 self._edit_gradients()
             return loss
 
-        if len(args) > 1:
-            return (args[0], edited, *args[2:]), kwargs
+        if place is not None:
+            return (*args[:place], edited, *args[place + 1 :]), kwargs
         return args, {**kwargs, "closure": edited}
 
     def _edit_gradients(self) -> None:
+        """Do all that comes before a step; name the tensors whose shape has changed."""
+        try:
+            self._prepare_step()
+        except RuntimeError:
+            check_shapes(self._selection)
+            raise
+
+    def _prepare_step(self) -> None:
         if is_skipped(self._optimizer):
             return
         application = self.application
@@ -160,7 +175,7 @@ class StepHooks:
             self._mask_gradients()
             return
         if self._averages.smoothing:
-            self._update_averages(scale, strengths)
+            self._update_averages(scale)
         self._apply(application, strengths, loss_scale, scale)
 
     def _clip(self, loss_scale: float | None) -> tuple[torch.Tensor | float | None, bool]:
@@ -191,13 +206,10 @@ class StepHooks:
             return [parameter for _, _, parameter in self._tensors]
         return [p for group in self._optimizer.param_groups for p in group["params"]]
 
-    def _update_averages(
-        self, scale: torch.Tensor | float | None, strengths: Mapping[str, float]
-    ) -> None:
-        """Move the averages towards the gradients of a step in which the penalty acts."""
+    def _update_averages(self, scale: torch.Tensor | float | None) -> None:
         for tensor, name, parameter in self._tensors:
             gradient = tensor.gradient
-            if gradient is not None and strengths[name] > 0:
+            if gradient is not None:
                 if gradient.layout is not torch.strided:
                     check_dense(self._model, [parameter])
                 self._averages.update(name, gradient, scale)
@@ -275,6 +287,10 @@ class StepHooks:
     def _after_step(self, *_: Any) -> None:
         if is_skipped(self._optimizer):
             return
+        if not self._closure_called:
+            # This step was taken with unedited gradients: only the masks can be applied now.
+            self._closure_called = self._ignores_closure = True
+            self._active_masks = self._masks.active() if self._growth.masks_hold else {}
         if self.application is not None:
             self.application.after_step()
         if self.probe is not None:

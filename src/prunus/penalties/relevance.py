@@ -32,11 +32,7 @@ from torch import nn
 from prunus._utils.fields import checked, choice, methods, number, validate
 from prunus.errors import PrunusError
 from prunus.penalties.application import Application
-from prunus.penalties.coefficients import (
-    Coefficient,
-    ConstantRelevance,
-    ExponentialRelevance,
-)
+from prunus.penalties.coefficients import Coefficient, ExponentialRelevance
 from prunus.penalties.decoupled_application import DecoupledApplication
 from prunus.penalties.formula import PenaltyFormula, Power
 from prunus.penalties.gradient_application import GradientApplication
@@ -61,8 +57,6 @@ APPLICATIONS: dict[Apply, type[Application]] = {
 }
 """The ways to apply the penalty, by the name that ``apply`` selects them with."""
 
-_SMOOTHING = 0.95
-
 
 @dataclass(frozen=True)
 class RelevancePenalty:
@@ -76,11 +70,9 @@ class RelevancePenalty:
             of each tensor's mean |g|.
         power: 2 for Σ c·w², the paper's; 1 for Σ c·|w|.
         apply: ``"decoupled"`` (default), ``"gradient"`` or ``"loss"``; see the module.
-        smoothing: The weight of the past in ḡ, from 0 (the gradient of the step alone) to below 1.
-            It costs one more tensor of memory for each prunable one, and needs a pruner, which
-            keeps and saves it. Default None: 0.95 with :class:`~prunus.AutomaticStrength`, which
-            acts in every fifth step, so that ḡ covers about 100 steps; otherwise 0, and 0 with a
-            coefficient that no average can be used for.
+        smoothing: The weight of the past in ḡ, from 0 (default: the gradient of the
+            step alone) to below 1. It costs one more tensor of memory for each prunable one, and
+            needs a pruner, which keeps and saves it.
 
     Raises:
         ArgumentError: An argument is out of range, the strength is missing with another ``apply``
@@ -108,13 +100,10 @@ class RelevancePenalty:
     )
     power: Power = choice(2, (1, 2), expected="1 (Σ c·|w|) or 2 (Σ c·w²)")
     apply: Apply = choice("decoupled", tuple(APPLICATIONS))
-    # None until __post_init__ only.
-    smoothing: float = number(None, least=0, below=1, optional=True)
+    smoothing: float = number(0.0, least=0, below=1)
 
     def __post_init__(self) -> None:
         validate(self)
-        if self.smoothing is None:
-            object.__setattr__(self, "smoothing", self._default_smoothing())
         if self.smoothing and not self.application.supports_smoothing:
             smoothed = [f'"{name}"' for name, way in APPLICATIONS.items() if way.supports_smoothing]
             validate(
@@ -138,12 +127,6 @@ class RelevancePenalty:
                 f"gradient, but is {self.smoothing}: an average of |∂L/∂w| has no sign; choose "
                 "another coefficient, or smoothing=0",
             )
-
-    def _default_smoothing(self) -> float:
-        automatic = isinstance(self.strength, AutomaticStrength)
-        depends = not isinstance(self.coefficient, ConstantRelevance)
-        averaged = self.application.supports_smoothing and not self.formula.needs_weight
-        return _SMOOTHING if automatic and depends and averaged else 0.0
 
     @property
     def application(self) -> type[Application]:

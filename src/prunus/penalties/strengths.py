@@ -69,7 +69,9 @@ class AutomaticStrength:
 
     on average over the intervals. That γ is multiplied by the learning rate divided by its peak so
     far. It is 0 once the schedule is done, because nothing is removed any more. Weights with
-    smaller irrelevance coefficients shrink less.
+    smaller irrelevance coefficients shrink less. A weight that few batches use, such as one of the
+    embedding of a rare token, is irrelevant in most steps: where these matter, pass ``smoothing=``
+    to the penalty.
 
     n is the number of steps between the last two calls of ``pruner.step``, or before the first one.
     Until then γ is 0, except with a schedule that removes weights by steps, which need no

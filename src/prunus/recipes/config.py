@@ -155,7 +155,7 @@ class Config:
         True, help="Whether alpha is in multiples of each tensor's mean gradient magnitude."
     )
     smoothing: Annotated[float, _WITH_GRADIENTS] = number(
-        0.95,
+        0.0,
         least=0,
         below=1,
         help="Weight of the past in the moving average of gradient magnitudes from which "

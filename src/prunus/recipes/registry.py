@@ -217,7 +217,6 @@ _PAPER: dict[str, Any] = {
     "strength_schedule": "linear",
     "alpha": 1.0,
     "relative": False,
-    "smoothing": 0.0,
     "schedule": "iterative",
     "ratio": 0.0,
     "score": "magnitude",
