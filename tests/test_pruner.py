@@ -465,3 +465,45 @@ def test_masks_given_at_the_start_are_in_force_at_once() -> None:
     pruner = magnitude_pruner(model, sgd(model), selection=selection, masks=masks)
     assert not model[0].weight[:, 5:].any()
     assert pruner.masks.kept == 32 * 5 + 96
+
+
+def test_pruners_with_floors_may_not_take_turns_at_one_model() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    optimizer = sgd(model)
+    first, second = (
+        magnitude_pruner(
+            model,
+            optimizer,
+            schedule=IterativePruning(fraction=0.5),
+            floor=floor,
+            selection=select(model, include=name),
+        )
+        for name, floor in (("0", 0.5), ("1", None))
+    )
+    first.step(0.9)
+    second.step(0.9)
+    with pytest.raises(PrunusError, match="several pruners with a floor validate this model by"):
+        first.step(0.9)
+
+
+def test_pruner_may_follow_another_of_the_same_model() -> None:
+    model = classifier()
+    for _ in range(2):  # as in a notebook whose cell is run twice
+        pruner = magnitude_pruner(model, sgd(model), schedule=IterativePruning(), floor=0.5)
+        for _ in range(3):
+            pruner.step(0.9)
+
+
+def test_pruners_without_floors_share_a_model() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    optimizer = sgd(model)
+    pruners = [
+        magnitude_pruner(
+            model, optimizer, schedule=OneShot(sparsity=0.5), selection=select(model, include=name)
+        )
+        for name in "01"
+    ]
+    for _ in range(3):
+        for pruner in pruners:
+            pruner.step(0.9)
+    assert [pruner.sparsity for pruner in pruners] == [0.5, 0.5]

@@ -338,3 +338,60 @@ def test_a_model_that_is_no_module_is_rejected() -> None:
             PrunusError, match=r"model must be a torch\.nn\.Module, but is .*itself"
         ):
             select(thing)  # type: ignore[arg-type]
+
+
+class StackedExperts(nn.Module):
+    """The matrices of four experts in one parameter each, as in mixtures of transformers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Parameter(torch.ones(4, 8, 6))
+        self.gate_up_proj_bias = nn.Parameter(torch.ones(4, 8))
+        self.scale = nn.Parameter(torch.ones(4))
+
+
+class Mixture(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(6, 4)
+        self.experts = StackedExperts()
+
+
+def test_matrices_of_experts_are_selected_and_their_biases_on_request() -> None:
+    assert list(select(Mixture())) == ["router.weight", "experts.gate_up_proj"]
+    with_biases = ["router.weight", "router.bias"]
+    with_biases += ["experts.gate_up_proj", "experts.gate_up_proj_bias"]
+    assert list(select(Mixture(), biases=True)) == with_biases
+
+
+class WithTable(nn.Module):
+    """A model with a matrix that no layer owns."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(10, 9, bias=False)  # 90 weights
+        self.table = nn.Parameter(torch.ones(rows, 1))
+
+
+def test_selection_that_leaves_out_more_than_a_tenth_of_the_matrices_warns() -> None:
+    expected = (
+        r"55% of the parameters in matrices of WithTable are left out of the selection, .*: table, bare "
+        r"parameters of WithTable\. Select them too with select\(model, include=\['\*weight\*', 'table'"
+    )
+    with pytest.warns(UserWarning, match=expected):
+        select(WithTable(110))
+    assert list(select(WithTable(10))) == ["layer.weight"]  # a tenth, without a warning
+
+
+def test_matrices_that_were_left_out_on_purpose_do_not_warn() -> None:
+    model = WithTable(110)
+    assert list(select(model, exclude="table")) == ["layer.weight"]
+    assert list(select(model, include="layer")) == ["layer.weight"]
+    assert len(select(model, include=["*weight*", "table"])) == 2
+    model.table.requires_grad_(False)
+    assert list(select(model)) == ["layer.weight"]
+
+
+def test_data_parallel_is_unwrapped() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+    assert list(select(nn.DataParallel(model))) == ["0.weight", "1.weight"]

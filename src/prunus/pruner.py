@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 import torch
 from torch import nn
@@ -326,7 +326,8 @@ class Pruner:
             ArgumentTypeError: The metric is not a number.
             NonFiniteError: The metric is NaN or infinite, or scores or weights are NaN.
             PrunusError: Removed weights are not zero, so that the metric is not that of the sparse
-                network, or processes have different metrics or weights.
+                network, several pruners with a floor validate this model by turns, or processes
+                have different metrics or weights.
             PeerError: Another process did not answer.
         """
         if metric is None:
@@ -338,6 +339,8 @@ class Pruner:
         metric = None if metric is None else as_number(_METRIC, metric)
         self._check_equal_metric(metric)
         self._monitor.before_validation(metric)
+        if metric is not None:
+            self._check_alternation()
         best = metric is not None and self._consider(metric)
         met = metric is None or self.constraint.met(metric)
         least, before = self._remover().least, self.schedule.state_dict()
@@ -424,6 +427,22 @@ class Pruner:
         metric = as_number(_METRIC, metric)
         self._check_equal_metric(metric)
         return self._consider(metric)
+
+    def _check_alternation(self) -> None:
+        """Check that pruners with floors do not take turns at validations of one model.
+
+        Each would deliver a state of the whole model with its own tensors at their sparsest, and
+        no validation has measured what remains after the second ``finish``.
+        """
+        last = _last_validated.get(self.model, lambda: None)()
+        floors = [p.constraint.floor for p in (self, last) if p is not None]
+        if last not in (None, self) and self._validations and floors != [None, None]:
+            raise PrunusError(
+                "several pruners with a floor validate this model by turns, and each finish() "
+                "would deliver another state than was measured: use one Pruner for all tensors, "
+                "or give the others a schedule without a floor, and no metric in step()"
+            )
+        _last_validated[self.model] = ref(self)
 
     def _consider(self, metric: float) -> bool:
         check_in_model(self.selection, self.model)
@@ -734,6 +753,9 @@ _DIFFERING_WEIGHTS = (
 
 _pruners: MutableMapping[torch.optim.Optimizer, WeakSet[Pruner]] = WeakKeyDictionary()
 """The pruners attached to each optimizer."""
+
+_last_validated: MutableMapping[nn.Module, Callable[[], Pruner | None]] = WeakKeyDictionary()
+"""The pruner of each model that received the last validation metric."""
 
 
 def _process_group_of(model: nn.Module, selection: Selection) -> ProcessGroup:

@@ -1,9 +1,10 @@
 """The selection of the tensors of a model that may be pruned.
 
 By default these are the weights of every layer: linear, convolutional, transposed, embedding,
-recurrent and attention layers, and any custom module whose parameter has "weight" in its name and
-at least two dimensions. Biases, the parameters of normalization layers and bare parameters are left
-out unless requested. A tensor that several modules share is selected once.
+recurrent and attention layers, any custom module whose parameter has "weight" in its name and at
+least two dimensions, and the matrices of a mixture of experts. Biases, the parameters of
+normalization layers and other bare parameters are left out unless requested; :func:`select` warns
+if that leaves out much of the model. A tensor that several modules share is selected once.
 """
 
 from __future__ import annotations
@@ -47,6 +48,12 @@ Pattern = str | type[nn.Module] | Predicate
 Role = Literal["weight", "bias", "norm", "other"]
 
 _NORM = re.compile(r"Norm(\dd)?$")
+
+_EXPERTS = re.compile(r"Experts?(MLP)?$")
+"""Types of modules whose bare parameters are the stacked matrices of a mixture of experts."""
+
+_MOST_LEFT_OUT = 0.1
+"""The fraction of the parameters in matrices that may be left out without a warning."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +172,12 @@ class _Occurrence:
         return self.path[-1][1]
 
     @property
+    def is_matrix(self) -> bool:
+        """Whether it is trained and has two dimensions or more, and is no bias or norm's."""
+        trained = self.parameter.requires_grad and not is_lazy(self.parameter)
+        return trained and self.parameter.dim() >= 2 and self.role in ("weight", "other")
+
+    @property
     def role(self) -> Role:
         local = self.name.rpartition(".")[2]
         if _is_legacy_parametrization(self.owner, local):
@@ -174,7 +187,8 @@ class _Occurrence:
         if "bias" in local:
             return "bias"
         lazy = is_lazy(self.parameter)  # has no dimensions yet
-        if "weight" in local and (lazy or self.parameter.dim() >= 2):
+        experts = _EXPERTS.search(type(self.owner).__name__) is not None
+        if ("weight" in local or experts) and (lazy or self.parameter.dim() >= 2):
             return "weight"
         return "other"
 
@@ -199,8 +213,10 @@ def select(
     ``parametrizations`` to prune those. With ``weight_norm`` a zero in ``original1`` is a zero in
     the weight.
 
+    It warns if more than a tenth of the parameters in matrices is neither selected nor excluded.
+
     Args:
-        model: Any module, also within ``torch.compile`` or DistributedDataParallel.
+        model: Any module, also within ``torch.compile``, DataParallel or DistributedDataParallel.
         include: Patterns of which a tensor must match one. Globs (``*`` also matches dots) are
             matched against tensor names and the names of the modules above them; types against
             those modules; predicates are called with name, tensor and owning module.

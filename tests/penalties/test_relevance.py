@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -219,3 +220,42 @@ def test_smoothing_is_rejected_for_a_coefficient_that_depends_on_signs() -> None
         "smoothing must be 0 with CautiousRelevance(), which depends on the sign of the gradient, "
         "but is 0.9: an average of |∂L/∂w| has no sign; choose another coefficient, or smoothing=0"
     )
+
+
+class WithoutOut:
+    """A coefficient that lacks an argument."""
+
+    relative = False
+
+    def unit(self, gradient: torch.Tensor, scale: object = 1.0, *, mean: object = None) -> float:
+        return 1.0
+
+    def __call__(self, gradient: torch.Tensor, *, unit: object = None) -> torch.Tensor:
+        return torch.ones_like(gradient)
+
+
+class Scalar(WithoutOut):
+    def __call__(self, gradient: torch.Tensor, **_: object) -> torch.Tensor:
+        return gradient.mean()
+
+
+class Undefined(WithoutOut):
+    def __call__(self, gradient: torch.Tensor, **_: object) -> torch.Tensor:
+        return gradient / gradient
+
+
+@pytest.mark.parametrize(
+    ("coefficient", "message"),
+    [
+        (
+            WithoutOut(),
+            r"coefficient must be a Coefficient, called as .*\(gradient, \*, unit, out\), but "
+            r"WithoutOut raised TypeError: .*'out'",
+        ),
+        (Scalar(), r"of the gradient's shape, \(3,\) in a trial, but Scalar returned \(\)"),
+        (Undefined(), r"finite numbers, but .* Undefined returned \[1.0, nan, 1.0\]"),
+    ],
+)
+def test_coefficient_that_fails_a_trial_is_rejected_at_once(coefficient: Any, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        coupled_penalty(0.1, coefficient)

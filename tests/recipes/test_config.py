@@ -592,3 +592,21 @@ def test_nan_is_rejected_for_every_number() -> None:
         if isinstance(value, float) or key == "floor":
             with pytest.raises(PrunusError, match="nan"):
                 BASE.with_settings([f"{key}={math.nan}", "schedule=iterative"])
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("learning_rate", "lr"),
+        ("sparsity", "ratio"),
+        ("num-epochs", "epochs"),
+        ("Gamma", "strength"),
+    ],
+)
+def test_names_of_other_tools_lead_to_the_setting(name: str, setting: str) -> None:
+    expected = f"there is no setting {name!r}; did you mean {setting}?"
+    assert message_of(lambda: BASE.with_settings([f"{name}=1"])) == expected
+
+
+def test_name_of_another_tool_whose_setting_the_recipe_lacks_is_searched_for() -> None:
+    assert "beams" not in message_of(lambda: BASE.with_settings(["num_beams=3"]))

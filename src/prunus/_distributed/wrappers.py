@@ -14,7 +14,7 @@ __all__ = ["check_wrappers", "is_ddp", "reshard", "unwrap", "wrapped_modules"]
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the model inside ``torch.compile`` and DistributedDataParallel wrappers.
+    """Return the model inside ``torch.compile`` and (Distributed)DataParallel wrappers.
 
     Example:
         >>> import torch
@@ -30,7 +30,8 @@ def wrapped_modules(model: nn.Module) -> Iterator[nn.Module]:
     module: Any = model
     while isinstance(module, nn.Module):
         yield module
-        module = module.module if is_ddp(module) else getattr(module, "_orig_mod", None)
+        replicated = is_ddp(module) or isinstance(module, nn.DataParallel)
+        module = module.module if replicated else getattr(module, "_orig_mod", None)
 
 
 def is_ddp(module: object) -> bool:

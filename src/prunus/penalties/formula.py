@@ -52,6 +52,29 @@ class PenaltyFormula:
         """Whether the coefficient depends on the weight too."""
         return bool(getattr(self.coefficient, "needs_weight", False))
 
+    def problem(self) -> str | None:
+        """Return what is wrong with the coefficient, found by calling it on three numbers."""
+        gradient, name = torch.tensor([-1.0, 0.0, 2.0]), type(self.coefficient).__name__
+        expected = "as unit(gradient, scale, *, mean) and __call__(gradient, *, unit, out"
+        expected += ", weight)" if self.needs_weight else ")"
+        try:
+            unit = self.coefficient.unit(gradient, 1.0, mean=None)
+            result: object = self.chunk_coefficients(
+                gradient, gradient, unit=unit, out=torch.empty(3)
+            )
+        except Exception as error:  # the class is the user's and may raise anything
+            return (
+                f"coefficient must be a Coefficient, called {expected}, but {name} raised "
+                f"{type(error).__name__}: {error}"
+            )
+        if isinstance(result, torch.Tensor) and result.shape == gradient.shape:
+            return None if bool(result.isfinite().all()) else _not_finite(name, result)
+        found = tuple(result.shape) if isinstance(result, torch.Tensor) else repr(result)
+        return (
+            "coefficient must return a tensor of the gradient's shape, (3,) in a trial, but "
+            f"{name} returned {found}"
+        )
+
     def factors(self, weight: torch.Tensor) -> torch.Tensor:
         """Return |w|^(p−1) · sign(w): the derivative of |w|^p divided by p."""
         return weight if self.power == 2 else torch.sign(weight)
@@ -117,3 +140,10 @@ class PenaltyFormula:
         if padding_row is not None:
             out[padding_row] = 0.0
         return out
+
+
+def _not_finite(name: str, result: torch.Tensor) -> str:
+    return (
+        "coefficient must return finite numbers, but for the gradients -1, 0 and 2 "
+        f"{name} returned {result.tolist()}"
+    )

@@ -104,6 +104,7 @@ class RelevancePenalty:
 
     def __post_init__(self) -> None:
         validate(self)
+        validate(self, self.formula.problem())
         if self.smoothing and not self.application.supports_smoothing:
             smoothed = [f'"{name}"' for name, way in APPLICATIONS.items() if way.supports_smoothing]
             validate(

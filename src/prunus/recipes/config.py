@@ -54,6 +54,36 @@ _WITH_GRADUAL = OnlyWith("schedule", ("gradual",))
 _WITH_BEGIN = OnlyWith("schedule", ("gradual", "oneshot"))
 
 
+_OTHER_NAMES = {
+    other: name
+    for name, others in {
+        "lr": ("learning_rate", "max_lr"),
+        "dense_lr": ("dense_learning_rate",),
+        "ratio": ("sparsity", "target_sparsity", "final_sparsity", "amount", "density", "target"),
+        "strength": ("gamma", "lambda", "lamda", "regularization", "l2", "weight_penalty"),
+        "epochs": ("num_epochs", "max_epochs", "num_train_epochs", "n_epochs"),
+        "batch_size": ("batch", "bs", "per_device_train_batch_size", "train_batch_size"),
+        "max_grad_norm": ("gradient_clip_val", "clip_grad_norm", "grad_clip", "clip"),
+        "accumulation": ("gradient_accumulation_steps", "accumulate_grad_batches"),
+        "score": ("criterion", "importance", "saliency", "pruning_method"),
+        "allocation": ("scope", "distribution", "sparsity_distribution"),
+        "warmup": ("warmup_ratio", "warmup_steps", "pct_start"),
+        "autocast": ("amp", "bf16", "mixed_precision", "precision"),
+        "weight_decay": ("wd",),
+        "flip": ("horizontal_flip", "hflip"),
+        "shift": ("crop", "random_crop", "translate"),
+        "width": ("hidden_size", "d_model", "n_embd", "embed_dim"),
+        "heads": ("n_head", "num_heads", "num_attention_heads"),
+        "layers": ("n_layer", "num_layers", "num_hidden_layers"),
+        "length": ("max_length", "seq_len", "sequence_length", "block_size"),
+        "vocabulary": ("vocab_size",),
+        "beams": ("num_beams", "beam_size"),
+    }.items()
+    for other in others
+}
+"""The setting of each name that other tools use for it."""
+
+
 def _ratio_problem(name: str, value: Any) -> str | None:
     if value == 0 or number_problem(name, value, above=1) is None:
         return None
@@ -345,7 +375,8 @@ class Config:
             if not equals:
                 problems.append(f"{text!r} is not of the form key=value")
             elif key not in hints:
-                near = nearest(key, hints)
+                meant = _OTHER_NAMES.get(key.lower().replace("-", "_"))
+                near = [meant] if meant in hints else nearest(key, hints)
                 problems.append(
                     f"there is no setting {key!r}; "
                     + (f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(hints)}")
