@@ -65,6 +65,7 @@ class Bare(nn.Module):
         self.layer = nn.Linear(3, 3)
 
 
+@pytest.mark.filterwarnings("ignore:.* are left out of the selection")
 def test_bare_parameters_are_selected_by_name_only() -> None:
     assert list(select(Bare())) == ["layer.weight"]
     assert list(select(Bare(), ["position", "layer"])) == ["position", "layer.weight"]
@@ -104,6 +105,7 @@ def test_a_tied_tensor_is_one_target() -> None:
         select(model, exclude="head")
 
 
+@pytest.mark.filterwarnings("ignore:.* are left out of the selection")
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch, of the older functions
 def test_older_parametrizations_are_left_out_too() -> None:
     model = nn.Sequential(
@@ -128,6 +130,7 @@ def test_a_module_used_twice_is_taken_once() -> None:
     assert list(select(nn.ModuleDict({"a": layer, "b": nn.Sequential(layer)}))) == ["a.weight"]
 
 
+@pytest.mark.filterwarnings("ignore:.* are left out of the selection")
 @pytest.mark.parametrize("wrap", [weight_norm, spectral_norm])
 def test_parametrized_layers_are_left_out_unless_named(wrap: object) -> None:
     model = nn.Sequential(nn.Linear(3, 3), wrap(nn.Linear(3, 3)))  # type: ignore[operator]
@@ -230,6 +233,7 @@ def test_a_predicate_receives_name_tensor_and_module() -> None:
     assert list(select(model, IterablePredicate(["0.weight"]))) == ["1.weight"]
 
 
+@pytest.mark.filterwarnings("ignore:.* are left out of the selection")
 def test_bare_parameters_are_not_selected_by_the_name_of_their_module() -> None:
     assert list(select(nn.Sequential(Bare()), "0")) == ["0.layer.weight"]
 
@@ -257,6 +261,7 @@ def test_a_tensor_with_two_names_in_one_module_is_one_target() -> None:
     assert selection["weight"].aliases == ("weight_again",)
 
 
+@pytest.mark.filterwarnings("ignore:.* are left out of the selection")
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # torch deprecates the function
 def test_older_parametrizations_of_names_with_underscores_are_left_out() -> None:
     recurrent = torch.nn.utils.weight_norm(nn.LSTM(3, 2), "weight_hh_l0")
@@ -375,8 +380,9 @@ class WithTable(nn.Module):
 
 def test_selection_that_leaves_out_more_than_a_tenth_of_the_matrices_warns() -> None:
     expected = (
-        r"55% of the parameters in matrices of WithTable are left out of the selection, .*: table, bare "
-        r"parameters of WithTable\. Select them too with select\(model, include=\['\*weight\*', 'table'"
+        r"55% of the parameters in matrices of WithTable are left out of the selection, .*: table, "
+        r"parameters of WithTable\. Select them too with select\(model, include=\['\*weight\*', "
+        r"'table'\]\), or leave them out with exclude="
     )
     with pytest.warns(UserWarning, match=expected):
         select(WithTable(110))

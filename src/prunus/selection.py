@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -262,17 +263,46 @@ def select(
     by_tensor: dict[int, list[_Occurrence]] = {}
     for occurrence in occurrences:
         by_tensor.setdefault(id(occurrence.parameter), []).append(occurrence)
-    selected = []
+    selected, left_out = [], []
     for tied in by_tensor.values():
         if any(_matches(p, occurrence) for p in excludes for occurrence in tied):
             continue
         if any(is_included(occurrence) for occurrence in tied):
             selected.append(_prunable_tensor(tied))
+        elif tied[0].is_matrix:
+            left_out.append(tied[0])
     _check_prunable(selected)
     if not selected:
         check_not_converted(model, allowed=["tensor"])
         raise PrunusError(_nothing_left_message(model, occurrences))
+    if not includes:
+        _warn_of_left_out(model, selected, left_out)
     return Selection(selected)
+
+
+def _warn_of_left_out(
+    model: nn.Module, selected: Sequence[PrunableTensor], left_out: Sequence[_Occurrence]
+) -> None:
+    """Warn if the selection by default leaves out much of a model.
+
+    Args:
+        model: The model.
+        selected: The tensors selected.
+        left_out: The other matrices, without those that the caller excluded.
+    """
+    lost = sum(occurrence.parameter.numel() for occurrence in left_out)
+    total = lost + sum(tensor.parameter.numel() for tensor in selected)
+    if lost <= _MOST_LEFT_OUT * total:
+        return
+    names = [occurrence.name for occurrence in left_out]
+    owners = sorted({type(occurrence.owner).__name__ for occurrence in left_out})
+    warnings.warn(
+        f"{lost / total:.0%} of the parameters in matrices of {type(model).__name__} are left out "
+        f"of the selection, so that its sparsity is not the model's: {listing(names)}, parameters "
+        f"of {listing(owners)}. Select them too with select(model, include=['*weight*', "
+        f"{names[0]!r}]), or leave them out with exclude=",
+        stacklevel=3,
+    )
 
 
 def matching_tensors(
