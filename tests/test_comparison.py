@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.measuring import RESULTS
+from benchmarks.measuring import RESULTS, rounded, write_record
 from benchmarks.studies import compare
 from prunus.recipes.registry import find_recipe
 
@@ -88,7 +88,7 @@ def test_result_files_have_the_settings_of_their_recipes(path: Path) -> None:
     recipe = record["recipe"]
     settings = find_recipe(recipe).config.with_settings([f"autocast={autocast}"]).as_dict()
     # Otherwise the comparison cannot be continued.
-    assert record["settings"] == settings
+    assert record["settings"] == rounded(settings, 6)
     assert record["methods"] == {name: compare.changes(recipe, name) for name in record["methods"]}
 
 
@@ -101,3 +101,10 @@ def test_record_accepts_further_methods_but_no_other_settings_for_one(tmp_path: 
     wanted = {"recipe": "digits", "methods": {"L2": ["penalty=l2", "strength=1"]}}
     with pytest.raises(SystemExit, match=r"record.json has other methods: name another file"):
         compare._started(out, wanted)
+
+
+def test_record_continues_though_its_numbers_are_rounded(tmp_path: Path) -> None:
+    wanted = {"settings": {"validation": 1 / 12}, "methods": {"L2": ["penalty=l2"]}}
+    record = compare._started(tmp_path / "record.json", wanted)
+    write_record(tmp_path / "record.json", record, digits=6)
+    assert compare._started(tmp_path / "record.json", wanted)["runs"] == []

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import prunus
-from benchmarks.measuring import RESULTS, write_record
+from benchmarks.measuring import RESULTS, rounded, write_record
 from prunus.recipes.method_settings import method_settings
 from prunus.recipes.registry import find_recipe
 
@@ -63,6 +63,10 @@ _TUNED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 The strength of L2 for the dialogues is that for Tiny Shakespeare, transferred by the sum of a run's
 learning rates, by which γ is multiplied in the course of the run.
 """
+
+
+_DIGITS = 6
+"""Significant digits of the numbers in a result file."""
 
 
 def changes(recipe: str, method: str) -> list[str]:
@@ -124,7 +128,7 @@ def main() -> None:
                             "summary": json.loads((path / "summary.json").read_text()),
                         }
                     )
-                    write_record(out, record, digits=6)
+                    write_record(out, record, digits=_DIGITS)
     if len(record["runs"]) == before:
         print(f"{out.name} holds all of these runs, so that nothing was trained\n")
     print("\n".join(table(record)))
@@ -264,6 +268,7 @@ def _started(out: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     if not out.exists():
         return {**wanted, "runs": []}
     record: dict[str, Any] = json.loads(out.read_text())
+    wanted = rounded(wanted, _DIGITS)  # as the record is
     differing = [key for key in wanted if key != "methods" and record.get(key) != wanted[key]]
     recorded = record["methods"]
     # The record may have other methods, but not other settings for one of these.

@@ -83,7 +83,7 @@ def test_settings_of_a_recipe_are_listed() -> None:
     out = prunus("recipes", "mnist-lenet5").out
     for part in (
         "ratio",
-        "200.1",
+        "310.2",
         "relevance, lobster, l2, l1 or none",
         "initial_weights",
         "random",
