@@ -78,6 +78,27 @@ class Module(LightningModule):
         return DataLoader(TensorDataset(*tanh_batch()), batch_size=48)
 
 
+class Manual(Module):
+    """Two networks with one optimizer each, in manual optimization."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.other = nn.Sequential(nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 3))
+
+    def configure_optimizers(self) -> Any:
+        return [
+            torch.optim.AdamW(self.net.parameters(), lr=1e-2),
+            torch.optim.SGD(self.other.parameters(), lr=0.1, momentum=0.9),
+        ]
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        for optimizer, network in zip(self.optimizers(), (self.net, self.other), strict=True):
+            optimizer.zero_grad()
+            self.manual_backward(nn.functional.mse_loss(network(batch[0]), batch[1]))
+            optimizer.step()
+
+
 def first_weight(module: nn.Module) -> torch.Tensor:
     return module.get_parameter("net.0.weight").detach()
 

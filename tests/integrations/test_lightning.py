@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 pytest.importorskip("lightning.pytorch")
 
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch.multiprocessing.spawn import ProcessRaisedException
 
@@ -22,6 +22,7 @@ from integrations.lightning_trainers import (
     Batches,
     Kill,
     KilledError,
+    Manual,
     Module,
     first_weight,
     fitted,
@@ -197,27 +198,6 @@ def test_clipping_overridden_by_the_module_is_kept_with_a_warning(tmp_path: Path
     assert states_equal(ours, plain)  # because it passes the same arguments on
 
 
-class Manual(Module):
-    """Two networks with one optimizer each, in manual optimization."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.other = nn.Sequential(nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 3))
-
-    def configure_optimizers(self) -> Any:
-        return [
-            torch.optim.AdamW(self.net.parameters(), lr=1e-2),
-            torch.optim.SGD(self.other.parameters(), lr=0.1, momentum=0.9),
-        ]
-
-    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
-        for optimizer, network in zip(self.optimizers(), (self.net, self.other), strict=True):
-            optimizer.zero_grad()
-            self.manual_backward(nn.functional.mse_loss(network(batch[0]), batch[1]))
-            optimizer.step()
-
-
 @pytest.mark.parametrize("chosen", [1, lambda optimizer: "momentum" in optimizer.defaults])
 def test_only_weights_of_the_chosen_optimizer_are_pruned(tmp_path: Path, chosen: Any) -> None:
     module = Manual()
@@ -233,6 +213,30 @@ def test_only_weights_of_the_chosen_optimizer_are_pruned(tmp_path: Path, chosen:
     assert sum(zeros[:4]) == 0
     assert zeros[4] + zeros[6] == 90
     assert watch.checked > 40
+
+
+def test_callbacks_of_two_optimizers_remove_their_weights_and_resume(tmp_path: Path) -> None:
+    def callbacks() -> list[PruningCallback]:
+        schedules = (GradualPruning(sparsity=0.75, end=30, every=5), OneShot(sparsity=0.5))
+        return [
+            PruningCallback(schedule=schedule, penalty=None, optimizer=i, score=MagnitudeScore())
+            for i, schedule in enumerate(schedules)
+        ]
+
+    def saver() -> ModelCheckpoint:
+        return ModelCheckpoint(tmp_path, save_last=True)
+
+    whole, resumed = Manual(), Manual()
+    make_trainer(tmp_path, *callbacks()).fit(whole)
+    with pytest.raises(KilledError):
+        make_trainer(tmp_path, *callbacks(), Kill(30, "batch"), saver()).fit(Manual())
+    trainer = make_trainer(tmp_path, *callbacks(), saver())
+    trainer.fit(resumed, ckpt_path=str(tmp_path / "last.ckpt"), weights_only=True)
+    assert states_equal(whole, resumed)
+    for network, sparsity in ((whole.net, 0.75), (whole.other, 0.5)):
+        weights = select(network)
+        zeros = sum(int((t.parameter == 0).sum()) for t in weights.values())
+        assert zeros == round(sparsity * weights.prunable)
 
 
 @pytest.mark.parametrize(

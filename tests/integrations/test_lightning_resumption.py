@@ -132,6 +132,29 @@ def test_a_checkpoint_of_a_validation_holds_the_measured_weights(tmp_path: Path)
         assert f"sparsity={zeros / 360:.2f}" in path
 
 
+def test_a_checkpoint_of_the_end_holds_the_measured_weights(tmp_path: Path) -> None:
+    # Not saved before the end, because the interval is longer than the training.
+    saver = ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=1000)
+    pruning = PruningCallback(
+        schedule=IterativePruning(fraction=0.5),
+        metric="val_loss",
+        floor=10.0,
+        mode="min",
+        penalty=None,
+        score=MagnitudeScore(),
+    )
+    module = Module()
+    trainer = make_trainer(tmp_path, pruning, saver, max_epochs=2)
+    trainer.fit(module)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    zeros = sum(int((weight == 0).sum()) for weight in saved["state_dict"].values())
+    assert zeros == 180  # half of 360; the second validation is passed on afterwards
+    assert saved["callbacks"]["PruningCallback"]["pending"] == [
+        trainer.callback_metrics["val_loss"]
+    ]
+    assert pruner_of(pruning).state_dict()["prunings"] == 2
+
+
 def test_validation_after_training_changes_nothing(tmp_path: Path) -> None:
     pruning, module = stateful(), Module()
     saver = ModelCheckpoint(tmp_path, monitor="val_loss", save_on_train_epoch_end=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from transformers import (
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     TrainerCallback,
+    TrainerState,
 )
 
 from helpers.pruners import coupled_penalty
@@ -55,6 +57,23 @@ def everything(model: nn.Module) -> Any:
 
 def zeros(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.detach() == 0 for name, p in model.named_parameters()}
+
+
+class Record(TrainerCallback):
+    """Records what is logged, and the zeros of the model at each evaluation."""
+
+    def __init__(self) -> None:
+        self.logs: list[tuple[int, dict[str, Any]]] = []
+        self.zeros: list[tuple[int, int]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, *, logs: Any = None, **_: Any) -> None:
+        self.logs.append((state.global_step, dict(logs)))
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, *, model: Any, **_: Any) -> None:
+        self.zeros.append((state.global_step, sum(int(z.sum()) for z in zeros(model).values())))
+
+    def logged(self, name: str) -> list[tuple[int, float]]:
+        return [(step, logs[name]) for step, logs in self.logs if name in logs]
 
 
 class Watch(TrainerCallback):
@@ -378,6 +397,88 @@ def test_the_metric_may_be_of_one_of_several_evaluation_sets(tmp_path: Path, met
     removed = [entry["removed"] for entry in trainer.state.log_history if "removed" in entry]
     assert len(removed) == 2
     assert all(removed)
+
+
+def halving(metric: str = "loss") -> PruningCallback:
+    return PruningCallback(
+        schedule=IterativePruning(fraction=0.5),
+        metric=metric,
+        floor=100.0,
+        mode="min",
+        penalty=None,
+        score=MagnitudeScore(),
+    )
+
+
+def test_all_callbacks_receive_what_an_evaluation_recorded(tmp_path: Path) -> None:
+    before, after = Record(), Record()
+    trainer = make_trainer(tmp_path, before, halving(), after, max_steps=12)
+    trainer.train()
+    prunable = select(gpt2()).prunable
+    kept = [prunable]
+    for _ in range(3):
+        kept.append(kept[-1] - round(0.5 * kept[-1]))
+    expected: dict[str, list[Any]] = {
+        "sparsity": [1 - number / prunable for number in kept[:3]],
+        "removed": [a - b for a, b in itertools.pairwise(kept)],
+    }
+    for name, values in expected.items():
+        steps = list(zip((4, 8, 12), values, strict=True))
+        for record in (before, after):
+            assert record.logged(name) == steps
+        history = [(e["step"], e[name]) for e in trainer.state.log_history if name in e]
+        assert history == steps
+    losses = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert len(losses) == 3
+
+
+@pytest.mark.parametrize("strategy", ["steps", "epoch", "best"])
+def test_a_checkpoint_of_an_evaluation_holds_the_measured_weights(
+    tmp_path: Path, strategy: str
+) -> None:
+    changes: dict[str, Any] = {"save_strategy": strategy, "save_total_limit": None}
+    if strategy == "epoch":
+        changes["eval_strategy"] = "epoch"
+    if strategy == "best":
+        changes["metric_for_best_model"] = "loss"
+    trainer = make_trainer(tmp_path, halving(), **changes)
+    trainer.train()
+    history = trainer.state.log_history
+    losses = {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
+    folders = list(tmp_path.glob("checkpoint-*"))
+    assert len(folders) >= 3
+    for folder in folders:
+        step = int(folder.name.partition("-")[2])
+        model = GPT2LMHeadModel.from_pretrained(folder)
+        weights = select(model)
+        zero = sum(int((t.parameter == 0).sum()) for t in weights.values())
+        saved = TrainerState.load_from_json(str(folder / "trainer_state.json")).log_history
+        logged = [e["sparsity"] for e in saved if "sparsity" in e and e["step"] == step]
+        assert logged == [zero / weights.prunable]
+        measured = make_trainer(tmp_path / "measure", model=model).evaluate()
+        assert measured["eval_loss"] == losses[step]
+
+
+def test_all_evaluation_sets_measure_the_same_weights(tmp_path: Path) -> None:
+    record = Record()
+    trainer = make_trainer(tmp_path, halving("one_loss"), record, max_steps=8)
+    trainer.eval_dataset = {"one": Sentences(8, seed=3), "other": Sentences(8, seed=4)}
+    trainer.train()
+    (_, dense), (_, second), (_, half), (_, fourth) = record.zeros
+    assert (dense, half) == (second, fourth)
+    assert half - dense == round(0.5 * select(gpt2()).prunable)
+
+
+def test_the_last_evaluation_counts_if_the_trainer_loads_its_best_model(tmp_path: Path) -> None:
+    record = Record()
+    trainer = make_trainer(
+        tmp_path, record, halving(), max_steps=8, load_best_model_at_end=True, save_total_limit=None
+    )
+    trainer.train()
+    assert [step for step, _ in record.logged("removed")] == [4, 8]
+    weights = select(trainer.model)
+    zero = sum(int((t.parameter == 0).sum()) for t in weights.values())
+    assert zero == round(0.5 * weights.prunable)  # as the second of two evaluations measured
 
 
 def test_an_interrupted_training_leaves_the_clipping_unchanged(tmp_path: Path) -> None:

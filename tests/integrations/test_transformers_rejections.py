@@ -17,11 +17,13 @@ from integrations.transformers_trainers import (
 )
 from prunus import (
     FloorNotReachedError,
+    GradualPruning,
     IterativePruning,
     MagnitudeScore,
     OneShot,
     PrunusError,
     TaylorScore,
+    select,
 )
 from prunus.integrations.transformers import PruningCallback
 
@@ -37,7 +39,7 @@ def test_an_unmet_floor_is_rejected_at_the_end(tmp_path: Path) -> None:
         penalty=None,
         score=MagnitudeScore(),
     )
-    with pytest.raises(FloorNotReachedError, match="no validation met the ceiling .*: raise it"):
+    with pytest.raises(FloorNotReachedError, match="no validation met the ceiling .*; raise the"):
         make_trainer(tmp_path, callback, max_steps=4).train()
 
 
@@ -94,6 +96,60 @@ def test_a_model_with_untied_embeddings_is_rejected(tmp_path: Path) -> None:
         make_trainer(
             tmp_path, PruningCallback(penalty=None, score=MagnitudeScore()), model=model
         ).train()
+
+
+def of_layer(layer: int, **arguments: Any) -> PruningCallback:
+    return PruningCallback(
+        schedule=OneShot(sparsity=0.5),
+        penalty=None,
+        selection=lambda model: select(model, include=f"transformer.h.{layer}.*"),
+        score=MagnitudeScore(),
+        **arguments,
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"metric": "loss", "mode": "min"}, {"metric": "loss", "mode": "min", "floor": 9.0}],
+    ids=["metric", "floor"],
+)
+def test_several_callbacks_that_would_restore_states_are_rejected(
+    tmp_path: Path, arguments: dict[str, Any]
+) -> None:
+    for first, second in (({}, arguments), (arguments, {})):
+        callbacks = of_layer(0, **first), of_layer(1, **second)
+        trainer = make_trainer(tmp_path, *callbacks, max_grad_norm=0.0)
+        with pytest.raises(
+            PrunusError, match=r"has 2 PruningCallbacks, of which 1 .*keep one PruningCallback, or"
+        ):
+            trainer.train()
+        assert trainer.state.global_step == 0
+        assert all(callback.pruner is None for callback in callbacks)
+
+
+# The pruner itself warns at the end.
+@pytest.mark.filterwarnings("ignore:.*but the training ended at step")
+@pytest.mark.parametrize(
+    ("schedule", "last"),
+    [
+        (GradualPruning(sparsity=0.5, end=9), 9),
+        (GradualPruning(sparsity=0.5, total_steps=20), 10),
+        (OneShot(sparsity=0.5, at=9), 9),
+    ],
+)
+def test_a_removal_after_the_end_of_the_training_causes_a_warning(
+    tmp_path: Path, schedule: Any, last: int
+) -> None:
+    def train(steps: int) -> None:
+        callback = PruningCallback(schedule=schedule, penalty=None, score=MagnitudeScore())
+        make_trainer(tmp_path, callback, max_steps=steps, save_strategy="no").train()
+
+    message = (
+        f"its last weights at optimizer step {last}, but the training ends after step 8, .*at="
+    )
+    with pytest.warns(UserWarning, match=message):
+        train(8)
+    train(last)  # without a warning, which would be an error
 
 
 @pytest.mark.parametrize("argument", ["deepspeed", "fsdp", "enable_jit_checkpoint"])

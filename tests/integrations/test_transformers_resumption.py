@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import signal
 import subprocess
@@ -32,6 +33,8 @@ from prunus import (
     GradualPruning,
     IterativePruning,
     MagnitudeScore,
+    OneShot,
+    select,
 )
 from prunus._utils.files import load_tree
 from prunus.integrations.transformers import STATE_FILE, PruningCallback
@@ -62,7 +65,7 @@ def test_a_killed_and_resumed_run_equals_the_uninterrupted_one(
         check=False,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
-    trainer = make_trainer(tmp_path, stateful())
+    trainer = make_trainer(tmp_path, pruning := stateful())
     trainer.train(resume_from_checkpoint=True)
     assert states_equal(trainer.model, uninterrupted.model)
     last = f"checkpoint-{trainer.state.global_step}/{STATE_FILE}"
@@ -71,7 +74,10 @@ def test_a_killed_and_resumed_run_equals_the_uninterrupted_one(
         load_tree(Path(uninterrupted.args.output_dir) / last),
     )
     assert same(resumed, expected)
-    assert resumed["pruner"]["prunings"] == 6
+    # The last checkpoint holds what the last evaluation measured, before the sixth removal.
+    assert (resumed["pruner"]["prunings"], len(resumed["pending"])) == (5, 1)
+    assert pruning.pruner is not None
+    assert pruning.pruner.state_dict()["prunings"] == 6
 
 
 def test_resuming_from_another_directory_needs_its_name(tmp_path: Path, uninterrupted: Any) -> None:
@@ -168,6 +174,37 @@ def test_the_state_of_another_run_is_rejected(tmp_path: Path) -> None:
     resumed = make_trainer(tmp_path / "b", stateful())
     with pytest.raises(CheckpointError, match=r"is of another run .* not zero in .*resume_from="):
         resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-8"))
+
+
+def test_several_callbacks_remove_their_weights_and_resume(tmp_path: Path) -> None:
+    def callbacks() -> list[PruningCallback]:
+        schedules = (GradualPruning(sparsity=0.75, end=12, every=3), OneShot(sparsity=0.5))
+        return [
+            PruningCallback(
+                schedule=schedule,
+                penalty=None,
+                selection=functools.partial(select, include=f"transformer.h.{i}.*"),
+                score=MagnitudeScore(),
+            )
+            for i, schedule in enumerate(schedules)
+        ]
+
+    changes = {"max_grad_norm": 0.0, "max_steps": 12}
+    whole = make_trainer(tmp_path / "whole", *callbacks(), **changes)
+    whole.train()
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(tmp_path / "stopped", Interrupt(6), *callbacks(), **changes).train()
+    resumed = make_trainer(tmp_path / "stopped", *callbacks(), **changes)
+    resumed.train(resume_from_checkpoint=True)
+    assert states_equal(whole.model, resumed.model)
+    for i, sparsity in enumerate((0.75, 0.5)):
+        weights = select(whole.model, include=f"transformer.h.{i}.*")
+        zeros = sum(int((t.parameter == 0).sum()) for t in weights.values())
+        assert zeros == round(sparsity * weights.prunable)
+    logged = [entry for entry in resumed.state.log_history if "sparsity" in entry]
+    assert logged == [entry for entry in whole.state.log_history if "sparsity" in entry]
+    assert len(logged) == 2 * 3
+    assert [entry["removed"] for entry in logged[:2]] == [0, round(0.5 * weights.prunable)]
 
 
 class SaveTwice(TrainerCallback):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -28,9 +30,11 @@ __all__ = [
     "STATE_FILE",
     "CallbackArguments",
     "PrunerOptions",
+    "check_several",
     "check_unsharded",
     "select_trained",
     "step_and_log",
+    "warn_of_late_removals",
 ]
 
 STATE_FILE = "prunus.safetensors"
@@ -128,6 +132,11 @@ class CallbackArguments:
             raise ArgumentError("masks and keep_zeros=True both set the first masks: pass only one")
 
     @property
+    def chooses_state(self) -> bool:
+        """Whether a floor or a metric decides which state is delivered."""
+        return self.floor is not None or (self.metric is not None and self.keep_best)
+
+    @property
     def uses_gradient(self) -> bool:
         """Whether the penalty or the score reads gradients."""
         penalty, _ = with_defaults(self.penalty, self.schedule, self.floor)
@@ -188,6 +197,46 @@ class CallbackArguments:
             max_grad_norm=max_grad_norm,
             growth=self.growth,
         )
+
+
+def check_several(callbacks: Sequence[CallbackArguments]) -> None:
+    """Check that the callbacks of one Trainer can deliver one validated state together.
+
+    Args:
+        callbacks: The arguments of all callbacks of the Trainer.
+
+    Raises:
+        PrunusError: There are several, and a floor or a metric of one chooses what is delivered.
+    """
+    choosing = sum(arguments.chooses_state for arguments in callbacks)
+    if len(callbacks) > 1 and choosing:
+        raise PrunusError(
+            f"this Trainer has {len(callbacks)} PruningCallbacks, of which {choosing} would choose "
+            "the state to deliver by floor= or metric=, but each would restore another validation, "
+            "and together they would be a network that was never validated: keep one "
+            "PruningCallback, or leave floor= and metric= out of all of them, with schedules that "
+            "need no metric, such as GradualPruning"
+        )
+
+
+def warn_of_late_removals(schedule: Schedule, steps: float) -> None:
+    """Warn if a schedule removes weights after the end of the training.
+
+    Args:
+        schedule: The schedule.
+        steps: The optimizer steps of the whole training, counted from the pruner's first; infinity
+            if they are not known.
+    """
+    last = schedule.last_step
+    if last is None or not math.isfinite(steps) or last <= steps:
+        return
+    warnings.warn(
+        f"{type(schedule).__name__} removes its last weights at optimizer step {last}, but the "
+        f"training ends after step {int(steps)}, so that the final sparsity is not reached: train "
+        "longer, or choose earlier removals (total_steps= or end= of GradualPruning, at= of "
+        "OneShot)",
+        stacklevel=3,
+    )
 
 
 def check_unsharded(selection: Selection, adapter: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,7 +17,13 @@ from prunus.allocation import Allocation
 from prunus.constraint import Mode
 from prunus.errors import CheckpointError, PrunusError, listing
 from prunus.growth import Growth
-from prunus.integrations.common import CallbackArguments, select_trained, step_and_log
+from prunus.integrations.common import (
+    CallbackArguments,
+    check_several,
+    select_trained,
+    step_and_log,
+    warn_of_late_removals,
+)
 from prunus.pruner import Pruner
 from prunus.schedules import Schedule
 from prunus.scores import Score
@@ -34,6 +41,9 @@ __all__ = ["PruningCallback"]
 
 OptimizerChoice = int | Callable[[torch.optim.Optimizer], bool]
 """The index of an optimizer, or a function that returns True for it."""
+
+_AVERAGING = {"WeightAveraging", "StochasticWeightAveraging"}
+"""Lightning's callbacks that validate or deliver averaged weights; others are subclasses."""
 
 
 class PruningCallback(Callback):
@@ -58,6 +68,13 @@ class PruningCallback(Callback):
     It supports automatic and manual optimization, in one process or, with ``strategy="ddp"``, in
     several that each hold the whole model. Then the metric must be logged with ``sync_dist=True``,
     because it must be equal in all of them.
+
+    Callbacks that average weights are rejected, because averages over removals are dense. Several
+    of this callback, for several optimizers, are accepted if none has a floor or a metric: each
+    would restore another validation.
+
+    A schedule whose last removal is after the end of the training causes a warning. Not in manual
+    optimization, in which the Trainer does not know the number of an optimizer's steps.
 
     Args:
         penalty: As for :class:`~prunus.Pruner`.
@@ -149,13 +166,28 @@ class PruningCallback(Callback):
         # The metric of the last validation, until the schedule receives it.
         self._pending: list[float | None] = []
         self._trainer_clip_val: Any = None
+        # Before setup any key, but another one for each callback, as Lightning requires.
+        self._state_key = f"{type(self).__qualname__}{id(self)}"
+        # The steps of the Trainer before the pruner's first.
+        self._earlier_steps = 0
+        self._last_callback = _AfterCheckpoints(self._step_pruner)
+
+    @property
+    def state_key(self) -> str:
+        """The key in Lightning's checkpoints: the class, and from the second on the position."""
+        return self._state_key
 
     # Lightning's hooks, in order.
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Expect the state of a checkpoint if ``fit`` begins."""
+        """Check the other callbacks, and expect the state of a checkpoint if ``fit`` begins."""
+        callbacks = [c for c in trainer.callbacks if isinstance(c, PruningCallback)]
+        position = callbacks.index(self)
+        self._state_key = type(self).__qualname__ + (f"[{position}]" if position else "")
         self._fitting = self._starting = stage == "fit"
         if self._fitting:
+            _check_averaging(self, trainer.callbacks)
+            check_several([callback._arguments for callback in callbacks])
             self._loaded_state, self._pending = None, []
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -188,6 +220,17 @@ class PruningCallback(Callback):
             self.pruner.load_state_dict(loaded["pruner"])
             self._pending = list(loaded["pending"])
         self._loaded_state, self._starting = None, False
+        self._earlier_steps = 0 if resumed else trainer.global_step
+        trainer.callbacks.append(self._last_callback)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Warn if the schedule removes weights after the end of the training."""
+        # Not before the data are loaded, which the number of steps depends on.
+        if self.pruner is not None and pl_module.automatic_optimization:
+            steps = trainer.estimated_stepping_batches
+            # A data loader without a length leaves max_steps, which is -1 if it is not set.
+            known = steps - self._earlier_steps if steps >= 0 else math.inf
+            warn_of_late_removals(self.pruner.schedule, known)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Check that there are validation batches, if the data are loaded already."""
@@ -229,14 +272,12 @@ class PruningCallback(Callback):
         return {"pruner": state, "pending": list(self._pending)}
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Pass the last validation to the schedule."""
+        """Check that there were validation batches."""
         self._check_batches(trainer)  # again, as the data may have been loaded during training
-        self._step_pruner()
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Restore the sparsest state that met the floor."""
-        self._restore_clipping(trainer)
-        self._fitting = False
+        self._end(trainer)
         assert self.pruner is not None
         for metric in self._pending:  # of a run that was complete when it was resumed
             if metric is not None:
@@ -245,10 +286,16 @@ class PruningCallback(Callback):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Restore the Trainer's clipping."""
-        self._restore_clipping(trainer)
-        self._fitting = False
+        self._end(trainer)
 
     # Helpers of the hooks.
+
+    def _end(self, trainer: Any) -> None:
+        """Restore what was changed in the Trainer."""
+        self._restore_clipping(trainer)
+        self._fitting = False
+        if self._last_callback in trainer.callbacks:
+            trainer.callbacks.remove(self._last_callback)
 
     def _is_counted(self, trainer: Any) -> bool:
         """Return whether a validation belongs to the training, so that the schedule receives it."""
@@ -347,6 +394,42 @@ class PruningCallback(Callback):
     def _restore_clipping(self, trainer: Any) -> None:
         if self._trainer_clip_val is not None:
             trainer.gradient_clip_val, self._trainer_clip_val = self._trainer_clip_val, None
+
+
+class _AfterCheckpoints(Callback):
+    """Passes the last validation to the schedule after all callbacks have saved at the end."""
+
+    def __init__(self, step_pruner: Callable[[], None]) -> None:
+        self._step_pruner = step_pruner
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self._step_pruner()
+
+
+def _check_averaging(pruning: PruningCallback, callbacks: Sequence[Callback]) -> None:
+    """Check that no callback averages weights.
+
+    Raises:
+        PrunusError: One does.
+    """
+    # By name: older versions lack some of them, and there are two packages.
+    averaging = [
+        type(callback).__name__
+        for callback in callbacks
+        if any(
+            base.__name__ in _AVERAGING
+            and base.__module__.partition(".")[0] in ("lightning", "pytorch_lightning")
+            for base in type(callback).__mro__
+        )
+    ]
+    if averaging:
+        raise PrunusError(
+            f"{type(pruning).__name__} does not work beside {listing(averaging)}: averages over "
+            "steps with different masks are dense, and would be validated or delivered in place of "
+            f"the sparse weights. Remove {listing(averaging)} from the Trainer's callbacks, or "
+            "average in a second training without this callback: masks = Masks.from_zeros(...) "
+            "before it, and masks.apply_() on the averages after it"
+        )
 
 
 def _chosen(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any, Self
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -20,8 +23,10 @@ from prunus.growth import Growth
 from prunus.integrations.common import (
     STATE_FILE,
     CallbackArguments,
+    check_several,
     select_trained,
     step_and_log,
+    warn_of_late_removals,
 )
 from prunus.masks import Masks
 from prunus.pruner import Pruner
@@ -31,6 +36,7 @@ from prunus.selection import Selection
 
 try:
     from transformers import TrainerCallback
+    from transformers.trainer_callback import CallbackHandler
     from transformers.trainer_utils import IntervalStrategy
 except ImportError as error:
     raise missing_extra("prunus.integrations.transformers", "transformers", error) from error
@@ -43,16 +49,30 @@ _UNSUPPORTED = ("deepspeed", "fsdp", "enable_jit_checkpoint")
 """Training arguments that the callback does not support."""
 
 
+_callbacks: WeakSet[PruningCallback] = WeakSet()
+"""All callbacks of trainings, present and past."""
+
+
 class PruningCallback(TrainerCallback):
     """Prunes the model of a ``Trainer`` in training: ``Trainer(..., callbacks=[this])``.
 
-    After each evaluation the schedule receives the metric and may remove weights. At the end of
-    training the model is the sparsest state that met the floor, which ``save_model`` and
-    ``save_pretrained`` then write. With ``load_best_model_at_end`` that state replaces the
-    checkpoint that the Trainer loaded, with a warning.
+    Before the first step after each evaluation, or when training ends, the schedule receives the
+    metric and may remove weights, so that a checkpoint saved at the evaluation holds the weights
+    that were measured, and all evaluation sets measure the same. At the end of training the model
+    is the sparsest state that met the floor, which ``save_model`` and ``save_pretrained`` then
+    write. With ``load_best_model_at_end`` that state replaces the checkpoint that the Trainer
+    loaded, with a warning.
+
+    With each evaluation the Trainer's other callbacks, such as those of TensorBoard, and its
+    ``log_history`` receive ``sparsity``, of the weights that were measured, and ``removed``, how
+    many were removed after it, as soon as it is known.
 
     Its state is saved in the Trainer's checkpoints. A run resumed from one equals the uninterrupted
     run bit for bit.
+
+    Several of this callback in one Trainer, for several selections, are accepted if none has a
+    floor or a metric: each would restore another validation. A schedule whose last removal is after
+    the end of the training causes a warning.
 
     The callback clips gradients in place of the Trainer, by the same norm ``max_grad_norm`` and the
     same rule, but after the relevance of the weights has been measured, which clipping would
@@ -146,6 +166,11 @@ class PruningCallback(TrainerCallback):
         self._other_metrics: list[str] | None = None
         # The step whose state is in the temporary file.
         self._saved_step: int | None = None
+        # The metric of the last evaluation, until the schedule receives it.
+        self._pending: list[float | None] = []
+        # The state of the Trainer in the present training, and the callback's file in checkpoints.
+        self._trainer_state: Any = None
+        self._file_name = STATE_FILE
 
     # The Trainer's events, in order.
 
@@ -162,6 +187,19 @@ class PruningCallback(TrainerCallback):
         """Build the pruner, and load its state if training is resumed."""
         _restore_clipping(args)  # if an earlier training was interrupted within a step
         self._check_arguments(args, state)
+        earlier = [callback for callback in _callbacks if callback._trainer_state is state]
+        try:
+            check_several([callback._arguments for callback in (*earlier, self)])
+        except PrunusError:
+            for callback in earlier:
+                callback._detach()
+            raise
+        # In the order of the Trainer's callbacks, which is the same in a resumed run.
+        position = len(earlier)
+        path = Path(STATE_FILE)
+        self._file_name = f"{path.stem}-{position}{path.suffix}" if position else STATE_FILE
+        self._trainer_state = state
+        _callbacks.add(self)
         _check_tied(model)
         resumed = state.global_step > 0
         self.pruner = self._arguments.attach(
@@ -173,8 +211,10 @@ class PruningCallback(TrainerCallback):
             resumed=resumed,
             max_grad_norm=args.max_grad_norm or None,
         )
+        self._pending = []
         if resumed:
             self._resume(self.pruner, args, state.global_step)
+        warn_of_late_removals(self.pruner.schedule, state.max_steps)
         self._training = True
         self._evaluated_step = self._other_metrics = self._saved_step = None
         # An evaluation at the start counts if training begins, but not if it is resumed: the
@@ -182,8 +222,9 @@ class PruningCallback(TrainerCallback):
         self._scheduled_step = 0 if args.eval_on_start and not resumed else None
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Disable the Trainer's clipping within the step."""
+        """Pass the last evaluation to the schedule, and disable the clipping within the step."""
         self._check_metric_found()
+        self._step_pruner(args, state, control)
         if not isinstance(args.max_grad_norm, _DisabledClipping):
             args.max_grad_norm = _DisabledClipping(args.max_grad_norm)
 
@@ -204,7 +245,7 @@ class PruningCallback(TrainerCallback):
     def on_evaluate(
         self, args: Any, state: Any, control: Any, *, metrics: Mapping[str, float], **_: Any
     ) -> None:
-        """Pass the metric to the schedule, which may remove weights."""
+        """Log the sparsity of the weights that were measured, and keep the metric."""
         if not self._training or self.pruner is None:
             return
         step = state.global_step
@@ -224,27 +265,34 @@ class PruningCallback(TrainerCallback):
         # Without a metric the first of several evaluation sets is enough.
         if not names and self._evaluated_step == step:
             return
+        repeated = self._evaluated_step == step
         self._evaluated_step, self._other_metrics, self._saved_step = step, None, None
-        metric = found[0] if found else None
-        sparsity, validation = step_and_log(self.pruner, self._metric, metric)
-        state.log_history.append(
-            {"sparsity": sparsity, "removed": validation.removed, "step": step}
-        )
+        self._pending = [found[0] if found else None]
+        if not repeated:
+            values = {"sparsity": self.pruner.sparsity}
+            state.log_history.append({**values, "epoch": state.epoch, "step": step})
+            _log_to_others(args, state, control, values)
         self._save_if_due(args, state, control)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Move the pruner's state into the checkpoint."""
-        temporary = _temporary_file(args, state.global_step)
+        temporary = self._temporary_file(args, state.global_step)
         if not _is_writer(args, state):
             return
-        file = Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE_FILE
+        file = Path(args.output_dir) / f"checkpoint-{state.global_step}" / self._file_name
         if self._saved_step == state.global_step and temporary.is_file():
             temporary.replace(file)
         else:
             self._write(file, state)
-        for leftover in temporary.parent.glob(_temporary_file(args, "*").name):
+        for leftover in temporary.parent.glob(self._temporary_file(args, "*").name):
             leftover.unlink(missing_ok=True)
         self._saved_step = None
+
+    def on_log(self, args: Any, state: Any, control: Any, *, logs: Any = None, **_: Any) -> None:
+        """Pass the last evaluation to the schedule when training has ended."""
+        # And not when on_train_end is called, before which load_best_model_at_end loads weights.
+        if self._training and "train_runtime" in (logs or {}):
+            self._step_pruner(args, state, control)
 
     def on_train_end(
         self, args: Any, state: Any, control: Any, *, model: nn.Module, **_: Any
@@ -254,6 +302,8 @@ class PruningCallback(TrainerCallback):
         self._check_metric_found()
         assert self.pruner is not None
         loaded = args.load_best_model_at_end and state.best_model_checkpoint
+        if not loaded:
+            self._step_pruner(args, state, control)  # if the Trainer logged nothing at the end
         before = _zeros_in(self.pruner.selection) if loaded else 0
         self.pruner.finish()
         after = _zeros_in(self.pruner.selection)
@@ -268,6 +318,32 @@ class PruningCallback(TrainerCallback):
             )
 
     # Helpers of the hooks.
+
+    def _step_pruner(self, args: Any, state: Any, control: Any) -> None:
+        """Pass the last evaluation to the schedule, unless it has received it already."""
+        pending, self._pending = self._pending, []
+        for metric in pending:
+            assert self.pruner is not None
+            _, validation = step_and_log(self.pruner, self._metric, metric)
+            self._scheduled_step = None
+            self._log_removed(args, state, control, validation.removed)
+
+    def _log_removed(self, args: Any, state: Any, control: Any, removed: int) -> None:
+        """Add the number of removed weights to the log of the last evaluation."""
+        # With several callbacks, to the first entry that has none, in the order of the callbacks.
+        for entry in state.log_history:
+            own = entry.get("step") == state.global_step and "sparsity" in entry
+            if own and "removed" not in entry:
+                entry["removed"] = removed
+                break
+        _log_to_others(args, state, control, {"removed": removed})
+
+    def _detach(self) -> None:
+        """Release the model and the optimizer of a training that does not begin."""
+        if self.pruner is not None:
+            self.pruner.detach()
+            self.pruner = None
+        self._trainer_state = None
 
     def _check_arguments(self, args: Any, state: Any) -> None:
         """Check that the Trainer's arguments fit the callback's."""
@@ -304,14 +380,14 @@ class PruningCallback(TrainerCallback):
         default = Path(args.output_dir) / f"checkpoint-{step}"
         named = args.resume_from_checkpoint
         folder = self._resume_from or (Path(named) if isinstance(named, str) else default)
-        file = folder / STATE_FILE
+        file = folder / self._file_name
         if not file.is_file() and folder == default:
-            file = _temporary_file(args, step)
+            file = self._temporary_file(args, step)
         if not file.is_file():
             raise CheckpointError(
-                f"training is resumed at step {step}, but {folder} has no {STATE_FILE}: if the "
-                "checkpoint is elsewhere, pass its path as PruningCallback(resume_from=...); if it "
-                "is not, it was saved without this callback"
+                f"training is resumed at step {step}, but {folder} has no {self._file_name}: if "
+                "the checkpoint is elsewhere, pass its path as PruningCallback(resume_from=...); "
+                "if it is not, it was saved without this callback"
             )
         content = load_tree(file)
         if content.get("step") != step:
@@ -320,6 +396,7 @@ class PruningCallback(TrainerCallback):
             )
         _check_zeros(pruner.selection, content, file)
         pruner.load_state_dict(content["pruner"])
+        self._pending = list(content["pending"])
 
     def _save_if_due(self, args: Any, state: Any, control: Any) -> None:
         """Write the state to the temporary file if the Trainer will save a checkpoint."""
@@ -328,13 +405,18 @@ class PruningCallback(TrainerCallback):
         # the checkpoint's folder, because the Trainer would take the folder for a checkpoint.
         due = control.should_save and self._saved_step != state.global_step
         if due and _is_writer(args, state):
-            self._write(_temporary_file(args, state.global_step), state)
+            self._write(self._temporary_file(args, state.global_step), state)
             self._saved_step = state.global_step
 
     def _write(self, file: Path, state: Any) -> None:
         if self.pruner is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
-            save_tree(file, {"step": state.global_step, "pruner": self.pruner.state_dict()})
+            content = {"step": state.global_step, "pruner": self.pruner.state_dict()}
+            save_tree(file, {**content, "pending": list(self._pending)})
+
+    def _temporary_file(self, args: Any, step: int | str) -> Path:
+        """Return the file of the state until the Trainer has written its part of a checkpoint."""
+        return Path(args.output_dir) / f".checkpoint-{step}.{self._file_name}"
 
     def _check_metric_found(self) -> None:
         """Raise an error if the last evaluation returned no metric of the callback's name."""
@@ -352,9 +434,18 @@ def _is_writer(args: Any, state: Any) -> bool:
     return bool(state.is_local_process_zero if args.save_on_each_node else first)
 
 
-def _temporary_file(args: Any, step: int | str) -> Path:
-    """Return the file of the state until the Trainer has written its part of a checkpoint."""
-    return Path(args.output_dir) / f".checkpoint-{step}.{STATE_FILE}"
+def _log_to_others(args: Any, state: Any, control: Any, values: Mapping[str, float]) -> None:
+    """Pass values to all callbacks of the Trainer, as ``Trainer.log`` does."""
+    # The Trainer passes its callbacks neither itself nor the others, and logs an evaluation before
+    # they learn of it. The handler that called this callback is found among the calling functions.
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and not isinstance(frame.f_locals.get("self"), CallbackHandler):
+        frame = frame.f_back
+    if frame is not None:
+        should_log = control.should_log  # which the handler resets
+        handler = frame.f_locals["self"]
+        handler.on_log(args, state, control, {**values, "epoch": state.epoch})
+        control.should_log = should_log
 
 
 def _zeros_in(selection: Selection) -> int:
