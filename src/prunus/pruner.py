@@ -545,6 +545,8 @@ class Pruner:
         """Remove the hooks from the optimizer and release the masks. Removed weights stay zero."""
         self._hooks.remove()
         _pruners.get(self.optimizer, WeakSet()).discard(self)
+        if _last_validated.get(self.model, lambda: None)() is self:
+            del _last_validated[self.model]  # its successor does not take turns with it
         self.masks.detach()
 
     def state_dict(self, *, complete: bool | None = None) -> dict[str, Any]:
