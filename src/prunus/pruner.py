@@ -341,6 +341,7 @@ class Pruner:
         self._monitor.before_validation(metric)
         if metric is not None:
             self._check_alternation()
+        counts = self._validations, self._best_metric
         best = metric is not None and self._consider(metric)
         met = metric is None or self.constraint.met(metric)
         least, before = self._remover().least, self.schedule.state_dict()
@@ -355,6 +356,7 @@ class Pruner:
             removed = 0 if decision is None else self._remove_to(max(decision, least), self._final)
         except BaseException:  # a function that the schedule calls may raise anything
             self.schedule.load_state_dict(before)  # it has counted a removal that failed
+            self._validations, self._best_metric = counts
             self._predicted_cost = cost
             raise
         self._strengths.count_validation()

@@ -144,7 +144,7 @@ def test_pruning_an_adopted_dense_network_gives_the_same_bits(tmp_path: Path) ->
     ).read_bytes()
 
 
-OTHER = settings(ratio=3, fraction=0.5, penalty="l2")
+OTHER = settings(ratio=3, fraction=0.5, penalty="l2", strength=0.01)
 
 
 def test_dense_network_of_another_seed_or_training_is_rejected(tmp_path: Path) -> None:
