@@ -243,7 +243,7 @@ def test_kill_around_any_write_changes_no_bit(
             "strength_schedule": "constant",
             "score": "magnitude",
         },
-        {"apply": "gradient", "strength_schedule": "lr"},
+        {"apply": "gradient", "strength_schedule": "lr", "strength": 0.01},
         {"min_density": 0.02, "biases": "false"},
         {"initial_weights": "random", "floor": "none", "shift": 1, "flip": "true"},
     ],

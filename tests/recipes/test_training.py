@@ -197,9 +197,13 @@ def choices() -> list[dict[str, str]]:
     def options(key: str) -> tuple[str, ...]:
         return get_args(hints[key])
 
-    penalties = [{"penalty": p, "apply": a} for p in options("penalty") for a in options("apply")]
+    # The automatic strength and the default score do not go with every penalty.
+    common = {"strength": "0.01", "score": "magnitude"}
+    penalties = [
+        {"penalty": p, "apply": a, **common} for p in options("penalty") for a in options("apply")
+    ]
     schedules = [{"schedule": s, "score": c} for s in options("schedule") for c in options("score")]
-    strengths = [{"strength_schedule": s} for s in options("strength_schedule")]
+    strengths = [{"strength_schedule": s, "strength": "0.01"} for s in options("strength_schedule")]
     others = [{"relative": "false"}, {"momentum": "0"}, {"warmup": "0"}, {"min_density": "0.01"}]
     return penalties + schedules + strengths + others
 
