@@ -416,8 +416,16 @@ def test_image_recipe_runs_from_a_folder(tmp_path: Path, name: str) -> None:
         for index, image in enumerate(images):
             image[3 * (index % 10 // 2) :][:3, 14 * (index % 2) :][:, :14] = 255
         write(tmp_path / "set", split, images)
+    # The automatic strength is meant for longer epochs than these of eight steps.
     chosen = settings(
-        dense_epochs=4, epochs=8, batch_size=20, warmup=0.1, shift=0, validation=0.2, ratio=20
+        dense_epochs=4,
+        epochs=8,
+        batch_size=20,
+        warmup=0.1,
+        shift=0,
+        validation=0.2,
+        ratio=20,
+        strength=0.05,
     )
     out = tmp_path / "run"
     outcome = prunus("run", name, *chosen, "--data", tmp_path / "set", "--out", out)
