@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from benchmarks.measuring import RESULTS
@@ -13,6 +14,12 @@ NUMBERS = {1: "one thread", 2: "two threads"}
 def load(name: str) -> Any:
     """Return the record in the result file of this name."""
     return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def comparisons(names: Iterable[str]) -> dict[str, Any]:
+    """Return the comparisons of these names that were measured, by name."""
+    found = {name: f"compare-{name}" for name in names}
+    return {name: load(f) for name, f in found.items() if (RESULTS / f"{f}.json").exists()}
 
 
 def machine(environment: dict[str, Any]) -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.figures.common import load, machine
-from benchmarks.measuring import RESULTS
+from benchmarks.figures.common import comparisons, machine
 from benchmarks.studies.compare import METHODS, Outcome, digits, outcomes, spread, table
 
 NETWORKS = {
@@ -27,7 +26,7 @@ METRICS = {
 
 def summary() -> list[str]:
     """Return the table of all methods, with the rows for which every method was measured."""
-    records = {name: record for name, record in _records().items() if any(_rows(record))}
+    records = {name: record for name, record in comparisons(NETWORKS).items() if any(_rows(record))}
     if not records:
         return []
     lines = [
@@ -66,7 +65,7 @@ def details() -> str:
         "to prunus within each seed ± the standard error of its mean, positive where prunus is "
         "better.\n"
     ]
-    for name, record in _records().items():
+    for name, record in comparisons(NETWORKS).items():
         runs = record["runs"]
         machines = [machine(run["summary"]["environment"]) for run in runs]
         seeds = {run["summary"]["seed"] for run in runs}
@@ -84,15 +83,6 @@ def details() -> str:
             f"{' '.join(map(str, sorted(seeds)))}`.\n",
         ]
     return "\n".join(parts)
-
-
-def _records() -> dict[str, Any]:
-    """Return the record of each recipe that was measured."""
-    return {
-        name: load(f"compare-{name}")
-        for name in NETWORKS
-        if (RESULTS / f"compare-{name}.json").exists()
-    }
 
 
 def _rows(record: dict[str, Any]) -> Iterator[list[Outcome]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 
-from benchmarks.figures.common import NUMBERS, load, machine
+from benchmarks.figures.common import NUMBERS, comparisons, load, machine
 from benchmarks.measuring import RESULTS
 from benchmarks.studies.compare import spread
 
@@ -22,11 +22,8 @@ def networks() -> str:
         "| network | parameters | non-zero | ratio | dense test error | sparse test error |",
         "|---|---|---|---|---|---|",
     ]
-    machines = []
-    for name, title in RECIPES.items():
-        if not (RESULTS / f"compare-{name}.json").exists():
-            continue
-        record = load(f"compare-{name}")
+    machines, seeds = [], set()
+    for name, record in comparisons(RECIPES).items():
         ratio = record["settings"]["ratio"]
         runs = [
             run["summary"]
@@ -40,16 +37,17 @@ def networks() -> str:
         nonzero = statistics.fmean(run["nonzero"] for run in runs)
         reached = statistics.fmean(run["compression_ratio"] for run in runs)
         lines.append(
-            f"| {title} | {runs[0]['parameters']:,} | {nonzero:,.0f} | {reached:.1f}× "
+            f"| {RECIPES[name]} | {runs[0]['parameters']:,} | {nonzero:,.0f} | {reached:.1f}× "
             f"| {errors['dense']}% | {errors['sparse']}% |"
         )
+        seeds |= {run["seed"] for run in runs}
         machines += [f"{machine(run['environment'])}, {record['date'][:10]}" for run in runs]
     lines.append(
-        "\nMean ± standard deviation over seeds 0, 1, 2, with the default method. The ratio counts "
-        "every parameter, biases included. On MNIST the training images are shifted by up to a "
-        "pixel at random, for the dense and the sparse network alike, unless the row says "
-        "otherwise. Each run reads the test split once, after every decision was made on a "
-        "validation split. "
+        f"\nMean ± standard deviation over seeds {', '.join(map(str, sorted(seeds)))}, with the "
+        "default method. The ratio counts every parameter, biases included. On MNIST the training "
+        "images are shifted by up to a pixel at random, for the dense and the sparse network "
+        "alike, unless the row says otherwise. Each run reads the test split once, after every "
+        "decision was made on a validation split. "
         f"{'; '.join(dict.fromkeys(machines))}; by `python -m benchmarks.studies.compare` with the "
         "name of the recipe and `--methods prunus`.\n"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from prunus._utils.chunks import chunks
-from prunus._utils.finiteness import finite_on_device, is_finite
+from prunus._utils.finiteness import finiteness
 from prunus.scores import Score
 from prunus.selection import Selection
 
@@ -55,10 +55,8 @@ class GradientObserver:
             if earlier % self._every:
                 self.counts[name] = earlier + 1
                 continue
-            finite: torch.Tensor | None = None
-            if self._sharded or gradient.device.type != "cpu":
-                finite = finite_on_device(gradient)
-            elif not is_finite(gradient):
+            finite = finiteness(gradient, sharded=self._sharded)
+            if finite is False:
                 continue
             self.counts[name] = earlier + 1
             weight = tensor.weight
@@ -71,9 +69,9 @@ class GradientObserver:
                 if loss_scale is not None:
                     g = g / loss_scale
                 chunk = dict(zip(memory, parts, strict=True))
-                before = [] if finite is None else [part.clone() for part in parts]
+                before = [part.clone() for part in parts] if finite is not True else []
                 self.score.observe(w.to(wide), g, chunk, count=count)
-                if finite is not None:
+                if isinstance(finite, torch.Tensor):
                     for part, old in zip(parts, before, strict=True):
                         part.copy_(torch.where(finite, part, old))
 

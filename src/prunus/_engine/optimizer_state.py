@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from prunus._distributed.shards import local
+from prunus._utils.conversions import is_converted
 from prunus.masks import clear_
 
 __all__ = ["clear_state", "per_weight_state"]
@@ -32,7 +33,7 @@ def per_weight_state(
         2
     """
     for value in _states(optimizer, parameter):
-        if _is_plain(value):
+        if not is_converted(value):
             yield value
 
 
@@ -48,11 +49,6 @@ def _states(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> Iterat
             and value.is_floating_point()
         ):
             yield local(value)
-
-
-def _is_plain(value: torch.Tensor) -> bool:
-    """Return whether a tensor stores its elements as they are, unlike a compressed subclass."""
-    return type(value) in (torch.Tensor, torch.nn.Parameter)
 
 
 @torch.no_grad()
@@ -91,10 +87,10 @@ def clear_state(
     """
     _clear_joined(optimizer)
     for state in _states(optimizer, parameter):
-        if _is_plain(state):
-            clear_(state, mask)
-        else:
+        if is_converted(state):
             _clear_compressed(state, mask)
+        else:
+            clear_(state, mask)
 
 
 def _clear_compressed(state: torch.Tensor, mask: torch.Tensor) -> None:

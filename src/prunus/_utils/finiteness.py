@@ -6,7 +6,7 @@ import math
 
 import torch
 
-__all__ = ["finite_on_device", "is_finite"]
+__all__ = ["finite_on_device", "finiteness", "is_finite"]
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
@@ -33,3 +33,23 @@ def finite_on_device(tensor: torch.Tensor) -> torch.Tensor:
         return torch.ones((), dtype=torch.bool, device=tensor.device)
     largest: torch.Tensor = torch.linalg.vector_norm(tensor, ord=math.inf)
     return largest.isfinite()
+
+
+def finiteness(tensor: torch.Tensor, *, sharded: bool) -> bool | torch.Tensor:
+    """Return whether no element is NaN or infinite, without waiting for an accelerator.
+
+    Args:
+        tensor: The tensor, or this process's shard of one.
+        sharded: Whether other processes hold other shards, which may be finite where this is not,
+            so that no process may decide by its own.
+
+    Returns:
+        A bool for a whole tensor on the CPU; otherwise a scalar on the tensor's device.
+
+    Example:
+        >>> finiteness(torch.ones(2), sharded=False), finiteness(torch.ones(2), sharded=True)
+        (True, tensor(True))
+    """
+    if sharded or tensor.device.type != "cpu":
+        return finite_on_device(tensor)
+    return is_finite(tensor)

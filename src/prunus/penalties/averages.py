@@ -6,7 +6,7 @@ import torch
 
 from prunus._utils.averages import update_average_
 from prunus._utils.chunks import chunks
-from prunus._utils.finiteness import finite_on_device, is_finite
+from prunus._utils.finiteness import finiteness
 
 __all__ = ["MagnitudeAverages"]
 
@@ -65,10 +65,8 @@ class MagnitudeAverages:
             else average.to(gradient.device, wide)
         )
         count = self.counts.setdefault(name, 0)
-        finite: torch.Tensor | None = None
-        if self._sharded or gradient.device.type != "cpu":
-            finite = finite_on_device(gradient)
-        elif not is_finite(gradient):
+        finite = finiteness(gradient, sharded=self._sharded)
+        if finite is False:
             return
         self.counts[name] = count + 1
         if isinstance(scale, torch.Tensor):
@@ -77,6 +75,6 @@ class MagnitudeAverages:
             magnitude = g.abs().to(wide)
             if scale is not None:
                 magnitude.div_(scale)
-            if finite is not None:
+            if isinstance(finite, torch.Tensor):
                 magnitude = torch.where(finite, magnitude, a)
             update_average_(a, magnitude, smoothing=self.smoothing, count=count + 1)
