@@ -369,6 +369,40 @@ def test_matrices_of_experts_are_selected_and_their_biases_on_request() -> None:
     assert list(select(Mixture(), biases=True)) == with_biases
 
 
+class GatedExpertGLU(nn.Module):
+    """The matrices of all experts below each other, under names of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w1 = nn.Parameter(torch.ones(8, 3))
+
+
+class RelativeAttention(nn.Module):
+    """Projections and other parameters that no layer owns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("q", "r_kernel", "seg_embed", "r_w_bias", "temperature"):
+            setattr(self, name, nn.Parameter(torch.ones(2, 2)))
+
+
+def test_matrices_without_a_layer_are_selected_in_experts_and_attentions() -> None:
+    assert list(select(GatedExpertGLU())) == ["w1"]
+    with pytest.warns(UserWarning, match="50% .* left out .*: seg_embed, temperature, parameters"):
+        assert list(select(RelativeAttention())) == ["q", "r_kernel"]
+
+
+def test_embeddings_that_are_not_trained_are_left_out() -> None:
+    table = nn.Embedding(5, 4).requires_grad_(False)
+    model = nn.Sequential(table, nn.Linear(4, 5, bias=False))
+    assert list(select(model)) == ["1.weight"]
+    with pytest.raises(PrunusError, match="0.weight is frozen"):
+        select(model, include="*.weight")
+    model[1].weight = table.weight  # a frozen layer is an error, also if an embedding shares it
+    with pytest.raises(PrunusError, match="0.weight is frozen"):
+        select(model)
+
+
 class WithTable(nn.Module):
     """A model with a matrix that no layer owns."""
 

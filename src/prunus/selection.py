@@ -3,8 +3,9 @@
 By default these are the weights of every layer: linear, convolutional, transposed, embedding,
 recurrent and attention layers, any custom module whose parameter has "weight" in its name and at
 least two dimensions, and the matrices of a mixture of experts. Biases, the parameters of
-normalization layers and other bare parameters are left out unless requested; :func:`select` warns
-if that leaves out much of the model. A tensor that several modules share is selected once.
+normalization layers, embeddings that are not trained and other bare parameters are left out unless
+requested; :func:`select` warns if that leaves out much of the model. A tensor that several modules
+share is selected once.
 """
 
 from __future__ import annotations
@@ -50,8 +51,15 @@ Role = Literal["weight", "bias", "norm", "other"]
 
 _NORM = re.compile(r"Norm(\dd)?$")
 
-_EXPERTS = re.compile(r"Experts?(MLP)?$")
+_EXPERTS = re.compile(r"Experts?(MLP|GLU)?$")
 """Types of modules whose bare parameters are the stacked matrices of a mixture of experts."""
+
+_ATTENTION = re.compile(r"Attention$")
+"""Types of modules whose bare parameters may be projections."""
+
+_PROJECTION = re.compile(r"([qkvor]|\w*kernel)$")
+"""Names of bare parameters of an attention that are projections, of query, key, value, output and
+relative positions."""
 
 _MOST_LEFT_OUT = 0.1
 """The fraction of the parameters in matrices that may be left out without a warning."""
@@ -188,10 +196,20 @@ class _Occurrence:
         if "bias" in local:
             return "bias"
         lazy = is_lazy(self.parameter)  # has no dimensions yet
-        experts = _EXPERTS.search(type(self.owner).__name__) is not None
-        if ("weight" in local or experts) and (lazy or self.parameter.dim() >= 2):
+        if (lazy or self.parameter.dim() >= 2) and self._is_named_as_weight(local):
             return "weight"
         return "other"
+
+    def _is_named_as_weight(self, local: str) -> bool:
+        owner = type(self.owner).__name__
+        if "weight" in local or _EXPERTS.search(owner):
+            return True
+        return bool(_ATTENTION.search(owner) and _PROJECTION.match(local))
+
+    @property
+    def is_fixed_table(self) -> bool:
+        """Whether it is an embedding that is not trained, as of sinusoidal positions."""
+        return isinstance(self.owner, nn.Embedding) and not self.parameter.requires_grad
 
 
 def select(
@@ -208,6 +226,9 @@ def select(
     matches ``include``, if there is any. A glob that matches a tensor's full name selects it
     whatever its role, so ``"*"`` selects everything and ``"pos_embed"`` a bare parameter.
     ``exclude`` takes precedence over both.
+
+    Without ``include``, an embedding that is not trained is left out too: a fixed table, as of
+    sinusoidal positions.
 
     A layer whose weight is computed by a parametrization (``weight_norm``, ``spectral_norm``) has
     no weight of its own to set to zero and is left out; name the tensors below its
@@ -258,6 +279,8 @@ def select(
             return norms and (biases or "bias" not in name.rpartition(".")[2])
         if role == "other":  # only a predicate, which receives the tensor itself, selects it
             return any(_is_predicate(p) and _matches(p, occurrence) for p in includes)
+        if occurrence.is_fixed_table and not includes:
+            return False
         return role == "weight" or biases
 
     by_tensor: dict[int, list[_Occurrence]] = {}

@@ -181,6 +181,47 @@ def test_inputs_written_to_by_the_model_are_restored(model: Any) -> None:
     torch.testing.assert_close(small(before.clone()), model(before.clone()))
 
 
+class Results:
+    """Results in attributes, of a class that no exporter knows."""
+
+    def __init__(self, **tensors: torch.Tensor) -> None:
+        self.parent = self  # a cycle
+        for name, tensor in tensors.items():
+            setattr(self, name, tensor)
+
+
+class KeyCache(Results):
+    """Keys for the next call."""
+
+
+class Returning(nn.Module):
+    """Two layers, of which the first's outputs are also returned in an object."""
+
+    def __init__(self, type_of_results: type[Results]) -> None:
+        super().__init__()
+        self.key, self.out = nn.Linear(4, 6), nn.Linear(6, 2)
+        self.type_of_results = type_of_results
+
+    def forward(self, x: torch.Tensor) -> Any:
+        key = self.key(x)
+        return self.out(key.relu()), self.type_of_results(key=key)
+
+
+@pytest.mark.parametrize(("type_of_results", "kept"), [(KeyCache, 4), (Results, 6)])
+def test_tensors_in_objects_are_outputs_unless_in_a_cache(
+    type_of_results: type[Results], kept: int
+) -> None:
+    model = Returning(type_of_results)
+    zero(model.key.weight, slice(0, 2))
+    small = compact_and_reload(model, torch.ones(1, 4))
+    assert small.key.weight.shape == (kept, 4)
+    x = torch.randn(5, 4)
+    (expected, expected_results), (found, results) = model(x), small(x)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(results.key, expected_results.key[:, 6 - kept :])
+    assert "forward" not in vars(model)
+
+
 def test_empty_input_does_not_prevent_compaction() -> None:
     model: Any = FunctionalModel(
         lambda m, x, more: m.b(torch.relu(m.a(torch.cat([x, more], 1)))),

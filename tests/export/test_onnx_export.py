@@ -37,6 +37,25 @@ def test_onnx_supports_keyword_arguments_and_several_outputs(tmp_path: Path) -> 
     torch.testing.assert_close(outputs[1], expected["left"])
 
 
+class KeyCache:
+    """A cache of a class that the exporter does not know."""
+
+    def __init__(self, keys: torch.Tensor) -> None:
+        self.keys = keys
+
+
+def test_onnx_leaves_out_caches(tmp_path: Path) -> None:
+    class Model(nn.Linear):
+        def forward(self, x: torch.Tensor) -> Any:
+            return {"y": super().forward(x), "cache": KeyCache(x)}
+
+    model, x = Model(3, 2), torch.randn(4, 3)
+    report = to_onnx(model, x, tmp_path / "model.onnx")
+    assert report.any_batch
+    (found,) = OnnxSession(report.path).outputs((x,), {})
+    torch.testing.assert_close(found, model(x)["y"])
+
+
 def test_onnx_fixes_the_batch_size_only_if_the_model_does(tmp_path: Path) -> None:
     class Fixed(nn.Sequential):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -57,6 +57,46 @@ def test_a_layer_is_replaced_only_if_it_is_faster_by_the_margin(
     assert_outputs_match(fast, model, torch.randn(4, 32))
 
 
+class ViewedAsComplex(nn.Module):
+    """A layer whose outputs are read in pairs, as rotary position embeddings are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(32, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.view_as_complex(self.layer(x).unflatten(-1, (-1, 2))).abs()
+
+
+def test_a_layout_that_the_network_rejects_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = sparsified(ViewedAsComplex()), torch.randn(4, 32)
+    plant_timings(monkeypatch, [2.0], [1.0])  # of the dense network, and of the only other one
+    fast, report = report_of(model, x)
+    assert (report.replaced, report.sparse_ms) == (("layer",), 1.0)
+    assert fast.get_submodule("layer")(x).is_contiguous()
+    assert_outputs_match(fast, model, torch.randn(4, 32))
+
+
+class ForDenseLayers(nn.Module):
+    """A network that accepts no other layers than its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(32, 32)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        if type(self.layer) is not nn.Linear:
+            raise TypeError("expected a Linear")
+        return self.layer(x)
+
+
+def test_a_network_that_rejects_sparse_layers_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant_timings(monkeypatch, [2.0], [1.0], [1.0])
+    message = "ForDenseLayers cannot be sped up: .*fails with TypeError: expected a Linear. Use the"
+    with pytest.raises(PrunusError, match=message):
+        speed_up(sparsified(ForDenseLayers()), torch.randn(4, 32))
+
+
 DISTURBED = {
     "rounds": ([[1.0], [9.0], [1.0], [7.0], [1.0]], [[0.5], [4.5], [0.5], [3.5], [0.5]]),
     "the dense layer": ([[1.0], [90.0], [1.0], [70.0], [1.0]], [[0.5]] * 5),

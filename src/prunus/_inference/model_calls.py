@@ -14,7 +14,12 @@ from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from prunus._distributed.wrappers import check_wrappers, unwrap
-from prunus._inference.outputs import output_tensors, relative_difference, widen
+from prunus._inference.outputs import (
+    argument_tensors,
+    output_tensors,
+    relative_difference,
+    widen,
+)
 from prunus._utils.conversions import check_not_converted
 from prunus.errors import ArgumentTypeError, PrunusError, listing
 from prunus.selection import check_model
@@ -155,7 +160,7 @@ def make_caller(
     own_args, own_kwargs = copy_inputs(args, kwargs)
     with torch.no_grad():
         model(*own_args, **own_kwargs)
-    copies, originals = output_tensors((own_args, own_kwargs)), output_tensors((args, kwargs))
+    copies, originals = argument_tensors((own_args, own_kwargs)), argument_tensors((args, kwargs))
     overwritten = [
         (copied, original)
         for copied, original in zip(copies, originals, strict=True)

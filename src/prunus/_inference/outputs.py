@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Iterable, Iterator, Mapping
+from types import ModuleType
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils import _pytree as pytree
 
 __all__ = [
@@ -13,9 +17,11 @@ __all__ = [
     "ROUNDING_FACTOR",
     "TOLERANCE",
     "TYPE_TOLERANCES",
+    "argument_tensors",
     "output_tensors",
     "output_tolerance",
     "relative_difference",
+    "returning_tensors",
     "widen",
 ]
 
@@ -60,21 +66,75 @@ def output_tolerance(tensors: Iterable[torch.Tensor], *, least: float = 0.0) -> 
 
 
 def output_tensors(output: Any) -> list[torch.Tensor]:
-    """Return the tensors in a model's output, in order.
+    """Return the tensors in a model's output, in order, also those in attributes of its objects.
+
+    The tensors of a cache, an object whose class name ends in "Cache", are left out: a model reads
+    them only itself, in its next call, and their sizes are those of its own layers.
 
     Example:
         >>> output_tensors({"a": torch.ones(1), "b": [torch.zeros(1), 3]})
         [tensor([1.]), tensor([0.])]
     """
-    return list(_tensors(output))
+    return list(_tensors(output, set()))
 
 
-def _tensors(output: Any) -> Iterator[torch.Tensor]:
-    for leaf in pytree.tree_leaves(output):
+def argument_tensors(arguments: Any) -> list[torch.Tensor]:
+    """Return the tensors in the arguments of a call, in order, inside any sequences and mappings.
+
+    Example:
+        >>> argument_tensors(((torch.ones(1),), {"b": [torch.zeros(1), 3]}))
+        [tensor([1.]), tensor([0.])]
+    """
+    return list(_tensors(arguments, None))
+
+
+def _tensors(tree: Any, seen: set[int] | None) -> Iterator[torch.Tensor]:
+    """Yield tensors, and those in attributes of objects unless ``seen``, the objects, is None."""
+    for leaf in pytree.tree_leaves(tree):
         if isinstance(leaf, torch.Tensor):
             yield leaf
         elif isinstance(leaf, Mapping):  # a mapping class that is not registered with pytree
-            yield from _tensors(list(leaf.values()))
+            yield from _tensors(list(leaf.values()), seen)
+        elif seen is not None and id(leaf) not in seen and _may_hold_outputs(leaf):
+            seen.add(id(leaf))  # objects may refer to each other
+            yield from _tensors(list(vars(leaf).values()), seen)
+
+
+def _may_hold_outputs(leaf: Any) -> bool:
+    """Return whether attributes of an object count as outputs."""
+    is_data = hasattr(leaf, "__dict__") and not isinstance(leaf, type | nn.Module | ModuleType)
+    return is_data and not callable(leaf) and not type(leaf).__name__.endswith("Cache")
+
+
+@contextlib.contextmanager
+def returning_tensors(model: nn.Module) -> Iterator[None]:
+    """Let a model return its output tensors as a list, without objects that exporters reject.
+
+    Args:
+        model: The model, whose ``forward`` is replaced for the time being.
+
+    Example:
+        >>> model = nn.Linear(2, 1)
+        >>> with returning_tensors(model):
+        ...     outputs = model(torch.ones(1, 2))
+        >>> [output.shape for output in outputs], model(torch.ones(1, 2)).shape
+        ([torch.Size([1, 1])], torch.Size([1, 1]))
+    """
+    before = vars(model).get("forward")
+    original = model.forward
+
+    @functools.wraps(original)  # exporters read its signature
+    def forward(*args: Any, **kwargs: Any) -> list[torch.Tensor]:
+        return output_tensors(original(*args, **kwargs))
+
+    model.forward = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del model.forward
+        else:
+            model.forward = before
 
 
 def widen(tensor: torch.Tensor) -> torch.Tensor:

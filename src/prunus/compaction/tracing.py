@@ -18,6 +18,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from prunus._inference.outputs import returning_tensors
 from prunus._utils.tied import first_names, named_tensors
 from prunus.compaction.graph import Call, Graph, Value
 from prunus.errors import PrunusError, first_line
@@ -150,7 +151,7 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     from torch.export import export  # slow to import
 
     try:
-        with _without_fused_attention(), warnings.catch_warnings():
+        with _without_fused_attention(), returning_tensors(model), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # The empty table only removes in-place operators: the rules know whole operators.
             return export(model, args, dict(kwargs)).run_decompositions({})
@@ -178,7 +179,7 @@ def _without_fused_attention() -> Iterator[None]:
 def _source_of(error: BaseException) -> str:
     """Return the last frame of a traceback that is neither in torch nor in this package."""
     torch_itself = Path(torch.__file__).parent
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     frames: Sequence[traceback.FrameSummary] = traceback.extract_tb(error.__traceback__)
     found = [
         f"{frame.filename}:{frame.lineno}, in {frame.name}, `{frame.line}`"

@@ -22,7 +22,7 @@ from prunus._inference.model_calls import (
     prepare_call,
     reference_outputs,
 )
-from prunus._inference.outputs import TOLERANCE, relative_difference
+from prunus._inference.outputs import TOLERANCE, relative_difference, returning_tensors
 from prunus._utils.files import write_atomically
 from prunus.errors import PrunusError, first_line
 from prunus.export.onnx_session import OnnxSession, check_onnx_extra
@@ -148,7 +148,7 @@ def _export(
     path: Path,
     dynamic_shapes: dict[str, Any] | None,
 ) -> None:
-    with _silence_exporter():
+    with _silence_exporter(), returning_tensors(model):
         try:
             torch.onnx.export(
                 model,

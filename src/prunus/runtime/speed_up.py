@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import nn
@@ -19,7 +20,7 @@ from prunus._inference.model_calls import (
 )
 from prunus._inference.outputs import TOLERANCE, relative_difference
 from prunus._utils.extras import missing_extra
-from prunus.errors import PrunusError, listing
+from prunus.errors import PrunusError, first_line, listing
 from prunus.runtime.attention_splitting import split_sparse_attentions
 from prunus.runtime.candidates import layer_inputs
 from prunus.runtime.fusion import find_chains
@@ -78,8 +79,8 @@ def speed_up(
         with a warning that lists the reasons.
 
     Raises:
-        PrunusError: The model is not a network, has no parameters, or fails on the example; Numba
-            is missing.
+        PrunusError: The model is not a network, has no parameters, or fails on the example or with
+            sparse layers; Numba is missing.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -138,21 +139,20 @@ def _speed_up(model: nn.Module, example_inputs: ExampleInputs) -> tuple[nn.Modul
             excluded[chain.name] = (
                 f"its sparse counterpart is off by {excess:.2g} times what rounding explains"
             )
-        networks = {"dense": dense}
-        for by_item in (False, True) if faster else ():
-            layout = "by item" if by_item else "by feature"
-            networks[layout] = replace_layers(model, faster, joint=split.joint, by_item=by_item)
-        network_timings = time_variants(
-            {name: make_caller(each, args, kwargs) for name, each in networks.items()}
-        )
+        networks = {
+            "dense": (dense, make_caller(dense, args, kwargs)),
+            **_sparse_networks(model, faster, split.joint, args, kwargs),
+        }
+        network_timings = time_variants({name: caller for name, (_, caller) in networks.items()})
     best = min(networks, key=network_timings.ratio)
     milliseconds = {
         name: network_timings.milliseconds(name)["median_ms"] for name in ("dense", best)
     }
     disturbed = not is_certain(network_timings) or any(timing.disturbed for timing in timings)
-    error = relative_difference(expected, call_model(networks[best], args, kwargs))
+    network, _ = networks[best]
+    error = relative_difference(expected, call_model(network, args, kwargs))
     if best != "dense":
-        error = max(error, difference_on_random_inputs(dense, networks[best], args, kwargs))
+        error = max(error, difference_on_random_inputs(dense, network, args, kwargs))
     if error > TOLERANCE:
         raise PrunusError(
             f"{type(model).__name__} cannot be sped up: its outputs would be off by {error:.2g} of "
@@ -161,7 +161,7 @@ def _speed_up(model: nn.Module, example_inputs: ExampleInputs) -> tuple[nn.Modul
         )
     if best == "dense":
         timings = [replace(timing, replaced=False) for timing in timings]
-    return networks[best], SpeedUpReport(
+    return network, SpeedUpReport(
         layers=tuple(timings),
         excluded=excluded | split.excluded,
         dense_ms=milliseconds["dense"],
@@ -170,6 +170,38 @@ def _speed_up(model: nn.Module, example_inputs: ExampleInputs) -> tuple[nn.Modul
         error=error,
         disturbed=disturbed,
     )
+
+
+def _sparse_networks(
+    model: nn.Module,
+    replacements: Sequence[Replacement],
+    joint: Mapping[str, bool],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> dict[str, tuple[nn.Module, Callable[[], Any]]]:
+    """Return the network with sparse layers, and a function that calls it, for each layout.
+
+    A layout that the network's own code rejects is left out: ``torch.view_as_complex``, for one,
+    reads only outputs that are stored item by item.
+
+    Raises:
+        PrunusError: It rejects every layout.
+    """
+    networks: dict[str, tuple[nn.Module, Callable[[], Any]]] = {}
+    failures = []
+    for by_item in (False, True) if replacements else ():
+        layout = "by item" if by_item else "by feature"
+        network = replace_layers(model, replacements, joint=joint, by_item=by_item)
+        try:
+            networks[layout] = network, make_caller(network, args, kwargs)
+        except Exception as error:  # the model's own code raises errors of any type
+            failures.append(error)
+    if failures and not networks:
+        raise PrunusError(
+            f"{type(model).__name__} cannot be sped up: with sparse layers its forward fails with "
+            f"{type(failures[-1]).__name__}: {first_line(failures[-1])}. Use the dense network"
+        ) from failures[-1]
+    return networks
 
 
 def _check_numba() -> None:

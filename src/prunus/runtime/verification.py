@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from prunus._inference.model_calls import call_model, copy_inputs
-from prunus._inference.outputs import output_tensors, relative_difference
+from prunus._inference.outputs import argument_tensors, relative_difference
 from prunus.compaction.input_selection import without_selection
 from prunus.runtime.replacing import Replacement
 
@@ -115,7 +115,7 @@ def difference_on_random_inputs(
     args, kwargs = copy_inputs(args, kwargs)
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for tensor in output_tensors((args, kwargs)):
+        for tensor in argument_tensors((args, kwargs)):
             if tensor.is_floating_point():
                 tensor.copy_(torch.randn(tensor.shape, generator=draw))
     try:
