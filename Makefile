@@ -10,9 +10,12 @@ PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 export HF_HUB_OFFLINE ?= 1
 
+# Flags of `uv pip install` in `make lowest`, for example --torch-backend cpu.
+UV_FLAGS ?=
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo check quick test lint format mutants architecture figures lock clean
+.PHONY: help demo check quick test lint format mutants architecture figures lock lowest dist clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 16
@@ -59,8 +62,31 @@ lock:  ## resolve requirements.lock again from pyproject.toml
 	mv requirements.lock.new requirements.lock
 	rm -rf .venv-lock
 
+lowest:  ## the quick tests with the oldest versions that pyproject.toml allows
+	rm -rf .venv-lowest
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --quiet --disable-pip-version-check 'uv>=0.9'
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest $(UV_FLAGS) \
+		--resolution lowest-direct --editable '.[all]' --group dev
+	.venv-lowest/bin/pytest --numprocesses auto --maxprocesses 8 -p no:cacheprovider \
+		-W ignore::DeprecationWarning -m "not ($(REST))"  # old packages use what newer ones deprecate
+	rm -rf .venv-lowest
+
+dist: $(READY)  ## build sdist and wheel, check them, and run the wheel in an empty environment
+	rm -rf dist .venv-dist
+	$(BIN)/python -m hatchling build
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/pip install --quiet --disable-pip-version-check 'twine>=6'
+	.venv-dist/bin/twine check --strict dist/*
+	rm -rf .venv-dist
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/pip install --quiet --disable-pip-version-check --constraint requirements.lock \
+		"$$(echo dist/*.whl)[cli]"
+	cd .venv-dist && bin/prunus run digits --out runs/digits && bin/prunus inspect runs/digits
+	rm -rf .venv-dist
+
 clean:  ## remove .venv and all caches
-	rm -rf .venv .venv-lock .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lock .venv-lowest .venv-dist dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # The stamp is written last, so that the next call repeats an interrupted installation.
 $(READY): requirements.lock pyproject.toml

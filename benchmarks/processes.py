@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 import tempfile
@@ -31,6 +32,7 @@ def run_in_processes(count: int, work: Callable[..., Any], *arguments: Any) -> l
 def _process(
     rank: int, count: int, folder: str, work: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
+    faulthandler.enable()  # prints the stack if native code crashes
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count, timeout=TIMEOUT

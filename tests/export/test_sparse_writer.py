@@ -67,7 +67,7 @@ def test_negative_zeros_are_kept_with_a_warning_or_dropped_on_request(
 ) -> None:
     weight = torch.randn(100, 100).to(dtype)
     weight = (weight.float() * (torch.rand(100, 100) < 0.1)).to(dtype)
-    assert int(torch.signbit(weight[weight.float() == 0].float()).sum()) > 4000
+    assert int(torch.signbit(weight.float()[weight.float() == 0]).sum()) > 4000
     with pytest.warns(UserWarning, match=r"many zeros of w are -0\.0, .* pass keep_negative_zeros"):
         save_sparse({"w": weight, "b": torch.ones(3)}, tmp_path / "kept")
     assert tensor_bytes(load_sparse(tmp_path / "kept")["w"]) == tensor_bytes(weight)

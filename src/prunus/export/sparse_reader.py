@@ -234,13 +234,15 @@ class SparseFile:
                 blocks = list(self._positions(info))
                 positions = np.concatenate(blocks) if blocks else np.empty(0, np.int64)
             pointers = np.searchsorted(positions, np.arange(height + 1, dtype=np.int64) * width)
-            columns = positions % max(1, width)
+            columns = torch.from_numpy(positions % max(1, width))
+            if not len(columns):  # NumPy's stride is 0 then, which torch before 2.11 rejects
+                columns = torch.empty(0, dtype=torch.int64)
             with warnings.catch_warnings():
                 # The caller asked for this layout and need not be warned that it is new to torch.
                 warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
                 return torch.sparse_csr_tensor(
                     torch.from_numpy(pointers),
-                    torch.from_numpy(columns),
+                    columns,
                     values,
                     (height, width),
                     check_invariants=True,
