@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from prunus._distributed.process_group import CheckEqual, ProcessGroup, replica_group_of
-from prunus._distributed.wrappers import check_wrappers, reshard, unwrap
+from prunus._distributed.wrappers import check_wrappers, deepspeed_problem, reshard, unwrap
 from prunus._engine.best_state import BestState
 from prunus._engine.default_method import (
     DEFAULT_ALLOCATION,
@@ -169,6 +169,7 @@ class Pruner:
         max_grad_norm: float | None = None,
         growth: Growth | None = None,
     ) -> None:
+        raise_problems(deepspeed_problem(model, optimizer), error=PrunusError)
         raise_problems(
             model_problem(model),
             optimizer_problem(optimizer),

@@ -22,11 +22,22 @@ from prunus import (
     NonFiniteError,
     OneShot,
     PeerError,
-    PrunusError,
 )
 from prunus._distributed.shards import local
 
 pytestmark = pytest.mark.distributed
+
+
+def hang() -> None:
+    if dist.get_rank() == 1:
+        time.sleep(600)
+
+
+def test_a_process_that_hangs_is_killed_with_an_error() -> None:
+    begin = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"processes \[1\] of 2 did not end within 15 seconds"):
+        run_in_processes(2, hang, limit=15.0)
+    assert time.monotonic() - begin < 60
 
 
 def sharded_model() -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -141,12 +152,3 @@ def test_a_process_ends_with_an_error_while_its_peer_is_dead_or_absent(
         "or did not call the pruner as this one did"
     )
     assert "Stop all of them and resume from the last checkpoint" in message
-
-
-def test_parameters_partitioned_by_deepspeed_are_rejected() -> None:
-    partitioned = nn.Linear(4, 4)
-    partitioned.weight.ds_id = 0  # type: ignore[attr-defined]
-    partitioned.weight.data = torch.empty(0)  # as DeepSpeed leaves it
-    optimizer = torch.optim.SGD(partitioned.parameters(), lr=0.1)
-    with pytest.raises(PrunusError, match="partitioned by DeepSpeed"):
-        magnitude_pruner(partitioned, optimizer)

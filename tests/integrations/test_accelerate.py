@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -389,74 +386,28 @@ def test_an_accelerator_of_another_type_is_rejected() -> None:
         AcceleratedPruner(model, adamw(model), coupled_penalty(1e-3))  # type: ignore[arg-type]
 
 
-def test_a_sharded_model_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+class DeepSpeedPlugin:
+    """A stand-in for accelerate's, which needs DeepSpeed."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (
+            DistributedType.DEEPSPEED,
+            "DeepSpeed trains this model, as DeepSpeedPlugin shows, .*",
+        ),
+        (DistributedType.MEGATRON_LM, "does not work with Megatron-LM, .*: use Distributed"),
+    ],
+)
+def test_backends_that_train_copies_of_the_weights_are_rejected(
+    monkeypatch: pytest.MonkeyPatch, kind: Any, message: str
+) -> None:
     accelerator = Accelerator(cpu=True)
     model = dropout_network()
     _, optimizer = accelerator.prepare(model, adamw(model))
-    monkeypatch.setattr(accelerator.state, "distributed_type", DistributedType.DEEPSPEED)
-    with pytest.raises(PrunusError, match=r"holds the whole model, but the accelerator uses DEEPS"):
+    monkeypatch.setattr(accelerator.state, "distributed_type", kind)
+    plugin = DeepSpeedPlugin() if kind == DistributedType.DEEPSPEED else None
+    monkeypatch.setattr(AcceleratorState, "deepspeed_plugin", plugin)
+    with pytest.raises(PrunusError, match=message):
         AcceleratedPruner(accelerator, model, optimizer, penalty=None, score=MagnitudeScore())
-
-
-def _two_processes(folder: str) -> None:
-    accelerator = Accelerator(cpu=True)
-    assert accelerator.num_processes == 2
-    bare = dropout_network().eval()
-    model, optimizer, loader = accelerator.prepare(bare, adamw(bare), examples())
-    pruner = AcceleratedPruner(
-        accelerator,
-        model,
-        optimizer,
-        coupled_penalty(1e-2, ExponentialRelevance(0.1)),
-        IterativePruning(fraction=0.5),
-        max_grad_norm=0.5,
-        floor=10.0,
-        mode="min",
-        score=MagnitudeScore(),
-    )
-    for _ in range(2):
-        for x, y in loader:
-            accelerator.backward(loss_of(model, x, y))
-            optimizer.step()
-            optimizer.zero_grad()
-        own = loss_of(bare, x, y).detach()
-        pruner.step(float(accelerator.gather(own).mean()))
-    accelerator.save_state(folder)
-    weights = torch.cat([p.detach().flatten() for p in bare.parameters()])
-    both = accelerator.gather(weights[None])
-    assert torch.equal(both[0], both[1])
-    assert pruner.sparsity == 0.75
-    pruner.prune(sparsity=0.9)
-    accelerator.load_state(folder)
-    assert pruner.sparsity == 0.75
-    with pytest.raises(
-        PrunusError, match=r"the same validation metric, which is 0 on process 0, 1 on "
-    ):
-        pruner.step(float(accelerator.process_index))
-    accelerator.end_training()
-
-
-def test_two_launched_processes_remove_the_same_weights(tmp_path: Path) -> None:
-    package = Path(__file__).parent
-    # Without MPI, --multi_gpu is the only way to launch several processes; Accelerator(cpu=True)
-    # makes them compute on the CPU.
-    command = ["--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no"]
-    command += ["--dynamo_backend=no", "--main_process_port=0"]
-    command += ["--module", f"{package.name}.{Path(__file__).stem}", str(tmp_path)]
-    done = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", *command],
-        cwd=package.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert load_tree(tmp_path / STATE_FILE)["prunings"] == 2
-
-
-if __name__ == "__main__":
-    _two_processes(sys.argv[1])
-    # Ends as the processes of multiprocessing do: threads of torch's process group that outlive
-    # the interpreter abort the process now and then, after all checks have passed.
-    sys.stderr.flush()
-    os._exit(0)

@@ -11,6 +11,7 @@ pytest.importorskip("lightning.pytorch")
 
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.utils.data import DataLoader, TensorDataset
 
 from helpers.data import tanh_batch
@@ -221,3 +222,27 @@ def test_a_strategy_that_shards_the_model_is_rejected(tmp_path: Path) -> None:
         PrunusError, match=r'the strategy is SingleDeviceStrategy: .*strategy="ddp"'
     ):
         trainer.fit(Module())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "FSDPStrategy",
+            r"the strategy is FSDPStrategy: .*ModelParallelStrategy\(\) with",
+        ),
+        (
+            "DeepSpeedStrategy",
+            "DeepSpeed trains this model, as DeepSpeedStrategy shows, ",
+        ),
+    ],
+)
+def test_strategies_that_hide_the_weights_are_rejected(
+    tmp_path: Path, name: str, message: str
+) -> None:
+    # Stand-ins, as these need a GPU and DeepSpeed.
+    strategy = type(name, (SingleDeviceStrategy,), {})("cpu")
+    callback = PruningCallback(penalty=None, score=MagnitudeScore())
+    with pytest.raises(PrunusError, match=message):
+        make_trainer(tmp_path, callback, strategy=strategy).fit(Module())
+    assert callback.pruner is None

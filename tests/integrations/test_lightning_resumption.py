@@ -11,6 +11,7 @@ import torch
 pytest.importorskip("lightning.pytorch")
 
 from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from helpers.data import tanh_batch
 from helpers.pruners import magnitude_pruner
@@ -187,6 +188,33 @@ def test_a_tuner_that_saves_and_loads_keeps_the_resumed_state(tmp_path: Path) ->
     state = pruner_of(pruning).state_dict()
     # Of two epochs and four more, as the tuner resets Lightning's count of epochs.
     assert (state["steps"], state["prunings"]) == (24 + 48, 2 + 4)
+
+
+class Late(SingleDeviceStrategy):
+    """Restores checkpoints after ``on_fit_start``, as strategies that shard the model do."""
+
+    restore_checkpoint_after_setup = True
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using")
+def test_a_state_that_is_restored_late_is_loaded(
+    tmp_path: Path, uninterrupted: tuple[Module, PruningCallback]
+) -> None:
+    saver = ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=5)
+    with pytest.raises(KilledError):
+        fitted(tmp_path, stateful(), Kill(30, "batch"), saver, **CLIPPED)
+    module = Module()
+    trainer = make_trainer(tmp_path, stateful(), strategy=Late("cpu"), **CLIPPED)
+    trainer.fit(module, ckpt_path=str(tmp_path / "last.ckpt"))
+    assert states_equal(module, uninterrupted[0])
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using")
+def test_a_late_checkpoint_saved_without_the_callback_is_rejected(tmp_path: Path) -> None:
+    make_trainer(tmp_path, ModelCheckpoint(tmp_path, save_last=True), max_epochs=1).fit(Module())
+    trainer = make_trainer(tmp_path, stateful(), strategy=Late("cpu"))
+    with pytest.raises(CheckpointError, match="was saved without this callback"):
+        trainer.fit(Module(), ckpt_path=str(tmp_path / "last.ckpt"))
 
 
 def test_a_checkpoint_saved_without_the_callback_is_rejected(tmp_path: Path) -> None:

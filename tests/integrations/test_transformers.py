@@ -22,9 +22,11 @@ from transformers import (
     MarianMTModel,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
+    Trainer,
     TrainerCallback,
     TrainerState,
 )
+from transformers.integrations import TensorBoardCallback
 
 from helpers.pruners import coupled_penalty
 from helpers.states import states_equal
@@ -205,14 +207,14 @@ def test_a_metric_of_compute_metrics_reaches_the_schedule(tmp_path: Path) -> Non
     trainer = make_trainer(tmp_path, callback)
     trainer.compute_metrics = lambda _: {"agreement": next(metrics)}
     trainer.train()
-    logged = [entry for entry in trainer.state.log_history if "sparsity" in entry]
+    logged = [entry for entry in trainer.state.log_history if "eval_sparsity" in entry]
     prunable = select(gpt2()).prunable
-    kept = [round((1 - entry["sparsity"]) * prunable) for entry in logged]
+    kept = [round((1 - entry["eval_sparsity"]) * prunable) for entry in logged]
     half = [prunable]
     for met in (True, True, False, True, True):
         half.append(half[-1] - round(0.5 * half[-1]) if met else half[-1])
     assert kept == pytest.approx(half, abs=2)
-    assert logged[2]["removed"] == 0
+    assert logged[2]["eval_removed"] == 0
 
 
 def test_tied_tensors_share_a_mask_and_stay_tied_in_saved_models(tmp_path: Path) -> None:
@@ -376,7 +378,9 @@ def test_a_schedule_without_metric_prunes_at_the_first_evaluation(tmp_path: Path
     )
     trainer.eval_dataset = {"one": Sentences(8, seed=3), "other": Sentences(8, seed=4)}
     trainer.train()
-    removed = [entry["removed"] for entry in trainer.state.log_history if "removed" in entry]
+    removed = [
+        entry["eval_removed"] for entry in trainer.state.log_history if "eval_removed" in entry
+    ]
     assert removed[0] > 0
     assert removed == [removed[0], 0]  # at the first of two evaluations, each of two sets
 
@@ -394,7 +398,9 @@ def test_the_metric_may_be_of_one_of_several_evaluation_sets(tmp_path: Path, met
     trainer = make_trainer(tmp_path, pruning, max_steps=8)
     trainer.eval_dataset = {"one": Sentences(8, seed=3), "other": Sentences(8, seed=4)}
     trainer.train()
-    removed = [entry["removed"] for entry in trainer.state.log_history if "removed" in entry]
+    removed = [
+        entry["eval_removed"] for entry in trainer.state.log_history if "eval_removed" in entry
+    ]
     assert len(removed) == 2
     assert all(removed)
 
@@ -410,7 +416,7 @@ def halving(metric: str = "loss") -> PruningCallback:
     )
 
 
-def test_all_callbacks_receive_what_an_evaluation_recorded(tmp_path: Path) -> None:
+def test_each_evaluation_is_logged_with_the_sparsity_that_was_measured(tmp_path: Path) -> None:
     before, after = Record(), Record()
     trainer = make_trainer(tmp_path, before, halving(), after, max_steps=12)
     trainer.train()
@@ -418,18 +424,59 @@ def test_all_callbacks_receive_what_an_evaluation_recorded(tmp_path: Path) -> No
     kept = [prunable]
     for _ in range(3):
         kept.append(kept[-1] - round(0.5 * kept[-1]))
+    removed = [a - b for a, b in itertools.pairwise(kept)]
     expected: dict[str, list[Any]] = {
-        "sparsity": [1 - number / prunable for number in kept[:3]],
-        "removed": [a - b for a, b in itertools.pairwise(kept)],
+        "eval_sparsity": [1 - n / prunable for n in kept[:3]],
+        "eval_kept": kept[:3],
+        "eval_floor": 3 * [100.0],
     }
+    history = trainer.state.log_history
     for name, values in expected.items():
         steps = list(zip((4, 8, 12), values, strict=True))
-        for record in (before, after):
+        for record in (before, after):  # callbacks before and after this one, as TensorBoard's
             assert record.logged(name) == steps
-        history = [(e["step"], e[name]) for e in trainer.state.log_history if name in e]
-        assert history == steps
-    losses = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
-    assert len(losses) == 3
+        assert [(e["step"], e[name]) for e in history if "eval_loss" in e] == steps
+        assert not [entry for entry in history if name in entry and "eval_loss" not in entry]
+    assert [entry["eval_removed"] for entry in history if "eval_loss" in entry] == removed
+    # The zeros of the model that was measured.
+    assert [zero for _, zero in before.zeros] == [prunable - n for n in kept[:3]]
+    trainer.evaluate()
+    assert "eval_sparsity" not in trainer.state.log_history[-1]
+
+
+class Quiet(Trainer):
+    """A Trainer that changes what it logs, as subclasses do."""
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log({**logs, "own": 1.0}, start_time)
+
+
+def test_a_trainer_with_its_own_log_receives_the_sparsity_too(tmp_path: Path) -> None:
+    record = Record()
+    trainer = make_trainer(tmp_path, halving(), record, max_steps=4, trainer=Quiet)
+    trainer.train()
+    assert [logs["own"] for _, logs in record.logs if "eval_sparsity" in logs] == [1.0]
+
+
+def test_tensorboard_shows_metric_and_sparsity_of_the_same_step(tmp_path: Path) -> None:
+    written: list[tuple[str, float, int]] = []
+
+    class Writer:
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            written.append((name, value, step))
+
+        def flush(self) -> None: ...
+        def close(self) -> None: ...
+
+    class Board(TensorBoardCallback):
+        def __init__(self) -> None:  # without the package, which may not be installed
+            self.tb_writer = Writer()
+
+        def on_train_begin(self, *_: Any, **__: Any) -> None: ...
+
+    make_trainer(tmp_path, Board(), halving(), max_steps=8).train()
+    by_name = {name: [step for n, _, step in written if n == name] for name, _, _ in written}
+    assert by_name["eval/loss"] == by_name["eval/sparsity"] == by_name["eval/kept"] == [4, 8]
 
 
 @pytest.mark.parametrize("strategy", ["steps", "epoch", "best"])
@@ -453,7 +500,7 @@ def test_a_checkpoint_of_an_evaluation_holds_the_measured_weights(
         weights = select(model)
         zero = sum(int((t.parameter == 0).sum()) for t in weights.values())
         saved = TrainerState.load_from_json(str(folder / "trainer_state.json")).log_history
-        logged = [e["sparsity"] for e in saved if "sparsity" in e and e["step"] == step]
+        logged = [e["eval_sparsity"] for e in saved if "eval_sparsity" in e and e["step"] == step]
         assert logged == [zero / weights.prunable]
         measured = make_trainer(tmp_path / "measure", model=model).evaluate()
         assert measured["eval_loss"] == losses[step]
@@ -470,12 +517,11 @@ def test_all_evaluation_sets_measure_the_same_weights(tmp_path: Path) -> None:
 
 
 def test_the_last_evaluation_counts_if_the_trainer_loads_its_best_model(tmp_path: Path) -> None:
-    record = Record()
     trainer = make_trainer(
-        tmp_path, record, halving(), max_steps=8, load_best_model_at_end=True, save_total_limit=None
+        tmp_path, halving(), max_steps=8, load_best_model_at_end=True, save_total_limit=None
     )
     trainer.train()
-    assert [step for step, _ in record.logged("removed")] == [4, 8]
+    assert [e["step"] for e in trainer.state.log_history if "eval_removed" in e] == [4, 8]
     weights = select(trainer.model)
     zero = sum(int((t.parameter == 0).sum()) for t in weights.values())
     assert zero == round(0.5 * weights.prunable)  # as the second of two evaluations measured

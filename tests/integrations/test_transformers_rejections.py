@@ -152,9 +152,25 @@ def test_a_removal_after_the_end_of_the_training_causes_a_warning(
     train(last)  # without a warning, which would be an error
 
 
-@pytest.mark.parametrize("argument", ["deepspeed", "fsdp", "enable_jit_checkpoint"])
-def test_unsupported_trainer_arguments_are_rejected(tmp_path: Path, argument: str) -> None:
-    trainer = make_trainer(tmp_path, PruningCallback(penalty=None, score=MagnitudeScore()))
-    setattr(trainer.args, argument, True)
-    with pytest.raises(PrunusError, match=f"does not work with {argument}"):
-        trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
+class DeepSpeedPlugin:
+    """A stand-in for accelerate's, which needs DeepSpeed."""
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("enable_jit_checkpoint", True, "does not work with enable_jit_checkpoint"),
+        ("deepspeed_plugin", DeepSpeedPlugin(), r"DeepSpeed trains .* fsdp=True with fsdp_config="),
+    ],
+)
+def test_unsupported_trainer_arguments_are_rejected(
+    tmp_path: Path, argument: str, value: object, message: str
+) -> None:
+    callback = PruningCallback(penalty=None, score=MagnitudeScore())
+    trainer = make_trainer(tmp_path, callback)
+    setattr(trainer.args, argument, value)
+    handler = trainer.callback_handler
+    handler.optimizer = trainer.create_optimizer()
+    with pytest.raises(PrunusError, match=message):
+        handler.on_train_begin(trainer.args, trainer.state, trainer.control)
+    assert callback.pruner is None

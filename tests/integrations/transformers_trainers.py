@@ -48,7 +48,7 @@ class Sentences(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         return {"input_ids": self.tokens[index], "labels": self.tokens[index].clone()}
 
 
-def gpt2() -> GPT2LMHeadModel:
+def gpt2(dropout: float = 0.1) -> GPT2LMHeadModel:
     """Return a decoder with dropout whose head is tied to its embedding."""
     set_seed(0)
     return GPT2LMHeadModel(
@@ -58,6 +58,9 @@ def gpt2() -> GPT2LMHeadModel:
             n_embd=16,
             n_layer=2,
             n_head=2,
+            resid_pdrop=dropout,
+            embd_pdrop=dropout,
+            attn_pdrop=dropout,
             bos_token_id=0,
             eos_token_id=0,
         )
@@ -88,7 +91,11 @@ def bart() -> BartForConditionalGeneration:
 
 
 def make_trainer(
-    out: Path, *callbacks: TrainerCallback, model: Any = None, **changes: Any
+    out: Path,
+    *callbacks: TrainerCallback,
+    model: Any = None,
+    trainer: Any = Trainer,
+    **changes: Any,
 ) -> Trainer:
     """Return a Trainer of 24 steps with an evaluation and a checkpoint every four."""
     arguments: dict[str, Any] = {
@@ -109,7 +116,7 @@ def make_trainer(
         "use_cpu": True,
         "seed": 0,
     }
-    return Trainer(
+    return trainer(
         model=gpt2() if model is None else model,
         args=TrainingArguments(str(out), **{**arguments, **changes}),
         train_dataset=Sentences(64, seed=1),

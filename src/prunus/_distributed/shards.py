@@ -17,9 +17,12 @@ from typing import Any
 
 import torch
 
+from prunus._utils.files import memory_key
+
 __all__ = [
     "Shard",
     "from_local_part",
+    "gathered",
     "is_sharded",
     "local",
     "local_part",
@@ -119,6 +122,41 @@ def sharded_by_rows(tensor: torch.Tensor) -> torch.Tensor:
     ]
     by_rows: torch.Tensor = sharded.redistribute(placements=placements)
     return by_rows
+
+
+def gathered(tree: Any, *, keep: bool) -> Any:
+    """Return a tree with whole tensors on the CPU in place of sharded ones.
+
+    All processes that hold the shards must call this together. One tensor at a time is gathered.
+
+    Args:
+        tree: Dictionaries, lists and tuples of tensors and other values.
+        keep: Whether this process needs the result. If not, sharded tensors become None.
+
+    Example:
+        >>> gathered({"weights": [torch.ones(2)], "steps": 3}, keep=True)
+        {'weights': [tensor([1., 1.])], 'steps': 3}
+    """
+    wholes: dict[tuple[Any, ...], torch.Tensor] = {}
+
+    def whole(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: whole(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(whole(item) for item in value)
+        if not is_sharded(value):
+            return value
+        # Also for a tied tensor: whether a shard is empty, and has no key, differs by process.
+        complete = value.full_tensor()
+        if not keep:
+            return None
+        # The process that keeps the tensors stores a tied one once.
+        key = memory_key(local(value))
+        if key is None:
+            return complete.cpu()
+        return wholes.setdefault((*key, *value.shape), complete.cpu())
+
+    return whole(tree)
 
 
 def from_local_part(part: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

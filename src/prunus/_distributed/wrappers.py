@@ -10,7 +10,27 @@ from torch import nn
 
 from prunus.errors import PrunusError, listing
 
-__all__ = ["check_wrappers", "is_ddp", "reshard", "unwrap", "wrapped_modules"]
+__all__ = [
+    "check_wrappers",
+    "deepspeed_problem",
+    "is_ddp",
+    "reshard",
+    "unwrap",
+    "wrapped_modules",
+]
+
+_FIX = (
+    "use DistributedDataParallel, or torch.distributed.fsdp.fully_shard: that is fsdp=True with "
+    'fsdp_config={"version": 2} in transformers, ModelParallelStrategy in Lightning, and '
+    "FullyShardedDataParallelPlugin(fsdp_version=2) in accelerate"
+)
+
+_DEEPSPEED = {
+    *("DeepSpeedEngine", "DeepSpeedOptimizer"),
+    *("DeepSpeedPlugin", "DeepSpeedEngineWrapper", "DeepSpeedOptimizerWrapper"),  # of accelerate
+    "DeepSpeedStrategy",  # of Lightning
+}
+"""The classes, or their base classes, that reveal that DeepSpeed trains a model."""
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -58,13 +78,42 @@ def check_wrappers(model: nn.Module) -> None:
     if flattened:
         raise PrunusError(
             f"{listing(flattened)} is sharded by FullyShardedDataParallel, whose shards do not "
-            "record which weights they hold: use torch.distributed.fsdp.fully_shard instead"
+            f"record which weights they hold: {_FIX}"
         )
     if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
-        raise PrunusError(
-            "the parameters are partitioned by DeepSpeed, whose partitions do not record which "
-            "weights they hold: use torch.distributed.fsdp.fully_shard or DistributedDataParallel"
-        )
+        raise PrunusError(_deepspeed_message("parameters with ds_id"))
+
+
+def deepspeed_problem(model: object, *others: object) -> str | None:
+    """Return that DeepSpeed trains a model, or None if it does not.
+
+    At every stage: its optimizers step on flat partitions, or its engine steps in their place.
+
+    Args:
+        model: The model.
+        others: What else may reveal it: an optimizer, a plugin, or a strategy of a trainer.
+    """
+    # By name, as DeepSpeed may not be installed.
+    found = [
+        type(thing).__name__
+        for thing in (model, *others)
+        if any(base.__name__ in _DEEPSPEED for base in type(thing).__mro__)
+    ]
+    # ZeRO leaves the module and the optimizer that the user passed as they are otherwise.
+    if not found and isinstance(model, nn.Module):
+        found = [
+            f"parameters with {name}"
+            for name in ("ds_id", "_hp_mapping")
+            if any(hasattr(parameter, name) for parameter in model.parameters())
+        ]
+    return _deepspeed_message(*found) if found else None
+
+
+def _deepspeed_message(*found: str) -> str:
+    return (
+        f"DeepSpeed trains this model, as {listing(found)} shows, but its partitions do not record "
+        f"which weights they hold, so that it cannot be pruned: {_FIX}"
+    )
 
 
 def reshard(model: nn.Module) -> None:

@@ -10,12 +10,13 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import nn
 
+from prunus._distributed.wrappers import deepspeed_problem
 from prunus._engine.default_method import PenaltyChoice
 from prunus._utils.checks import raise_problems, type_problem
 from prunus._utils.extras import missing_extra
 from prunus._utils.files import load_tree, save_tree
 from prunus.errors import CheckpointError, PrunusError, listing
-from prunus.integrations.common import STATE_FILE, PrunerOptions, check_unsharded
+from prunus.integrations.common import STATE_FILE, PrunerOptions, saved_state
 from prunus.pruner import Pruner
 from prunus.schedules import Schedule
 
@@ -28,9 +29,6 @@ except ImportError as error:
 
 __all__ = ["AcceleratedPruner"]
 
-_SHARDING = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM)
-"""The accelerator's backends under which a process does not hold the whole model."""
-
 
 class AcceleratedPruner(Pruner):
     """A :class:`~prunus.Pruner` of the model and optimizer that ``accelerator.prepare`` returns.
@@ -39,13 +37,16 @@ class AcceleratedPruner(Pruner):
     really taken: none while ``accelerator.accumulate`` accumulates gradients, and none that the
     gradient scaler skips. In several processes each builds a pruner, and all remove the same
     weights; the metric must be equal in all of them, computed from the outputs that
-    ``accelerator.gather_for_metrics`` collects.
+    ``accelerator.gather_for_metrics`` collects. Each process holds the whole model
+    (DistributedDataParallel), or a shard of it, with
+    ``FullyShardedDataParallelPlugin(fsdp_version=2)``.
 
     ``accelerator.save_state`` saves its state as ``prunus.safetensors`` (that of a second pruner as
     ``prunus_1.safetensors``), and ``accelerator.load_state`` loads it: a resumed run equals the
-    uninterrupted one bit for bit. It is not registered by ``register_for_checkpointing``, which
-    would pickle it. ``save_state`` writes one file after another, so a run that may be killed
-    should save to a new folder each time.
+    uninterrupted one bit for bit. The file holds whole tensors, which the first process gathers in
+    the CPU's memory if the model is sharded. It is not registered by
+    ``register_for_checkpointing``, which would pickle it. ``save_state`` writes one file after
+    another, so a run that may be killed should save to a new folder each time.
 
     Pass ``max_grad_norm`` instead of calling ``accelerator.clip_grad_norm_``, which makes weights
     look less relevant than they are: it clips by the same rule after relevance has been measured.
@@ -63,8 +64,8 @@ class AcceleratedPruner(Pruner):
     Raises:
         ArgumentTypeError: ``accelerator`` is not an accelerator, or as for
             :class:`~prunus.Pruner`.
-        PrunusError: The optimizer was not prepared, the model is sharded over processes, or as for
-            :class:`~prunus.Pruner`.
+        PrunusError: The optimizer was not prepared, DeepSpeed, Megatron-LM or
+            FullyShardedDataParallel trains the model, or as for :class:`~prunus.Pruner`.
 
     Example:
         >>> accelerator = Accelerator(cpu=True)
@@ -89,13 +90,8 @@ class AcceleratedPruner(Pruner):
         schedule: Schedule | None = None,
         **options: Unpack[PrunerOptions],
     ) -> None:
-        _check_prepared(accelerator, optimizer)
+        _check_prepared(accelerator, model, optimizer)
         super().__init__(model, _unwrapped(optimizer), penalty, schedule, **options)
-        try:
-            check_unsharded(self.selection, type(self).__name__)
-        except PrunusError:
-            super().detach()
-            raise
         self._accelerator = accelerator
         self._file_name = _register(self)
         self._loaded_file: Path | None = None
@@ -118,9 +114,11 @@ class AcceleratedPruner(Pruner):
     def _save(self, models: list[nn.Module], weights: list[Any], folder: str) -> None:
         """Save the state; a hook of ``accelerator.save_state``."""
         del models, weights
-        state, accelerator = self.state_dict(), self._accelerator
+        accelerator = self._accelerator
         on_each_node = accelerator.project_configuration.save_on_each_node
-        if accelerator.is_local_main_process if on_each_node else accelerator.is_main_process:
+        writes = accelerator.is_local_main_process if on_each_node else accelerator.is_main_process
+        state = saved_state(self, writes=writes)
+        if state is not None:
             save_tree(Path(folder) / self._file_name, state)
 
     def _load(self, models: list[nn.Module], folder: str) -> None:
@@ -171,7 +169,9 @@ def _unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     return optimizer
 
 
-def _check_prepared(accelerator: Accelerator, optimizer: torch.optim.Optimizer) -> None:
+def _check_prepared(
+    accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
     raise_problems(
         type_problem(
             "accelerator",
@@ -181,11 +181,14 @@ def _check_prepared(accelerator: Accelerator, optimizer: torch.optim.Optimizer) 
             fix="AcceleratedPruner(accelerator, model, optimizer, ...)",
         )
     )
-    if accelerator.distributed_type in _SHARDING:
+    raise_problems(
+        deepspeed_problem(model, optimizer, accelerator.state.deepspeed_plugin), error=PrunusError
+    )
+    if accelerator.distributed_type == DistributedType.MEGATRON_LM:
         raise PrunusError(
-            "AcceleratedPruner works if each process holds the whole model, but the accelerator "
-            f"uses {accelerator.distributed_type.value}: use DistributedDataParallel instead, or "
-            "fully_shard in a custom loop with prunus.Pruner"
+            "AcceleratedPruner does not work with Megatron-LM, whose optimizer steps on copies of "
+            "the weights: use DistributedDataParallel, or "
+            "FullyShardedDataParallelPlugin(fsdp_version=2)"
         )
     if not isinstance(optimizer, AcceleratedOptimizer):
         raise PrunusError(

@@ -7,11 +7,12 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import nn
 
+from prunus._distributed.shards import gathered
 from prunus._engine.default_method import PenaltyChoice, with_defaults
 from prunus._engine.preconditions import argument_problems, check_growth, missing_metric_problem
 from prunus._utils.checks import raise_problems, type_problem
@@ -31,7 +32,7 @@ __all__ = [
     "CallbackArguments",
     "PrunerOptions",
     "check_several",
-    "check_unsharded",
+    "saved_state",
     "select_trained",
     "step_and_log",
     "warn_of_late_removals",
@@ -166,7 +167,7 @@ class CallbackArguments:
             max_grad_norm: As for :class:`~prunus.Pruner`.
 
         Raises:
-            PrunusError: The model is sharded over processes, or as for :class:`~prunus.Pruner`.
+            PrunusError: As for :class:`~prunus.Pruner`.
         """
         masks = self.masks
         if earlier is not None:
@@ -175,7 +176,6 @@ class CallbackArguments:
         selected = as_selection(
             default_selection if self.selection is None else self.selection, module
         )
-        check_unsharded(selected, "this callback")
         if resumed:
             masks = None
         elif masks is None and self.keep_zeros:
@@ -239,22 +239,25 @@ def warn_of_late_removals(schedule: Schedule, steps: float) -> None:
     )
 
 
-def check_unsharded(selection: Selection, adapter: str) -> None:
-    """Check that each process holds the whole model.
+def saved_state(pruner: Pruner, *, writes: bool) -> dict[str, Any] | None:
+    """Return a pruner's state for a file, with whole tensors, or None if nothing is written.
+
+    Any number of processes can load it, whatever the model is sharded over. If it is sharded all
+    processes must call this together.
 
     Args:
-        selection: The tensors to prune.
-        adapter: Name of the adapter, for the message.
+        pruner: The pruner.
+        writes: Whether this process writes the file.
 
     Raises:
-        PrunusError: The model is sharded over processes.
+        PeerError: Another process did not answer.
     """
-    if selection.process_group.sharded:
-        raise PrunusError(
-            f"{adapter} works if each process holds the whole model, but this model is sharded "
-            "over processes: train it in a custom loop with prunus.Pruner, and save its state "
-            "with torch.distributed.checkpoint"
-        )
+    state = None
+    if pruner.selection.process_group.sharded:
+        state = gathered(pruner.state_dict(), keep=writes)
+    elif writes:
+        state = pruner.state_dict()
+    return state if writes else None
 
 
 def select_trained(

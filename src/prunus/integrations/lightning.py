@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunus._distributed.wrappers import deepspeed_problem
 from prunus._engine.default_method import DEFAULT_ALLOCATION, DEFAULT_SCORE, PenaltyChoice
 from prunus._utils.checks import raise_problems, type_problem
 from prunus._utils.extras import missing_extra
@@ -20,6 +21,7 @@ from prunus.growth import Growth
 from prunus.integrations.common import (
     CallbackArguments,
     check_several,
+    saved_state,
     select_trained,
     step_and_log,
     warn_of_late_removals,
@@ -41,6 +43,9 @@ __all__ = ["PruningCallback"]
 
 OptimizerChoice = int | Callable[[torch.optim.Optimizer], bool]
 """The index of an optimizer, or a function that returns True for it."""
+
+_STRATEGIES = ("DDPStrategy", "ModelParallelStrategy")
+"""Lightning's strategies of several processes that the callback supports."""
 
 _AVERAGING = {"WeightAveraging", "StochasticWeightAveraging"}
 """Lightning's callbacks that validate or deliver averaged weights; others are subclasses."""
@@ -65,13 +70,17 @@ class PruningCallback(Callback):
     The callback clips gradients in place of ``Trainer(gradient_clip_val=...)``, by the same norm
     and rule, but after the relevance of the weights has been measured, which clipping would change.
 
-    It supports automatic and manual optimization, in one process or, with ``strategy="ddp"``, in
-    several that each hold the whole model. Then the metric must be logged with ``sync_dist=True``,
-    because it must be equal in all of them.
+    It supports automatic and manual optimization, in one process or in several that each hold the
+    whole model, with ``strategy="ddp"``, or a shard of it, with ``ModelParallelStrategy`` and
+    ``fully_shard`` in ``configure_model``. Then the metric must be logged with ``sync_dist=True``,
+    because it must be equal in all of them. In checkpoints of a sharded model the callback's state
+    is whole tensors, which the first process gathers in the CPU's memory. ``FSDPStrategy`` and
+    DeepSpeed are rejected.
 
     Callbacks that average weights are rejected, because averages over removals are dense. Several
     of this callback, for several optimizers, are accepted if none has a floor or a metric: each
-    would restore another validation.
+    would restore another validation. They log ``sparsity_0``, ``sparsity_1`` and so on, in the
+    order of the Trainer's callbacks.
 
     A schedule whose last removal is after the end of the training causes a warning. Not in manual
     optimization, in which the Trainer does not know the number of an optimizer's steps.
@@ -163,11 +172,15 @@ class PruningCallback(Callback):
         self._optimizer = optimizer
         self._fitting = self._starting = False
         self._loaded_state: dict[str, Any] | None = None
+        self._resumed = False
         # The metric of the last validation, until the schedule receives it.
         self._pending: list[float | None] = []
         self._trainer_clip_val: Any = None
         # Before setup any key, but another one for each callback, as Lightning requires.
         self._state_key = f"{type(self).__qualname__}{id(self)}"
+        self._logged_name = "sparsity"
+        # Whether this process writes checkpoints.
+        self._writes = True
         # The steps of the Trainer before the pruner's first.
         self._earlier_steps = 0
         self._last_callback = _AfterCheckpoints(self._step_pruner)
@@ -184,27 +197,28 @@ class PruningCallback(Callback):
         callbacks = [c for c in trainer.callbacks if isinstance(c, PruningCallback)]
         position = callbacks.index(self)
         self._state_key = type(self).__qualname__ + (f"[{position}]" if position else "")
+        self._logged_name = f"sparsity_{position}" if len(callbacks) > 1 else "sparsity"
+        self._writes = trainer.is_global_zero
         self._fitting = self._starting = stage == "fit"
         if self._fitting:
+            _check_strategy(trainer)
             _check_averaging(self, trainer.callbacks)
             check_several([callback._arguments for callback in callbacks])
             self._loaded_state, self._pending = None, []
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the state of a checkpoint until the optimizer exists."""
+        """Load the state of a checkpoint, or keep it until the optimizer exists."""
         if self._starting:  # and not testing with the weights of a checkpoint, for example
             self._loaded_state = state_dict
+        elif self._fitting:  # by strategies that shard the model first, or a tuner
+            self._load(state_dict)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Build the pruner, and load its state if training is resumed."""
         self._check_trainer(trainer)
         loaded = self._loaded_state
-        if trainer.ckpt_path is not None and loaded is None:
-            raise CheckpointError(
-                f"training is resumed, but {trainer.ckpt_path} has no state of a "
-                f"{type(self).__name__}: it was saved without this callback. To start from its "
-                "weights alone, load them into the module and call fit without ckpt_path"
-            )
+        self._resumed = loaded is not None
+        self._check_resumed(trainer)
         resumed = loaded is not None and loaded["pruner"] is not None
         optimizer = self._choose_optimizer(trainer.optimizers, pl_module)
         self.pruner = self._arguments.attach(
@@ -216,15 +230,15 @@ class PruningCallback(Callback):
             resumed=resumed,
             max_grad_norm=self._disable_clipping(trainer, pl_module),
         )
-        if loaded is not None and resumed:
-            self.pruner.load_state_dict(loaded["pruner"])
-            self._pending = list(loaded["pending"])
+        if loaded is not None:
+            self._load(loaded)
         self._loaded_state, self._starting = None, False
         self._earlier_steps = 0 if resumed else trainer.global_step
         trainer.callbacks.append(self._last_callback)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Warn if the schedule removes weights after the end of the training."""
+        self._check_resumed(trainer)  # again, as the checkpoint may have been loaded since
         # Not before the data are loaded, which the number of steps depends on.
         if self.pruner is not None and pl_module.automatic_optimization:
             steps = trainer.estimated_stepping_batches
@@ -244,9 +258,9 @@ class PruningCallback(Callback):
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Log the sparsity of the weights that were validated."""
-        if self._is_counted(trainer) and self._arguments.metric is not None:
+        if self._is_counted(trainer):
             assert self.pruner is not None
-            pl_module.log("sparsity", self.pruner.sparsity)
+            pl_module.log(self._logged_name, self.pruner.sparsity, sync_dist=True)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Keep the metric for the schedule."""
@@ -254,9 +268,10 @@ class PruningCallback(Callback):
             return
         metric, logged = self._arguments.metric, trainer.callback_metrics
         if metric is not None and metric not in logged:
+            names = sorted(logged.keys() - {self._logged_name})
             raise PrunusError(
                 f"the validation logged no metric {metric!r}; it logged "
-                f"{listing(sorted(logged.keys() - {'sparsity'})) or 'nothing'}: pass one of these "
+                f"{listing(names) or 'nothing'}: pass one of these "
                 f"as metric=..., or call self.log({metric!r}, ...) in validation_step or "
                 "on_validation_epoch_end"
             )
@@ -268,7 +283,7 @@ class PruningCallback(Callback):
         if self._starting and self._loaded_state is not None:
             return self._loaded_state
         pruner = None if self._starting else self.pruner
-        state = None if pruner is None else pruner.state_dict()
+        state = None if pruner is None else saved_state(pruner, writes=self._writes)
         return {"pruner": state, "pending": list(self._pending)}
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
@@ -297,6 +312,27 @@ class PruningCallback(Callback):
         if self._last_callback in trainer.callbacks:
             trainer.callbacks.remove(self._last_callback)
 
+    def _load(self, state: dict[str, Any]) -> None:
+        """Load what :meth:`state_dict` returned."""
+        self._resumed = True
+        if state["pruner"] is not None:
+            assert self.pruner is not None
+            self.pruner.load_state_dict(state["pruner"])
+            self._pending = list(state["pending"])
+
+    def _check_resumed(self, trainer: Any) -> None:
+        """Check that the checkpoint that the Trainer has loaded had this callback's state.
+
+        Raises:
+            CheckpointError: It had not.
+        """
+        if trainer.ckpt_path is not None and not self._resumed:
+            raise CheckpointError(
+                f"training is resumed, but {trainer.ckpt_path} has no state of a "
+                f"{type(self).__name__}: it was saved without this callback. To start from its "
+                "weights alone, load them into the module and call fit without ckpt_path"
+            )
+
     def _is_counted(self, trainer: Any) -> bool:
         """Return whether a validation belongs to the training, so that the schedule receives it."""
         return self._fitting and not trainer.sanity_checking
@@ -324,13 +360,6 @@ class PruningCallback(Callback):
                 f"there is no validation, so the metric {self._arguments.metric!r} is never "
                 "measured: define validation_step in the module, pass validation data to fit, and "
                 "leave limit_val_batches=0 out"
-            )
-        # By name: the strategies that shard are subclasses, and there are two packages.
-        strategy = type(trainer.strategy).__name__
-        if trainer.world_size > 1 and strategy != "DDPStrategy":
-            problems.append(
-                "in several processes this callback works if each holds the whole model, but the "
-                f'strategy is {strategy}: Trainer(strategy="ddp") or Trainer(devices=1)'
             )
         if problems:
             raise PrunusError("; ".join(problems))
@@ -394,6 +423,24 @@ class PruningCallback(Callback):
     def _restore_clipping(self, trainer: Any) -> None:
         if self._trainer_clip_val is not None:
             trainer.gradient_clip_val, self._trainer_clip_val = self._trainer_clip_val, None
+
+
+def _check_strategy(trainer: Any) -> None:
+    """Check that the weights of each process can be found in the module's parameters.
+
+    Raises:
+        PrunusError: They cannot.
+    """
+    raise_problems(deepspeed_problem(trainer.strategy), error=PrunusError)
+    # By name: the strategies that shard may be subclasses, and there are two packages.
+    strategy = type(trainer.strategy).__name__
+    several = trainer.world_size > 1 and strategy not in _STRATEGIES
+    if several or strategy == "FSDPStrategy":
+        raise PrunusError(
+            f"this callback works with the strategies {listing(_STRATEGIES)}, but the strategy is "
+            f'{strategy}: Trainer(strategy="ddp"), or ModelParallelStrategy() with fully_shard '
+            "from torch.distributed.fsdp in the module's configure_model"
+        )
 
 
 class _AfterCheckpoints(Callback):

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any, Self
 from weakref import WeakSet
 
 import torch
 from torch import nn
 
+from prunus._distributed.wrappers import deepspeed_problem
 from prunus._engine.default_method import DEFAULT_ALLOCATION, DEFAULT_SCORE, PenaltyChoice
 from prunus._utils.extras import missing_extra
 from prunus._utils.files import load_tree, save_tree
@@ -24,6 +24,7 @@ from prunus.integrations.common import (
     STATE_FILE,
     CallbackArguments,
     check_several,
+    saved_state,
     select_trained,
     step_and_log,
     warn_of_late_removals,
@@ -36,7 +37,6 @@ from prunus.selection import Selection
 
 try:
     from transformers import TrainerCallback
-    from transformers.trainer_callback import CallbackHandler
     from transformers.trainer_utils import IntervalStrategy
 except ImportError as error:
     raise missing_extra("prunus.integrations.transformers", "transformers", error) from error
@@ -44,10 +44,6 @@ except ImportError as error:
 __all__ = ["STATE_FILE", "PruningCallback"]
 
 _LOG = logging.getLogger(__name__)
-
-_UNSUPPORTED = ("deepspeed", "fsdp", "enable_jit_checkpoint")
-"""Training arguments that the callback does not support."""
-
 
 _callbacks: WeakSet[PruningCallback] = WeakSet()
 """All callbacks of trainings, present and past."""
@@ -63,24 +59,30 @@ class PruningCallback(TrainerCallback):
     write. With ``load_best_model_at_end`` that state replaces the checkpoint that the Trainer
     loaded, with a warning.
 
-    With each evaluation the Trainer's other callbacks, such as those of TensorBoard, and its
-    ``log_history`` receive ``sparsity``, of the weights that were measured, and ``removed``, how
-    many were removed after it, as soon as it is known.
+    Each evaluation that the Trainer logs, to the console, its ``log_history``, TensorBoard and
+    others, includes ``eval_sparsity`` and ``eval_kept``, the sparsity and the number of kept
+    weights of the model that was measured, and ``eval_floor``, the floor as a number. In
+    ``log_history`` it also has ``eval_removed``, how many weights were removed after it. For this,
+    ``Trainer.log`` is replaced once by a function that adds these values and calls the original.
 
     Its state is saved in the Trainer's checkpoints. A run resumed from one equals the uninterrupted
     run bit for bit.
 
     Several of this callback in one Trainer, for several selections, are accepted if none has a
-    floor or a metric: each would restore another validation. A schedule whose last removal is after
-    the end of the training causes a warning.
+    floor or a metric: each would restore another validation. They log ``eval_sparsity_0``,
+    ``eval_sparsity_1`` and so on, in the order of the Trainer's callbacks.
+
+    A schedule whose last removal is after the end of the training causes a warning.
 
     The callback clips gradients in place of the Trainer, by the same norm ``max_grad_norm`` and the
     same rule, but after the relevance of the weights has been measured, which clipping would
     change. The ``grad_norm`` that the Trainer logs stays the same.
 
-    In several processes that each hold the whole model (DistributedDataParallel) all remove the
-    same weights, because the Trainer averages their gradients and computes the metric from the
-    outputs of all of them. Models that are sharded over processes are rejected.
+    In several processes all remove the same weights, because the Trainer averages their gradients
+    and computes the metric from the outputs of all of them. Each holds the whole model
+    (DistributedDataParallel), or a shard of it, with ``fsdp=True`` and version 2, the default, in
+    ``fsdp_config``: then the first process gathers the state that is saved in the CPU's memory.
+    Version 1 and DeepSpeed are rejected.
 
     Args:
         penalty: As for :class:`~prunus.Pruner`.
@@ -171,6 +173,8 @@ class PruningCallback(TrainerCallback):
         # The state of the Trainer in the present training, and the callback's file in checkpoints.
         self._trainer_state: Any = None
         self._file_name = STATE_FILE
+        # Its position among those of the Trainer.
+        self._position = 0
 
     # The Trainer's events, in order.
 
@@ -186,7 +190,7 @@ class PruningCallback(TrainerCallback):
     ) -> None:
         """Build the pruner, and load its state if training is resumed."""
         _restore_clipping(args)  # if an earlier training was interrupted within a step
-        self._check_arguments(args, state)
+        self._check_arguments(args, state, model, optimizer)
         earlier = [callback for callback in _callbacks if callback._trainer_state is state]
         try:
             check_several([callback._arguments for callback in (*earlier, self)])
@@ -195,7 +199,7 @@ class PruningCallback(TrainerCallback):
                 callback._detach()
             raise
         # In the order of the Trainer's callbacks, which is the same in a resumed run.
-        position = len(earlier)
+        self._position = position = len(earlier)
         path = Path(STATE_FILE)
         self._file_name = f"{path.stem}-{position}{path.suffix}" if position else STATE_FILE
         self._trainer_state = state
@@ -215,6 +219,7 @@ class PruningCallback(TrainerCallback):
         if resumed:
             self._resume(self.pruner, args, state.global_step)
         warn_of_late_removals(self.pruner.schedule, state.max_steps)
+        _extend_log()
         self._training = True
         self._evaluated_step = self._other_metrics = self._saved_step = None
         # An evaluation at the start counts if training begins, but not if it is resumed: the
@@ -224,7 +229,7 @@ class PruningCallback(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Pass the last evaluation to the schedule, and disable the clipping within the step."""
         self._check_metric_found()
-        self._step_pruner(args, state, control)
+        self._step_pruner(state)
         if not isinstance(args.max_grad_norm, _DisabledClipping):
             args.max_grad_norm = _DisabledClipping(args.max_grad_norm)
 
@@ -245,7 +250,7 @@ class PruningCallback(TrainerCallback):
     def on_evaluate(
         self, args: Any, state: Any, control: Any, *, metrics: Mapping[str, float], **_: Any
     ) -> None:
-        """Log the sparsity of the weights that were measured, and keep the metric."""
+        """Keep the metric."""
         if not self._training or self.pruner is None:
             return
         step = state.global_step
@@ -265,34 +270,28 @@ class PruningCallback(TrainerCallback):
         # Without a metric the first of several evaluation sets is enough.
         if not names and self._evaluated_step == step:
             return
-        repeated = self._evaluated_step == step
         self._evaluated_step, self._other_metrics, self._saved_step = step, None, None
         self._pending = [found[0] if found else None]
-        if not repeated:
-            values = {"sparsity": self.pruner.sparsity}
-            state.log_history.append({**values, "epoch": state.epoch, "step": step})
-            _log_to_others(args, state, control, values)
         self._save_if_due(args, state, control)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Move the pruner's state into the checkpoint."""
         temporary = self._temporary_file(args, state.global_step)
-        if not _is_writer(args, state):
-            return
         file = Path(args.output_dir) / f"checkpoint-{state.global_step}" / self._file_name
-        if self._saved_step == state.global_step and temporary.is_file():
+        if self._saved_step != state.global_step:
+            self._write(file, args, state)
+        elif _is_writer(args, state):
             temporary.replace(file)
-        else:
-            self._write(file, state)
-        for leftover in temporary.parent.glob(self._temporary_file(args, "*").name):
-            leftover.unlink(missing_ok=True)
+        if _is_writer(args, state):
+            for leftover in temporary.parent.glob(self._temporary_file(args, "*").name):
+                leftover.unlink(missing_ok=True)
         self._saved_step = None
 
     def on_log(self, args: Any, state: Any, control: Any, *, logs: Any = None, **_: Any) -> None:
         """Pass the last evaluation to the schedule when training has ended."""
         # And not when on_train_end is called, before which load_best_model_at_end loads weights.
         if self._training and "train_runtime" in (logs or {}):
-            self._step_pruner(args, state, control)
+            self._step_pruner(state)
 
     def on_train_end(
         self, args: Any, state: Any, control: Any, *, model: nn.Module, **_: Any
@@ -303,40 +302,46 @@ class PruningCallback(TrainerCallback):
         assert self.pruner is not None
         loaded = args.load_best_model_at_end and state.best_model_checkpoint
         if not loaded:
-            self._step_pruner(args, state, control)  # if the Trainer logged nothing at the end
-        before = _zeros_in(self.pruner.selection) if loaded else 0
+            self._step_pruner(state)  # if the Trainer logged nothing at the end
+        before = Masks.from_zeros(self.pruner.selection).sparsity if loaded else 0.0
         self.pruner.finish()
-        after = _zeros_in(self.pruner.selection)
-        if loaded and after != before:
-            prunable = self.pruner.selection.prunable
+        after = Masks.from_zeros(self.pruner.selection).sparsity if loaded else 0.0
+        if after != before:
             _LOG.warning(
                 "load_best_model_at_end loaded %s, of sparsity %.4f; the sparsest state that met "
                 "the floor, of sparsity %.4f, is delivered instead",
                 state.best_model_checkpoint,
-                before / prunable,
-                after / prunable,
+                before,
+                after,
             )
 
     # Helpers of the hooks.
 
-    def _step_pruner(self, args: Any, state: Any, control: Any) -> None:
+    def _step_pruner(self, state: Any) -> None:
         """Pass the last evaluation to the schedule, unless it has received it already."""
         pending, self._pending = self._pending, []
         for metric in pending:
             assert self.pruner is not None
             _, validation = step_and_log(self.pruner, self._metric, metric)
             self._scheduled_step = None
-            self._log_removed(args, state, control, validation.removed)
+            sparsity, removed = self._logged_name("sparsity"), self._logged_name("removed")
+            for entry in reversed(state.log_history):  # the last one, if there are several sets
+                if entry.get("step") == state.global_step and sparsity in entry:
+                    entry[removed] = validation.removed
+                    break
 
-    def _log_removed(self, args: Any, state: Any, control: Any, removed: int) -> None:
-        """Add the number of removed weights to the log of the last evaluation."""
-        # With several callbacks, to the first entry that has none, in the order of the callbacks.
-        for entry in state.log_history:
-            own = entry.get("step") == state.global_step and "sparsity" in entry
-            if own and "removed" not in entry:
-                entry["removed"] = removed
-                break
-        _log_to_others(args, state, control, {"removed": removed})
+    def _add_values(self, logs: dict[str, float]) -> None:
+        """Add to the log of an evaluation what was measured."""
+        assert self.pruner is not None
+        values = {"sparsity": self.pruner.sparsity, "kept": self.pruner.masks.kept}
+        if self.pruner.floor is not None:
+            values["floor"] = self.pruner.floor
+        logs |= {self._logged_name(name): value for name, value in values.items()}
+
+    def _logged_name(self, name: str) -> str:
+        """Return the name of a logged value, with this callback's position if there are several."""
+        siblings = [c for c in _callbacks if c._trainer_state is self._trainer_state]
+        return f"eval_{name}_{self._position}" if len(siblings) > 1 else f"eval_{name}"
 
     def _detach(self) -> None:
         """Release the model and the optimizer of a training that does not begin."""
@@ -345,9 +350,12 @@ class PruningCallback(TrainerCallback):
             self.pruner = None
         self._trainer_state = None
 
-    def _check_arguments(self, args: Any, state: Any) -> None:
+    def _check_arguments(self, args: Any, state: Any, model: nn.Module, optimizer: Any) -> None:
         """Check that the Trainer's arguments fit the callback's."""
         problems = []
+        plugin = getattr(args, "deepspeed_plugin", None)
+        if (deepspeed := deepspeed_problem(model, optimizer, plugin)) is not None:
+            problems.append(deepspeed)
         if self._metric is not None and args.eval_strategy == IntervalStrategy.NO:
             problems.append(
                 f"evaluation is disabled (eval_strategy is 'no'), so the metric {self._metric!r} "
@@ -358,11 +366,8 @@ class PruningCallback(TrainerCallback):
                 "with load_best_model_at_end the callback needs metric=..., or a checkpoint from "
                 "before the last removal would be delivered"
             )
-        unsupported = [name for name in _UNSUPPORTED if getattr(args, name, None)]
-        if unsupported:
-            problems.append(
-                f"this callback does not work with {listing(unsupported)}: leave it out"
-            )
+        if getattr(args, "enable_jit_checkpoint", None):
+            problems.append("this callback does not work with enable_jit_checkpoint: leave it out")
         if state.is_hyper_param_search:
             problems.append(
                 "this callback does not work within hyperparameter_search, which keeps its "
@@ -403,15 +408,18 @@ class PruningCallback(TrainerCallback):
         # Before the Trainer writes its own files: afterwards it may delete the previous checkpoint,
         # and a kill in between must not leave one without masks as the only one. The file is beside
         # the checkpoint's folder, because the Trainer would take the folder for a checkpoint.
-        due = control.should_save and self._saved_step != state.global_step
-        if due and _is_writer(args, state):
-            self._write(self._temporary_file(args, state.global_step), state)
+        if control.should_save and self._saved_step != state.global_step:
+            self._write(self._temporary_file(args, state.global_step), args, state)
             self._saved_step = state.global_step
 
-    def _write(self, file: Path, state: Any) -> None:
-        if self.pruner is not None:
+    def _write(self, file: Path, args: Any, state: Any) -> None:
+        """Write the state, together with the other processes if the model is sharded."""
+        if self.pruner is None:
+            return
+        saved = saved_state(self.pruner, writes=_is_writer(args, state))
+        if saved is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
-            content = {"step": state.global_step, "pruner": self.pruner.state_dict()}
+            content = {"step": state.global_step, "pruner": saved}
             save_tree(file, {**content, "pending": list(self._pending)})
 
     def _temporary_file(self, args: Any, step: int | str) -> Path:
@@ -434,25 +442,24 @@ def _is_writer(args: Any, state: Any) -> bool:
     return bool(state.is_local_process_zero if args.save_on_each_node else first)
 
 
-def _log_to_others(args: Any, state: Any, control: Any, values: Mapping[str, float]) -> None:
-    """Pass values to all callbacks of the Trainer, as ``Trainer.log`` does."""
-    # The Trainer passes its callbacks neither itself nor the others, and logs an evaluation before
-    # they learn of it. The handler that called this callback is found among the calling functions.
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and not isinstance(frame.f_locals.get("self"), CallbackHandler):
-        frame = frame.f_back
-    if frame is not None:
-        should_log = control.should_log  # which the handler resets
-        handler = frame.f_locals["self"]
-        handler.on_log(args, state, control, {**values, "epoch": state.epoch})
-        control.should_log = should_log
+@functools.cache
+def _extend_log() -> None:
+    """Let ``Trainer.log`` add the values of pruning callbacks to the logs of evaluations."""
+    # The Trainer passes its callbacks neither itself nor the others, and logs an evaluation to one
+    # after the other: what one adds to it those before it, as of TensorBoard, do not receive.
+    from transformers import Trainer
 
+    original = Trainer.log
 
-def _zeros_in(selection: Selection) -> int:
-    return sum(
-        tensor.parameter.numel() - int(torch.count_nonzero(tensor.parameter.detach()))
-        for tensor in selection.values()
-    )
+    @functools.wraps(original)
+    def log(self: Any, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if any(name.startswith("eval_") for name in logs):
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, PruningCallback) and callback._training:
+                    callback._add_values(logs)
+        original(self, logs, *args, **kwargs)
+
+    Trainer.log = log
 
 
 class _DisabledClipping(float):
