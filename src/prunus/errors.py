@@ -109,6 +109,24 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "")
 
 
+def root_cause(error: BaseException) -> BaseException:
+    """Return the error that an error was raised from, and that one's, to the first.
+
+    Example:
+        >>> try:
+        ...     try:
+        ...         raise ValueError("no such operator")
+        ...     except ValueError as reason:
+        ...         raise RuntimeError("step 3 of 3 failed") from reason
+        ... except RuntimeError as error:
+        ...     root_cause(error)
+        ValueError('no such operator')
+    """
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def listing(names: Sequence[str], most: int = 20) -> str:
     """Return names joined for a message: all up to ``most``, then how many more there are.
 

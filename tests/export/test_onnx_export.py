@@ -104,3 +104,13 @@ def test_failed_onnx_export_keeps_the_old_file(tmp_path: Path) -> None:
     assert path.read_text() == "old"
     with pytest.raises(PrunusError, match="fails on the example inputs"):
         to_onnx(nn.Linear(3, 3), torch.randn(2, 4), path)
+
+
+def test_the_reason_of_the_exporter_is_reported(tmp_path: Path) -> None:
+    class Decomposed(nn.Linear):
+        def forward(self, x: torch.Tensor) -> Any:
+            return torch.linalg.svdvals(super().forward(x))
+
+    message = r"Decomposed cannot be exported \(DispatchError: No ONNX function .*linalg_svd"
+    with pytest.raises(PrunusError, match=message):
+        to_onnx(Decomposed(3, 2), torch.randn(4, 3), tmp_path / "model.onnx")

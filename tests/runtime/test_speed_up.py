@@ -68,13 +68,30 @@ class ViewedAsComplex(nn.Module):
         return torch.view_as_complex(self.layer(x).unflatten(-1, (-1, 2))).abs()
 
 
-def test_a_layout_that_the_network_rejects_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x = sparsified(ViewedAsComplex()), torch.randn(4, 32)
+class ViewedAsRows(nn.Module):
+    """A layer whose outputs are flattened without a copy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(4, 8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x).view(len(x), -1)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("network", "shape"), [(ViewedAsComplex, (4, 32)), (ViewedAsRows, (2, 4, 5, 5))]
+)
+def test_a_layout_that_the_network_rejects_is_not_used(
+    network: type[nn.Module], shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model, x = sparsified(network()), torch.randn(shape)
     plant_timings(monkeypatch, [2.0], [1.0])  # of the dense network, and of the only other one
     fast, report = report_of(model, x)
     assert (report.replaced, report.sparse_ms) == (("layer",), 1.0)
     assert fast.get_submodule("layer")(x).is_contiguous()
-    assert_outputs_match(fast, model, torch.randn(4, 32))
+    assert_outputs_match(fast, model, torch.randn(shape))
 
 
 class ForDenseLayers(nn.Module):

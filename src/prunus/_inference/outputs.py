@@ -17,6 +17,7 @@ __all__ = [
     "ROUNDING_FACTOR",
     "TOLERANCE",
     "TYPE_TOLERANCES",
+    "UNSTABLE",
     "argument_tensors",
     "output_tensors",
     "output_tolerance",
@@ -47,6 +48,13 @@ others."""
 LARGEST_ROUNDING = 1e-3
 """The upper bound of a tolerance that is computed from a network's own rounding: the outputs of a
 network that rounds more do not tell a wrong copy from a right one."""
+
+
+UNSTABLE = (
+    "If it is random in evaluation mode, make its forward deterministic there; if it chooses by "
+    "comparing numbers (topk, argmax), rounding may choose others where they are nearly equal"
+)
+"""Why the outputs of two correct implementations may differ, for error messages."""
 
 
 def output_tolerance(tensors: Iterable[torch.Tensor], *, least: float = 0.0) -> float:

@@ -22,9 +22,14 @@ from prunus._inference.model_calls import (
     prepare_call,
     reference_outputs,
 )
-from prunus._inference.outputs import TOLERANCE, relative_difference, returning_tensors
+from prunus._inference.outputs import (
+    TOLERANCE,
+    UNSTABLE,
+    relative_difference,
+    returning_tensors,
+)
 from prunus._utils.files import write_atomically
-from prunus.errors import PrunusError, first_line
+from prunus.errors import PrunusError, first_line, root_cause
 from prunus.export.onnx_session import OnnxSession, check_onnx_extra
 from prunus.export.paths import as_path
 
@@ -113,8 +118,8 @@ def to_onnx(model: nn.Module, example_inputs: ExampleInputs, path: str | Path) -
         if error > TOLERANCE:
             raise PrunusError(
                 f"{type(model).__name__} cannot be exported: its outputs in onnxruntime differ by "
-                f"{error:.2g} of the largest ({TOLERANCE:g} is accepted). If it is random in "
-                f"evaluation mode, make its forward deterministic there; {_ALTERNATIVE}"
+                f"{error:.2g} of the largest ({TOLERANCE:g} is accepted). {UNSTABLE}; "
+                f"{_ALTERNATIVE}"
             )
         content = file.read_bytes()
     write_atomically(path, content)
@@ -161,9 +166,10 @@ def _export(
                 dynamic_shapes=dynamic_shapes,
             )
         except Exception as error:  # the exporter raises errors of many types
+            cause = root_cause(error)  # the others name the exporter's steps
             raise PrunusError(
-                f"{type(model).__name__} cannot be exported ({type(error).__name__}: "
-                f"{first_line(error)}). Use only operators that torch.onnx.export can trace; "
+                f"{type(model).__name__} cannot be exported ({type(cause).__name__}: "
+                f"{first_line(cause)}). Use only operators that torch.onnx.export can trace; "
                 f"{_ALTERNATIVE}"
             ) from error
 

@@ -30,6 +30,8 @@ class SparseConv(SparseLayer):
         relu: Whether the layer also applies a ReLU. Default False.
         pool: A max pooling that the layer also applies, for which
             :func:`prunus.runtime.fusion.is_fusible_pool` is true. Default None.
+        contiguous: Whether the output is contiguous, as torch's own, rather than with gaps between
+            lines where that saves a copy. Default False.
         replaces: The layer whose attributes to have, see :class:`SparseLayer`. Default: ``conv``.
 
     Raises:
@@ -53,10 +55,12 @@ class SparseConv(SparseLayer):
         *,
         relu: bool = False,
         pool: nn.MaxPool2d | None = None,
+        contiguous: bool = False,
         replaces: nn.Conv1d | nn.Conv2d | None = None,
     ) -> None:
         super().__init__(conv, relu, replaces)
         self.pool = pool
+        self.contiguous = contiguous
         self.dimensions = conv.weight.dim() - 2
         before = conv._reversed_padding_repeated_twice  # the last dimension comes first
         ends = [(before[i], before[i + 1]) for i in range(0, len(before), 2)][::-1]
@@ -111,6 +115,7 @@ class SparseConv(SparseLayer):
             return y
         if plan.stored_shape[3] > plan.columns:
             y = y[..., : plan.columns]
+            y = y.contiguous() if self.contiguous and self.pool is None else y
         y = y if y.shape == plan.output_shape else y.view(plan.output_shape)
         return y if self.pool is None else self.pool(y)
 

@@ -33,8 +33,8 @@ class Replacement:
         """Return a sparse layer with the outputs of the chain.
 
         Args:
-            by_item: Whether a linear layer stores its output item by item, as torch does, instead
-                of feature by feature. A convolution has a single layout.
+            by_item: Whether the output is stored as torch stores it: by a linear layer item by
+                item instead of feature by feature, by a convolution without gaps between lines.
         """
         from prunus.runtime.convolution import SparseConv  # imports Numba
         from prunus.runtime.linear import SparseLinear
@@ -45,7 +45,9 @@ class Replacement:
             assert isinstance(layer, nn.Linear)
             return SparseLinear(layer, relu=chain.relu, by_item=by_item, replaces=former)
         assert isinstance(layer, nn.Conv1d | nn.Conv2d)
-        return SparseConv(layer, relu=chain.relu, pool=chain.pool, replaces=former)
+        return SparseConv(
+            layer, relu=chain.relu, pool=chain.pool, contiguous=by_item, replaces=former
+        )
 
 
 def replace_layers(
@@ -65,7 +67,7 @@ def replace_layers(
             :class:`prunus.runtime.modules.FusedLayer`.
         joint: The attentions among whose projections there are layers to replace, by name, as for
             :func:`prunus.runtime.attention.split_attentions`. Default: none.
-        by_item: Whether sparse linear layers store their outputs item by item. Default False.
+        by_item: Whether sparse layers store their outputs as torch does. Default False.
 
     Returns:
         The copy, in evaluation mode, without gradients.

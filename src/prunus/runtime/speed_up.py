@@ -18,7 +18,7 @@ from prunus._inference.model_calls import (
     prepare_call,
     reference_outputs,
 )
-from prunus._inference.outputs import TOLERANCE, relative_difference
+from prunus._inference.outputs import TOLERANCE, UNSTABLE, relative_difference
 from prunus._utils.extras import missing_extra
 from prunus.errors import PrunusError, first_line, listing
 from prunus.runtime.attention_splitting import split_sparse_attentions
@@ -156,8 +156,7 @@ def _speed_up(model: nn.Module, example_inputs: ExampleInputs) -> tuple[nn.Modul
     if error > TOLERANCE:
         raise PrunusError(
             f"{type(model).__name__} cannot be sped up: its outputs would be off by {error:.2g} of "
-            f"the largest ({TOLERANCE:g} is accepted). If it is random in evaluation mode, make "
-            "its forward deterministic there; otherwise use the dense network"
+            f"the largest ({TOLERANCE:g} is accepted). {UNSTABLE}; or use the dense network"
         )
     if best == "dense":
         timings = [replace(timing, replaced=False) for timing in timings]
