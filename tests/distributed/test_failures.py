@@ -88,6 +88,7 @@ def test_an_error_in_one_process_raises_the_same_error_in_all() -> None:
     assert first["flat"].startswith(
         "FullyShardedDataParallel is sharded by FullyShardedDataParallel, whose shards"
     )
+    assert 'fsdp=True with fsdp_config={"version": 2} in transformers' in first["flat"]
     assert "call masks.recount() in all of them" in first["mask"]
     assert first["sparsity"] == "0.0"
     assert first["nan"].startswith("the scores of 0.weight contain NaN")
