@@ -24,7 +24,7 @@ def gathered_trees() -> tuple[Any, Any, bool]:
         return distribute_tensor(value, mesh, [Shard(0)], src_data_rank=None)
 
     tensor = sharded(torch.arange(6.0).view(3, 2))
-    tied = DTensor.from_local(local(tensor), mesh, [Shard(0)], shape=(3, 2), stride=(2, 1))
+    tied = DTensor.from_local(local(tensor), mesh, [Shard(0)], shape=tensor.shape, stride=(2, 1))
     row = sharded(torch.tensor([[True, False]]))
     tree = {"a": tensor, "b": [tied, {"row": row}], "own": (torch.ones(1), 3, None)}
     rank = dist.get_rank()
