@@ -189,7 +189,7 @@ def test_user_error_is_one_message_with_exit_code_two(
     ("arguments", "message"),
     [
         (["run"], "missing argument 'recipe'"),
-        (["run", "digits", "--epochs", "3"], "no such option: --epochs"),
+        (["run", "digits", "--epochs", "3"], "no such option:? '?--epochs"),
         (["run", "digits", "--seed", "one"], "invalid value for '--seed'"),
         (["prune"], "no such command 'prune'"),
         (["inspect"], "missing argument 'path'"),
@@ -201,7 +201,7 @@ def test_user_error_is_one_message_with_exit_code_two(
 def test_wrong_usage_is_explained_with_exit_code_two(arguments: list[str], message: str) -> None:
     outcome = prunus(*arguments)
     assert outcome.code == 2
-    assert message in outcome.err.lower()
+    assert re.search(message, outcome.err.lower())
     assert "Traceback" not in outcome.err
 
 
