@@ -181,6 +181,18 @@ def test_inputs_written_to_by_the_model_are_restored(model: Any) -> None:
     torch.testing.assert_close(small(before.clone()), model(before.clone()))
 
 
+def test_the_fix_for_an_untraceable_model_is_that_of_its_error() -> None:
+    class Unexportable(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if torch.compiler.is_exporting():
+                raise ValueError("no mask was passed")
+            return super().forward(x)
+
+    message = r"Unexportable cannot be traced .*: no mask was passed\. Change its forward, or the"
+    with pytest.raises(PrunusError, match=message):
+        compact_and_reload(Unexportable(4, 2), torch.ones(1, 4))
+
+
 class Results:
     """Results in attributes, of a class that no exporter knows."""
 

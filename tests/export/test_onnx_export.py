@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +115,19 @@ def test_the_reason_of_the_exporter_is_reported(tmp_path: Path) -> None:
     message = r"Decomposed cannot be exported \(DispatchError: No ONNX function .*linalg_svd"
     with pytest.raises(PrunusError, match=message):
         to_onnx(Decomposed(3, 2), torch.randn(4, 3), tmp_path / "model.onnx")
+
+
+def test_the_exporter_logs_nothing(tmp_path: Path) -> None:
+    levels = []
+
+    class Listening(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if torch.compiler.is_exporting():
+                levels.append(logging.getLogger("onnxscript.optimizer").getEffectiveLevel())
+            return super().forward(x)
+
+    before = logging.getLogger("onnxscript").level
+    to_onnx(Listening(3, 2), torch.randn(4, 3), tmp_path / "model.onnx")
+    assert levels
+    assert min(levels) >= logging.ERROR
+    assert logging.getLogger("onnxscript").level == before

@@ -25,6 +25,16 @@ from prunus.errors import PrunusError, first_line
 
 __all__ = ["trace"]
 
+_DATA_DEPENDENT = (
+    "The operators that a model calls must not depend on the values of tensors: use torch.where "
+    "instead of if, and keep .item() and loops over data out of forward"
+)
+
+_UNTRACEABLE = (
+    "Change its forward, or the example inputs, so that torch.export.export accepts them; "
+    "prunus.save_sparse stores the model as it is, without zeros"
+)
+
 
 def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Graph:
     """Return the graph of a model's operator calls on example inputs.
@@ -157,11 +167,10 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
             return export(model, args, dict(kwargs)).run_decompositions({})
     except Exception as error:
         reason = first_line(error).rstrip(".")[:300] or type(error).__name__
+        fix = _DATA_DEPENDENT if "data-dependent" in str(error) else _UNTRACEABLE
         raise PrunusError(
-            f"{type(model).__name__} cannot be traced by torch.export"
-            f"{_source_of(error)}: {reason}. The operators that a model calls must not "
-            "depend on the values of tensors: use torch.where instead of if, and keep .item() and "
-            "loops over data out of forward"
+            f"{type(model).__name__} cannot be traced by torch.export{_source_of(error)}: "
+            f"{reason}. {fix}"
         ) from error
 
 

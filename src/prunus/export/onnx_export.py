@@ -37,6 +37,9 @@ __all__ = ["OnnxReport", "to_onnx"]
 
 _ALTERNATIVE = "or store the model with prunus.save_sparse, and run it in torch"
 
+_EXPORTER_LOGS = ("torch.onnx", "onnxscript", "onnx_ir")
+"""Names of the exporter's loggers."""
+
 
 @dataclass(frozen=True)
 class OnnxReport:
@@ -177,12 +180,14 @@ def _export(
 @contextlib.contextmanager
 def _silence_exporter() -> Iterator[None]:
     """Suppress log messages and warnings of the exporter, which concern its own internals."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    logs = [logging.getLogger(name) for name in _EXPORTER_LOGS]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        log.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
