@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from benchmarks.figures import comparisons, details, methods, readme
+from benchmarks.figures import comparisons, details, methods, readme, zoo
 from benchmarks.measuring import RESULTS
 
 ROOT = RESULTS.parent.parent
@@ -33,4 +33,5 @@ def render() -> dict[Path, str]:
             f"## {title}\n\n{text}" for title, text in sections.items()
         ),
         ROOT / "docs" / "methods.md": methods.table(),
+        ROOT / "docs" / "models.md": zoo.table(),
     }
