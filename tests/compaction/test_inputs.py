@@ -13,7 +13,7 @@ from torch import nn
 
 from helpers.comparisons import assert_outputs_match
 from helpers.sparse_models import zero
-from prunus import PrunusError
+from prunus import PrunusError, compact
 from prunus.selection import total_parameters
 
 from .networks import FunctionalModel, TiedModel
@@ -179,6 +179,25 @@ def test_inputs_written_to_by_the_model_are_restored(model: Any) -> None:
     assert torch.equal(example, before)
     assert [p.shape for p in small.parameters()] == [(5, 4), (5,), (2, 5), (2,)]
     torch.testing.assert_close(small(before.clone()), model(before.clone()))
+
+
+def test_a_model_that_stores_outputs_of_its_training_is_copied() -> None:
+    class Stateful(nn.Sequential):
+        states: list[torch.Tensor]
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = super().forward(x)  # type: ignore[no-untyped-call]
+            if not torch.compiler.is_exporting():
+                self.states = [y]
+            return y
+
+    model = Stateful(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    zero(model.get_parameter("0.weight"), slice(0, 2))
+    model(torch.randn(3, 4)).sum().backward()
+    small = compact(model, torch.ones(1, 4))
+    assert small.get_parameter("0.weight").shape == (4, 4)
+    assert model.states[0].grad_fn is not None
+    assert_outputs_match(small, model, torch.randn(5, 4))
 
 
 def test_the_fix_for_an_untraceable_model_is_that_of_its_error() -> None:

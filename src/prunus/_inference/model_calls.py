@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from functools import partial
 from typing import Any
 
@@ -111,17 +111,32 @@ def call_arguments(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict
 def copy_model(model: nn.Module) -> nn.Module:
     """Return a copy of a model in evaluation mode.
 
+    Tensors that its forward has stored in attributes of modules, as the state of a recurrent layer,
+    are copied without their gradient's history, which cannot be copied.
+
     Raises:
         PrunusError: The model cannot be copied.
     """
+    copies: dict[int, Any] = {id(t): t.detach().clone() for t in _stored_outputs(model)}
     try:
-        return copy.deepcopy(model).eval()
+        return copy.deepcopy(model, copies).eval()
     except Exception as error:
         raise PrunusError(
             f"{type(model).__name__} cannot be copied: {error}. Attributes that were computed from "
             "parameters are the usual cause: torch.nn.utils.prune.remove and remove_weight_norm "
             "turn them into parameters"
         ) from error
+
+
+def _stored_outputs(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Yield the results of operators that modules hold, except weights that a hook computes."""
+    for module in model.modules():
+        parameters = module._parameters
+        for name, value in vars(module).items():
+            computed = f"{name}_orig" in parameters or f"{name}_g" in parameters
+            for leaf in () if computed else pytree.tree_leaves(value):
+                if isinstance(leaf, torch.Tensor) and leaf.grad_fn is not None:
+                    yield leaf
 
 
 def copy_inputs(

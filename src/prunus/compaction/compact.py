@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -195,7 +194,7 @@ class _Compaction:
         plan = analyse(self._original, self._graph, fixed_sizes)
         first_failure = ""
         for size_attributes in candidate_size_attributes(self._original, plan.size_changes):
-            small = copy.deepcopy(self.model).eval()
+            small = copy_model(self.model)
             apply_plan(small, plan, size_attributes)
             # Recorded before the first call, since a model may change its attributes in a call.
             types, attributes = _module_changes(self._original, small)
