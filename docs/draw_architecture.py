@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PICTURE = ROOT / "docs" / "architecture.svg"
 
 WIDTH, ROW, BOX, TOP = 920, 78, 34, 16
-FRONT = ("__main__", "cli", "bench", "integrations", "recipes")
+FRONT = ("__main__", "cli", "report", "bench", "integrations", "recipes")
 
 STYLE = """
   text { font: 14px ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; fill: #1f2328; }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from helpers.planted_timings import plant_timings
 from prunus import ArgumentError, PrunusError
 from prunus import bench as module
 from prunus.bench import BenchReport, BenchRow, MatrixLayers
+from prunus.recipes.run.directory import RunDirectory
 
 
 @pytest.mark.frameworks
@@ -39,6 +41,13 @@ def test_bench_reports_consistent_timings_and_a_recommendation(finished_run: Pat
         assert low <= float(row[3]) <= high
     assert re.search(r"^(use .* as fast as the dense network|keep the dense)", outcome.out, re.M)
     assert "times the lower bound of any file" in outcome.out
+    written = RunDirectory(finished_run).read_latencies()
+    assert written is not None
+    (finished_run / "bench.json").unlink()  # other tests compare the files of the run
+    assert written["environment"]["torch"] == torch.__version__
+    report = BenchReport.from_dict(written)
+    assert report.recommendation in outcome.out
+    assert [row.batch for row in report.rows] == [1, 32]
 
 
 @pytest.mark.frameworks
@@ -222,3 +231,14 @@ def test_bench_supports_a_file_of_zeros(tmp_path: Path) -> None:
     outcome = prunus("bench", path, "--batch", 1, "--threads", 1)
     assert outcome.code == 0, outcome.err
     assert "1,600 bytes" in outcome.out
+
+
+def test_report_is_restored_from_its_dictionaries() -> None:
+    times = {"median_ms": 2.0, "quartile_1_ms": 1.5, "quartile_3_ms": 2.5}
+    row = BenchRow(8, 2, {"dense": times, "sparse": times}, {"sparse": 1e-7}, ("a",), ("sparse",))
+    report = BenchReport((row,), {"compact": "no"}, {"dense": 3}, {"dense": 12.0, "bound": 5.5})
+    content = json.loads(json.dumps(report.as_dict()))
+    assert BenchReport.from_dict(content) == report
+    content["rows"][0]["times"]["dense"]["median_ms"] = 0
+    with pytest.raises(ValueError, match="the time of the dense network must be above 0"):
+        BenchReport.from_dict(content)

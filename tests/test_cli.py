@@ -51,6 +51,7 @@ def test_subcommands_and_flags_are_exactly_these() -> None:
         "inspect": {"path"},
         "export": {"path", "--to", "--out"},
         "bench": {"path", "--batch", "--threads"},
+        "report": {"paths", "--out", "--figures"},
     }
 
 
@@ -109,6 +110,7 @@ def test_methods_are_listed_with_summary_and_source() -> None:
         "inspect --help",
         "export --help",
         "bench --help",
+        "report --help",
         "recipes --help",
         "methods --help",
     ],

@@ -215,7 +215,7 @@ def test_importing_prunus_imports_no_extra() -> None:
     code = (
         "import sys, prunus, prunus.integrations.common; "
         "print(*sorted({'typer', 'rich', 'datasets', 'sklearn', 'PIL', 'pyarrow', 'transformers', "
-        "'accelerate', 'lightning', 'pytorch_lightning'} & set(sys.modules)))"
+        "'accelerate', 'lightning', 'pytorch_lightning', 'matplotlib'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
@@ -226,16 +226,18 @@ def test_a_missing_extra_is_named() -> None:
     code = """
 import importlib, sys
 extras = {
-    "accelerate": ["accelerate"],
-    "lightning": ["lightning", "pytorch_lightning"],
-    "transformers": ["transformers"],
+    "integrations.accelerate": ["accelerate"],
+    "integrations.lightning": ["lightning", "pytorch_lightning"],
+    "integrations.transformers": ["transformers"],
+    "report": ["matplotlib", "jinja2"],
 }
 sys.modules.update(dict.fromkeys(sum(extras.values(), [])))
-for extra in extras:
+for module in extras:
+    extra = module.removeprefix("integrations.")
     try:
-        importlib.import_module(f"prunus.integrations.{extra}")
+        importlib.import_module(f"prunus.{module}")
     except ImportError as error:
-        expected = f"prunus.integrations.{extra} needs the extra '{extra}': pip install"
+        expected = f"prunus.{module} needs the extra '{extra}': pip install"
         assert type(error).__name__ == "MissingExtraError", type(error)
         assert str(error).startswith(f"{expected} 'prunus[{extra}]' ("), error
     else:

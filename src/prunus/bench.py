@@ -8,8 +8,9 @@ import statistics
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -49,6 +50,9 @@ A heuristic: the recommendation rounds to a tenth.
 
 _MOST_TIMES_LONGER = 4
 """Factor of the time to spend after which disturbed timings are not repeated any more."""
+
+_TIMES = ("median_ms", "quartile_1_ms", "quartile_3_ms")
+"""The keys of the times of a variant."""
 
 _ADVICE = {
     "compact": "prunus.compact(model, example)",
@@ -107,6 +111,41 @@ class BenchReport:
     excluded: Mapping[str, str]
     parameters: Mapping[str, int]
     bytes: Mapping[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as dictionaries and lists, for a JSON file."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """Return the report that :meth:`as_dict` returned.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: It is not one.
+        """
+        rows = [
+            BenchRow(
+                batch=int(row["batch"]),
+                threads=int(row["threads"]),
+                times={
+                    str(name): {key: float(times[key]) for key in _TIMES}
+                    for name, times in row["times"].items()
+                },
+                errors={str(name): float(error) for name, error in row["errors"].items()},
+                replaced=tuple(map(str, row["replaced"])),
+                disturbed=tuple(map(str, row["disturbed"])),
+            )
+            for row in content["rows"]
+        ]
+        for row in rows:
+            if not row.times["dense"]["median_ms"] > 0:
+                raise ValueError("the time of the dense network must be above 0")
+        return cls(
+            tuple(rows),
+            {str(name): str(reason) for name, reason in content["excluded"].items()},
+            {str(name): int(count) for name, count in content["parameters"].items()},
+            {str(name): float(size) for name, size in content["bytes"].items()},
+        )
 
     @property
     def recommendation(self) -> str:

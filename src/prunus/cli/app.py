@@ -17,6 +17,7 @@ from rich.markup import escape
 
 from prunus._version import VERSION
 from prunus.cli.commands import bench, export, inspect, methods, recipes
+from prunus.cli.report import report
 from prunus.cli.run import run
 from prunus.cli.screen import discard_output
 from prunus.errors import PeerError, PrunusError
@@ -41,7 +42,7 @@ def options(
         raise typer.Exit
 
 
-for command in (recipes, methods, run, inspect, export, bench):
+for command in (recipes, methods, run, inspect, export, bench, report):
     app.command()(command)
 
 

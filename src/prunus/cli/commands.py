@@ -130,13 +130,17 @@ def bench(
         ),
     ] = None,
 ) -> None:
-    """Time a network dense, compact, with sparse layers and in onnxruntime."""
+    """Time a network dense, compact, with sparse layers and in onnxruntime.
+
+    For the directory of a run, the timings are written to its bench.json, for `prunus report`.
+    """
     from prunus.bench import MatrixLayers
     from prunus.bench import bench as time_network
     from prunus.cli.tables import bench_sizes, bench_table
     from prunus.export.paths import model_file
     from prunus.export.sparse_format import CSR_KEY, RECIPE_KEY
     from prunus.export.sparse_reader import load_sparse
+    from prunus.recipes.run.directory import RunDirectory
     from prunus.recipes.run.loading import file_metadata, load_trained
     from prunus.recipes.tasks.exportable import ExportableNetwork
 
@@ -159,3 +163,7 @@ def bench(
     for name, reason in report.excluded.items():
         screen.message(f"{name} excluded: {reason}")
     screen.message(report.recommendation)
+    directory = RunDirectory(path)
+    if directory.config_file.exists():
+        directory.write_latencies(report.as_dict())
+        screen.message(f"written to {directory.bench_file}")

@@ -6,8 +6,8 @@ import time
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from prunus._utils.durations import format_duration
 from prunus.cli.screen import Screen
-from prunus.cli.tables import format_duration
 from prunus.constraint import Constraint
 from prunus.recipes.run.progress import Epoch, PhaseStart
 

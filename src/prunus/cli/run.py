@@ -164,6 +164,7 @@ def _train(
     if len(summary["layer_types"]) > 1:
         screen.print(layer_types_table(summary))
     screen.message(f"written to {directory.path}")
+    screen.message(f"for a page about it: prunus report {shlex.quote(str(directory.path))}")
 
 
 @contextlib.contextmanager

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import timedelta
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
+from prunus._utils.durations import format_duration
 from prunus.bench import BenchReport
 from prunus.export import ExportReport
 from prunus.export.inspection import TensorDensity
@@ -20,7 +20,6 @@ __all__ = [
     "bench_table",
     "densities_table",
     "exported_table",
-    "format_duration",
     "layer_types_table",
     "methods_table",
     "recipes_table",
@@ -182,8 +181,3 @@ def settings_table(recipe: Recipe) -> Table:
     table.caption = f"{place}, with {recipe.columns}" if recipe.columns else place
     table.caption_justify = "left"
     return table
-
-
-def format_duration(seconds: float) -> str:
-    """Return a duration as h:mm:ss."""
-    return str(timedelta(seconds=round(seconds)))

@@ -41,6 +41,19 @@ class Checkpoints:
         """
         save_tree(self.last, state, previous=self.previous)
 
+    def peek(self) -> dict[str, Any]:
+        """Return the newest undamaged checkpoint, and change no file.
+
+        Raises:
+            CheckpointError: There is none.
+        """
+        try:
+            return load_tree(self.last)
+        except CheckpointError:
+            if not self.previous.exists():
+                raise
+            return load_tree(self.previous)
+
     def load(self, report: Callable[[str], None]) -> dict[str, Any]:
         """Return the newest checkpoint, or the previous one if the newest is damaged.
 

@@ -7,15 +7,17 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from prunus._utils.files import report_write_errors, write_atomically
+from prunus._utils.system_info import system_info
 from prunus.errors import CheckpointError, PrunusError, listing
 from prunus.export.sparse_reader import load_sparse
 from prunus.recipes.run.checkpoints import Checkpoints
 
-__all__ = ["RunDirectory"]
+__all__ = ["FIX_BENCH", "FIX_SUMMARY", "RunDirectory", "read_object"]
 
 _SUMMARY = (
     *("recipe", "seed", "metric", "dense", "sparse", "layer_types", "seconds", "bytes"),
@@ -33,7 +35,8 @@ _IDENTITY: Mapping[str, tuple[Any, str]] = {
 """The type of each key of the identity of a run, and its name in messages."""
 
 _FIX_CONFIG = "Restore config.json from a copy, or start again in another --out"
-_FIX_SUMMARY = "Delete it, and --resume writes it again"
+FIX_SUMMARY = "Delete it, and --resume writes it again"
+FIX_BENCH = "Delete it, and `prunus bench` writes it again"
 
 
 class RunDirectory:
@@ -51,6 +54,7 @@ class RunDirectory:
         model_file: The delivered sparse network, an ordinary safetensors file.
         metrics_file: One JSON object per epoch.
         summary_file: The sizes and metrics of the result.
+        bench_file: The latencies that ``prunus bench`` measured last.
     """
 
     def __init__(self, path: Path) -> None:
@@ -63,6 +67,7 @@ class RunDirectory:
         self.model_file = path / "model.safetensors"
         self.metrics_file = path / "metrics.jsonl"
         self.summary_file = path / "summary.json"
+        self.bench_file = path / "bench.json"
         self._lock = path / ".lock"
 
     @contextlib.contextmanager
@@ -137,6 +142,7 @@ class RunDirectory:
             self.model_file,
             self.metrics_file,
             self.summary_file,
+            self.bench_file,
         )
         for path in files:
             for leftover in path.parent.glob(f".{path.name}.*"):
@@ -175,7 +181,7 @@ class RunDirectory:
                 f"there is no run in {self.path}: it has no config.json; pass the directory of a "
                 "run"
             )
-        identity = _read_json(self.config_file, _FIX_CONFIG)
+        identity = read_object(self.config_file, _FIX_CONFIG)
         if problems := list(_identity_problems(identity)):
             raise CheckpointError(
                 f"{self.config_file} is damaged: {'; '.join(problems)}. {_FIX_CONFIG}"
@@ -230,13 +236,30 @@ class RunDirectory:
         """
         if not self.summary_file.exists():
             return None
-        summary = _read_json(self.summary_file, _FIX_SUMMARY)
+        summary = read_object(self.summary_file, FIX_SUMMARY)
         missing = [key for key in _SUMMARY if key not in summary]
         if missing:
             raise CheckpointError(
-                f"{self.summary_file} is damaged: it lacks {listing(missing)}. {_FIX_SUMMARY}"
+                f"{self.summary_file} is damaged: it lacks {listing(missing)}. {FIX_SUMMARY}"
             )
         return summary
+
+    def write_latencies(self, latencies: dict[str, Any]) -> None:
+        """Write the latencies of the delivered network, with date, hardware and versions.
+
+        Earlier ones are replaced.
+        """
+        date = datetime.now(UTC).isoformat(timespec="seconds")
+        content = {"date": date, "environment": system_info(), **latencies}
+        self._write_json(self.bench_file, content)
+
+    def read_latencies(self) -> dict[str, Any] | None:
+        """Return the latencies of the delivered network, or None if they were not measured.
+
+        Raises:
+            CheckpointError: The file is damaged.
+        """
+        return read_object(self.bench_file, FIX_BENCH) if self.bench_file.exists() else None
 
     def model_is_whole(self) -> bool:
         """Return whether the file of the delivered network exists and is intact."""
@@ -262,7 +285,7 @@ def _identity_problems(identity: dict[str, Any]) -> Iterator[str]:
         yield f"{key} is unknown"
 
 
-def _read_json(path: Path, fix: str) -> dict[str, Any]:
+def read_object(path: Path, fix: str) -> dict[str, Any]:
     """Return the object in a JSON file.
 
     Args:

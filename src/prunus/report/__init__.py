@@ -1,0 +1,5 @@
+"""Reports: one self-contained HTML page about runs, with its figures."""
+
+from prunus.report.page import write_report
+
+__all__ = ["write_report"]

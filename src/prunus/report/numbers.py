@@ -1,0 +1,129 @@
+"""Numbers as text, with as many digits as they deserve."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = [
+    "change",
+    "compare_sizes",
+    "count",
+    "file_size",
+    "fraction_kept",
+    "fraction_removed",
+    "milliseconds",
+    "significant",
+    "value",
+]
+
+_UNITS = ("bytes", "kB", "MB", "GB", "TB")
+
+
+def value(number: float) -> str:
+    """Return a metric or loss: four decimals below 10, two above.
+
+    Example:
+        >>> value(0.97216), value(27.7234), value(float("nan"))
+        ('0.9722', '27.72', 'not a number')
+    """
+    if not math.isfinite(number):
+        return "not a number" if math.isnan(number) else "infinite"
+    return f"{number:.{_decimals(number)}f}".replace("-", "−")
+
+
+def change(before: float, after: float) -> str:
+    """Return a difference with its sign, rounded as :func:`value` rounds.
+
+    Example:
+        >>> change(0.9722, 0.9638), change(27.1, 27.72)
+        ('−0.0084', '+0.62')
+    """
+    difference = after - before
+    if not math.isfinite(difference):
+        return ""
+    decimals = _decimals(max(abs(before), abs(after)))
+    if round(difference, decimals) == 0:
+        return f"{0:.{decimals}f}"
+    return f"{difference:+.{decimals}f}".replace("-", "−")
+
+
+def _decimals(number: float) -> int:
+    return 4 if abs(number) < 10 else 2
+
+
+def count(number: int) -> str:
+    """Return a count with separators of thousands."""
+    return f"{number:,}"
+
+
+def fraction_removed(sparsity: float) -> str:
+    """Return a sparsity in percent, with so many digits that two of the density are left.
+
+    Example:
+        >>> fraction_removed(0.96), fraction_removed(0.99996), fraction_removed(0.0)
+        ('96.0%', '99.9960%', '0.0%')
+    """
+    density = 100 * (1 - sparsity)
+    decimals = 1 if density <= 0 else max(1, 1 - math.floor(math.log10(density)))
+    return f"{100 * sparsity:.{min(decimals, 8)}f}%"
+
+
+def fraction_kept(density: float) -> str:
+    """Return a density in percent.
+
+    Example:
+        >>> fraction_kept(0.04), fraction_kept(0.000123), fraction_kept(1.0), fraction_kept(0.0)
+        ('4.0%', '0.012%', '100%', '0%')
+    """
+    if density in (0, 1):
+        return f"{density:.0%}"
+    percent = 100 * density
+    decimals = max(1 if percent >= 1 else 2, 1 - math.floor(math.log10(percent)))
+    return f"{percent:.{min(decimals, 8)}f}%"
+
+
+def significant(number: float, digits: int = 3) -> str:
+    """Return a number with a few significant digits, and without an exponent.
+
+    Example:
+        >>> significant(1234.5), significant(0.03968), significant(2.0)
+        ('1,234', '0.0397', '2.00')
+    """
+    if number == 0 or not math.isfinite(number):
+        return f"{number:g}"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(number))))
+    return f"{number:,.{decimals}f}"
+
+
+def milliseconds(number: float) -> str:
+    """Return a time in milliseconds."""
+    return f"{significant(number)} ms"
+
+
+def file_size(size: float) -> str:
+    """Return a size in decimal units.
+
+    Example:
+        >>> file_size(202_960), file_size(512), file_size(1_066_976)
+        ('203 kB', '512 bytes', '1.07 MB')
+    """
+    power = 0
+    while size >= 999.5 and power < len(_UNITS) - 1:
+        size, power = size / 1000, power + 1
+    return f"{size:.0f} bytes" if power == 0 else f"{significant(size)} {_UNITS[power]}"
+
+
+def compare_sizes(size: float, reference: float) -> str:
+    """Return how many times smaller or larger a size is than a reference.
+
+    Example:
+        >>> compare_sizes(10, 139), compare_sizes(16, 10), compare_sizes(1000, 1001)
+        ('13.9× smaller', '1.6× larger', 'the same size')
+    """
+    if size <= 0 or reference <= 0:
+        return ""
+    factor = max(size, reference) / min(size, reference)
+    if factor < 1.05:
+        return "the same size"
+    digits = f"{factor:.1f}" if factor < 100 else f"{factor:,.0f}"
+    return f"{digits}× {'smaller' if size < reference else 'larger'}"
