@@ -41,6 +41,7 @@ from prunus.growth import (
     RandomGrowth,
     SoftGrowth,
 )
+from prunus.history import History
 from prunus.masks import Masks
 from prunus.methods import Method, method, methods
 from prunus.penalties.coefficients import (
@@ -104,6 +105,7 @@ __all__ = [
     "GradientGrowth",
     "GradualPruning",
     "Growth",
+    "History",
     "IterativePruning",
     "LearningRateStrength",
     "LinearDecayStrength",

@@ -63,6 +63,7 @@ from prunus.errors import (
     listing,
 )
 from prunus.growth import Growth, NoGrowth
+from prunus.history import History
 from prunus.masks import Masks
 from prunus.penalties.loss_application import LossApplication, PenaltyTerm
 from prunus.penalties.strengths import as_strength
@@ -214,6 +215,7 @@ class Pruner:
             lambda: self.schedule.done,
         )
         self._best = BestState()
+        self._history: list[Validation] = []
         self._validations = 0
         self._best_metric: float | None = None
         self._steps = 0
@@ -343,6 +345,7 @@ class Pruner:
         if metric is not None:
             self._check_alternation()
         counts = self._validations, self._best_metric
+        sparsity = self.sparsity
         best = metric is not None and self._consider(metric)
         met = metric is None or self.constraint.met(metric)
         least, before = self._remover().least, self.schedule.state_dict()
@@ -364,18 +367,27 @@ class Pruner:
         # The state that a return abandons is not the one that the next validation continues.
         last, self._last_metric = self._last_metric, None if restored else metric
         self._monitor.after_validation(None if removed or restored else metric)
-        return Validation(
-            metric,
-            self.floor,
-            met,
-            best,
-            removed,
-            self.sparsity,
-            restored,
+        validation = Validation(
+            step=self._steps,
+            metric=metric,
+            sparsity=sparsity,
+            floor=self.floor,
+            met=met,
+            best=best,
+            removed=removed,
+            sparsity_after=self.sparsity,
+            restored=restored,
             change=None if metric is None or last is None else metric - last,
             predicted_cost=cost,
             penalty=self._penalty_report(),
         )
+        self._history.append(validation)
+        return validation
+
+    @property
+    def history(self) -> History:
+        """Every validation that :meth:`step` received, oldest first."""
+        return History(self._history)
 
     def _penalty_report(self) -> PenaltyReport | None:
         """Return what the penalty did, and warn once if it cannot matter."""
@@ -582,6 +594,7 @@ class Pruner:
             else self._hooks.probe.state_dict(),
             "last_metric": self._last_metric,
             "predicted_cost": self._predicted_cost,
+            "history": self.history.state(),
             "growth": growth_state(self.growth, self._growth),
             **self._hooks.state.state_dict(complete=complete),
             "best": self._best.state_dict(
@@ -607,6 +620,10 @@ class Pruner:
         self._best.check(state["best"], self.model, self.masks)
         reshard(self.model)
         # Everything that can fail comes before the first change.
+        try:
+            history = History.from_state(state["history"])
+        except (KeyError, TypeError) as error:
+            raise state_error(f"history: {error}") from error
         schedule = copy.deepcopy(self.schedule)
         try:
             schedule.load_state_dict(state["schedule"])
@@ -621,6 +638,7 @@ class Pruner:
             probe.load_state_dict(state["penalty"])
         self._prunings, self._validations = int(state["prunings"]), int(state["validations"])
         self._best_metric = state["best_metric"]
+        self._history = list(history)
         self.constraint = replace(self.constraint, dense_metric=state["dense_metric"])
         self.schedule = schedule
         self._growth.restored()

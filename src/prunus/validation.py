@@ -29,17 +29,22 @@ class PenaltyReport:
     weight_decay: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Validation:
     """The outcome of one :meth:`Pruner.step`.
 
+    Metric and sparsity belong together: both are of the model as it was measured, before weights
+    were removed because of the metric.
+
     Attributes:
+        step: The number of optimizer steps before it.
         metric: The validation metric, or None if the call had none.
+        sparsity: The sparsity at which the metric was measured.
         floor: The floor as a number, or None if there is none.
         met: Whether the metric meets the floor.
         best: Whether the state was kept as the best so far.
         removed: How many weights were removed after the metric was measured.
-        sparsity: The sparsity after the removal.
+        sparsity_after: The sparsity after the removal, or after the return to the best state.
         restored: Whether the pruner returned to the best state before it removed them.
         change: The metric minus that of the previous validation; None if there was none, or if the
             pruner returned to the best state after it.
@@ -51,12 +56,14 @@ class Validation:
             act since the previous validation.
     """
 
+    step: int
     metric: float | None
+    sparsity: float
     floor: float | None
     met: bool
     best: bool
     removed: int
-    sparsity: float
+    sparsity_after: float
     restored: bool = False
     change: float | None = None
     predicted_cost: float | None = None

@@ -247,7 +247,7 @@ def test_removal_in_a_dense_phase_takes_place_at_its_end() -> None:
     train(model, optimizer, BATCH, 1)
     assert pruner.sparsity == 0
     assert pruner.prune(kept=12) == 0
-    assert pruner.step(0.5).sparsity == 0
+    assert pruner.step(0.5).sparsity_after == 0
     train(model, optimizer, BATCH, 2)
     assert pruner.masks.kept == 12
     train(model, optimizer, BATCH, 9)

@@ -300,12 +300,14 @@ def check_state(state: Mapping[str, Any], tensor_keys: Sequence[str]) -> None:
     mappings = ("masks", "schedule", "strength", "penalty", "growth", *tensor_keys, "best")
     raise_problems(type_problem("it", state, Mapping, "a mapping"), error=state_error)
     numbers = ("dense_metric", "best_metric", "last_metric", "predicted_cost")
-    missing = [key for key in (*mappings, *counts, *numbers) if key not in state]
+    keys = (*mappings, *counts, *numbers, "history")
+    missing = [key for key in keys if key not in state]
     raise_problems(f"it lacks {listing(missing)}" if missing else None, error=state_error)
     raise_problems(
         *(type_problem(key, state[key], Mapping, "a mapping") for key in mappings),
         *(number_problem(key, state[key], whole=True, least=0) for key in counts),
         *(number_problem(key, state[key], optional=True) for key in numbers),
+        type_problem("history", state["history"], list, "a list"),
         error=state_error,
     )
 

@@ -275,24 +275,19 @@ def select_trained(
     return select(model, exclude=lambda _name, tensor, _module: not is_trained(tensor))
 
 
-def step_and_log(
-    pruner: Pruner, name: str | None, metric: float | None
-) -> tuple[float, Validation]:
-    """Call ``pruner.step(metric)`` and log its result.
+def step_and_log(pruner: Pruner, name: str | None, metric: float | None) -> Validation:
+    """Call ``pruner.step(metric)``, log its result, and return it.
 
     Args:
         pruner: The pruner.
         name: Name of the metric, or None.
         metric: The metric, or None.
-
-    Returns:
-        The sparsity at which the metric was measured, and what ``pruner.step`` returned.
     """
-    sparsity, validation = pruner.sparsity, pruner.step(metric)
+    validation = pruner.step(metric)
     _LOG.info(
         "%s at sparsity %.4f; %d weights removed",
         "validation" if metric is None else f"{name} {metric:.6g}",
-        sparsity,
+        validation.sparsity,
         validation.removed,
     )
-    return sparsity, validation
+    return validation

@@ -322,7 +322,7 @@ class PruningCallback(TrainerCallback):
         pending, self._pending = self._pending, []
         for metric in pending:
             assert self.pruner is not None
-            _, validation = step_and_log(self.pruner, self._metric, metric)
+            validation = step_and_log(self.pruner, self._metric, metric)
             self._scheduled_step = None
             sparsity, removed = self._logged_name("sparsity"), self._logged_name("removed")
             for entry in reversed(state.log_history):  # the last one, if there are several sets

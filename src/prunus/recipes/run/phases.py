@@ -184,17 +184,17 @@ class PruningPhase(Phase):
 
     def after_validation(self, epoch: Epoch) -> Epoch:
         """Let the pruner remove weights."""
-        sparsity, validation = self.pruner.sparsity, self.pruner.step(epoch.validation)
+        validation = self.pruner.step(epoch.validation)
         floor = self.pruner.floor
         if validation.restored:
             self.context.progress.report(
                 f"the {self.constraint.bound_name} was out of reach: back to the best network, and "
-                f"on from there with a sparsity of {validation.sparsity:.4f}"
+                f"on from there with a sparsity of {validation.sparsity_after:.4f}"
             )
         return replace(
             epoch,
             floor=floor,
-            sparsity=sparsity,
+            sparsity=validation.sparsity,
             removed=validation.removed,
             penalty=validation.penalty,
             predicted_cost=validation.predicted_cost,
