@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, overload
@@ -91,26 +92,27 @@ class History(Sequence[Validation]):
         writer.writerows(self.to_dicts())
         write_atomically(Path(path), text.getvalue().encode())
 
-    def state(self) -> list[dict[str, Any]]:
-        """Return the validations as plain numbers, for a state that is saved."""
-        return [asdict(validation) for validation in self._validations]
+    def to_json(self) -> str:
+        """Return the validations as JSON, from which :meth:`from_json` restores every bit."""
+        return json.dumps([asdict(validation) for validation in self._validations])
 
     @classmethod
-    def from_state(cls, state: Sequence[Mapping[str, Any]]) -> History:
-        """Return the history whose :meth:`state` this is.
+    def from_json(cls, text: str) -> History:
+        """Return the history that :meth:`to_json` returned as text.
 
         Raises:
-            TypeError: It is not the state of a history.
+            ValueError: It is not JSON.
+            TypeError: It is not the JSON of a history.
+            KeyError: A value is missing.
         """
         return cls(
-            Validation(
-                **{
-                    **record,
-                    "penalty": record["penalty"] and PenaltyReport(**record["penalty"]),
-                }
-            )
-            for record in state
+            Validation(**{**record, "penalty": _penalty(record["penalty"])})
+            for record in json.loads(text)
         )
+
+
+def _penalty(record: dict[str, Any] | None) -> PenaltyReport | None:
+    return None if record is None else PenaltyReport(**record)
 
 
 _OWN = [field.name for field in fields(Validation) if field.name != "penalty"]

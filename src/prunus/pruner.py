@@ -594,7 +594,8 @@ class Pruner:
             else self._hooks.probe.state_dict(),
             "last_metric": self._last_metric,
             "predicted_cost": self._predicted_cost,
-            "history": self.history.state(),
+            # As text: checkpoints that are read in place have no room for more records.
+            "history": self.history.to_json(),
             "growth": growth_state(self.growth, self._growth),
             **self._hooks.state.state_dict(complete=complete),
             "best": self._best.state_dict(
@@ -621,8 +622,8 @@ class Pruner:
         reshard(self.model)
         # Everything that can fail comes before the first change.
         try:
-            history = History.from_state(state["history"])
-        except (KeyError, TypeError) as error:
+            history = History.from_json(state["history"])
+        except (KeyError, TypeError, ValueError) as error:
             raise state_error(f"history: {error}") from error
         schedule = copy.deepcopy(self.schedule)
         try:
@@ -712,6 +713,7 @@ class Pruner:
         """
         check_in_model(self.selection, self.model)
         reshard(self.model)
+        self._fill_unobserved()
         steps, result, error = self._steps, math.nan, None
         with restored(self.model, self.masks), torch.no_grad():
             self._editor.mask_to(kept, self._final)
@@ -748,10 +750,23 @@ class Pruner:
     def _remove_to(self, kept: int, final: int | None = None) -> int:
         """Remove weights until ``kept`` are left; return how many were removed."""
         before = self.masks.kept
+        self._fill_unobserved()
         check_in_model(self.selection, self.model)
         reshard(self.model)
         self._growth.remove(kept, final)
         return before - self.masks.kept
+
+    def _fill_unobserved(self) -> None:
+        """Count tensors that had no gradient in many steps as irrelevant, with a warning."""
+        names = self._hooks.observer.fill_unobserved()
+        if names:
+            warnings.warn(
+                f"{listing(names)} had no gradient in {self._steps:,} steps: the loss does not "
+                "depend on these weights, so that they are removed first and count in the "
+                "sparsity. Leave them out with select(model, exclude=...) if they are not used, or "
+                "are trained by another loss later",
+                stacklevel=4,
+            )
 
     def _count_removal(self, predicted_cost: float | None) -> None:
         """Count a removal, and add the rise of the loss that the score predicts for it."""

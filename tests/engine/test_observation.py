@@ -208,3 +208,34 @@ def test_a_shard_whose_gradient_is_not_finite_keeps_its_memory(score: Score, val
         torch.testing.assert_close(observer.memory["a.weight"][name], tensor, rtol=0, atol=0)
         assert not torch.equal(observer.memory["b.weight"][name], other[name])
     assert observer.counts == {"a.weight": 5, "b.weight": 5}
+
+
+def test_tensors_without_gradients_count_as_zeros_once_others_had_a_hundred() -> None:
+    _, selection = two_layers()
+    observer = GradientObserver(TaylorScore(), selection)
+    a, b = (tensor.parameter for tensor in selection.values())
+    for _ in range(99):
+        a.grad = torch.ones(1, 2)
+        observer.observe(None)
+    assert observer.fill_unobserved() == []  # b may be used by other batches
+    observer.observe(None)
+    b.requires_grad_(False)
+    assert observer.fill_unobserved() == []  # the loss may depend on it
+    b.requires_grad_(True)
+    assert observer.fill_unobserved() == ["b.weight"]
+    assert observer.memory["b.weight"]["product"].tolist() == [[0.0]]
+    assert observer.fill_unobserved() == []
+    # Its first gradient counts as the first.
+    b.grad = torch.tensor([[3.0]])
+    observer.observe(None)
+    assert observer.memory["b.weight"]["product"].tolist() == [[6.0]]
+
+
+def test_tensors_whose_gradients_were_all_nan_do_not_count_as_zeros() -> None:
+    _, selection = two_layers()
+    observer = GradientObserver(TaylorScore(), selection)
+    a, b = (tensor.parameter for tensor in selection.values())
+    for _ in range(100):
+        a.grad, b.grad = torch.ones(1, 2), torch.tensor([[math.nan]])
+        observer.observe(None)
+    assert observer.fill_unobserved() == []

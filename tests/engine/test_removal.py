@@ -19,6 +19,7 @@ from prunus import (
     MagnitudeScore,
     Masks,
     NonFiniteError,
+    Pruner,
     PrunusError,
     RandomScore,
     TaylorScore,
@@ -408,3 +409,34 @@ def test_a_memory_is_read_chunk_by_chunk_beside_its_weights() -> None:
     removal = Remover(Masks(select(model, "*")), TaylorScore(), {"w0": {"product": memory}})
     removal.keep(3)
     assert removal.masks["w0"].nonzero().flatten().tolist() == [0, 1, 2]
+
+
+class _WithUnusedLayer(nn.Module):
+    """A network with a layer that its output does not depend on, as an unused pooler."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used = nn.Linear(10, 10, bias=False)
+        self.pooler = nn.Linear(10, 10, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.pooler(x)
+        y: torch.Tensor = self.used(x)
+        return y
+
+
+def test_weights_that_the_loss_does_not_depend_on_are_removed_first_with_one_warning() -> None:
+    torch.manual_seed(0)
+    model = _WithUnusedLayer()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    pruner = Pruner(model, optimizer, penalty=None)
+    for _ in range(100):
+        optimizer.zero_grad()
+        (model(torch.randn(4, 10)) - 1).square().sum().backward()
+        optimizer.step()
+    with pytest.warns(UserWarning, match=r"pooler\.weight had no gradient in 100 steps") as seen:
+        pruner.prune(sparsity=0.45)
+    assert [pruner.masks.kept_in(name) for name in pruner.masks] == [100, 10]
+    pruner.prune(sparsity=0.6)
+    assert [pruner.masks.kept_in(name) for name in pruner.masks] == [79, 1]  # min_density keeps one
+    assert len(seen) == 1

@@ -11,6 +11,12 @@ from prunus.selection import Selection
 
 __all__ = ["GradientObserver"]
 
+_ENOUGH = 100
+"""The number of gradients of other tensors after which a tensor without any is not waited for.
+
+A heuristic: the layers that a batch uses may depend on its data, as in a mixture of experts.
+"""
+
 
 class GradientObserver:
     """Passes the gradients of each step to the score, before anything else changes them.
@@ -38,6 +44,8 @@ class GradientObserver:
         self._tensors = tuple(selection.items())
         self._sharded = selection.process_group.sharded
         self._every: int = getattr(score, "every", 1)
+        # Those whose gradients were all left out.
+        self._left_out: set[str] = set()
 
     @property
     def active(self) -> bool:
@@ -57,6 +65,7 @@ class GradientObserver:
                 continue
             finite = finiteness(gradient, sharded=self._sharded)
             if finite is False:
+                self._left_out.add(name)
                 continue
             self.counts[name] = earlier + 1
             weight = tensor.weight
@@ -74,6 +83,29 @@ class GradientObserver:
                 if isinstance(finite, torch.Tensor):
                     for part, old in zip(parts, before, strict=True):
                         part.copy_(torch.where(finite, part, old))
+
+    def fill_unobserved(self) -> list[str]:
+        """Give tensors that never had a gradient the memory of gradients of zero.
+
+        The loss does not depend on them. Not if other tensors have had too few gradients to know,
+        nor if a tensor does not require gradients, because the loss may depend on it then.
+
+        Returns:
+            The names of these tensors.
+        """
+        if not self.active or max(self.counts.values(), default=0) < _ENOUGH:
+            return []
+        missing = {
+            name: tensor
+            for name, tensor in self._tensors
+            if name not in self.memory
+            and name not in self._left_out
+            and tensor.parameter.requires_grad
+        }
+        for name, tensor in missing.items():
+            wide = torch.promote_types(tensor.weight.dtype, torch.float32)
+            self._memory(name, tensor.weight, wide)
+        return list(missing)
 
     def _memory(
         self, name: str, weight: torch.Tensor, dtype: torch.dtype

@@ -307,7 +307,7 @@ def check_state(state: Mapping[str, Any], tensor_keys: Sequence[str]) -> None:
         *(type_problem(key, state[key], Mapping, "a mapping") for key in mappings),
         *(number_problem(key, state[key], whole=True, least=0) for key in counts),
         *(number_problem(key, state[key], optional=True) for key in numbers),
-        type_problem("history", state["history"], list, "a list"),
+        type_problem("history", state["history"], str, "text"),
         error=state_error,
     )
 
