@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import re
 import subprocess
@@ -285,6 +286,25 @@ def test_epoch_line_of_the_dense_phase_shows_no_bound() -> None:
     progress.begin(PhaseStart("dense", "metric", None, 2, 1, 0))
     progress.epoch(Epoch("dense", 1, 0.5, 0.5, 0.95, {"perplexity": 3.0}))
     assert "validation metric 0.9500  perplexity 3  0:00:00 left\n" in output.getvalue()
+
+
+def test_lines_of_short_epochs_are_thinned_and_those_of_long_ones_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def lines(seconds: float, resumed: int = 0) -> list[int]:
+        clock = itertools.count(0.0, seconds)
+        monkeypatch.setattr("prunus.cli.progress.time.perf_counter", lambda: next(clock))
+        output = io.StringIO()
+        progress = TerminalProgress(Screen(file=output, width=200))
+        progress.begin(PhaseStart("dense", "metric", None, 100, 1, resumed))
+        for epoch in range(resumed + 1, 101):
+            progress.epoch(Epoch("dense", epoch, 0.5, 0.5, 0.95, {}))
+        return [int(number) for number in re.findall(r"epoch +(\d+)/100", output.getvalue())]
+
+    assert lines(0.01) == [1, *range(5, 101, 5)]
+    assert lines(0.01, resumed=48) == [49, *range(50, 101, 5)]
+    assert lines(6.0) == list(range(1, 101))
+    assert lines(3.0)[:6] == [1, 3, 5, 7, 9, 10]
 
 
 @pytest.mark.slow

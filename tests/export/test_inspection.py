@@ -156,3 +156,18 @@ def test_a_damaged_file_is_named(hand_made: Path, fraction: float) -> None:
 def test_a_file_of_another_format_is_named(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("some notes, longer than a header's length")
     prunus("inspect", tmp_path / "notes.txt").refused("notes.txt is not a whole safetensors file")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_is_rejected_with_what_to_do(tmp_path: Path, zipped: bool) -> None:
+    path = tmp_path / "model.pt"
+    torch.save({"w": torch.ones(3)}, path, _use_new_zipfile_serialization=zipped)
+    outcome = prunus("inspect", path)
+    outcome.refused(r"model.pt is a file of torch.save, a pickle, which prunus does not load")
+    assert "torch.load(..., weights_only=True)" in " ".join(outcome.err.split())
+
+
+def test_tensors_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    names = ["layers.0.weight", "layers.2.weight", "layers.10.weight", "out.weight"]
+    save_file({name: torch.ones(1) for name in names}, tmp_path / "model.safetensors")
+    assert [row.name for row in tensor_densities(tmp_path / "model.safetensors")] == names

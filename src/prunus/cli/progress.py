@@ -1,4 +1,4 @@
-"""The progress of a run on the terminal: a live bar, and a plain line per epoch."""
+"""The progress of a run on the terminal: a live bar, and plain lines of epochs."""
 
 from __future__ import annotations
 
@@ -13,9 +13,16 @@ from prunus.recipes.run.progress import Epoch, PhaseStart
 
 __all__ = ["TerminalProgress"]
 
+LINE_SECONDS = 5.0
+"""After this time the line of the next epoch is printed in any case."""
+
 
 class TerminalProgress:
-    """Shows the progress of a run: a live bar on a terminal, and a plain line per epoch."""
+    """Shows the progress of a run: a live bar on a terminal, and plain lines of epochs.
+
+    Of short epochs not every line is printed: each twentieth of the epochs has one, the first and
+    the last too, and otherwise one is printed after five seconds. All epochs are in metrics.jsonl.
+    """
 
     def __init__(self, screen: Screen) -> None:
         self._screen = screen
@@ -23,11 +30,14 @@ class TerminalProgress:
         self._task: TaskID | None = None
         self._phase: PhaseStart | None = None
         self._started = 0.0
+        # Of the last line that was printed.
+        self._line_epoch, self._line_time = 0, 0.0
 
     def begin(self, phase: PhaseStart) -> None:
         """Start the progress bar of a phase."""
         self.close()
         self._phase, self._started = phase, time.perf_counter()
+        self._line_epoch, self._line_time = 0, self._started
         resumed = f", resuming after epoch {phase.epochs_done}" if phase.epochs_done else ""
         epochs = "1 epoch" if phase.epochs == 1 else f"{phase.epochs} epochs"
         self._screen.print(f"[bold]{phase.name}[/bold]: {epochs}{resumed}")
@@ -53,12 +63,24 @@ class TerminalProgress:
             self._bar.advance(self._task)
 
     def epoch(self, epoch: Epoch) -> None:
-        """Print the line of an epoch."""
-        phase = self._phase
+        """Update the time left, and print the line of an epoch if one is due."""
+        phase, now = self._phase, time.perf_counter()
         assert phase is not None
-        elapsed = time.perf_counter() - self._started
-        per_epoch = elapsed / (epoch.epoch - phase.epochs_done)
+        per_epoch = (now - self._started) / (epoch.epoch - phase.epochs_done)
         left = f"{format_duration(per_epoch * (phase.epochs - epoch.epoch))} left"
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, left=left)
+        if self._is_due(epoch.epoch, phase, now):
+            self._line_epoch, self._line_time = epoch.epoch, now
+            self._print_line(epoch, phase, left)
+
+    def _is_due(self, epoch: int, phase: PhaseStart, now: float) -> bool:
+        """Return whether the line of an epoch is to be printed."""
+        first_or_last = not self._line_epoch or epoch == phase.epochs
+        twentieth = 20 * epoch // phase.epochs > 20 * self._line_epoch // phase.epochs
+        return first_or_last or twentieth or now - self._line_time >= LINE_SECONDS
+
+    def _print_line(self, epoch: Epoch, phase: PhaseStart, left: str) -> None:
         parts = [
             f"epoch {epoch.epoch:>{len(str(phase.epochs))}}/{phase.epochs}",
             f"loss {epoch.loss:.4f}",
@@ -71,8 +93,6 @@ class TerminalProgress:
             parts.append(f"sparsity {epoch.sparsity:.4f}")
             parts += describe_pruning(epoch)
         self._screen.print("  " + "  ".join([*parts, left]), highlight=False, soft_wrap=True)
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, left=left)
 
     def report(self, message: str) -> None:
         """Print a message."""

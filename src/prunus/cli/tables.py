@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prunus._utils.durations import format_duration
+from prunus._utils.sizes import compare_sizes
 from prunus.bench import BenchReport
 from prunus.export import ExportReport
 from prunus.export.inspection import TensorDensity
@@ -98,7 +99,7 @@ def exported_table(exported: ExportReport) -> Table:
     """Return a table of the encodings and sizes of tensors in a sparse file, and the total."""
     table = Table(show_footer=True)
     table.add_column("tensor", footer="the file", overflow="fold")
-    table.add_column("stored as", footer=f"{exported.source_bytes / exported.bytes:.1f}× smaller")
+    table.add_column("stored as", footer=compare_sizes(exported.bytes, exported.source_bytes))
     table.add_column("bytes, all elements", justify="right", footer=f"{exported.source_bytes:,}")
     table.add_column("bytes", justify="right", footer=f"{exported.bytes:,}")
     for stored in exported.tensors:

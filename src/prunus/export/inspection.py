@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ def tensor_densities(path: str | Path) -> Iterator[TensorDensity]:
         path: A safetensors file, sparse or not.
 
     Yields:
-        The counts of each tensor, sorted by name; a tied tensor once.
+        The counts of each tensor, sorted by name, numbers in names as numbers; a tied tensor once.
 
     Raises:
         SparseFileError: The file is damaged or not a safetensors file.
@@ -59,11 +60,18 @@ def tensor_densities(path: str | Path) -> Iterator[TensorDensity]:
         [('weight', 0.1)]
     """
     with SparseFile(path) as file:
-        for name in sorted(file.keys()):
+        for name in sorted(file.keys(), key=_by_numbers):
             info = file.info(name)
             dtype = str(info.dtype).removeprefix("torch.")
             nonzero = _count_nonzero(file.get_elements(name))
             yield TensorDensity(name, info.shape, dtype, info.numel, nonzero)
+
+
+def _by_numbers(name: str) -> list[tuple[int, str]]:
+    """Return a key that sorts layers.2 before layers.10."""
+    return [
+        (int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)
+    ]
 
 
 def _count_nonzero(tensor: torch.Tensor) -> int:

@@ -43,6 +43,12 @@ MAX_BYTES = 1 << 36
 
 _RESTORE = "Restore the file from a copy, or write it again with save_sparse"
 
+_PICKLE = (
+    "{} is a file of torch.save, a pickle, which prunus does not load because it may run code: "
+    "load it yourself with torch.load(..., weights_only=True), and write its tensors with "
+    "prunus.save_sparse or safetensors.torch.save_file"
+)
+
 
 def load_sparse(
     path: str | Path, model: nn.Module | None = None, *, max_bytes: int = MAX_BYTES
@@ -136,7 +142,9 @@ class SparseFile:
             header = _Header(handle)
         except (SafetensorError, OSError) as error:
             raise SparseFileError(
-                f"{path} is not a whole safetensors file: {error}. {_RESTORE}"
+                _PICKLE.format(path)
+                if _is_pickle(self.path)
+                else f"{path} is not a whole safetensors file: {error}. {_RESTORE}"
             ) from error
         except InconsistencyError as error:
             raise SparseFileError(f"{path} is damaged: {error}. {_RESTORE}") from error
@@ -372,3 +380,9 @@ class _Header:
             raise InconsistencyError(
                 f"the metadata tie {listing(wrong)}, which must be an absent name to a present one"
             )
+
+
+def _is_pickle(path: Path) -> bool:
+    """Return whether a file begins as those that ``torch.save`` writes, now or long ago."""
+    with path.open("rb") as file:
+        return file.read(4).startswith((b"PK\x03\x04", b"\x80\x02"))

@@ -6,7 +6,6 @@ import math
 
 __all__ = [
     "change",
-    "compare_sizes",
     "count",
     "file_size",
     "fraction_kept",
@@ -111,19 +110,3 @@ def file_size(size: float) -> str:
     while size >= 999.5 and power < len(_UNITS) - 1:
         size, power = size / 1000, power + 1
     return f"{size:.0f} bytes" if power == 0 else f"{significant(size)} {_UNITS[power]}"
-
-
-def compare_sizes(size: float, reference: float) -> str:
-    """Return how many times smaller or larger a size is than a reference.
-
-    Example:
-        >>> compare_sizes(10, 139), compare_sizes(16, 10), compare_sizes(1000, 1001)
-        ('13.9× smaller', '1.6× larger', 'the same size')
-    """
-    if size <= 0 or reference <= 0:
-        return ""
-    factor = max(size, reference) / min(size, reference)
-    if factor < 1.05:
-        return "the same size"
-    digits = f"{factor:.1f}" if factor < 100 else f"{factor:,.0f}"
-    return f"{digits}× {'smaller' if size < reference else 'larger'}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from prunus._utils.sizes import compare_sizes
 from prunus.report import numbers
 from prunus.report.figures.bars import Bar, draw_bars
 from prunus.report.figures.drawing import Drawing
@@ -23,7 +24,7 @@ def sizes_figure(dense: int, files: Mapping[str, float], bound: float) -> Drawin
     bars = [Bar("dense network", dense, numbers.file_size(dense), MUTED.light)]
     rows = {**files, "lower bound of any file": bound} if bound else files
     for name, size in rows.items():
-        compared = numbers.compare_sizes(size, dense)
+        compared = compare_sizes(size, dense)
         color = GREEN if name not in files else BLUE
         bars.append(Bar(name, size, f"{numbers.file_size(size)}, {compared}", color.light))
     alt = "Bar chart of sizes: " + "; ".join(f"{bar.name} {bar.label}" for bar in bars)
