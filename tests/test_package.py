@@ -108,6 +108,7 @@ def test_the_public_names_are_exactly_these() -> None:
         "methods",
         "save_sparse",
         "select",
+        "sensitivity",
         "speed_up",
     }
 

@@ -81,6 +81,7 @@ from prunus.scores import (
     TaylorScore,
 )
 from prunus.selection import Selection, select
+from prunus.sensitivity import sensitivity
 from prunus.validation import PenaltyReport, Validation
 
 __version__ = VERSION
@@ -147,6 +148,7 @@ __all__ = [
     "methods",
     "save_sparse",
     "select",
+    "sensitivity",
     "speed_up",
 ]
 
