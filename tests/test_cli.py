@@ -49,6 +49,10 @@ def test_subcommands_and_flags_are_exactly_these() -> None:
         "recipes": {"name"},
         "methods": set(),
         "run": {"recipe", "--data", "--seed", "--out", "--dense", "--resume", "--method", "--set"},
+        "compare": {
+            *("recipe", "--methods", "--method", "--ratios", "--seeds", "--set", "--data", "--out"),
+            *("--jobs", "--threads", "--executor", "--executor-option", "--metric", "--format"),
+        },
         "inspect": {"path"},
         "export": {"path", "--to", "--out"},
         "bench": {"path", "--batch", "--threads"},
@@ -108,6 +112,7 @@ def test_methods_are_listed_with_summary_and_source() -> None:
     [
         "--help",
         "run --help",
+        "compare --help",
         "inspect --help",
         "export --help",
         "bench --help",
@@ -125,7 +130,7 @@ def test_help_is_printed(flag: str) -> None:
 
 def test_help_is_printed_without_arguments() -> None:
     outcome = prunus()
-    for name in ("Usage: ", "recipes", "methods", "run", "inspect", "export", "bench"):
+    for name in ("Usage: ", "recipes", "methods", "run", "compare", "inspect", "export", "bench"):
         assert name in outcome.out + outcome.err
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
-from benchmarks.figures.common import comparisons, machine
-from benchmarks.studies.compare import METHODS, Outcome, digits, outcomes, spread, table
+from benchmarks.figures.common import comparisons, machines
+from benchmarks.studies.published import METHODS
+from prunus.studies import Study
+from prunus.studies.statistics import Outcome
+from prunus.studies.tables import format_sparsity
 
 NETWORKS = {
     "mnist-lenet300": "LeNet-300-100, MNIST",
@@ -26,31 +28,30 @@ METRICS = {
 
 def summary() -> list[str]:
     """Return the table of all methods, with the rows for which every method was measured."""
-    records = {name: record for name, record in comparisons(NETWORKS).items() if any(_rows(record))}
-    if not records:
+    studies = {name: study for name, study in comparisons(NETWORKS).items() if any(_rows(study))}
+    if not studies:
         return []
     lines = [
         "Networks pruned by prunus's default method, by the paper's penalty and magnitude "
-        "(relevance), by L2 and magnitude, by magnitude alone, and with the paper's own settings. "
-        "Each starts from the same dense network, with the same epochs, batches and schedule "
-        "(test split):\n",
+        "(relevance), by L2 and magnitude (l2), by magnitude alone, and with the paper's own "
+        "settings. Each starts from the same dense network, with the same epochs, batches and "
+        "schedule (test split):\n",
         "| network | metric | dense | sparsity | " + " | ".join(METHODS) + " |",
         "|---|---|---|---|" + "---|" * len(METHODS),
     ]
-    for name, record in records.items():
-        metric = record["runs"][0]["summary"]["metric"]["name"]
-        title, previous = NETWORKS[name], ""
-        for row in _rows(record):
-            cells = [spread(outcome.values, digits(record)) for outcome in row]
-            dense = spread(row[0].dense, digits(record))
+    for name, study in studies.items():
+        title, previous, spread = NETWORKS[name], "", study.table().spread
+        for row in _rows(study):
+            cells = [spread(outcome.values) for outcome in row]
+            dense = spread(row[0].dense)
             lines.append(
-                f"| {title} | {METRICS[metric]} | {'' if dense == previous else dense} "
-                f"| {row[0].sparsity:.1%} | {' | '.join(cells)} |"
+                f"| {title} | {METRICS[study.metric]} | {'' if dense == previous else dense} "
+                f"| {format_sparsity(row[0].sparsity)} | {' | '.join(cells)} |"
             )
             title, previous = "", dense
     lines.append(
         "\nMean ± standard deviation over the seeds. Sparsity is that of all prunable weights, "
-        "biases included. The strengths of relevance and L2 were chosen for each recipe on the "
+        "biases included. The strengths of relevance and l2 were chosen for each recipe on the "
         "validation split, with other seeds; the default method has no setting of its own for a "
         "recipe. The paired differences are in "
         "[docs/figures.md](docs/figures.md#comparisons-of-methods).\n"
@@ -61,34 +62,26 @@ def summary() -> list[str]:
 def details() -> str:
     """Return the table of each comparison, and how it was made."""
     parts = [
-        "Test split. Mean ± standard deviation over the seeds; the last column has the difference "
-        "to prunus within each seed ± the standard error of its mean, positive where prunus is "
-        "better.\n"
+        "Test split. Mean ± standard deviation over the seeds; the last column has the mean of the "
+        "differences to the first method within each seed ± its standard error, positive where the "
+        "first method is better, and a * where it is more than two standard errors from 0.\n"
     ]
-    for name, record in comparisons(NETWORKS).items():
-        runs = record["runs"]
-        machines = [machine(run["summary"]["environment"]) for run in runs]
-        seeds = {run["summary"]["seed"] for run in runs}
-        ratios = dict.fromkeys(run["ratio"] for run in runs)
-        options = " --data FOLDER" if record["data"] == "a folder" else ""
-        options += " --set autocast=true" if record["settings"]["autocast"] else ""
-        methods = dict.fromkeys(run["method"] for run in runs)
-        options += "" if set(methods) == set(METHODS) else f" --methods {' '.join(methods)}"
+    for name, study in comparisons(NETWORKS).items():
+        table = study.table()
+        notes = "".join(f"\n{note}\n" for note in table.notes)
+        commands = " and ".join(f"`{command}`" for command in study.commands)
         parts += [
             f"### {NETWORKS[name]}\n",
-            *table(record),
-            f"\n{' and '.join(dict.fromkeys(machines))}, {record['date'][:10]}, by `python -m "
-            f"benchmarks.studies.compare {name}{options} --ratios "
-            f"{' '.join(f'{ratio:g}' for ratio in ratios)} --seeds "
-            f"{' '.join(map(str, sorted(seeds)))}`.\n",
+            table.to_markdown() + notes,
+            f"{machines(study)}, {study.date[:10]}, by {commands}.\n",
         ]
     return "\n".join(parts)
 
 
-def _rows(record: dict[str, Any]) -> Iterator[list[Outcome]]:
+def _rows(study: Study) -> Iterator[list[Outcome]]:
     """Yield the outcomes of all methods at each ratio, where they share three seeds or more."""
-    results = outcomes(record)
-    for ratio in dict.fromkeys(ratio for ratio, _ in results):
+    results = study.outcomes()
+    for ratio in study.ratios:
         row = [results[ratio, method] for method in METHODS if (ratio, method) in results]
         seeds = set.intersection(*(set(outcome.seeds) for outcome in row))
         if len(row) == len(METHODS) and len(seeds) >= 3:

@@ -6,7 +6,7 @@ import statistics
 
 from benchmarks.figures.common import NUMBERS, comparisons, load, machine
 from benchmarks.measuring import RESULTS
-from benchmarks.studies.compare import spread
+from prunus.studies.tables import format_spread
 
 RECIPES = {
     "digits": "perceptron 64-300-100-10, scikit-learn's digits (`make demo`)",
@@ -23,15 +23,15 @@ def networks() -> str:
         "|---|---|---|---|---|---|",
     ]
     machines, seeds = [], set()
-    for name, record in comparisons(RECIPES).items():
-        ratio = record["settings"]["ratio"]
+    for name, study in comparisons(RECIPES).items():
+        ratio = study.settings["ratio"]
         runs = [
-            run["summary"]
-            for run in record["runs"]
-            if (run["method"], run["ratio"]) == ("prunus", ratio)
+            run.summary
+            for run in study.finished
+            if run.summary is not None and run.cell[:2] == ("prunus", ratio)
         ]
         errors = {
-            kind: spread([100 * (1 - run[kind]["test"]) for run in runs], 2)
+            kind: format_spread([100 * (1 - run[kind]["test"]) for run in runs], 2)
             for kind in ("dense", "sparse")
         }
         nonzero = statistics.fmean(run["nonzero"] for run in runs)
@@ -41,15 +41,15 @@ def networks() -> str:
             f"| {errors['dense']}% | {errors['sparse']}% |"
         )
         seeds |= {run["seed"] for run in runs}
-        machines += [f"{machine(run['environment'])}, {record['date'][:10]}" for run in runs]
+        machines += [f"{machine(run['environment'])}, {study.date[:10]}" for run in runs]
     lines.append(
         f"\nMean ± standard deviation over seeds {', '.join(map(str, sorted(seeds)))}, with the "
         "default method. The ratio counts every parameter, biases included. On MNIST the training "
         "images are shifted by up to a pixel at random, for the dense and the sparse network "
         "alike, unless the row says otherwise. Each run reads the test split once, after every "
         "decision was made on a validation split. "
-        f"{'; '.join(dict.fromkeys(machines))}; by `python -m benchmarks.studies.compare` with the "
-        "name of the recipe and `--methods prunus`.\n"
+        f"{'; '.join(dict.fromkeys(machines))}; by `prunus compare` with the name of the "
+        "recipe and `--methods prunus`, and `--set shift=0` without shifted images.\n"
     )
     return "\n".join(lines)
 

@@ -1,7 +1,8 @@
 """The application: the subcommands of ``prunus`` and its exit codes.
 
 The exit codes are 0 for success, 2 for user errors (one message, without a traceback), 1 for
-internal errors and lost processes of a group (with a traceback), 130 after an interruption, and 143
+internal errors and lost processes of a group (with a traceback) and
+for failed runs of a study, 130 after an interruption, and 143
 after a request to terminate, once the current step is complete and saved.
 """
 
@@ -17,6 +18,7 @@ from rich.markup import escape
 
 from prunus._version import VERSION
 from prunus.cli.commands import bench, export, inspect, methods, recipes
+from prunus.cli.compare import compare
 from prunus.cli.report import report
 from prunus.cli.run import run
 from prunus.cli.screen import discard_output
@@ -42,7 +44,7 @@ def options(
         raise typer.Exit
 
 
-for command in (recipes, methods, run, inspect, export, bench, report):
+for command in (recipes, methods, run, compare, inspect, export, bench, report):
     app.command()(command)
 
 

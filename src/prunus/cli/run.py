@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -13,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from prunus.cli.screen import Screen
+from prunus.cli.termination import termination
 from prunus.errors import ArgumentError, PrunusError
 
 if TYPE_CHECKING:
@@ -72,7 +70,7 @@ def run(
 ) -> None:
     """Train a recipe: first a dense network, then a sparse one."""
     # From the start, because imports and data loading before the first step are slow.
-    with _termination() as stop:
+    with termination() as stop:
         arguments = _Arguments(data, seed, None if dense is None else str(dense))
         _run(recipe, arguments, out, method, set_ or [], resume=resume, stop=stop)
 
@@ -87,12 +85,11 @@ def _run(
     resume: bool,
     stop: Callable[[], bool],
 ) -> None:
-    from prunus.methods import method as find_method
     from prunus.recipes.registry import find_recipe
     from prunus.recipes.run.directory import RunDirectory
 
     recipe, seed = find_recipe(name), arguments.seed
-    named = None if method is None else find_method(method)
+    named = None if method is None else recipe.method(method)
     if seed is not None and not 0 <= seed < 2**63:
         raise ArgumentError(f"--seed must be at least 0 and below 2**63, but is {seed}")
     if resume and out is None:
@@ -165,22 +162,6 @@ def _train(
         screen.print(layer_types_table(summary))
     screen.message(f"written to {directory.path}")
     screen.message(f"for a page about it: prunus report {shlex.quote(str(directory.path))}")
-
-
-@contextlib.contextmanager
-def _termination() -> Iterator[Callable[[], bool]]:
-    """Yield a function that returns whether SIGTERM was received; a second one kills at once."""
-    received = threading.Event()
-
-    def handle(*_: object) -> None:
-        received.set()
-        signal.signal(signal.SIGTERM, before)
-
-    before = signal.signal(signal.SIGTERM, handle)
-    try:
-        yield received.is_set
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _new_directory(recipe: str, seed: int) -> Path:

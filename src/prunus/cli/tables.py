@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +17,7 @@ from prunus.export import ExportReport
 from prunus.export.inspection import TensorDensity
 from prunus.methods import Method
 from prunus.recipes.registry import Recipe
+from prunus.studies import StudyTable
 
 __all__ = [
     "bench_sizes",
@@ -25,6 +28,7 @@ __all__ = [
     "methods_table",
     "recipes_table",
     "settings_table",
+    "study_table",
     "summary_table",
 ]
 
@@ -181,4 +185,18 @@ def settings_table(recipe: Recipe) -> Table:
     place = "data: " + " or ".join(filter(None, [recipe.data, recipe.columns and _DATA_OPTION]))
     table.caption = f"{place}, with {recipe.columns}" if recipe.columns else place
     table.caption_justify = "left"
+    return table
+
+
+def study_table(results: StudyTable) -> Table:
+    """Return a table of a study, with a section for each ratio."""
+    # Narrow, so that seven columns fit a terminal of 80.
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for place, title in enumerate(results.header):
+        table.add_column(title, justify="right" if place else "left")
+    for before, row in itertools.pairwise([None, *results.cells]):
+        assert row is not None
+        if before is not None and before[1] != row[1]:
+            table.add_section()
+        table.add_row(*map(Text, row))
     return table

@@ -354,6 +354,7 @@ class Config:
         warn: Callable[[str], None] | None = None,
         *,
         method: Method | None = None,
+        warn_of_changes: bool = True,
     ) -> Self:
         """Return this configuration with ``key=value`` settings applied.
 
@@ -364,6 +365,8 @@ class Config:
                 ``UserWarning``.
             method: The method to apply before the settings, which may change its parts. What it
                 leaves open stays as it is. Default None.
+            warn_of_changes: Whether settings that change the method are worth a message. Default
+                True.
 
         Raises:
             ArgumentError: A key is unknown or a value cannot be used; every one is listed.
@@ -395,8 +398,10 @@ class Config:
         if problems:
             raise ArgumentError("; ".join(problems))
         messages = list(changed._without_effect(changes))
+        if method is not None and warn_of_changes:
+            messages += self._changed_parts(method, changed)
         if method is not None:
-            messages += self._method_messages(method, changed, changes)
+            messages += self._open_strength(method, changed, changes)
         for message in messages:
             if warn is None:
                 warnings.warn(message, stacklevel=2)
@@ -413,15 +418,13 @@ class Config:
                     if problem is not None:
                         yield problem
 
-    def _method_messages(
-        self, method: Method, changed: Config, settings: Collection[str]
-    ) -> Iterator[str]:
-        """Yield what a user of a method should know about the settings that were passed with it.
+    @staticmethod
+    def _changed_parts(method: Method, changed: Config) -> Iterator[str]:
+        """Yield a message if settings are not those of the method that was applied.
 
         Args:
-            method: The method that was applied to these settings.
-            changed: The result.
-            settings: The names of the settings that were passed.
+            method: The method.
+            changed: The settings.
         """
         others = [
             f"{name}={getattr(changed, name)} instead of {value}"
@@ -430,6 +433,17 @@ class Config:
         ]
         if others:
             yield f"these settings are not those of the method {method.name}: {listing(others)}"
+
+    def _open_strength(
+        self, method: Method, changed: Config, settings: Collection[str]
+    ) -> Iterator[str]:
+        """Yield a message if the strength of a method is that of the recipe's own penalty.
+
+        Args:
+            method: The method that was applied to these settings.
+            changed: The result.
+            settings: The names of the settings that were passed.
+        """
         other_penalty = self.penalty != changed.penalty != "none"
         if method.leaves_strength_open and other_penalty and "strength" not in settings:
             yield (

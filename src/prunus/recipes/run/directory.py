@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prunus._utils.files import report_write_errors, write_atomically
+from prunus._utils.locks import is_locked, locked
 from prunus._utils.system_info import system_info
 from prunus.errors import CheckpointError, PrunusError, listing
 from prunus.export.sparse_reader import load_sparse
@@ -89,16 +89,11 @@ class RunDirectory:
             self._reject_foreign(resume=resume)
         created = self._create()
         try:
-            with report_write_errors(self.path):
-                lock = self._lock.open("a")
-            with lock:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError as error:
-                    raise PrunusError(
-                        f"the output directory {self.path} is in use by another run; wait for it "
-                        "or choose another --out"
-                    ) from error
+            in_use = (
+                f"the output directory {self.path} is in use by another run; wait for it or choose "
+                "another --out"
+            )
+            with locked(self._lock, in_use):
                 # Checked again, because another run may have ended since the first check.
                 self._reject_foreign(resume=resume)
                 self._remove_leftovers()
@@ -112,6 +107,11 @@ class RunDirectory:
                 for directory in reversed(created):
                     with contextlib.suppress(OSError):
                         directory.rmdir()
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a process is running in this directory."""
+        return is_locked(self._lock)
 
     def _create(self) -> list[Path]:
         """Create the missing directories; return them, the outermost first."""

@@ -1,0 +1,266 @@
+"""The command ``prunus compare``: its output, its errors, and a study trained in processes."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.commands import prunus, settings
+from helpers.runs import timeless
+from prunus.studies import Cell, load_study
+from prunus.studies.plan import plan_study
+from prunus.studies.record import write_study
+from studies.stubs import request, summary
+
+TINY = settings(dense_epochs=1, epochs=2, schedule="gradual", floor="none")
+"""Seconds instead of minutes."""
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    """The directory of a study that is finished but for one seed."""
+    found = plan_study(request(methods=["prunus", "l2"], ratios=[10], seeds=[0, 1, 2]))
+    for method, values in {"prunus": (0.96, 0.93), "l2": (0.95, 0.9)}.items():
+        for seed, value in enumerate(values):
+            found = found.with_summary(Cell(method, 10.0, seed), summary(seed, value), "2026-01-01")
+    out = tmp_path / "study"
+    out.mkdir()
+    write_study(out / "study.json", found)
+    return out
+
+
+def test_table_is_printed_without_training(finished: Path) -> None:
+    before = (finished / "study.json").read_bytes()
+    outcome = prunus("compare", "--out", finished)
+    assert (outcome.code, outcome.err) == (0, "")
+    (row,) = [line for line in outcome.out.splitlines() if line.strip().startswith("l2 ")]
+    cells = ["l2", "10", "90.0%", "0.925 ± 0.035", "-0.035 ± 0.021", "+0.020 ± 0.010"]
+    assert row.split() == " ".join(cells).split()
+    assert "4 of 6 runs of digits are finished; nothing was trained" in outcome.out
+    assert f"continue with: prunus compare digits --out {finished}\n" in outcome.out
+    assert (finished / "study.json").read_bytes() == before
+    assert sorted(finished.iterdir()) == [finished / "study.json"]
+
+
+def test_table_can_be_redirected(finished: Path) -> None:
+    outcome = prunus("compare", "--out", finished, "--format", "csv")
+    assert outcome.code == 0
+    assert len(list(csv.DictReader(io.StringIO(outcome.out)))) == 3
+    assert "nothing was trained" in outcome.err
+    outcome = prunus("compare", "--out", finished, "--format", "markdown", "--metric", "loss")
+    assert outcome.out.startswith("| network | ratio | sparsity | test loss | against dense |")
+
+
+@pytest.mark.parametrize("width", ["80", "160"])
+def test_table_fits_the_terminal(
+    finished: Path, width: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prunus.cli.screen import Screen
+    from prunus.cli.tables import study_table
+
+    page = io.StringIO()
+    Screen(file=page, width=int(width)).print(study_table(load_study(finished).table()))
+    lines = page.getvalue().splitlines()
+    assert max(map(len, lines)) <= int(width)
+    assert any("0.925 ± 0.035" in line and "+0.020 ± 0.010" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        (["digit"], ["there is no recipe 'digit'. Did you mean digits?"]),
+        (["digits", "--methods", "prunus,lobstr"], ["no method 'lobstr'. Did you mean lobster?"]),
+        (["digits", "--method", "l2,strengt=1"], ["no setting 'strengt'; did you mean strength"]),
+        (["digits", "--ratios", "1,0.5"], ["must be above 1, but is 1.0", "above 1, but is 0.5"]),
+        (["digits", "--ratios", "ten"], ["--ratios must be numbers with commas", "but is 'ten'"]),
+        (["digits", "--seeds", "0,,1"], ["--seeds must be whole numbers with commas between"]),
+        (["digits", "--seeds", "0,0"], ["--seeds has 0 more than once"]),
+        (["digits", "--methods", "l2,l2"], ["l2 more than once"]),
+        (["digits", "--executor-option", "time=3"], ["has no effect with --executor local"]),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else None,
+)
+def test_user_error_is_one_message_and_writes_nothing(
+    tmp_path: Path, arguments: list[str], messages: list[str]
+) -> None:
+    prunus("compare", *arguments, "--out", tmp_path / "study").refused(*messages)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_neither_recipe_nor_study_is_an_error(tmp_path: Path) -> None:
+    prunus("compare").refused("prunus compare needs a recipe, or the directory of a study")
+    prunus("compare", "--out", tmp_path).refused(f"there is no study in {tmp_path}")
+
+
+def test_directory_with_other_contents_is_rejected(tmp_path: Path, finished: Path) -> None:
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "notes.txt").touch()
+    prunus("compare", "digits", "--out", foreign).refused(
+        "has other contents than a study (it holds notes.txt)"
+    )
+    prunus("compare", "digits", "--out", foreign / "notes.txt").refused("is a file")
+    prunus("compare", "digits", "--out", foreign / "notes.txt" / "x").refused("cannot write")
+    prunus("compare", "shakespeare-lm", "--out", finished).refused(
+        "the study has other settings: recipe was 'digits' and is 'shakespeare-lm'"
+    )
+    prunus("compare", "digits", "--set", "epochs=7", "--out", finished).refused(
+        "epochs was 100 and is 7"
+    )
+
+
+def test_unknown_metric_is_rejected_before_anything_runs(finished: Path) -> None:
+    for arguments in (["digits"], []):
+        prunus("compare", *arguments, "--out", finished, "--metric", "acuracy").refused(
+            "there is no metric 'acuracy'. Did you mean accuracy? The metrics are accuracy, loss"
+        )
+    assert sorted(finished.iterdir()) == [finished / "study.json"]
+
+
+def command(out: Path, *arguments: str) -> list[str]:
+    methods = ("--methods", "prunus,magnitude", "--ratios", "5,8", "--seeds", "0,1")
+    chosen = ("compare", "digits", *methods, *TINY, "--jobs", "2", "--out", str(out), *arguments)
+    return [sys.executable, "-m", "prunus", *chosen]
+
+
+def compare(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(out, *arguments), capture_output=True, text=True, check=False, env=environment()
+    )
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "120", "NO_COLOR": "1"}
+
+
+def results(out: Path) -> Any:
+    """Return the record without times and dates."""
+    content = json.loads((out / "study.json").read_text())
+    return timeless(
+        {**content, "date": None, "runs": [{**run, "date": None} for run in content["runs"]]}
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "study"
+    done = compare(out)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "8 runs, of which 0 are finished: 2 at a time with 1 thread each, on " in done.stdout
+    assert "8 finished, 0 running, 0 left" in done.stdout
+    return out
+
+
+@pytest.mark.slow
+def test_small_study(undisturbed: Path) -> None:
+    found = load_study(undisturbed)
+    assert not found.unfinished
+    assert found.missed_ratios == {}
+    assert set(found.dense_values()) == {0, 1}  # one dense network for each seed
+    assert all(value > 0.8 for value in found.dense_values().values())
+    single = found.runs[1]
+    assert single.cell == Cell("magnitude", 5.0, 0)
+    # The command in the record gives the same run, with a dense network of its own.
+    again = undisturbed.parent / "again"
+    parts = shlex.split(single.command)
+    assert parts[0] == "prunus"
+    assert prunus(*parts[1:], "--out", again).code == 0
+    written = json.loads((again / "summary.json").read_text())
+    assert single.summary is not None
+    for key in ("dense", "sparse", "nonzero"):
+        assert written[key] == single.summary[key], key
+
+
+@pytest.mark.slow
+def test_study_killed_at_random_ends_with_the_same_record(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    out, rng = tmp_path / "study", random.Random(4)
+    kills = 0
+    for _ in range(5):
+        group = subprocess.Popen(
+            command(out),
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environment(),
+        )
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            group.wait(timeout=rng.uniform(2.0, 9.0))
+        if group.poll() is None:
+            os.killpg(group.pid, signal.SIGKILL)
+            kills += 1
+        group.wait()
+    assert kills >= 2
+    done = compare(out)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert results(out) == results(undisturbed)
+    assert len(list((out / "runs").glob("*/summary.json"))) == 8
+
+
+@contextlib.contextmanager
+def started(out: Path) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        command(out), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_study_names_the_command_that_continues(
+    tmp_path: Path, number: int, code: int
+) -> None:
+    out = tmp_path / "study"
+    with started(out) as process:
+        end = time.monotonic() + 120
+        while not list(out.glob("runs/*/config.json")) and time.monotonic() < end:
+            time.sleep(0.05)
+        process.send_signal(number)
+        printed, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (code, "")
+    assert "0 of 8 runs are finished; continue with: prunus compare digits --out " in printed
+    # No process is left, so that the study can be continued at once.
+    for lock in out.glob("runs/*/.lock"):
+        assert subprocess.run(["flock", "-n", str(lock), "true"], check=False).returncode == 0
+    assert not load_study(out).finished
+
+
+@pytest.mark.slow
+def test_failed_run_is_reported_and_the_others_go_on(undisturbed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    (out / "runs").mkdir(parents=True)
+    write_study(out / "study.json", load_study(undisturbed))
+    content = json.loads((out / "study.json").read_text())
+    for run in content["runs"][:2]:
+        run.update(summary=None, date=None)
+    (out / "study.json").write_text(json.dumps(content))
+    (out / "runs" / "seed0-prunus-5").touch()  # no directory can be made there
+    done = compare(out)
+    assert done.returncode == 1
+    assert "1 run failed:" in done.stderr
+    assert "prunus, ratio 5, seed 0 ended with 2: the output directory " in done.stderr
+    assert "seed0-prunus-5 is a file; choose another --out; output: " in done.stderr
+    assert f"continue with: prunus compare digits --out {out} --jobs 2" in done.stderr
+    assert len(load_study(out).finished) == 7
+    (out / "runs" / "seed0-prunus-5").unlink()
+    assert compare(out).returncode == 0
+    assert results(out)["runs"] == results(undisturbed)["runs"]
