@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 
 from prunus.errors import ArgumentError, MissingExtraError, PrunusError
+from prunus.studies import load_study
 from prunus.studies.executors import Job
+from prunus.studies.plan import plan_study
 from prunus.studies.queued_executor import QueuedExecutor, slurm_executor
+from prunus.studies.runner import StudyRunner
+from studies.stubs import Recorder, directory, request
 
 
 def queue(tmp_path: Path) -> QueuedExecutor:
@@ -79,3 +83,18 @@ def test_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(MissingExtraError, match=r"executor slurm needs the extra 'slurm': pip ins"):
         slurm_executor(tmp_path, {}, jobs=1, threads=1)
+
+
+@pytest.mark.frameworks
+def test_study_runs_in_a_queue(tmp_path: Path) -> None:
+    tiny = ["dense_epochs=1", "epochs=1", "schedule=gradual", "floor=none"]
+    study = plan_study(request(changes=tiny, ratios=[5], seeds=[0]))
+    files, recorder = directory(tmp_path), Recorder()
+    with files.claimed():
+        runner = StudyRunner(study, files, queue(tmp_path), recorder)
+        runner.run()
+    assert runner.failures == []
+    assert load_study(files.path).missed_ratios == {}
+    assert [cell.method for cell in recorder.cells] == ["prunus", "magnitude"]
+    printed = Path(f"{files.log(study.cells[1])}.out").read_text()
+    assert "the dense network is that of" in printed
