@@ -24,6 +24,7 @@ from prunus._engine.default_method import (
     PenaltyChoice,
     with_defaults,
 )
+from prunus._engine.finish_notice import FinishNotice
 from prunus._engine.growth_state import check_growth_state, growth_state, load_growth_state
 from prunus._engine.mask_editor import Editor
 from prunus._engine.preconditions import (
@@ -216,6 +217,7 @@ class Pruner:
         )
         self._best = BestState()
         self._history: list[Validation] = []
+        self._notice = FinishNotice(self)
         self._validations = 0
         self._best_metric: float | None = None
         self._steps = 0
@@ -382,7 +384,35 @@ class Pruner:
             penalty=self._penalty_report(),
         )
         self._history.append(validation)
+        self._post_notice(validation)
         return validation
+
+    def _post_notice(self, validation: Validation) -> None:
+        """Post a notice for the case that the training ends here without :meth:`finish`.
+
+        Not if the model is in the best state already. Whatever continues or completes the training
+        withdraws it.
+        """
+        self._notice.withdraw()
+        floor, best, name = validation.floor, self._best, self.constraint.bound_name
+        is_best = validation.best and not validation.removed
+        if floor is None or validation.metric is None or is_best or not self.keep_best:
+            return
+        if validation.removed:
+            last = "that no validation measured"
+        else:
+            last = f"of metric {validation.metric:.6g}"
+        if best.kept is None:
+            delivered = f"the {name} of {floor:.6g} was not met by any validation"
+        else:
+            delivered = (
+                f"finish() loads the sparsest state that met the {name} of {floor:.6g}, of "
+                f"sparsity {1 - best.kept / self._prunable:.4f} and metric {best.metric:.6g}"
+            )
+        self._notice.post(
+            "the training ended without pruner.finish(): the model is in its last state, "
+            f"{last}, with a sparsity of {validation.sparsity_after:.4f}; {delivered}"
+        )
 
     @property
     def history(self) -> History:
@@ -529,6 +559,7 @@ class Pruner:
                 state are not zero, or processes have different weights at the end of a dense phase.
             PeerError: Another process did not answer.
         """
+        self._notice.withdraw()
         self._warn_of_missing_steps()
         if self._best.kept is not None:
             self._restore_best()
@@ -558,6 +589,7 @@ class Pruner:
 
     def detach(self) -> None:
         """Remove the hooks from the optimizer and release the masks. Removed weights stay zero."""
+        self._notice.withdraw()
         self._hooks.remove()
         _pruners.get(self.optimizer, WeakSet()).discard(self)
         if _last_validated.get(self.model, lambda: None)() is self:
@@ -579,6 +611,7 @@ class Pruner:
         Raises:
             PeerError: Another process did not answer.
         """
+        self._notice.withdraw()  # a later run may resume from it
         complete = self._process_group.sharded if complete is None else complete
         return {
             "masks": self.masks.packed(),
