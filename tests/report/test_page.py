@@ -221,10 +221,10 @@ def test_several_runs_share_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     runs = [sample_run(tmp_path / name, history=HISTORY[:2]) for name in ("a", "b")]
     assert write_report([*runs, runs[0]]) == Path("report.html")
     page = read_page(Path("report.html"))
-    assert page.text.count("2 runs") == 2  # in the title and the heading
+    assert page.text.count("2 results") == 2  # in the title and the heading
     targets = [attributes["href"] for attributes in page.all("a")]
-    assert targets == ["#run-1", "#run-2"]
-    assert [a["id"] for a in page.all("article")] == ["run-1", "run-2"]
+    assert targets == ["#section-1", "#section-2"]
+    assert [a["id"] for a in page.all("article")] == ["section-1", "section-2"]
     names = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(names) == len(set(names))
 
@@ -247,7 +247,7 @@ def test_page_that_would_be_too_large_is_rejected(
 ) -> None:
     run = sample_run(tmp_path / "run", history=[])
     monkeypatch.setattr(module, "MOST_BYTES", 1000)
-    with pytest.raises(PrunusError, match="about 1 run would have .* and may have 1,000"):
+    with pytest.raises(PrunusError, match="the page would have .* bytes, and may have 1,000"):
         write_report(run, figures=tmp_path / "figures")
     assert not (run / "report.html").exists()
     assert not (tmp_path / "figures").exists()
@@ -270,9 +270,11 @@ def test_wrong_arguments_are_rejected(tmp_path: Path) -> None:
         ArgumentTypeError, match=r"each of paths must be a path.*out must be a path"
     ):
         write_report([3], out=4)  # type: ignore[list-item,arg-type]
-    with pytest.raises(ArgumentError, match="paths must name at least one run"):
+    with pytest.raises(ArgumentError, match="paths must name at least one run or study"):
         write_report([])
-    with pytest.raises(PrunusError, match=r"there is no run in .*: it has no config\.json"):
+    with pytest.raises(
+        PrunusError, match=r"there is no run or study in .*: it has neither config\.json nor study"
+    ):
         write_report(tmp_path)
     run = sample_run(tmp_path / "run", history=[])
     with pytest.raises(PrunusError, match="is a directory: pass the path of a file"):
@@ -316,7 +318,7 @@ def test_command_writes_page_and_figures(tmp_path: Path) -> None:
     assert "digits, seed 7" in read_page(tmp_path / "a/b.html").text
     assert f"written to {tmp_path / 'a/b.html'}" in outcome.out
     assert len(list((tmp_path / "figures").iterdir())) == 4
-    prunus("report", tmp_path / "no").refused("there is no run in")
+    prunus("report", tmp_path / "no").refused("there is no run or study in")
 
 
 def test_elements_of_the_helper_must_be_nested() -> None:

@@ -13,11 +13,13 @@ __all__ = ["report"]
 
 
 def report(
-    paths: Annotated[list[Path], typer.Argument(help="Directories of runs, finished or not.")],
+    paths: Annotated[
+        list[Path], typer.Argument(help="Directories of runs and studies, finished or not.")
+    ],
     out: Annotated[
         Path | None,
         typer.Option(
-            help="File to write. Default: report.html, in the directory of the run if it is one."
+            help="File to write. Default: report.html, in the directory if there is one path."
         ),
     ] = None,
     figures: Annotated[
@@ -25,7 +27,7 @@ def report(
         typer.Option(help="Directory to write each figure to, as SVG and PDF, for papers."),
     ] = None,
 ) -> None:
-    """Write one HTML page about runs, which needs no other file and no network."""
+    """Write one HTML page about runs and studies, which needs no other file and no network."""
     from prunus.report import write_report
 
     screen = Screen()

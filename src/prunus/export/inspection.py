@@ -11,7 +11,7 @@ import torch
 
 from prunus.export.sparse_reader import SparseFile
 
-__all__ = ["TensorDensity", "tensor_densities"]
+__all__ = ["TensorDensity", "by_numbers", "tensor_densities"]
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,14 @@ def tensor_densities(path: str | Path) -> Iterator[TensorDensity]:
         [('weight', 0.1)]
     """
     with SparseFile(path) as file:
-        for name in sorted(file.keys(), key=_by_numbers):
+        for name in sorted(file.keys(), key=by_numbers):
             info = file.info(name)
             dtype = str(info.dtype).removeprefix("torch.")
             nonzero = _count_nonzero(file.get_elements(name))
             yield TensorDensity(name, info.shape, dtype, info.numel, nonzero)
 
 
-def _by_numbers(name: str) -> list[tuple[int, str]]:
+def by_numbers(name: str) -> list[tuple[int, str]]:
     """Return a key that sorts layers.2 before layers.10."""
     return [
         (int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)

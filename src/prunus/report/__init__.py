@@ -1,4 +1,4 @@
-"""Reports: one self-contained HTML page about runs, with its figures."""
+"""Reports: one self-contained HTML page about runs and studies, with its figures."""
 
 from prunus.report.page import write_report
 

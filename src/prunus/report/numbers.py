@@ -6,10 +6,8 @@ import math
 
 __all__ = [
     "change",
-    "count",
     "file_size",
     "fraction_kept",
-    "fraction_removed",
     "milliseconds",
     "significant",
     "value",
@@ -48,23 +46,6 @@ def change(before: float, after: float) -> str:
 
 def _decimals(number: float) -> int:
     return 4 if abs(number) < 10 else 2
-
-
-def count(number: int) -> str:
-    """Return a count with separators of thousands."""
-    return f"{number:,}"
-
-
-def fraction_removed(sparsity: float) -> str:
-    """Return a sparsity in percent, with so many digits that two of the density are left.
-
-    Example:
-        >>> fraction_removed(0.96), fraction_removed(0.99996), fraction_removed(0.0)
-        ('96.0%', '99.9960%', '0.0%')
-    """
-    density = 100 * (1 - sparsity)
-    decimals = 1 if density <= 0 else max(1, 1 - math.floor(math.log10(density)))
-    return f"{100 * sparsity:.{min(decimals, 8)}f}%"
 
 
 def fraction_kept(density: float) -> str:

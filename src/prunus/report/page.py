@@ -1,4 +1,4 @@
-"""The page: a report about runs as one HTML file without references to other files."""
+"""The page: a report about runs and studies as one HTML file that refers to no other."""
 
 from __future__ import annotations
 
@@ -22,9 +22,14 @@ try:
 except ImportError as error:
     raise missing_extra("prunus.report", "report", error) from error
 
+from prunus.recipes.run.directory import RunDirectory
 from prunus.report.run_record import read_run
 from prunus.report.run_section import RunSection, run_section
+from prunus.report.study_section import StudySection, study_section
 from prunus.report.text import plain_text
+from prunus.studies.record import STUDY_FILE
+
+Section = RunSection | StudySection
 
 __all__ = ["MOST_BYTES", "render_page", "write_report"]
 
@@ -38,13 +43,13 @@ def write_report(
     *,
     figures: str | Path | None = None,
 ) -> Path:
-    """Write a report about runs: one HTML page that needs no other file and no network.
+    """Write a report about runs and studies: one HTML page that needs no other file and no network.
 
-    A run that is not finished is shown as far as it is.
+    A run or study that is not finished is shown as far as it is.
 
     Args:
-        paths: The directories of runs, or that of one.
-        out: The file to write. Default: ``report.html``, in the directory of the run if it is one,
+        paths: The directories of runs and studies, or that of one.
+        out: The file to write. Default: ``report.html``, in the directory if there is one path,
             else in the current directory.
         figures: A directory to write each figure to, as SVG and PDF files. Default None: only the
             page has them.
@@ -55,9 +60,9 @@ def write_report(
     Raises:
         ArgumentTypeError: An argument has the wrong type.
         MissingExtraError: The extra "report" is not installed.
-        CheckpointError: A file of a run is damaged.
-        PrunusError: There is no run at a path, the page would be too large, or a file cannot be
-            written.
+        CheckpointError: A file of a run or study is damaged.
+        PrunusError: There is no run or study at a path, the page would be too large, or a file
+            cannot be written.
 
     Example:
         >>> import tempfile
@@ -77,20 +82,19 @@ def write_report(
         *(path_problem("each of paths", path) for path in several),
         None if out is None else path_problem("out", out),
         None if figures is None else path_problem("figures", figures),
-        None if several else "paths must name at least one run, but is empty",
+        None if several else "paths must name at least one run or study, but is empty",
     )
     folders = list(dict.fromkeys(map(Path, several)))
-    default = folders[0] if len(folders) == 1 else Path()
-    target = default / "report.html" if out is None else Path(out)
+    target = _default_file(folders) if out is None else Path(out)
     if target.is_dir():
         raise PrunusError(f"{target} is a directory: pass the path of a file, such as report.html")
-    sections = [run_section(read_run(folder)) for folder in folders]
+    sections = [_section(folder) for folder in folders]
     page = render_page(sections)
     content = page.encode("utf-8", "replace")
     if len(content) > MOST_BYTES:
         raise PrunusError(
-            f"the page about {len(sections)} run{'s' * (len(sections) > 1)} would have "
-            f"{len(content):,} bytes, and may have {MOST_BYTES:,}: pass fewer runs to each page"
+            f"the page would have {len(content):,} bytes, and may have {MOST_BYTES:,}: pass fewer "
+            f"runs or studies to each page than {len(sections)}"
         )
     if figures is not None:
         _save_figures(sections, Path(figures))
@@ -100,7 +104,32 @@ def write_report(
     return target
 
 
-def render_page(sections: Sequence[RunSection]) -> str:
+def _default_file(paths: Sequence[Path]) -> Path:
+    """Return the file to write where the caller chose none."""
+    if len(paths) > 1:
+        return Path("report.html")
+    # A study may be named by its record.
+    return (paths[0].parent if paths[0].is_file() else paths[0]) / "report.html"
+
+
+def _section(path: Path) -> Section:
+    """Return the section about a run or study.
+
+    Raises:
+        PrunusError: There is neither at the path.
+    """
+    if path.is_file() or (path / STUDY_FILE).is_file():
+        return study_section(path)
+    directory = RunDirectory(path)
+    if not directory.config_file.is_file():
+        raise PrunusError(
+            f"there is no run or study in {path}: it has neither {directory.config_file.name} nor "
+            f"{STUDY_FILE}; pass the --out of prunus run or prunus compare"
+        )
+    return run_section(read_run(path))
+
+
+def render_page(sections: Sequence[Section]) -> str:
     """Return the HTML of a page."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("prunus.report"),
@@ -112,7 +141,11 @@ def render_page(sections: Sequence[RunSection]) -> str:
     )
     template = environment.get_template("page.html.jinja")
     return template.render(
-        sections=sections, colors=COLORS, version=VERSION, pictures=_Pictures().pictures
+        heading=sections[0].title if len(sections) == 1 else f"{len(sections)} results",
+        sections=sections,
+        colors=COLORS,
+        version=VERSION,
+        pictures=_Pictures().pictures,
     )
 
 
@@ -139,8 +172,8 @@ class _Pictures:
         return markupsafe.Markup(inline_svg(drawing, width, f"f{self._number}-"))
 
 
-def _save_figures(sections: Sequence[RunSection], folder: Path) -> None:
-    """Write the figures of all sections to files, whose names begin with the title of the run."""
+def _save_figures(sections: Sequence[Section], folder: Path) -> None:
+    """Write the figures of all sections to files, whose names begin with the section's title."""
     with report_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     stems = [re.sub(r"\W+", "-", section.title).strip("-").lower() for section in sections]

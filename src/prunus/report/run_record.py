@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
 import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ import torch
 from prunus.bench import BenchReport
 from prunus.constraint import Constraint, Mode
 from prunus.errors import CheckpointError
+from prunus.export.inspection import by_numbers
 from prunus.export.report import ExportReport
 from prunus.export.sparse_export import to_sparse
 from prunus.export.sparse_reader import load_sparse
@@ -25,6 +25,7 @@ from prunus.recipes.registry import RECIPES
 from prunus.recipes.run.directory import FIX_BENCH, FIX_SUMMARY, RunDirectory, read_object
 from prunus.recipes.run.history import read_history
 from prunus.recipes.run.progress import Epoch
+from prunus.report.content import setting_text
 
 __all__ = ["Outcome", "RunRecord", "read_run"]
 
@@ -152,7 +153,7 @@ class RunRecord:
             if (value := self.identity[option]) is not None:
                 words += [f"--{option}", value]
         for name, value in self.changed_settings.items():
-            words += ["--set", f"{name}={_setting_text(value)}"]
+            words += ["--set", f"{name}={setting_text(value)}"]
         return shlex.join(words)
 
     @property
@@ -184,7 +185,7 @@ class RunRecord:
             return {}
         seen: dict[object, torch.Tensor] = {}
         weights = {}
-        for name in sorted(tensors, key=_natural_order):
+        for name in sorted(tensors, key=by_numbers):
             tensor = tensors[name]
             if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
                 continue
@@ -302,21 +303,3 @@ def _reporting_damage(file: Path, fix: str) -> Iterator[None]:
 
 def _texts(facts: Mapping[str, Any]) -> dict[str, str]:
     return {str(name): str(value) for name, value in facts.items()}
-
-
-def _setting_text(value: object) -> str:
-    """Return the value of a setting as ``--set`` reads it."""
-    if value is None or isinstance(value, bool):
-        return str(value).lower()
-    return str(value)
-
-
-def _natural_order(name: str) -> list[tuple[int, str]]:
-    """Return a key that sorts names as a reader counts: ``layer.2`` before ``layer.10``.
-
-    Example:
-        >>> sorted(["h.10.w", "h.2.w"], key=_natural_order)
-        ['h.2.w', 'h.10.w']
-    """
-    parts = re.split(r"([0-9]+)", name)
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -13,6 +14,7 @@ from prunus.constraint import Constraint
 from prunus.export.inspection import TensorDensity
 from prunus.recipes.run.progress import Epoch
 from prunus.report import numbers
+from prunus.report.content import KeyFigure, Table, setting_text
 from prunus.report.figures.densities import tensor_densities_figure, type_densities_figure
 from prunus.report.figures.drawing import Drawing
 from prunus.report.figures.heads import heads_figure
@@ -22,41 +24,12 @@ from prunus.report.figures.masks import density_maps, first_layer_images, input_
 from prunus.report.figures.sizes import sizes_figure
 from prunus.report.figures.training import removals, training_curve
 from prunus.report.run_record import Outcome, RunRecord
+from prunus.studies.tables import format_sparsity
 
-__all__ = ["KeyFigure", "RunSection", "Table", "run_section"]
+__all__ = ["RunSection", "run_section"]
 
 _MOST_ROWS = 400
 """Rows of the table of tensors; a page with all of a large network would be slow."""
-
-
-@dataclass(frozen=True)
-class KeyFigure:
-    """A number that summarizes the run.
-
-    Attributes:
-        name: Its name.
-        value: The number as text.
-        detail: What it is compared with.
-    """
-
-    name: str
-    value: str
-    detail: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table.
-
-    Attributes:
-        columns: The headings.
-        rows: The cells of each row, the first of which is its name.
-        note: A line below it.
-    """
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,6 +53,8 @@ class RunSection:
         command: The command that repeats the run.
         environment: Hardware and versions; empty where they are unknown.
     """
+
+    template: ClassVar[str] = "run.html.jinja"
 
     title: str
     subtitle: str
@@ -193,7 +168,7 @@ def _key_figures(run: RunRecord, tensors: Sequence[TensorDensity]) -> Iterator[K
         f"{outcome.nonzero:,} of {outcome.parameters:,} parameters are non-zero",
     )
     yield KeyFigure(
-        "sparsity", numbers.fraction_removed(outcome.sparsity), "of the prunable weights removed"
+        "sparsity", format_sparsity(outcome.sparsity), "of the prunable weights removed"
     )
     if run.floor is not None:
         met = Constraint(run.floor, run.mode).met(outcome.sparse["validation"])
@@ -214,7 +189,7 @@ def _preliminary_figures(run: RunRecord) -> Iterator[KeyFigure]:
         numbers.value(last.validation),
         f"after epoch {last.epoch} of the {_phase(last)}",
     )
-    yield KeyFigure("sparsity so far", numbers.fraction_removed(last.sparsity))
+    yield KeyFigure("sparsity so far", format_sparsity(last.sparsity))
     if run.floor is not None:
         yield KeyFigure(run.bound_name, numbers.value(run.floor))
 
@@ -350,12 +325,8 @@ def _settings(run: RunRecord) -> list[tuple[str, str]]:
         if run.identity[name] is not None
     ]
     for name, value in run.settings.items():
-        text = _text(value)
+        text = setting_text(value)
         if name in run.changed_settings and name in run.defaults:
-            text += f" (the recipe's: {_text(run.defaults[name])})"
+            text += f" (the recipe's: {setting_text(run.defaults[name])})"
         rows.append((name, text))
     return rows
-
-
-def _text(value: object) -> str:
-    return str(value).lower() if value is None or isinstance(value, bool) else str(value)

@@ -16,6 +16,7 @@ from prunus.report import numbers
 from prunus.report.figures.drawing import FULL, HALF, Drawing
 from prunus.report.figures.palette import BLUE, GREEN, INK, MUTED, ORANGE
 from prunus.report.text import plain_label
+from prunus.studies.tables import format_sparsity
 
 __all__ = ["draw_with_gaps", "label_epochs", "mark_phases", "removals", "training_curve"]
 
@@ -51,7 +52,7 @@ def training_curve(
     alt = (
         f"Line chart of the validation {metric} over {len(epochs)} epochs{bound}; it ends at "
         f"{numbers.value(last.validation)}. Below it the sparsity, which ends at "
-        f"{numbers.fraction_removed(last.sparsity)}, with {len(removals(epochs))} epochs in which "
+        f"{format_sparsity(last.sparsity)}, with {len(removals(epochs))} epochs in which "
         "weights were removed."
     )
     hidden = len(_hidden(epochs))
@@ -163,7 +164,7 @@ def _draw_sparsity(axes: Axes, epochs: Sequence[Epoch]) -> None:
     axes.plot(marks, heights, color=ORANGE.light, linewidth=1.1, solid_capstyle="butt")
     if values[-1] > 0:
         axes.annotate(
-            numbers.fraction_removed(float(values[-1])),
+            format_sparsity(float(values[-1])),
             (places[-1], values[-1]),
             xytext=(0, -14),
             textcoords="offset points",
