@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures.pages import render
+from benchmarks.figures.pictures import STUDY, picture, picture_path
 from prunus.recipes.registry import RECIPES, find_recipe
+from prunus.report.figures.drawing import save_drawing
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 
@@ -62,3 +64,11 @@ def test_the_figures_are_those_of_the_result_files() -> None:
     for page, figures in pages.items():
         text = page.read_text()
         assert text.split("<!-- figures -->\n")[1].split("<!-- end of figures -->")[0] == figures
+
+
+def test_the_picture_shows_the_result_file(tmp_path: Path) -> None:
+    (drawn,) = save_drawing(picture(), tmp_path, STUDY, suffixes=("svg",))
+    # Not the bytes, which depend on the version of matplotlib.
+    texts = [re.findall(r"<text[^>]*>(.*?)</text>", p.read_text()) for p in (drawn, picture_path())]
+    assert texts[0] == texts[1]
+    assert "prunus" in texts[0]

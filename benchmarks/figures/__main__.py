@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 
+from benchmarks.figures import pictures
 from benchmarks.figures.pages import MARKED, ROOT, render
 
 
@@ -16,6 +17,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="put them into their pages")
     write = parser.parse_args().write
+    if write:
+        pictures.write()
     for page, figures in render().items():
         if write:
             page.write_text(MARKED.sub(figures.replace("\\", r"\\"), page.read_text()))

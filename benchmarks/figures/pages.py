@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from benchmarks.figures import comparisons, details, methods, readme, zoo
+from benchmarks.figures import comparisons, details, methods, pictures, readme, zoo
 from benchmarks.measuring import RESULTS
 
 ROOT = RESULTS.parent.parent
@@ -27,7 +27,12 @@ def render() -> dict[Path, str]:
     }
     return {
         ROOT / "README.md": "\n".join(
-            [readme.networks(), *comparisons.summary(), *readme.whole_networks()]
+            [
+                pictures.image(),
+                *comparisons.summary(),
+                readme.networks(),
+                *readme.whole_networks(),
+            ]
         ),
         ROOT / "docs" / "figures.md": "\n".join(
             f"## {title}\n\n{text}" for title, text in sections.items()

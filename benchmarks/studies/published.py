@@ -64,7 +64,7 @@ STUDIES: Mapping[str, str] = {
         *("taskmaster-dialogue", "relevance,l2,magnitude", "10,5,3.334", "0,1,2,3"),
         *("--set", "autocast=true"),
     ),
-    "shakespeare-lm": _study("shakespeare-lm", "prunus,magnitude,relevance", "20", "0,1,2"),
+    "shakespeare-lm": _study("shakespeare-lm", ",".join(METHODS), "20"),
 }
 """The arguments of ``prunus compare`` for each study, by its name."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,14 +120,22 @@ def inline_svg(drawing: Drawing, width: int, prefix: str) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def save_drawing(drawing: Drawing, folder: Path, stem: str) -> list[Path]:
+def save_drawing(
+    drawing: Drawing, folder: Path, stem: str, suffixes: Sequence[str] = ("svg", "pdf")
+) -> list[Path]:
     """Write a drawing as SVG and PDF files, in the colours of a light page.
+
+    Args:
+        drawing: The drawing.
+        folder: The folder of the files.
+        stem: Begins their names.
+        suffixes: The formats. Default: SVG and PDF.
 
     Raises:
         PrunusError: A file cannot be written.
     """
     written = []
-    for suffix in ("svg", "pdf"):
+    for suffix in suffixes:
         path = folder / f"{stem}-{drawing.name}.{suffix}"
         write_atomically(path, _render(drawing, drawing.wide, suffix))
         written.append(path)

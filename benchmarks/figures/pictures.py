@@ -1,0 +1,48 @@
+"""Pictures of the README, drawn from the result files as reports draw them."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+
+from benchmarks.figures.common import comparisons
+from benchmarks.figures.comparisons import NETWORKS
+from benchmarks.measuring import RESULTS
+from prunus.report.figures.drawing import Drawing, save_drawing
+from prunus.report.figures.study_curves import study_curves
+from prunus.studies.tables import format_sparsity
+
+FOLDER = RESULTS.parent.parent / "docs" / "pictures"
+
+STUDY = "shakespeare-lm"
+"""The study of the README's picture."""
+
+
+def picture() -> Drawing:
+    """Return the drawing of the README's study."""
+    return study_curves(comparisons([STUDY])[STUDY].table())
+
+
+def picture_path() -> Path:
+    """Return the path of the README's picture."""
+    return FOLDER / f"{STUDY}-{picture().name}.svg"
+
+
+def image() -> str:
+    """Return the Markdown that shows the picture, with its text alternative and its caption."""
+    drawing, path = picture(), picture_path().relative_to(FOLDER.parent.parent)
+    (sparsity,) = {
+        format_sparsity(statistics.fmean(row.outcome.sparsities))
+        for row in comparisons([STUDY])[STUDY].table().rows
+    }
+    return (
+        f"![{drawing.alt}]({path})\n\n"
+        f"*{NETWORKS[STUDY]}, without {sparsity} of its weights. {drawing.title}. "
+        f"{drawing.caption}*\n"
+    )
+
+
+def write() -> None:
+    """Write the picture."""
+    FOLDER.mkdir(exist_ok=True)
+    save_drawing(picture(), FOLDER, STUDY, suffixes=("svg",))
