@@ -24,7 +24,7 @@ from helpers.runs import timeless
 from prunus.studies import Cell, load_study
 from prunus.studies.plan import plan_study
 from prunus.studies.record import write_study
-from studies.stubs import request, summary
+from studies.stubs import StubExecutor, names, request, summary
 
 TINY = settings(dense_epochs=1, epochs=2, schedule="gradual", floor="none")
 """Seconds instead of minutes."""
@@ -129,6 +129,60 @@ def test_unknown_metric_is_rejected_before_anything_runs(finished: Path) -> None
             "there is no metric 'acuracy'. Did you mean accuracy? The metrics are accuracy, loss"
         )
     assert sorted(finished.iterdir()) == [finished / "study.json"]
+
+
+@pytest.fixture
+def executor(monkeypatch: pytest.MonkeyPatch) -> StubExecutor:
+    """The executor of the command, with stand-ins for the runs."""
+    stub = StubExecutor()
+    monkeypatch.setattr("prunus.cli.compare._Options.build", lambda *_: stub)
+    monkeypatch.setattr("prunus.studies.runner.time.sleep", lambda _: None)
+    return stub
+
+
+def test_unknown_metric_is_rejected_after_the_first_run(
+    tmp_path: Path, executor: StubExecutor
+) -> None:
+    out = tmp_path / "study"
+    arguments = ("compare", "digits", "--seeds", "0", "--out", out)
+    prunus(*arguments, "--metric", "acuracy").refused("there is no metric 'acuracy'. Did you mean")
+    assert len(load_study(out).finished) == 1
+    assert prunus(*arguments, "--metric", "loss").code == 0
+    assert names(executor) == ["seed0-prunus-25", "seed0-magnitude-25"]
+
+
+def test_lines_into_a_pipe_are_few(tmp_path: Path, executor: StubExecutor) -> None:
+    ratios = ",".join(map(str, range(2, 22)))
+    outcome = prunus(
+        "compare", "digits", "--ratios", ratios, "--seeds", "0", "--out", tmp_path / "a"
+    )
+    assert outcome.code == 0
+    assert "40 runs, of which 0 are finished: 1 at a time with 1 thread each" in outcome.out
+    lines = [line for line in outcome.out.splitlines() if " finished, " in line]
+    assert len(lines) == 20
+    assert lines[-1].endswith("40 finished, 0 running, 0 left")
+    assert f"written to {tmp_path / 'a' / 'study.json'}" in outcome.out
+    again = prunus("compare", "digits", "--out", tmp_path / "a")
+    assert "all 40 runs were finished before; nothing was trained" in again.out
+
+
+def test_failures_are_listed_with_the_command_that_continues(
+    tmp_path: Path, executor: StubExecutor
+) -> None:
+    executor.failing = lambda out: "magnitude" in out.name
+    out = tmp_path / "study"
+    outcome = prunus("compare", "digits", "--seeds", "0,1", "--out", out, "--jobs", "2")
+    assert outcome.code == 1
+    assert outcome.err.splitlines() == [
+        "2 runs failed:",
+        *(
+            f"  magnitude, ratio 25, seed {seed} ended with 2: a message; output: "
+            f"{out}/logs/seed{seed}-magnitude-25.err"
+            for seed in (0, 1)
+        ),
+        f"once the reason is fixed, continue with: prunus compare digits --out {out} --jobs 2",
+    ]
+    assert "2 of 4 runs are finished; the table has these alone." in outcome.out
 
 
 def command(out: Path, *arguments: str) -> list[str]:

@@ -120,10 +120,9 @@ def test_summary_that_is_not_recorded_yet_is_found(tmp_path: Path) -> None:
 
 def test_run_of_another_process_is_awaited(tmp_path: Path) -> None:
     """Only the command was killed, and a run that it started continues."""
-    study = planned(methods=["prunus"], ratios=[25])
-    files, executor = directory(tmp_path), StubExecutor()
-    cell = study.cells[0]
-    running = files.run(cell)
+    study = planned(methods=["prunus"])
+    files, executor = directory(tmp_path), StubExecutor(jobs=4)
+    running = files.run(study.cells[0])
     running.checkpoints.folder.mkdir(parents=True)
     arguments = ["run", "digits", "--seed", "0", "--method", "prunus", "--set", "ratio=25"]
     running.write_config(executor.identity(arguments))
@@ -134,8 +133,10 @@ def test_run_of_another_process_is_awaited(tmp_path: Path) -> None:
     def end_after_some_looks() -> bool:
         nonlocal looks
         looks += 1
-        if looks == 3:
-            assert names(executor) == ["seed1-prunus-25"]
+        if looks == 5:
+            # The other run of seed 0 waits for its dense network.
+            assert names(executor) == ["seed1-prunus-25", "seed1-prunus-60"]
+            running.dense_file.touch()
             running.write_summary(summary(0, 0.9, 25.0))
             lock.close()
         return False
@@ -145,7 +146,7 @@ def test_run_of_another_process_is_awaited(tmp_path: Path) -> None:
             study, files, executor, Recorder(), stop=end_after_some_looks, interval=0.0
         )
         runner.run()
-    assert names(executor) == ["seed1-prunus-25"]
+    assert names(executor) == ["seed1-prunus-25", "seed1-prunus-60", "seed0-prunus-60"]
     assert not runner.study.unfinished
 
 

@@ -139,8 +139,13 @@ def test_other_metrics_are_minimized() -> None:
 def test_ratio_that_was_not_reached_is_noted() -> None:
     runs = by_hand()
     runs[Cell("l2", 10.0, 1)] = summary(1, 0.9, 7.5)
-    (note,) = study(runs).table().notes
-    assert note.startswith("The ratio was not reached by l2 at 10 (7.5). These networks are denser")
+    runs[Cell("l2", 10.0, 2)] = summary(2, 0.9, 9.95)  # near enough, for whole weights
+    table = study(runs).table()
+    (note,) = table.notes
+    assert note.startswith("† The ratio was not reached by l2 at 10 (7.5). These networks are den")
+    assert [row[2][-1] for row in table.cells[1:]] == ["%", "†"]
+    rows = csv.DictReader(io.StringIO(table.to_csv()))
+    assert [row["ratio_reached"] for row in rows] == ["True", "True", "False"]
 
 
 def test_labels_are_escaped_in_markdown() -> None:

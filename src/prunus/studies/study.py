@@ -238,28 +238,31 @@ class Study:
             ours, lead = outcomes.get((ratio, first)), None
             if ours is not None and label != first:
                 lead = paired_difference(ours, outcome, maximized=maximized)
-            rows.append(TableRow(ratio, label, outcome, lead))
+            missed = tuple(self.missed_ratios.get((ratio, label), ()))
+            rows.append(TableRow(ratio, label, outcome, lead, missed))
         return StudyTable(
             metric=metric or self.metric,
             maximized=maximized,
             first=first,
             dense=tuple(self.dense_values(metric).values()),
             rows=tuple(rows),
-            notes=tuple(self._notes()),
+            notes=tuple(self._notes(rows)),
         )
 
-    def _notes(self) -> Iterator[str]:
+    def _notes(self, rows: Iterable[TableRow]) -> Iterator[str]:
         """Yield remarks for the reader of the table."""
         if self.unfinished:
             done, planned = len(self.finished), len(self.runs)
             yield f"{done} of {planned} runs are finished; the table has these alone."
         missed = [
-            f"{label} at {format_ratio(ratio)} ({', '.join(f'{value:.3g}' for value in reached)})"
-            for (ratio, label), reached in self.missed_ratios.items()
+            f"{row.method} at {format_ratio(row.ratio)} "
+            f"({', '.join(f'{ratio:.3g}' for ratio in row.missed)})"
+            for row in rows
+            if row.missed
         ]
         if missed:
             yield (
-                f"The ratio was not reached by {listing(missed)}. These networks are denser, so "
+                f"† The ratio was not reached by {listing(missed)}. These networks are denser, so "
                 "that their metrics are not comparable with the others of that ratio."
             )
 

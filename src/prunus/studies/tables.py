@@ -29,12 +29,14 @@ class TableRow:
         outcome: The results over the seeds.
         lead: By how much the first method is better; None for the first method itself, and where
             fewer than two seeds are shared.
+        missed: The compression ratios of the runs that did not reach the planned one.
     """
 
     ratio: float
     method: str
     outcome: Outcome
     lead: PairedDifference | None
+    missed: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class StudyTable:
             row.method,
             format_ratio(row.ratio),
             *([str(len(outcome.seeds))] if self.seeds is None else []),
-            format_sparsity(outcome.sparsity),
+            format_sparsity(outcome.sparsity) + ("†" if row.missed else ""),
             self.spread(outcome.values),
             self.spread(outcome.gaps, "+"),
             ahead,
@@ -139,20 +141,22 @@ class StudyTable:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(
             [
-                *("method", "ratio", "seeds", "sparsity", "metric", "mean", "standard_deviation"),
+                *("method", "ratio", "ratio_reached", "seeds", "sparsity"),
+                *("metric", "mean", "standard_deviation"),
                 *("difference_to_dense", "difference_to_dense_standard_deviation"),
                 *("first_method_better_by", "standard_error", "apart"),
             ]
         )
         mean, deviation = mean_and_deviation(self.dense)
-        dense = ["dense", 1, len(self.dense), 0, self.metric, mean, deviation]
+        dense = ["dense", 1, True, len(self.dense), 0, self.metric, mean, deviation]
         writer.writerow([*dense, "", "", "", "", ""])
         for row in self.rows:
             outcome, lead = row.outcome, row.lead
             paired = ("", "", "") if lead is None else (lead.mean, lead.error, lead.apart)
             writer.writerow(
                 [
-                    *(row.method, format_ratio(row.ratio), len(outcome.seeds), outcome.sparsity),
+                    *(row.method, format_ratio(row.ratio), not row.missed),
+                    *(len(outcome.seeds), outcome.sparsity),
                     *(self.metric, *mean_and_deviation(outcome.values)),
                     *(*mean_and_deviation(outcome.gaps), *paired),
                 ]
