@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.commands import prunus
 from helpers.comparisons import assert_states_identical
 from prunus import (
     ArgumentError,
@@ -112,3 +114,27 @@ def test_bad_input_is_rejected(
     valid: dict[str, Any] = {"model": two_layers(), "evaluate": lambda: 1.0}
     with pytest.raises(error, match=message):
         sensitivity(**{**valid, **arguments})
+
+
+def test_the_command_measures_the_dense_network_of_a_run(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    table = tmp_path / "sensitivity.csv"
+    outcome = prunus("sensitivity", finished_run, "--sparsities", "0,0.5,1", "--csv", table)
+    assert outcome.code == 0
+    dense = json.loads((finished_run / "summary.json").read_text())["dense"]["validation"]
+    assert outcome.out.startswith(f"validation accuracy: metric {dense:.6g}; change if")
+    rows = list(csv.DictReader(io.StringIO(table.read_text())))
+    # Sparsity 0 changes nothing. Without a whole layer, all images get the same class.
+    changes = {(row["name"], row["sparsity"]): float(row["change"]) for row in rows}
+    assert {change for (_, sparsity), change in changes.items() if sparsity == "0.0"} == {0.0}
+    names = {name for name, _ in changes}
+    assert all(changes[name, "1.0"] < -0.5 for name in names if name.endswith("weight"))
+
+
+def test_the_command_rejects_bad_input(finished_run: Path, tmp_path: Path) -> None:
+    prunus("sensitivity", tmp_path).refused("there is no run in")
+    prunus("sensitivity", finished_run, "--sparsities", "half").refused(
+        "--sparsities must be numbers separated by commas, such as 0.5,0.9, but is 'half'"
+    )
+    prunus("sensitivity", finished_run, "--sparsities", "90").refused("each of sparsities must be")

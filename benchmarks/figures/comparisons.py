@@ -11,6 +11,7 @@ from prunus.studies.statistics import Outcome
 from prunus.studies.tables import format_sparsity
 
 NETWORKS = {
+    "digits-methods": "Perceptron, scikit-learn's digits, every method",
     "mnist-lenet300": "LeNet-300-100, MNIST",
     "mnist-lenet5": "LeNet-5, MNIST",
     "cifar10-resnet32": "ResNet-32, CIFAR-10",

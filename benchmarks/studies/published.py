@@ -19,6 +19,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import prunus
 from benchmarks.measuring import RESULTS
 from prunus.studies.record import STUDY_FILE
 
@@ -52,6 +53,7 @@ def _study(recipe: str, methods: str, ratios: str, seeds: str = "0,1,2", *option
 
 STUDIES: Mapping[str, str] = {
     "digits": _study("digits", "prunus", "25"),
+    "digits-methods": _study("digits", ",".join(prunus.methods), "25,60"),
     "mnist-lenet300": _study("mnist-lenet300", "prunus", "100"),
     "mnist-lenet300-without-shift": _study(
         "mnist-lenet300", "prunus", "100", "0,1,2", "--set", "shift=0"

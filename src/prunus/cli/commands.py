@@ -10,7 +10,7 @@ import typer
 from prunus.cli.screen import Screen
 from prunus.errors import PrunusError
 
-__all__ = ["bench", "export", "inspect", "methods", "recipes"]
+__all__ = ["bench", "export", "inspect", "methods", "recipes", "sensitivity"]
 
 _Network = Annotated[Path, typer.Argument(help="A safetensors file, or the directory of a run.")]
 
@@ -167,3 +167,45 @@ def bench(
     if directory.config_file.exists():
         directory.write_latencies(report.as_dict())
         screen.message(f"written to {directory.bench_file}")
+
+
+def sensitivity(
+    path: Annotated[Path, typer.Argument(help="The directory of a run.")],
+    sparsities: Annotated[
+        str, typer.Option(metavar="S,S,...", help="Sparsities of a tensor, from 0 to 1.")
+    ] = "0.5,0.7,0.8,0.9,0.95",
+    csv: Annotated[
+        Path | None, typer.Option(help="File to write as a table with a row for each measurement.")
+    ] = None,
+) -> None:
+    """Measure the dense network of a run on the validation data, with one sparse tensor at a time.
+
+    Nothing is trained. The weights with the smallest magnitudes are set to zero.
+    """
+    from rich.text import Text
+
+    from prunus.recipes.run.loading import load_dense
+    from prunus.sensitivity import sensitivity as measure
+
+    fractions = _numbers("--sparsities", sparsities)
+    network, task = load_dense(path)
+    found = measure(network, lambda: task.validate(network).metric, fractions)
+    screen = Screen()
+    screen.print(Text(f"validation {task.metric}: {found}"), soft_wrap=True)
+    if csv is not None:
+        found.to_csv(csv)
+        screen.message(f"written to {csv}")
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    """Return numbers that are separated by commas.
+
+    Raises:
+        PrunusError: A part is not a number.
+    """
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise PrunusError(
+            f"{option} must be numbers separated by commas, such as 0.5,0.9, but is {text!r}"
+        ) from error

@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from prunus.compaction import load_compact
 from prunus.errors import PrunusError
 from prunus.export.sparse_format import COMPACT_KEY, CSR_KEY, RECIPE_KEY
 from prunus.export.sparse_reader import SparseFile
 from prunus.recipes.registry import find_recipe
+from prunus.recipes.run.directory import RunDirectory
 from prunus.recipes.run.weight_file import load_weights
 from prunus.recipes.tasks.exportable import ExportableNetwork
+from prunus.recipes.tasks.task import Task
 
-__all__ = ["file_metadata", "load_trained"]
+__all__ = ["file_metadata", "load_dense", "load_trained"]
 
 
 def file_metadata(file: Path) -> dict[str, Any]:
@@ -56,3 +59,26 @@ def load_trained(file: Path) -> ExportableNetwork:
         return dataclasses.replace(network, model=load_compact(file, network.model))
     load_weights(network.model, file)
     return network
+
+
+def load_dense(path: Path) -> tuple[nn.Module, Task]:
+    """Return the dense network of a run, and its task with the data.
+
+    Args:
+        path: The directory of the run.
+
+    Raises:
+        PrunusError: There is no run, its dense training has not ended, or its data are missing.
+    """
+    directory = RunDirectory(path)
+    identity = directory.read_config()
+    recipe = find_recipe(identity["recipe"])
+    config = type(recipe.config).from_dict(identity["config"], directory.config_file)
+    if not directory.dense_file.is_file():
+        raise PrunusError(
+            f"the run in {path} has not finished its dense training: resume it with --resume"
+        )
+    task = recipe.prepare(config, identity["data"], identity["seed"])
+    with torch.random.fork_rng(devices=[]):
+        network = task.network()
+    return load_weights(network, directory.dense_file).eval(), task
