@@ -53,7 +53,11 @@ def _study(recipe: str, methods: str, ratios: str, seeds: str = "0,1,2", *option
 
 STUDIES: Mapping[str, str] = {
     "digits": _study("digits", "prunus", "25"),
-    "digits-methods": _study("digits", ",".join(prunus.methods), "25,60"),
+    "digits-methods": _study(
+        *("digits", ",".join(prunus.methods), "25,60", "0,1,2"),
+        # An exact ratio: with a floor, a network that does not meet it is delivered denser.
+        *("--set", "schedule=gradual", "--set", "floor=none"),
+    ),
     "mnist-lenet300": _study("mnist-lenet300", "prunus", "100"),
     "mnist-lenet300-without-shift": _study(
         "mnist-lenet300", "prunus", "100", "0,1,2", "--set", "shift=0"
