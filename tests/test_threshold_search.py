@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -243,6 +244,7 @@ def test_trials_measure_the_model_without_the_removed_weights_and_restore_it() -
     counts = before[2].pop("schedule"), after[2].pop("schedule")
     assert counts[1]["exhausted"]
     assert after[2].pop("validations") == before[2].pop("validations") + 1
+    assert len(json.loads(after[2].pop("history"))) == 1 + len(json.loads(before[2].pop("history")))
     assert same(after, before)
     # 736 weights, of which one of each layer stays; the first call measures all of them.
     assert zeros == [0, 367, 183, 91, 45, 22, 11, 5, 2, 1]
