@@ -8,7 +8,7 @@ see an ordinary model, and two pruners on one model respect each other's removal
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 from weakref import WeakSet
@@ -18,8 +18,9 @@ import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunus._distributed.shards import from_local_part, local, local_part, sharded_by_rows
+from prunus._utils.batches import Batch, batches
 from prunus._utils.checks import raise_problems, type_problem
-from prunus._utils.chunks import bits, chunks
+from prunus._utils.chunks import bits
 from prunus.errors import ArgumentError, CheckpointError, PrunusError, listing
 from prunus.selection import PrunableTensor, Selection
 
@@ -234,8 +235,8 @@ class Masks(Mapping[str, torch.Tensor]):
     @torch.no_grad()
     def apply_(self) -> None:
         """Set every removed weight to exactly +0.0, even if it is NaN or infinite."""
-        for name, mask in self.active().items():
-            clear_(self.selection[name].weight, mask)
+        active = self.active()
+        clear_all_([self.selection[name].weight for name in active], list(active.values()))
 
     def revived(self) -> dict[str, int]:
         """Return how many removed weights are not zero, by tensor, for tensors that have any."""
@@ -360,11 +361,53 @@ class Masks(Mapping[str, torch.Tensor]):
         return missing, [name for name in other if name not in self]
 
 
-@torch.no_grad()
 def clear_(tensor: torch.Tensor, mask: torch.Tensor) -> None:
     """Set ``tensor`` to exactly +0.0 where ``mask`` is False, in place; floating point only."""
-    for t, m in chunks(tensor.detach(), mask):
-        bits(t).mul_(m)
+    clear_all_([tensor], [mask])
+
+
+@torch.no_grad()
+def clear_all_(
+    tensors: Sequence[torch.Tensor], masks: Sequence[torch.Tensor], *, inverted: bool = False
+) -> None:
+    """Set tensors to exactly +0.0 where their masks are False, in place.
+
+    On an accelerator it takes two launches for each batch of tensors.
+
+    Args:
+        tensors: Floating-point tensors.
+        masks: A mask of the same shape for each of them.
+        inverted: Whether to set them where the masks are True instead. Default False.
+
+    Example:
+        >>> tensors = [torch.tensor([-1.0, 2.0]), torch.tensor([torch.nan])]
+        >>> clear_all_(tensors, [torch.tensor([False, True]), torch.tensor([False])])
+        >>> tensors
+        [tensor([0., 2.]), tensor([0.])]
+    """
+    for batch in batches([tensor.detach() for tensor in tensors], masks):
+        clear_batch_(batch, 0, 1, inverted=inverted)
+
+
+def clear_batch_(batch: Batch, tensor: int, mask: int, *, inverted: bool = False) -> None:
+    """Set an operand of a batch to exactly +0.0 where another one, a mask, is False.
+
+    Args:
+        batch: The batch.
+        tensor: The number of the operand to change.
+        mask: The number of the mask.
+        inverted: Whether to set it where the mask is True instead. Default False.
+    """
+    integers = [bits(view) for view in batch.operands[tensor]]
+    if not batch.packed:
+        kept = batch.operands[mask][0]
+        integers[0].mul_(kept.logical_not() if inverted else kept)
+        return
+    # torch has a kernel for a list of products only if all factors have one type.
+    (kept,) = batch.load(mask, dtype=integers[0].dtype)
+    if inverted:
+        kept.bitwise_xor_(1)
+    torch._foreach_mul_(integers, batch.views(kept))
 
 
 def candidates(tensor: PrunableTensor, mask: torch.Tensor) -> torch.Tensor:

@@ -14,13 +14,10 @@ from helpers.pruners import coupled_penalty, magnitude_pruner
 from helpers.states import same
 from prunus import (
     ExponentialRelevance,
-    MagnitudeScore,
     PrunusError,
     RelevancePenalty,
-    Score,
     TaylorScore,
 )
-from prunus._engine import observation
 from prunus.penalties.relevance import Apply
 
 LR, GAMMA, ALPHA = 0.5, 0.05, 0.3
@@ -94,38 +91,6 @@ def test_the_score_sees_the_gradient_before_clipping() -> None:
         scores.append(copy.deepcopy(pruner.state_dict()["score"]))
     assert list(scores[0]) == ["0.weight", "2.weight"]
     assert same(scores[0], scores[1])
-
-
-@pytest.mark.parametrize(
-    ("penalty", "score", "waits"),
-    [
-        (None, MagnitudeScore(), 0),
-        (None, TaylorScore(), 1),
-        (coupled_penalty(), MagnitudeScore(), 1),
-        (coupled_penalty(), TaylorScore(), 1),
-    ],
-)
-def test_a_clipped_step_waits_for_the_accelerator_once_at_most(
-    penalty: RelevancePenalty | None, score: Score, waits: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = small_network()
-    optimizer = torch.optim.SGD(model.parameters(), lr=LR, foreach=False)
-    magnitude_pruner(model, optimizer, penalty, score=score, max_grad_norm=1.0)
-    backward(model)
-    # On an accelerator the check of the gradient does not wait, unlike on the CPU.
-    monkeypatch.setattr(observation, "finiteness", lambda *_, **__: True)
-    seen = []
-    for name in ("__bool__", "__float__", "__int__", "item", "tolist"):
-        original = getattr(torch.Tensor, name)
-
-        def waiting(tensor: torch.Tensor, name: str = name, original: Any = original) -> Any:
-            seen.append(name)
-            return original(tensor)
-
-        monkeypatch.setattr(torch.Tensor, name, waiting)
-    optimizer.step()
-    monkeypatch.undo()
-    assert len(seen) == waits, seen
 
 
 @pytest.mark.parametrize("limit", [0.0, -1.0, float("nan")])

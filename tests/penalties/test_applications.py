@@ -33,7 +33,7 @@ def column(values: list[float], dtype: torch.dtype = torch.float32) -> nn.Embedd
 
 
 def step_of(selection: Selection, gradient: torch.Tensor, **fields: Any) -> TensorStep:
-    tensor = selection["weight"]
+    tensor = fields.get("tensor") or selection["weight"]
     record: dict[str, Any] = {
         "tensor": tensor,
         "weight": tensor.parameter,
@@ -57,7 +57,7 @@ def penalized(
     selection = select(layer)
     application = GradientApplication(formula, selection, dict)
     with torch.no_grad():
-        application.before_step(step_of(selection, gradient, **fields))
+        application.before_step([step_of(selection, gradient, **fields)])
     assert layer.weight.flatten().tolist() == WEIGHT
     result: list[float] = gradient.flatten().tolist()
     return result
@@ -91,7 +91,7 @@ def test_a_cautious_penalty_in_chunks_equals_the_whole_formula(masked: bool) -> 
     application = GradientApplication(PenaltyFormula(CautiousRelevance(), 2), select(layer), dict)
     with torch.no_grad():
         application.before_step(
-            step_of(select(layer), mine, mask=mask.reshape(-1, 1) if masked else None)
+            [step_of(select(layer), mine, mask=mask.reshape(-1, 1) if masked else None)]
         )
     expected = (gradient + (gradient * weight > 0) * weight) * mask  # 2γ is 1
     torch.testing.assert_close(mine.flatten(), expected, rtol=0, atol=1e-12)
@@ -134,7 +134,7 @@ def test_the_penalty_of_several_chunks_is_that_of_the_whole(size: int, masked: b
     formula = PenaltyFormula(LinearRelevance(2.0, relative=True), 2)
     with torch.no_grad():
         application = GradientApplication(formula, selection, dict)
-        application.before_step(step_of(selection, gradient, mask=mask))
+        application.before_step([step_of(selection, gradient, mask=mask)])
     unit = 2.0 * before.abs().mean()
     expected = before + torch.relu(1 - before.abs() / unit) * layer.weight.detach()
     torch.testing.assert_close(gradient, expected if mask is None else expected * mask)
@@ -153,7 +153,7 @@ def test_coefficients_of_a_chunk_are_the_memory_for_those_of_the_next() -> None:
     selection = select(layer)
     application = GradientApplication(PenaltyFormula(Recorded(2.0), 2), selection, dict)
     with torch.no_grad():
-        application.before_step(step_of(selection, torch.ones_like(layer.weight)))
+        application.before_step([step_of(selection, torch.ones_like(layer.weight))])
     assert outs[0] is None
     assert outs[1] is results[0]
     assert outs[2] is None  # the last chunk is smaller
@@ -185,7 +185,7 @@ def test_decoupled_weights_shrink_after_the_step_by_coefficients_from_before_it(
         layer.weight.copy_(torch.tensor(WEIGHT).reshape(-1, 1))
         gradient = torch.tensor(GRADIENT).reshape(-1, 1)
         application.begin()
-        application.before_step(step_of(selection, gradient, mask=mask))
+        application.before_step([step_of(selection, gradient, mask=mask)])
         assert gradient.flatten().tolist() == [0.0, -1.0, 0.0]
         assert layer.weight.flatten().tolist() == WEIGHT
         gradient.fill_(7.0)  # as some optimizers do
@@ -203,7 +203,7 @@ def test_decoupled_coefficients_use_scale_mean_and_padding() -> None:
     relative = PenaltyFormula(LinearRelevance(0.5, relative=True), 2)
     layer, selection, application = decoupled(WEIGHT, formula=relative)
     gradient = torch.tensor(GRADIENT).reshape(-1, 1)
-    application.before_step(step_of(selection, gradient, basis_mean=torch.tensor(4.0)))
+    application.before_step([step_of(selection, gradient, basis_mean=torch.tensor(4.0))])
     application.after_step()
     assert layer.weight.flatten().tolist() == [2.0, -3.0, 4.0]
     layer, _, _ = decoupled(WEIGHT)
@@ -211,7 +211,7 @@ def test_decoupled_coefficients_use_scale_mean_and_padding() -> None:
     selection = select(layer)
     application = DecoupledApplication(FORMULA, selection, lambda: {"weight": 0.25})
     # The gradients are 4 times those of the loss: 1 − |g| / 8 is 1, 7/8 and 3/8.
-    application.before_step(step_of(selection, gradient, basis_scale=4.0))
+    application.before_step([step_of(selection, gradient, basis_scale=4.0)])
     application.after_step()
     assert layer.weight.flatten().tolist() == [4.0, -4 + 4 * 7 / 16, 4 - 4 * 3 / 16]
 
@@ -231,7 +231,7 @@ def test_decoupled_coefficients_follow_a_gradient_of_another_type_or_layout(
     for gradient in (torch.ones(3, 1), other):
         layer.weight.fill_(4.0)
         application.begin()
-        application.before_step(step_of(selection, gradient))
+        application.before_step([step_of(selection, gradient)])
         application.after_step()
         shrunk = 3.0 if gradient is not other else 2.0
         assert layer.weight.flatten().tolist() == [shrunk] * 3
@@ -249,7 +249,7 @@ def test_16_bit_weights_keep_what_rounding_loses_in_a_remainder(
     gradient = torch.tensor([[0.0], [-1.0], [5.0]], dtype=dtype)
     for count in range(1, 4):
         application.begin()
-        application.before_step(step_of(selection, gradient))
+        application.before_step([step_of(selection, gradient)])
         application.after_step()
         exact = layer.weight.double() + application.remainders["weight"]
         # Of 1, each step subtracts c · 2^-14; by power 2, of what is left.
@@ -319,9 +319,9 @@ def test_decoupled_coefficients_of_later_steps_use_the_same_memory() -> None:
     _, selection, application = decoupled(WEIGHT, formula=PenaltyFormula(Recorded(2.0), 2))
     for _ in range(2):
         application.begin()
-        application.before_step(step_of(selection, torch.ones(3, 1)))
+        application.before_step([step_of(selection, torch.ones(3, 1))])
         application.after_step()
-    assert outs[0] is outs[1]
+    assert outs[0].data_ptr() == outs[1].data_ptr()
 
 
 @torch.no_grad()
@@ -335,7 +335,7 @@ def test_the_shard_of_a_weight_is_shrunk_in_place() -> None:
         selection = select(layer)
         application = DecoupledApplication(FORMULA, selection, lambda: {"weight": 0.25})
         gradient = torch.tensor(GRADIENT).reshape(-1, 1)
-        application.before_step(step_of(selection, gradient))
+        application.before_step([step_of(selection, gradient)])
         application.after_step()
         assert selection["weight"].weight.flatten().tolist() == [2.0, -3.0, 4.0]
 
@@ -411,10 +411,10 @@ def test_only_masks_change_gradients_before_the_step_of_a_loss_with_the_term() -
     selection = select(column(WEIGHT))
     application = LossApplication(FORMULA, selection, dict)
     gradient = torch.tensor(GRADIENT).reshape(-1, 1)
-    application.before_step(step_of(selection, gradient))
+    application.before_step([step_of(selection, gradient)])
     assert gradient.flatten().tolist() == GRADIENT
     mask = torch.tensor([[True], [False], [True]])
-    application.before_step(step_of(selection, gradient, mask=mask))
+    application.before_step([step_of(selection, gradient, mask=mask)])
     assert gradient.flatten().tolist() == [0.0, 0.0, 5.0]
 
 
@@ -443,3 +443,35 @@ def test_applications_state_what_they_support(
     application = kind(FORMULA, selection, dict)
     assert application.selection is selection
     assert application.formula is FORMULA
+
+
+@pytest.mark.parametrize("apply", [GradientApplication, DecoupledApplication])
+@torch.no_grad()
+def test_a_custom_coefficient_is_called_with_one_tensor_at_a_time(apply: type[Application]) -> None:
+    class Largest(LinearRelevance):
+        def unit(
+            self, gradient: torch.Tensor, scale: Any = 1.0, *, mean: torch.Tensor | None = None
+        ) -> torch.Tensor:
+            return gradient.abs().max()
+
+    model = nn.ModuleDict({"a": column([4.0, 4.0]), "b": column([4.0, 4.0])})
+    selection = select(model)
+    formula = PenaltyFormula(Largest(), 2)
+    assert not formula.batched
+    assert FORMULA.batched
+    gammas = dict.fromkeys(selection, 0.5)
+    application = apply(formula, selection, lambda: gammas)
+    gradients = [torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [8.0]])]
+    application.before_step(
+        [
+            step_of(selection, gradient, tensor=tensor)
+            for tensor, gradient in zip(selection.values(), gradients, strict=True)
+        ]
+    )
+    application.after_step()
+    # The units are 2 and 8, the coefficients 1/2, 0 and 1, 0, and 2γ · c · w is 2, 0 and 4, 0.
+    changed = [t.weight for t in selection.values()]
+    if apply is GradientApplication:
+        assert [g.flatten().tolist() for g in gradients] == [[3.0, 2.0], [4.0, 8.0]]
+    else:
+        assert [w.flatten().tolist() for w in changed] == [[2.0, 4.0], [0.0, 4.0]]

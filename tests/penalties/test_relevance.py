@@ -71,7 +71,7 @@ def test_the_penalty_computed_in_chunks_equals_the_whole_formula(
     application = GradientApplication(formula, Selection([tensor]), dict)
     with torch.no_grad():
         application.before_step(
-            TensorStep(tensor, weight, mine, gamma, mask, None, mine, None, None)
+            [TensorStep(tensor, weight, mine, gamma, mask, None, mine, None, None)]
         )
     # The mean of 131,075 numbers summed in another order differs by 1e-14, and all that follows.
     torch.testing.assert_close(mine, (gradient + gamma * shrink) * mask, rtol=0, atol=1e-12)

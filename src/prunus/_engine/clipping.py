@@ -9,6 +9,8 @@ import torch
 from prunus._distributed.process_group import ProcessGroup
 from prunus._distributed.shards import local, shard_of
 from prunus._engine.gradients import check_dense
+from prunus._utils.batches import grouped, same_device_and_type
+from prunus._utils.devices import on_device
 
 __all__ = ["GradientClipping"]
 
@@ -44,7 +46,7 @@ class GradientClipping:
         sharded = self._process_group.sharded
         return self._norm_over_processes(parameters) if sharded else _norm(parameters)
 
-    def scale(self, norm: torch.Tensor, loss_scale: float | None) -> torch.Tensor:
+    def scale(self, norm: torch.Tensor, loss_scale: torch.Tensor | float | None) -> torch.Tensor:
         """Return the factor that clipped gradients differ by from those of the loss.
 
         Args:
@@ -55,9 +57,9 @@ class GradientClipping:
             The factor, the loss scale included; 0 or NaN if the norm overflowed.
         """
         factor = self._factor(norm, loss_scale)
-        return factor if loss_scale is None else factor * loss_scale
+        return factor if loss_scale is None else factor * on_device(loss_scale, factor.device)
 
-    def clip_(self, norm: torch.Tensor, loss_scale: float | None) -> None:
+    def clip_(self, norm: torch.Tensor, loss_scale: torch.Tensor | float | None) -> None:
         """Clip the gradients in place.
 
         Args:
@@ -66,23 +68,27 @@ class GradientClipping:
         """
         # In any order, unlike for the norm.
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
-        if self._process_group.sharded:
+        # torch's function reads a limit that is on a device, and the host would wait for it.
+        if self._process_group.sharded or loss_scale is not None:
             factor = self._factor(norm, loss_scale)
-            for parameter in parameters:
-                if parameter.grad is not None:
-                    gradient = local(parameter.grad)
-                    gradient.mul_(factor.to(gradient.device, gradient.dtype))
+            gradients = [local(p.grad) for p in parameters if p.grad is not None]
+            for indices in same_device_and_type(gradients):
+                group = [gradients[index] for index in indices]
+                torch._foreach_mul_(group, factor.to(group[0].device, group[0].dtype))
         else:
-            limit = self._limit(loss_scale)
-            torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+            torch.nn.utils.clip_grads_with_norm_(parameters, self._max_norm, norm)
 
-    def _factor(self, norm: torch.Tensor, loss_scale: float | None) -> torch.Tensor:
+    def _factor(self, norm: torch.Tensor, loss_scale: torch.Tensor | float | None) -> torch.Tensor:
         """Return the factor by which gradients of this norm are clipped."""
-        return torch.clamp(self._limit(loss_scale) / (norm + 1e-6), max=1.0)
+        return torch.clamp(self._limit(norm, loss_scale) / (norm + 1e-6), max=1.0)
 
-    def _limit(self, loss_scale: float | None) -> float:
+    def _limit(
+        self, norm: torch.Tensor, loss_scale: torch.Tensor | float | None
+    ) -> torch.Tensor | float:
         """Return the largest norm of gradients that are multiplied by a loss scale."""
-        return self._max_norm if loss_scale is None else self._max_norm * loss_scale
+        if loss_scale is None:
+            return self._max_norm
+        return self._max_norm * on_device(loss_scale, norm.device)
 
     def _parameters(self) -> list[torch.Tensor]:
         """Return the optimizer's parameters in the model's order.
@@ -99,13 +105,13 @@ class GradientClipping:
         if set(self._counted) != {id(p) for p in parameters}:
             counted = self._process_group.shards_counted_here([shard_of(p) for p in parameters])
             self._counted = {id(p): here for p, here in zip(parameters, counted, strict=True)}
-        norms = [
-            torch.linalg.vector_norm(local(p.grad), dtype=torch.float64)
-            for p in parameters
-            if p.grad is not None and self._counted[id(p)]
+        gradients = [
+            local(p.grad) for p in parameters if p.grad is not None and self._counted[id(p)]
         ]
+        norms = grouped(gradients, lambda own: torch._foreach_norm(own, 2, torch.float64))
         zero = torch.zeros((), dtype=torch.float64, device=local(parameters[0]).device)
-        total = self._process_group.sum(sum((norm.square() for norm in norms), zero))
+        squares = torch.stack([zero, *(norm.to(zero.device) for norm in norms)]).square()
+        total = self._process_group.sum(squares.sum())
         return total.sqrt().to(torch.promote_types(parameters[0].dtype, torch.float32))
 
 
@@ -114,6 +120,6 @@ def _norm(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
     gradients = [p.grad for p in parameters if p.grad is not None]
     if all(gradient.dtype is not torch.float16 for gradient in gradients):
         return torch.nn.utils.get_total_norm(gradients)
-    norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients]
+    norms = grouped(gradients, lambda own: torch._foreach_norm(own, 2, torch.float32))
     total: torch.Tensor = torch.linalg.vector_norm(torch.stack([n.to(norms[0]) for n in norms]))
     return total

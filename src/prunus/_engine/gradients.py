@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from prunus._distributed.shards import is_sharded
-from prunus._utils.magnitudes import magnitude_sum
+from prunus._utils.magnitudes import magnitude_sums
 from prunus.errors import PrunusError, listing
 from prunus.selection import Selection
 
@@ -22,15 +22,22 @@ __all__ = [
 
 
 def is_skipped(optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether a gradient scaler makes a fused optimizer skip this step."""
+    """Return whether a gradient scaler makes a fused optimizer skip this step.
+
+    The host waits for it, because a step that is skipped counts neither for the schedule nor for
+    the strength.
+    """
     found = getattr(optimizer, "found_inf", None)
     return found is not None and bool(found)
 
 
-def loss_scale_of(optimizer: torch.optim.Optimizer) -> float | None:
-    """Return the loss scale that a fused optimizer divides out within its step, if there is one."""
-    scale = getattr(optimizer, "grad_scale", None)
-    return None if scale is None else float(scale)
+def loss_scale_of(optimizer: torch.optim.Optimizer) -> torch.Tensor | None:
+    """Return the loss scale that a fused optimizer divides out within its step, if there is one.
+
+    It is a scalar that stays on its device, so that the host does not wait.
+    """
+    scale: torch.Tensor | None = getattr(optimizer, "grad_scale", None)
+    return None if scale is None else scale.detach().reshape(())
 
 
 def check_dense(model: torch.nn.Module, parameters: Iterable[torch.Tensor]) -> None:
@@ -69,20 +76,15 @@ def mean_magnitudes(
         selection: The tensors.
         averages: The averages to use in place of the gradients, or None.
     """
-    counted = selection.counted
-    sums = []
+    bases = {}
     for name, tensor in selection.items():
         basis = tensor.gradient
-        if basis is not None and averages is not None:
-            basis = averages[name]
-        sums.append(
-            # In float64, so that the mean hardly depends on how the tensor is sharded.
-            magnitude_sum(basis, torch.float64)
-            if basis is not None and counted[name]
-            else torch.zeros((), dtype=torch.float64, device=tensor.weight.device)
-        )
-    totals = selection.process_group.sum(torch.stack(sums))
-    return {
-        name: total / tensor.parameter.numel()
-        for (name, tensor), total in zip(selection.items(), totals, strict=True)
-    }
+        if basis is not None and selection.counted[name]:
+            bases[name] = basis if averages is None else averages[name]
+    # In float64, so that the mean hardly depends on how the tensor is sharded.
+    sums = dict(zip(bases, magnitude_sums(list(bases.values()), torch.float64), strict=True))
+    zero = torch.zeros((), dtype=torch.float64, device=next(iter(selection.values())).weight.device)
+    totals = selection.process_group.sum(torch.stack([sums.get(name, zero) for name in selection]))
+    sizes = [float(tensor.parameter.numel()) for tensor in selection.values()]
+    means = torch._foreach_div(list(totals.unbind()), sizes)
+    return dict(zip(selection, means, strict=True))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
-from prunus._utils.chunks import chunks
+from prunus._utils.batches import batches
+from prunus._utils.devices import on_device
 from prunus._utils.finiteness import finiteness
 from prunus.scores import Score
 from prunus.selection import Selection
@@ -52,8 +55,19 @@ class GradientObserver:
         """Whether the score uses gradients."""
         return bool(self.score.memory_names)
 
-    def observe(self, loss_scale: float | None) -> None:
-        """Pass the gradients that are due and finite, divided by the loss scale, to the score."""
+    def observe(
+        self,
+        loss_scale: torch.Tensor | float | None,
+        measurable: torch.Tensor | bool = True,
+    ) -> None:
+        """Pass the gradients that are due and finite, divided by the loss scale, to the score.
+
+        Args:
+            loss_scale: The factor that the gradients have been multiplied by, or None.
+            measurable: Whether the gradients may be used; if not, they count as if they were not
+                finite. A scalar on a device if the host does not know. Default True.
+        """
+        due = []
         for name, tensor in self._tensors:
             gradient = tensor.gradient
             if gradient is None or gradient.layout is not torch.strided:
@@ -62,27 +76,59 @@ class GradientObserver:
             earlier = self.counts.get(name, 0)
             if earlier % self._every:
                 self.counts[name] = earlier + 1
-                continue
-            finite = finiteness(gradient, sharded=self._sharded)
-            if finite is False:
-                self._left_out.add(name)
-                continue
-            self.counts[name] = earlier + 1
-            weight = tensor.weight
+            else:
+                due.append((name, tensor.weight, gradient))
+        if not due:
+            return
+        finite = finiteness(
+            [gradient for _, _, gradient in due], sharded=self._sharded, measurable=measurable
+        )
+        usable = []
+        for entry, flag in zip(due, finite, strict=True):
+            if flag is False:
+                self._left_out.add(entry[0])
+            else:
+                usable.append((*entry, flag))
+        if usable:
+            self._observe(usable, loss_scale)
+
+    def _observe(
+        self,
+        due: Sequence[tuple[str, torch.Tensor, torch.Tensor, bool | torch.Tensor]],
+        loss_scale: torch.Tensor | float | None,
+    ) -> None:
+        """Pass gradients to the score.
+
+        Args:
+            due: Name, weight, gradient, and whether the gradient is finite: True, or a scalar on
+                the device.
+            loss_scale: The factor that the gradients have been multiplied by, or None.
+        """
+        keys, memories = [], []
+        for name, weight, _, flag in due:
             # In 16 bits a small gradient or a small change of an average would be lost.
             wide = torch.promote_types(weight.dtype, torch.float32)
-            memory = self._memory(name, weight, wide)
-            count = earlier // self._every + 1
-            for w, g, *parts in chunks(weight, gradient, *memory.values()):
-                g = g.to(wide)
-                if loss_scale is not None:
-                    g = g / loss_scale
-                chunk = dict(zip(memory, parts, strict=True))
-                before = [part.clone() for part in parts] if finite is not True else []
-                self.score.observe(w.to(wide), g, chunk, count=count)
-                if isinstance(finite, torch.Tensor):
-                    for part, old in zip(parts, before, strict=True):
-                        part.copy_(torch.where(finite, part, old))
+            memories.append(list(self._memory(name, weight, wide).values()))
+            earlier = self.counts.get(name, 0)
+            self.counts[name] = earlier + 1
+            keys.append((earlier // self._every + 1, flag is True))
+        _, weights, gradients, flags = zip(*due, strict=True)
+        names = self.score.memory_names
+        remembered = range(2, 2 + len(names))
+        for batch in batches(weights, gradients, *zip(*memories, strict=True), together=keys):
+            count, known = keys[batch.indices[0]]
+            wide = batch.operands[2][0].dtype
+            w, g, *parts = batch.load(0, 1, *remembered, dtype=wide)
+            if loss_scale is not None:
+                g = g / on_device(loss_scale, g.device)
+            before = [] if known else [part.clone() for part in parts]
+            self.score.observe(w, g, dict(zip(names, parts, strict=True)), count=count)
+            if not known:
+                finite = batch.spread(flags)
+                parts = [
+                    torch.where(finite, part, old) for part, old in zip(parts, before, strict=True)
+                ]
+            batch.store(remembered, parts)
 
     def fill_unobserved(self) -> list[str]:
         """Give tensors that never had a gradient the memory of gradients of zero.

@@ -87,11 +87,17 @@ class PenaltyProbe:
             weight=step.weight,
             mean=step.basis_mean,
         ).float()
-        if mask is not None:
-            c.mul_(mask)
+        measured = mask
+        if step.measurable is not None:
+            # Counts nothing where the norm of the gradients overflowed.
+            c = torch.where(step.measurable.to(c.device), c, 0.0)
+            measured = step.measurable.to(c.device).expand_as(c)
+            measured = measured if mask is None else measured & mask
+        if measured is not None:
+            c.mul_(measured)
         group = self._groups[id(tensor.parameter)]
         lr = float(group.get("lr", 1.0))
-        weights = c.numel() if mask is None else mask.sum()
+        weights = c.numel() if measured is None else measured.sum()
         rate = 1.0 if self._penalty.apply == "decoupled" else lr
         values = {
             "coefficients": c.sum(dtype=torch.float64),

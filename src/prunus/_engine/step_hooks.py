@@ -7,7 +7,7 @@ to cost little beside the tensor operations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from prunus._engine.preconditions import check_shapes
 from prunus._engine.second_moments import SecondMoments
 from prunus._engine.step_state import StepState
 from prunus.growth import GrowthRule
-from prunus.masks import Masks, clear_
+from prunus.masks import Masks, clear_all_
 from prunus.penalties.application import Application, Strengths, TensorStep
 from prunus.penalties.averages import MagnitudeAverages
 from prunus.penalties.relevance import RelevancePenalty
@@ -107,6 +107,7 @@ class StepHooks:
         self._active_masks: Mapping[str, torch.Tensor] = {}
         self._closure_called = True
         self._ignores_closure = False
+        self._skipped: bool | None = None
         self._no_grad = torch.no_grad()
         # Not to be traced when the step is compiled: masks and strengths would become constants of
         # the compiled step, and each pruning would compile it again.
@@ -131,6 +132,7 @@ class StepHooks:
         # the gradients are there already, and some accept another argument in its place.
         place = next((i for i, value in enumerate(args) if i > 0 and callable(value)), None)
         closure = kwargs.get("closure") if place is None else args[place]
+        self._skipped = None
         if closure is None or self._ignores_closure:
             with self._no_grad:
                 self._edit_gradients()
@@ -158,7 +160,8 @@ class StepHooks:
             raise
 
     def _prepare_step(self) -> None:
-        if is_skipped(self._optimizer):
+        self._skipped = is_skipped(self._optimizer)
+        if self._skipped:
             return
         application = self.application
         if application is not None:
@@ -171,19 +174,22 @@ class StepHooks:
             match_placements(self._inspected())
         self._growth.before_step()
         scale, measurable = self._clip(loss_scale)
-        if application is None or not measurable:
+        if application is None or measurable is False:
             self._mask_gradients()
             return
         if self._averages.smoothing:
-            self._update_averages(scale)
-        self._apply(application, strengths, loss_scale, scale)
+            self._update_averages(scale, measurable)
+        self._apply(application, strengths, loss_scale, scale, measurable)
 
-    def _clip(self, loss_scale: float | None) -> tuple[torch.Tensor | float | None, bool]:
+    def _clip(
+        self, loss_scale: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | bool]:
         """Pass the gradients to the score, and clip them if there is a limit.
 
         Returns:
             The factor that the gradients have been multiplied by, clipping included, and whether
-            relevance can be measured by them.
+            relevance can be measured by them: a bool on the CPU, otherwise a scalar on the device,
+            which the host does not wait for.
         """
         if self._clipping is None:
             if self.observer.active:
@@ -192,11 +198,14 @@ class StepHooks:
         norm = self._clipping.norm()
         scale = self._clipping.scale(norm, loss_scale)
         # Where the norm overflows, relevance cannot be measured, and an average would be infinite
-        # or NaN from there on. Asked once, because each time waits for the accelerator.
-        asked = self.observer.active or self.application is not None
-        measurable = bool(scale > 0) if asked else False
-        if self.observer.active and measurable:
-            self.observer.observe(loss_scale)
+        # or NaN from there on.
+        measurable: torch.Tensor | bool = False
+        if self.observer.active or self.application is not None:
+            measurable = scale > 0
+            if measurable.device.type == "cpu" and not self._sharded:
+                measurable = bool(measurable)
+        if self.observer.active and measurable is not False:
+            self.observer.observe(loss_scale, measurable)
         self._clipping.clip_(norm, loss_scale)
         return scale, measurable
 
@@ -206,20 +215,17 @@ class StepHooks:
             return [parameter for _, _, parameter in self._tensors]
         return [p for group in self._optimizer.param_groups for p in group["params"]]
 
-    def _update_averages(self, scale: torch.Tensor | float | None) -> None:
-        for tensor, name, parameter in self._tensors:
-            gradient = tensor.gradient
-            if gradient is not None:
-                if gradient.layout is not torch.strided:
-                    check_dense(self._model, [parameter])
-                self._averages.update(name, gradient, scale)
+    def _update_averages(self, scale: torch.Tensor | None, measurable: torch.Tensor | bool) -> None:
+        gradients = {name: gradient for _, name, _, gradient in self._gradients()}
+        self._averages.update(gradients, scale, measurable)
 
     def _apply(
         self,
         application: Application,
         strengths: Mapping[str, float],
-        loss_scale: float | None,
-        scale: torch.Tensor | float | None,
+        loss_scale: torch.Tensor | None,
+        scale: torch.Tensor | None,
+        measurable: torch.Tensor | bool,
     ) -> None:
         """Apply the penalty and the masks to the gradients.
 
@@ -228,6 +234,7 @@ class StepHooks:
             strengths: γ of each tensor.
             loss_scale: The factor that the optimizer divides out within its step, or None.
             scale: The factor that the gradients have been multiplied by, clipping included.
+            measurable: Whether relevance can be measured: True, or a scalar on a device.
         """
         if not any(strength > 0 for strength in strengths.values()):
             self._mask_gradients()
@@ -241,11 +248,13 @@ class StepHooks:
         kept = self._masks.active() if probe is not None else active
         if probe is not None:
             probe.begin()
+        known = None if isinstance(measurable, bool) else measurable
+        steps, unpenalized = [], []
         for tensor, name, parameter, gradient in self._gradients():
             mask, strength = active.get(name), strengths[name]
             if not strength > 0:
                 if mask is not None:
-                    clear_(gradient, mask)
+                    unpenalized.append((gradient, mask))
                 continue
             # An average has the loss's own units, whatever the gradient was multiplied by.
             basis, basis_scale = (gradient, scale) if averages is None else (averages[name], None)
@@ -260,10 +269,14 @@ class StepHooks:
                 basis,
                 basis_scale,
                 means.get(name),
+                known,
             )
             if probe is not None:
                 probe.measure(step, kept.get(name))
-            application.before_step(step)
+            steps.append(step)
+        _clear(unpenalized)
+        if steps:
+            application.before_step(steps)
 
     def _gradients(
         self,
@@ -279,13 +292,11 @@ class StepHooks:
 
     def _mask_gradients(self) -> None:
         """Zero the gradients of removed weights, without a penalty."""
-        for _, name, _, gradient in self._gradients():
-            mask = self._active_masks.get(name)
-            if mask is not None:
-                clear_(gradient, mask)
+        masks = self._active_masks
+        _clear([(g, masks[name]) for _, name, _, g in self._gradients() if name in masks])
 
     def _after_step(self, *_: Any) -> None:
-        if is_skipped(self._optimizer):
+        if is_skipped(self._optimizer) if self._skipped is None else self._skipped:
             return
         if not self._closure_called:
             # This step was taken with unedited gradients: only the masks can be applied now.
@@ -295,10 +306,17 @@ class StepHooks:
             self.application.after_step()
         if self.probe is not None:
             self.probe.end()
-        for name, mask in self._active_masks.items():
-            tensor = self._selection[name]
-            clear_(tensor.weight if self._sharded else tensor.parameter, mask)
         if self._active_masks:
+            tensors = [self._selection[name] for name in self._active_masks]
+            weights = [t.weight if self._sharded else t.parameter for t in tensors]
+            clear_all_(weights, list(self._active_masks.values()))
             self._second_moments.after_step()
         self._growth.after_step()
         self._stepped()
+
+
+def _clear(gradients: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Zero gradients where the masks beside them are False."""
+    if not gradients:
+        return
+    clear_all_([gradient for gradient, _ in gradients], [mask for _, mask in gradients])

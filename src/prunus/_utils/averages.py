@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["update_average_"]
+__all__ = ["update_average_", "update_averages_"]
 
 
 def update_average_(
@@ -29,4 +29,26 @@ def update_average_(
         >>> average
         tensor([2.])
     """
-    average.lerp_(value, max(1.0 - smoothing, 1.0 / count))
+    average.lerp_(value, _weight(smoothing, count))
+
+
+def update_averages_(
+    averages: list[torch.Tensor],
+    values: list[torch.Tensor],
+    *,
+    smoothing: float,
+    count: int,
+) -> None:
+    """Move several averages towards their values, in place, as :func:`update_average_` does.
+
+    Example:
+        >>> averages = [torch.zeros(1), torch.ones(2)]
+        >>> update_averages_(averages, [torch.ones(1), torch.zeros(2)], smoothing=0.75, count=9)
+        >>> averages
+        [tensor([0.2500]), tensor([0.7500, 0.7500])]
+    """
+    torch._foreach_lerp_(averages, values, _weight(smoothing, count))
+
+
+def _weight(smoothing: float, count: int) -> float:
+    return max(1.0 - smoothing, 1.0 / count)

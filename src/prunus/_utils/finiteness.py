@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
-__all__ = ["finite_on_device", "finiteness", "is_finite"]
+from prunus._utils.batches import grouped
+
+__all__ = ["finiteness", "is_finite"]
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
@@ -22,34 +25,50 @@ def is_finite(tensor: torch.Tensor) -> bool:
     return math.isfinite(float(total)) or bool(tensor.isfinite().all())
 
 
-def finite_on_device(tensor: torch.Tensor) -> torch.Tensor:
-    """Return, as a scalar on the tensor's device, whether no element is NaN or infinite.
-
-    Example:
-        >>> finite_on_device(torch.tensor([1.0, math.inf]))
-        tensor(False)
-    """
-    if not tensor.numel():  # the norm of no elements is an error
-        return torch.ones((), dtype=torch.bool, device=tensor.device)
-    largest: torch.Tensor = torch.linalg.vector_norm(tensor, ord=math.inf)
-    return largest.isfinite()
-
-
-def finiteness(tensor: torch.Tensor, *, sharded: bool) -> bool | torch.Tensor:
-    """Return whether no element is NaN or infinite, without waiting for an accelerator.
+def finiteness(
+    tensors: Sequence[torch.Tensor],
+    *,
+    sharded: bool,
+    measurable: torch.Tensor | bool = True,
+) -> list[bool | torch.Tensor]:
+    """Return, for each tensor, whether no element is NaN or infinite, without a wait of the host.
 
     Args:
-        tensor: The tensor, or this process's shard of one.
+        tensors: The tensors, or this process's shards of them.
         sharded: Whether other processes hold other shards, which may be finite where this is not,
             so that no process may decide by its own.
+        measurable: Whether the tensors may be used at all; a scalar on a device if the host does
+            not know. Default True.
 
     Returns:
         A bool for a whole tensor on the CPU; otherwise a scalar on the tensor's device.
 
     Example:
-        >>> finiteness(torch.ones(2), sharded=False), finiteness(torch.ones(2), sharded=True)
-        (True, tensor(True))
+        >>> tensors = [torch.ones(2), torch.tensor([1.0, math.inf])]
+        >>> finiteness(tensors, sharded=False), finiteness(tensors, sharded=True)
+        ([True, False], [tensor(True), tensor(False)])
     """
-    if sharded or tensor.device.type != "cpu":
-        return finite_on_device(tensor)
-    return is_finite(tensor)
+    on_host = [not sharded and tensor.device.type == "cpu" for tensor in tensors]
+    others = [t for t, here in zip(tensors, on_host, strict=True) if not here]
+    flags = iter(grouped(others, lambda group: _finite_on_device(group, measurable)))
+    known = bool(measurable) if any(on_host) else True
+    return [
+        known and is_finite(tensor) if here else next(flags)
+        for tensor, here in zip(tensors, on_host, strict=True)
+    ]
+
+
+def _finite_on_device(
+    tensors: list[torch.Tensor], measurable: torch.Tensor | bool
+) -> Sequence[torch.Tensor]:
+    """Return scalars on the device of the tensors, which have one type."""
+    device = tensors[0].device
+    # The norm of no elements is an error.
+    filled = [t if t.numel() else torch.zeros(1, device=device, dtype=t.dtype) for t in tensors]
+    # A comparison with NaN is False. The norm of infinity is the largest magnitude.
+    finite = torch.stack(torch._foreach_norm(filled, math.inf)) < math.inf
+    if isinstance(measurable, torch.Tensor):
+        finite &= measurable.to(device)
+    elif not measurable:
+        finite = torch.zeros_like(finite)
+    return finite.unbind()

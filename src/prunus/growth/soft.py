@@ -8,9 +8,10 @@ from typing import ClassVar, Self
 
 import torch
 
+from prunus._utils.batches import batches
 from prunus._utils.fields import number
 from prunus.growth.base import Growth, GrowthRule, MaskEditor
-from prunus.masks import clear_
+from prunus.masks import clear_all_
 from prunus.schedules.base import hundredth
 
 __all__ = ["SoftGrowth"]
@@ -148,10 +149,15 @@ class _SoftRule(GrowthRule):
         if self._dense or self.ended:
             return
         self._dense, masks = True, self.editor.masks
-        for name, latent in self.latent.items():
-            weight = masks.selection[name].weight
+        weights = [masks.selection[name].weight for name in self.latent]
+        for batch in batches(
+            weights,
+            [masks[name] for name in self.latent],
+            [t.to(w.device) for t, w in zip(self.latent.values(), weights, strict=True)],
+        ):
+            (weight,), (mask,), (latent,) = batch.load(0), batch.load(1), batch.load(2)
             # Chosen, not added: a kept weight that was changed since has its new value.
-            weight.copy_(torch.where(masks[name], weight, latent.to(weight.device)))
+            batch.store([0], [torch.where(mask, weight, latent)])
 
     @torch.no_grad()
     def _hide(self) -> None:
@@ -159,11 +165,14 @@ class _SoftRule(GrowthRule):
         if not self._dense:
             return
         self._dense, before, self.latent = False, self.latent, {}
-        for name, mask in self.editor.masks.active().items():
-            weight = self.editor.masks.selection[name].weight
+        active = self.editor.masks.active()
+        weights = [self.editor.masks.selection[name].weight for name in active]
+        for name, weight in zip(active, weights, strict=True):
             latent = before.get(name)
             if latent is None or latent.device != weight.device:
                 latent = torch.empty_like(weight)
-            self.latent[name] = latent.copy_(weight)
-            clear_(latent, ~mask)
-            clear_(weight, mask)
+            self.latent[name] = latent
+        for batch in batches(list(self.latent.values()), weights):
+            torch._foreach_copy_(batch.operands[0], batch.operands[1])
+        clear_all_(list(self.latent.values()), list(active.values()), inverted=True)
+        clear_all_(weights, list(active.values()))

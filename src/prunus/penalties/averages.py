@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 
-from prunus._utils.averages import update_average_
-from prunus._utils.chunks import chunks
+from prunus._utils.averages import update_averages_
+from prunus._utils.batches import Batch, batches
+from prunus._utils.devices import on_device
 from prunus._utils.finiteness import finiteness
 
 __all__ = ["MagnitudeAverages"]
@@ -33,7 +37,7 @@ class MagnitudeAverages:
     Example:
         >>> averages = MagnitudeAverages(smoothing=0.5)
         >>> for gradient in (torch.tensor([4.0]), torch.tensor([-2.0]), torch.tensor([1.0])):
-        ...     averages.update("weight", gradient)
+        ...     averages.update({"weight": gradient})
         >>> averages.tensors["weight"], averages.counts["weight"]
         (tensor([2.]), 3)
     """
@@ -45,36 +49,70 @@ class MagnitudeAverages:
         self.counts: dict[str, int] = {}
 
     def update(
-        self, name: str, gradient: torch.Tensor, scale: torch.Tensor | float | None = None
+        self,
+        gradients: Mapping[str, torch.Tensor],
+        scale: torch.Tensor | float | None = None,
+        measurable: torch.Tensor | bool = True,
     ) -> None:
-        """Move the average of a tensor towards |gradient / scale|, if the gradient is finite.
+        """Move the averages of tensors towards |gradient / scale|, where the gradient is finite.
 
         Called once a step, under ``torch.no_grad()``.
 
         Args:
-            name: The tensor's name.
-            gradient: ∂L/∂w, or ``scale`` times that.
-            scale: The factor that the gradient has been multiplied by.
+            gradients: ∂L/∂w by name, or ``scale`` times that.
+            scale: The factor that the gradients have been multiplied by.
+            measurable: Whether the gradients may be used; if not, they count as if they were not
+                finite. A scalar on a device if the host does not know. Default True.
         """
-        # A change of a hundredth would be lost to rounding in 16 bits.
-        wide = torch.promote_types(gradient.dtype, torch.float32)
-        average = self.tensors.get(name)
-        average = self.tensors[name] = (
-            torch.zeros_like(gradient, dtype=wide)
-            if average is None
-            else average.to(gradient.device, wide)
+        for name, gradient in gradients.items():
+            # A change of a hundredth would be lost to rounding in 16 bits.
+            wide = torch.promote_types(gradient.dtype, torch.float32)
+            average = self.tensors.get(name)
+            self.tensors[name] = (
+                torch.zeros_like(gradient, dtype=wide)
+                if average is None
+                else average.to(gradient.device, wide)
+            )
+            self.counts.setdefault(name, 0)
+        flags = finiteness(list(gradients.values()), sharded=self._sharded, measurable=measurable)
+        used = {name: f for name, f in zip(gradients, flags, strict=True) if f is not False}
+        keys = []
+        for name, flag in used.items():
+            self.counts[name] += 1
+            keys.append((self.counts[name], flag is True))
+        for batch in batches(
+            [gradients[name] for name in used],
+            [self.tensors[name] for name in used],
+            together=keys,
+        ):
+            count, known = keys[batch.indices[0]]
+            self._update_batch(batch, scale, count, None if known else list(used.values()))
+
+    def _update_batch(
+        self,
+        batch: Batch,
+        scale: torch.Tensor | float | None,
+        count: int,
+        finite: Sequence[Any] | None,
+    ) -> None:
+        """Move the averages of a batch.
+
+        Args:
+            batch: Gradients and averages.
+            scale: The factor that the gradients have been multiplied by.
+            count: The number of gradients in the averages, this one included.
+            finite: Whether each of all gradients is finite, as scalars on its device; None if all
+                of the batch are.
+        """
+        wide = batch.operands[1][0].dtype
+        magnitude = batch.load(0, dtype=wide)[0]
+        # In place where it is a copy.
+        magnitude = magnitude.abs_() if batch.packed else magnitude.abs()
+        if scale is not None:
+            magnitude.div_(on_device(scale, magnitude.device))
+        if finite is not None:
+            (average,) = batch.load(1)
+            magnitude = torch.where(batch.spread(finite), magnitude, average)
+        update_averages_(
+            batch.operands[1], batch.views(magnitude), smoothing=self.smoothing, count=count
         )
-        count = self.counts.setdefault(name, 0)
-        finite = finiteness(gradient, sharded=self._sharded)
-        if finite is False:
-            return
-        self.counts[name] = count + 1
-        if isinstance(scale, torch.Tensor):
-            scale = scale.to(gradient.device)
-        for g, a in chunks(gradient, average):
-            magnitude = g.abs().to(wide)
-            if scale is not None:
-                magnitude.div_(scale)
-            if isinstance(finite, torch.Tensor):
-                magnitude = torch.where(finite, magnitude, a)
-            update_average_(a, magnitude, smoothing=self.smoothing, count=count + 1)

@@ -13,7 +13,7 @@ from typing import ClassVar, Protocol
 import torch
 
 from prunus._utils.fields import number, validate
-from prunus._utils.magnitudes import magnitude_sum
+from prunus._utils.magnitudes import mean_magnitudes_of
 from prunus.errors import ArgumentError
 
 __all__ = [
@@ -33,6 +33,12 @@ class Coefficient(Protocol):
 
     A coefficient with an attribute ``needs_weight`` that is True is also called with the keyword
     argument ``weight``: the weights that belong to the gradient, not to be changed.
+
+    A coefficient with an attribute ``batched`` that is True is called with blocks of several
+    tensors, which saves launches on an accelerator. :meth:`unit` must not read its gradient then;
+    a relative one receives a vector of means and returns one of units, and ``unit`` of the call
+    broadcasts against the gradient. ``out`` may be the gradient itself. Without it, each tensor is
+    processed by itself. A subclass that overrides one of the two methods must set it again.
     """
 
     @property
@@ -96,12 +102,10 @@ class _Scaled:
         """Return α times ``scale``; if relative, α times mean |g|, which includes the scale."""
         if not self.relative:
             return self.alpha * scale
-        # In float32 at least: the sum of a float16 tensor's magnitudes easily exceeds its range.
+        if mean is None:
+            (mean,) = mean_magnitudes_of([gradient])
         wide = torch.promote_types(gradient.dtype, torch.float32)
-        if mean is not None:
-            unit = mean.to(wide) * self.alpha
-        else:
-            unit = magnitude_sum(gradient, wide) * (self.alpha / gradient.numel())
+        unit = mean.to(wide) * self.alpha
         # Where the whole gradient is zero every weight is irrelevant: 0 / unit must be 0, not NaN,
         # and the unit's reciprocal must be finite too.
         return unit.clamp_min_(4 * torch.finfo(wide).tiny)
@@ -128,6 +132,8 @@ class ExponentialRelevance(_Scaled):
         >>> ExponentialRelevance(alpha=2.0)(torch.tensor([0.0, -2.0]))
         tensor([1.0000, 0.3679])
     """
+
+    batched: ClassVar[bool] = True
 
     def __call__(
         self,
@@ -160,6 +166,8 @@ class LinearRelevance(_Scaled):
         >>> LinearRelevance()(torch.tensor([0.0, -0.25, 3.0]))
         tensor([1.0000, 0.7500, 0.0000])
     """
+
+    batched: ClassVar[bool] = True
 
     def __call__(
         self,
@@ -200,6 +208,8 @@ class ConstantRelevance(_Unscaled):
         tensor([1., 1.])
     """
 
+    batched: ClassVar[bool] = True
+
     def __call__(
         self,
         gradient: torch.Tensor,
@@ -232,6 +242,7 @@ class CautiousRelevance(_Unscaled):
     """
 
     needs_weight: ClassVar[bool] = True
+    batched: ClassVar[bool] = True
 
     def __call__(
         self,

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 
-from prunus._utils.chunks import chunks
-from prunus.masks import clear_
-from prunus.penalties.application import Application, Strengths, TensorStep
+from prunus._utils.batches import batches
+from prunus.penalties.application import Application, Strengths, TensorStep, clear_gradients_
 from prunus.penalties.formula import PenaltyFormula, Power
 from prunus.selection import PrunableTensor, Selection
 
-__all__ = ["DecoupledApplication", "shrink_"]
+__all__ = ["DecoupledApplication", "shrink_", "shrink_all_"]
 
 
 class DecoupledApplication(Application):
@@ -35,37 +35,55 @@ class DecoupledApplication(Application):
         """Drop the shrinks that an earlier call of the closure, or a skipped step, has left."""
         self._pending.clear()
 
-    def before_step(self, step: TensorStep) -> None:
-        """Compute the coefficients of a tensor, and zero the gradient of removed weights."""
-        tensor, basis = step.tensor, step.basis
-        buffer = self._coefficients.get(tensor.name)
-        if buffer is None or not _is_alike(buffer, basis):
-            buffer = self._coefficients[tensor.name] = torch.empty_like(basis)
-        self.formula.coefficients(
-            basis,
-            tensor.local_padding_row,
-            step.basis_scale,
-            weight=step.weight,
-            mean=step.basis_mean,
-            out=buffer,
+    def before_step(self, steps: Sequence[TensorStep]) -> None:
+        """Compute the coefficients of tensors, and zero the gradients of removed weights."""
+        buffers = []
+        for step in steps:
+            name, basis = step.tensor.name, step.basis
+            buffer = self._coefficients.get(name)
+            if buffer is None or not _is_alike(buffer, basis):
+                buffer = self._coefficients[name] = torch.empty_like(basis)
+            buffers.append(buffer)
+            self._pending.append(step.tensor)
+        unit = self.formula.units(
+            [step.basis for step in steps],
+            steps[0].basis_scale,
+            [step.basis_mean for step in steps],
         )
-        self._pending.append(tensor)
-        if step.mask is not None:
-            clear_(step.gradient, step.mask)
+        for batch in batches(
+            buffers,
+            [step.basis for step in steps],
+            [step.weight for step in steps],
+            pack=self.formula.batched,
+        ):
+            c = self.batch_coefficients(
+                batch, steps, unit(batch), basis=1, weight=2, out=batch.operands[0][0]
+            )
+            batch.store([0], [c])
+        for step, buffer in zip(steps, buffers, strict=True):
+            row = step.tensor.local_padding_row
+            if row is not None:
+                buffer[row] = 0.0
+        clear_gradients_(steps)
 
     def after_step(self) -> None:
         """Shrink the tensors that took part in the step."""
         if not self._pending:  # most steps of a strength that acts in some of them only
             return
         strengths, power = self.strengths(), self.formula.power
+        exact: list[PrunableTensor] = []
+        rounded: list[PrunableTensor] = []
         for tensor in self._pending:
-            weight = tensor.weight if self._sharded else tensor.parameter
-            shrink_(
-                weight,
-                self._coefficients[tensor.name],
-                strengths[tensor.name],
+            (rounded if self.needs_remainder(tensor.parameter) else exact).append(tensor)
+        for tensors in filter(None, (exact, rounded)):
+            weights = [t.weight if self._sharded else t.parameter for t in tensors]
+            remainders = [self._remainder(t.name, t.weight) for t in tensors if tensors is rounded]
+            shrink_all_(
+                weights,
+                [self._coefficients[t.name] for t in tensors],
+                [strengths[t.name] for t in tensors],
                 power,
-                self._remainder(tensor.name, weight) if self.needs_remainder(weight) else None,
+                remainders,
             )
 
     def needs_remainder(self, weight: torch.Tensor) -> bool:
@@ -81,7 +99,6 @@ class DecoupledApplication(Application):
         return self.remainders[name]
 
 
-@torch.no_grad()
 def shrink_(
     weight: torch.Tensor,
     coefficients: torch.Tensor,
@@ -105,17 +122,50 @@ def shrink_(
         >>> weight
         tensor([1.5000, 0.0000])
     """
-    if remainder is not None:
-        _shrink_with_remainder_(weight, coefficients, strength, power, remainder)
-        return
-    for w, c in chunks(weight.detach(), coefficients):
+    remainders = [] if remainder is None else [remainder]
+    shrink_all_([weight], [coefficients], [strength], power, remainders)
+
+
+@torch.no_grad()
+def shrink_all_(
+    weights: Sequence[torch.Tensor],
+    coefficients: Sequence[torch.Tensor],
+    strengths: Sequence[float],
+    power: Power,
+    remainders: Sequence[torch.Tensor] = (),
+) -> None:
+    """Apply :func:`shrink_` to several tensors.
+
+    Args:
+        weights: w of each.
+        coefficients: c of each.
+        strengths: γ of each.
+        power: 2 for Σ c·w², 1 for Σ c·|w|.
+        remainders: The remainder of each, or none.
+    """
+    detached = [weight.detach() for weight in weights]
+    extra = [remainders] if remainders else []
+    for batch in batches(detached, coefficients, *extra, together=strengths):
+        strength = strengths[batch.indices[0]]
+        if remainders:
+            (w,), (c,), (r,) = batch.load(0), batch.load(1), batch.load(2)
+            _shrink_with_remainder_(w, c, strength, power, r)
+            if batch.packed:
+                batch.store([0], [w])
+                batch.store([2], [r])
+            continue
+        w_all, c_all = batch.operands
         if power == 2 and strength <= 0.5:
-            w.addcmul_(w, c, value=-2.0 * strength)  # not past zero, because c is at most 1
+            # Not past zero, because c is at most 1.
+            torch._foreach_addcmul_(w_all, w_all, c_all, value=-2.0 * strength)
         elif power == 2:
-            w.addcmul_(w, (c * (2.0 * strength)).clamp_max_(1.0), value=-1.0)
+            (c,) = batch.load(1)
+            shrinks = batch.views((c * (2.0 * strength)).clamp_max_(1.0))
+            torch._foreach_addcmul_(w_all, w_all, shrinks, value=-1.0)
         else:
+            w, c = batch.load(0, 1)
             step = c * strength
-            w.sub_(torch.minimum(torch.maximum(w, -step), step))
+            torch._foreach_sub_(w_all, batch.views(torch.clamp(w, -step, step)))
 
 
 def _shrink_with_remainder_(
@@ -125,20 +175,20 @@ def _shrink_with_remainder_(
     power: Power,
     remainder: torch.Tensor,
 ) -> None:
-    for w, c, r in chunks(weight.detach(), coefficients, remainder):
-        exact = w + r
-        step = c.to(exact.dtype) * (strength * power)
-        if power == 2:
-            step.clamp_max_(1.0).mul_(exact)
-        else:
-            step = torch.minimum(torch.maximum(exact, -step), step)
-        # The step is subtracted from the remainder, whose type can hold it; from there the weight
-        # receives as much as its own type can hold. A weight that is NaN or infinite leaves its
-        # remainder as it is, so that it can be restored from a copy.
-        step = torch.where((exact - step).isfinite(), step, 0.0)
-        before = w.clone()
-        w.copy_(w + r.sub_(step))
-        r.sub_((w - before.to(r.dtype)).nan_to_num_(0.0, 0.0, 0.0))
+    """Apply :func:`shrink_` to a block with a remainder, in place."""
+    exact = weight + remainder
+    step = coefficients.to(exact.dtype) * (strength * power)
+    if power == 2:
+        step.clamp_max_(1.0).mul_(exact)
+    else:
+        step = torch.minimum(torch.maximum(exact, -step), step)
+    # The step is subtracted from the remainder, whose type can hold it; from there the weight
+    # receives as much as its own type can hold. A weight that is NaN or infinite leaves its
+    # remainder as it is, so that it can be restored from a copy.
+    step = torch.where((exact - step).isfinite(), step, 0.0)
+    before = weight.clone()
+    weight.copy_(weight + remainder.sub_(step))
+    remainder.sub_((weight - before.to(remainder.dtype)).nan_to_num_(0.0, 0.0, 0.0))
 
 
 def _is_alike(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -10,13 +10,17 @@ where c is held constant. Some coefficients are c(g, w).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, Protocol, cast
 
 import torch
 
+from prunus._utils.batches import Batch, same_device_and_type
 from prunus._utils.chunks import chunks
+from prunus._utils.devices import on_device
+from prunus._utils.magnitudes import mean_magnitudes_of
 from prunus.penalties.coefficients import Coefficient
 
 __all__ = ["PenaltyFormula", "Power"]
@@ -51,6 +55,20 @@ class PenaltyFormula:
     def needs_weight(self) -> bool:
         """Whether the coefficient depends on the weight too."""
         return bool(getattr(self.coefficient, "needs_weight", False))
+
+    @cached_property
+    def batched(self) -> bool:
+        """Whether the coefficients of several tensors can be computed at once."""
+        # Not inherited by a class with another unit or another formula.
+        owners = {
+            name: depth
+            for depth, cls in reversed(list(enumerate(type(self.coefficient).__mro__)))
+            for name in ("batched", "unit", "__call__")
+            if name in vars(cls)
+        }
+        if "batched" not in owners or owners["batched"] > min(owners["unit"], owners["__call__"]):
+            return False
+        return bool(getattr(self.coefficient, "batched", False))
 
     def problem(self) -> str | None:
         """Return what is wrong with the coefficient, found by calling it on three numbers."""
@@ -108,6 +126,44 @@ class PenaltyFormula:
             return self.coefficient(gradient, unit=unit, out=out)
         coefficient = cast("_CoefficientOfWeight", self.coefficient)
         return coefficient(gradient, unit=unit, out=out, weight=weight)
+
+    def units(
+        self,
+        bases: Sequence[torch.Tensor],
+        scale: torch.Tensor | float | None = None,
+        means: Sequence[torch.Tensor | None] = (),
+    ) -> Callable[[Batch], torch.Tensor | float]:
+        """Return a function that returns the coefficient's unit for a batch of tensors.
+
+        Args:
+            bases: The whole tensors that coefficients are computed from.
+            scale: The factor that they have been multiplied by.
+            means: The mean of |x| over all shards of each, where it is known.
+        """
+        coefficient, factor = self.coefficient, 1.0 if scale is None else scale
+        by_tensor: list[torch.Tensor | float] = []
+        if coefficient.relative and self.batched:
+            known = [mean for mean in means if mean is not None]
+            all_means = known if len(known) == len(bases) else mean_magnitudes_of(bases)
+
+            def of_group(group: list[int]) -> Sequence[torch.Tensor]:
+                vector = torch.stack([all_means[index] for index in group])
+                unit = coefficient.unit(bases[group[0]], factor, mean=vector)
+                assert isinstance(unit, torch.Tensor)
+                return unit.unbind()
+
+            groups = same_device_and_type(bases)
+            found = {i: u for g in groups for i, u in zip(g, of_group(g), strict=True)}
+            units = [found[index] for index in range(len(bases))]
+            return lambda batch: batch.spread(units)
+        for index, basis in enumerate(bases):
+            factor = on_device(factor, basis.device)
+            if self.batched and by_tensor and bases[index - 1].device == basis.device:
+                by_tensor.append(by_tensor[-1])
+                continue
+            mean = means[index] if means else None
+            by_tensor.append(coefficient.unit(basis, factor, mean=mean))
+        return lambda batch: by_tensor[batch.indices[0]]
 
     @torch.no_grad()
     def coefficients(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,8 +11,7 @@ import torch
 
 from prunus._utils.checks import raise_problems, type_problem
 from prunus.errors import ArgumentError, PrunusError
-from prunus.masks import clear_
-from prunus.penalties.application import Application, Strengths, TensorStep
+from prunus.penalties.application import Application, Strengths, TensorStep, clear_gradients_
 from prunus.penalties.formula import PenaltyFormula
 from prunus.selection import Selection
 
@@ -102,10 +101,9 @@ class LossApplication(Application):
         self._term_was_used = True
         return self.strengths()
 
-    def before_step(self, step: TensorStep) -> None:
-        """Zero the gradient of removed weights; it includes the penalty's already."""
-        if step.mask is not None:
-            clear_(step.gradient, step.mask)
+    def before_step(self, steps: Sequence[TensorStep]) -> None:
+        """Zero the gradients of removed weights; they include the penalty's already."""
+        clear_gradients_(steps)
 
     def after_step(self) -> None:
         """Warn, once, if the term was not computed before the step."""
