@@ -180,8 +180,14 @@ def _pruner(cell: Cell, model: nn.Module, optimizer: torch.optim.Optimizer) -> P
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the whole tensor, gathered from the rows of all processes if it is sharded."""
     tensor = tensor.detach()
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()
+    if not isinstance(tensor, DTensor):
+        return tensor.clone()
+    # Not by full_tensor(), in which a process of this test crashed once: native code, on the CPU.
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, tensor.to_local())
+    return torch.cat(parts)
 
 
 def _whole_mask(mask: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
