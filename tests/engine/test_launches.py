@@ -22,6 +22,7 @@ from prunus import (
     RelevancePenalty,
     Schedule,
     method,
+    methods,
 )
 from prunus._utils import batches
 
@@ -185,6 +186,22 @@ ABOVE_LIMIT = {
     "clipped",
 }
 """Cases with more launches than the limit, in one group of tensors as in any number of layers."""
+
+NOT_COUNTED = {
+    "the method soft": "its masks change with values, which fake tensors do not have",
+    "the step after a validation": "measures the penalty, with launches for each tensor",
+    'apply="loss"': "computes its term in the caller's forward pass, with launches for each tensor",
+    "steps with a removal": "wait for each chunk of scores in each pass, without a bound tested",
+    "custom coefficients": "are called with one tensor at a time, unless they are batched",
+}
+"""What no test here bounds, with the reason."""
+
+
+def test_every_method_is_counted_or_listed() -> None:
+    others = {f"the method {name}" for name in methods if name not in CASES}
+    assert others - {"the method prunus"} == {key for key in NOT_COUNTED if "method" in key}
+    # It is the default.
+    assert CASES["default"][0]["penalty"] == methods["prunus"].arguments()["penalty"]
 
 
 @pytest.mark.parametrize("name", CASES)
