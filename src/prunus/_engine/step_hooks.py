@@ -317,6 +317,4 @@ class StepHooks:
 
 def _clear(gradients: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
     """Zero gradients where the masks beside them are False."""
-    if not gradients:
-        return
     clear_all_([gradient for gradient, _ in gradients], [mask for _, mask in gradients])

@@ -138,6 +138,4 @@ class Application(ABC):
 def clear_gradients_(steps: Sequence[TensorStep]) -> None:
     """Zero the gradients of removed weights."""
     masked = [(step.gradient, step.mask) for step in steps if step.mask is not None]
-    if not masked:
-        return
     clear_all_([gradient for gradient, _ in masked], [mask for _, mask in masked])
