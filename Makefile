@@ -15,7 +15,7 @@ UV_FLAGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo check quick test lint format mutants architecture figures lock lowest dist clean
+.PHONY: help demo check quick test lint format mutants architecture figures docs lock lowest dist clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 16
@@ -52,6 +52,10 @@ architecture: $(READY)  ## draw docs/architecture.svg from the imports
 figures: $(READY)  ## write the figures of README and docs from the result files
 	$(BIN)/python -m benchmarks.figures --write
 
+docs: $(READY)  ## build the documentation into site/, without the network, in seconds
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "site/index.html"
+
 lock:  ## resolve requirements.lock again from pyproject.toml
 	rm -rf .venv-lock
 	$(PYTHON) -m venv .venv-lock
@@ -85,8 +89,8 @@ dist: $(READY)  ## build sdist and wheel, check them, and run the wheel in an em
 	cd .venv-dist && bin/prunus run digits --out runs/digits && bin/prunus inspect runs/digits
 	rm -rf .venv-dist
 
-clean:  ## remove .venv and all caches
-	rm -rf .venv .venv-lock .venv-lowest .venv-dist dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+clean:  ## remove .venv, all caches and what was built
+	rm -rf .venv .venv-lock .venv-lowest .venv-dist dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # The stamp is written last, so that the next call repeats an interrupted installation.
 $(READY): requirements.lock pyproject.toml

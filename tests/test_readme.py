@@ -8,6 +8,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+
 from benchmarks.figures.pages import render
 from benchmarks.figures.pictures import STUDY, picture, picture_path
 from prunus.recipes.registry import RECIPES, find_recipe
@@ -29,23 +32,44 @@ def test_the_loop_trains_for_all_epochs_after_the_last_removal() -> None:
     assert trained == list(range(100))
 
 
+def test_the_loop_without_the_added_lines_does_not_use_prunus() -> None:
+    assert "prun" not in loop(("  ",))
+    assert "prunus.Pruner(" in loop(("  ", "+ "))
+
+
+def loop(marks: tuple[str, ...]) -> str:
+    """Return the lines of the loop with one of these marks before them."""
+    (block,) = re.findall(r"```diff\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    assert all(line[:2] in ("  ", "+ ", "") for line in block.splitlines())
+    return "".join(f"{line[2:]}\n" for line in block.splitlines() if line[:2] in marks)
+
+
 def run_loop(before: str = "", after: str = "") -> tuple[dict[str, Any], list[int]]:
     """Run the loop, with a replacement; return its names, and the epochs that it trains for."""
-    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    code = loop(("  ", "+ "))
+    assert before in code
+    code = code.replace(before, after) if before else code
     trained: list[int] = []
-    names: dict[str, Any] = {"accuracy": 0.985, "trained": trained}
-    assert before in block
-    assert block.count("    ...  ") == 1
-    block = block.replace(before, after) if before else block
-    exec(block.replace("    ...  ", f"    {_TRAIN}; trained.append(epoch)  "), names)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 300), torch.nn.ReLU(), torch.nn.Linear(300, 10))
+
+    def accuracy(_: torch.nn.Module) -> float:
+        trained.append(names["epoch"])
+        return 0.985
+
+    names: dict[str, Any] = {
+        "model": model,
+        "loader": [(torch.ones(2, 64), torch.zeros(2, 10))],
+        "loss_function": torch.nn.functional.mse_loss,
+        "accuracy": accuracy,
+    }
+    exec(code, names)
     return names, trained
 
 
-_TRAIN = "model(torch.ones(2, 64)).square().mean().backward(); optimizer.step()"
-
-
-def test_the_commands_name_recipes_and_settings_that_exist() -> None:
-    lines = re.findall(r"^    prunus run (.*)$", README.read_text(), flags=re.MULTILINE)
+@pytest.mark.parametrize("page", ["README.md", "docs/command.md"])
+def test_the_commands_name_recipes_and_settings_that_exist(page: str) -> None:
+    text = (README.parent / page).read_text()
+    lines = re.findall(r"^    prunus run (.*)$", text, flags=re.MULTILINE)
     assert lines
     for line in lines:
         recipe, *rest = shlex.split(line, comments=True)

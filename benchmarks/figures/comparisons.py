@@ -54,8 +54,7 @@ def summary() -> list[str]:
         "\nMean ± standard deviation over the seeds. Sparsity is that of all prunable weights, "
         "biases included. The strengths of relevance and l2 were chosen for each recipe on the "
         "validation split, with other seeds; the default method has no setting of its own for a "
-        "recipe. The paired differences are in "
-        "[docs/figures.md](docs/figures.md#comparisons-of-methods).\n"
+        "recipe. The tables below have the paired differences.\n"
     )
     return ["\n".join(lines)]
 
@@ -63,9 +62,10 @@ def summary() -> list[str]:
 def details() -> str:
     """Return the table of each comparison, and how it was made."""
     parts = [
+        *summary(),
         "Test split. Mean ± standard deviation over the seeds; the last column has the mean of the "
         "differences to the first method within each seed ± its standard error, positive where the "
-        "first method is better, and a * where it is more than two standard errors from 0.\n"
+        "first method is better, and a * where it is more than two standard errors from 0.\n",
     ]
     for name, study in comparisons(NETWORKS).items():
         table = study.table()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from benchmarks.figures import comparisons, details, methods, pictures, readme, zoo
+from benchmarks.figures import comparisons, details, methods, networks, pictures, readme, zoo
 from benchmarks.measuring import RESULTS
 
 ROOT = RESULTS.parent.parent
+
+FIGURES = ROOT / "docs" / "figures.md"
 
 MARKED = re.compile(r"(?<=<!-- figures -->\n).*?(?=<!-- end of figures -->)", re.DOTALL)
 
@@ -16,7 +18,9 @@ MARKED = re.compile(r"(?<=<!-- figures -->\n).*?(?=<!-- end of figures -->)", re
 def render() -> dict[Path, str]:
     """Return each page's figures as Markdown."""
     sections = {
-        "Comparisons of methods": comparisons.details(),
+        "Comparisons of methods": pictures.image(FIGURES.parent) + "\n" + comparisons.details(),
+        "Classifiers": networks.classifiers(),
+        "Whole networks": networks.whole_networks(),
         "Sparse layers": details.kernels(),
         "Sparse files": details.sparse_files(),
         "What a training step costs": details.overhead(),
@@ -26,17 +30,8 @@ def render() -> dict[Path, str]:
         "Interruption": details.kills(),
     }
     return {
-        ROOT / "README.md": "\n".join(
-            [
-                pictures.image(),
-                *comparisons.summary(),
-                readme.networks(),
-                *readme.whole_networks(),
-            ]
-        ),
-        ROOT / "docs" / "figures.md": "\n".join(
-            f"## {title}\n\n{text}" for title, text in sections.items()
-        ),
+        ROOT / "README.md": f"{pictures.image(ROOT)}\n{readme.headlines()}",
+        FIGURES: "\n".join(f"## {title}\n\n{text}" for title, text in sections.items()),
         ROOT / "docs" / "methods.md": methods.table(),
         ROOT / "docs" / "models.md": zoo.table(),
     }

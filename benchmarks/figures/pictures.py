@@ -28,9 +28,13 @@ def picture_path() -> Path:
     return FOLDER / f"{STUDY}-{picture().name}.svg"
 
 
-def image() -> str:
-    """Return the Markdown that shows the picture, with its text alternative and its caption."""
-    drawing, path = picture(), picture_path().relative_to(FOLDER.parent.parent)
+def image(folder: Path) -> str:
+    """Return the Markdown that shows the picture, with its text alternative and its caption.
+
+    Args:
+        folder: The folder of the page, to which the path of the picture is relative.
+    """
+    drawing, path = picture(), picture_path().relative_to(folder)
     (sparsity,) = {
         format_sparsity(statistics.fmean(row.outcome.sparsities))
         for row in comparisons([STUDY])[STUDY].table().rows

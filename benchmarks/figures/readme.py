@@ -1,107 +1,75 @@
-"""Figures of the README: pruned networks, and latencies of whole networks."""
+"""Headlines of the README: one result each of the method, of a small network and of speed."""
 
 from __future__ import annotations
 
-import statistics
+from benchmarks.figures.common import comparisons, load
+from benchmarks.figures.comparisons import METRICS, NETWORKS
+from benchmarks.figures.pictures import STUDY
+from prunus.studies import Study
+from prunus.studies.statistics import Outcome
+from prunus.studies.tables import format_sparsity, format_spread
 
-from benchmarks.figures.common import NUMBERS, comparisons, load, machine
-from benchmarks.measuring import RESULTS
-from prunus.studies.tables import format_spread
+CLASSIFIER = "mnist-lenet300"
 
-RECIPES = {
-    "digits": "perceptron 64-300-100-10, scikit-learn's digits (`make demo`)",
-    "mnist-lenet300": "LeNet-300-100, MNIST",
-    "mnist-lenet300-without-shift": "LeNet-300-100, MNIST, without shifted images",
-    "mnist-lenet5": "LeNet-5 (Caffe widths), MNIST",
-}
+NETWORK = "perceptron 5×2048, 95%"
+"""The network of the speed, as its result file names it."""
 
 
-def networks() -> str:
-    """Return the table of pruned classifiers."""
-    lines = [
-        "| network | parameters | non-zero | ratio | dense test error | sparse test error |",
-        "|---|---|---|---|---|---|",
-    ]
-    machines, seeds = [], set()
-    for name, study in comparisons(RECIPES).items():
-        ratio = study.settings["ratio"]
-        runs = [
-            run.summary
-            for run in study.finished
-            if run.summary is not None and run.cell[:2] == ("prunus", ratio)
+def headlines() -> str:
+    """Return the table of headlines, each with a link to its evidence."""
+    return "\n".join(
+        [
+            "| network | removed | dense | prunus | comparison |",
+            "|---|---|---|---|---|",
+            _method(),
+            _classifier(),
+            _speed(),
+            "\nMean ± standard deviation over three seeds, on the test split, which decided "
+            "nothing. The names link to the evidence, with hardware, versions and commands.\n",
         ]
-        errors = {
-            kind: format_spread([100 * (1 - run[kind]["test"]) for run in runs], 2)
-            for kind in ("dense", "sparse")
-        }
-        nonzero = statistics.fmean(run["nonzero"] for run in runs)
-        reached = statistics.fmean(run["compression_ratio"] for run in runs)
-        lines.append(
-            f"| {RECIPES[name]} | {runs[0]['parameters']:,} | {nonzero:,.0f} | {reached:.1f}× "
-            f"| {errors['dense']}% | {errors['sparse']}% |"
-        )
-        seeds |= {run["seed"] for run in runs}
-        machines += [f"{machine(run['environment'])}, {study.date[:10]}" for run in runs]
-    lines.append(
-        f"\nMean ± standard deviation over seeds {', '.join(map(str, sorted(seeds)))}, with the "
-        "default method. The ratio counts every parameter, biases included. On MNIST the training "
-        "images are shifted by up to a pixel at random, for the dense and the sparse network "
-        "alike, unless the row says otherwise. Each run reads the test split once, after every "
-        "decision was made on a validation split. "
-        f"{'; '.join(dict.fromkeys(machines))}; by `prunus compare` with the name of the "
-        "recipe and `--methods prunus`, and `--set shift=0` without shifted images.\n"
     )
-    return "\n".join(lines)
 
 
-def whole_networks() -> list[str]:
-    """Return the table of latencies of whole networks."""
-    if not (RESULTS / "networks.json").exists():
-        return []
-    record = load("networks")
-    lines = [
-        f"Whole networks as `prunus bench` times them, {NUMBERS[record['threads']]}, how many "
-        "times faster than dense:\n",
-        "| network | batch | dense | compact | sparse | compact, sparse | onnxruntime |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for network in record["networks"]:
-        for row in network["rows"]:
-            faster = row["times_faster"]
-            cells = [
-                f"{faster[name]:.2f}" if name in faster else "–"
-                for name in ("compact", "sparse", "compact, sparse", "onnxruntime")
-            ]
-            title = RECIPES.get(network["network"], network["network"])
-            dense = f"{row['times']['dense']['median_ms']:.3g} ms"
-            lines.append(f"| {title} | {row['batch']} | {dense} | {' | '.join(cells)} |")
-    errors = [
-        error
-        for network in record["networks"]
-        for row in network["rows"]
-        for error in row["errors"].values()
-    ]
-    lines.append(
-        f"\n{machine(record['environment'] | {'threads': record['threads']})}, "
-        f"{record['date'][:10]}, by `{record['command']}`; medians of interleaved "
-        "calls. The LeNets have 1/67 and 1/200 of their parameters left; the others have random "
-        "weights with zeros at random places, and so have no dead units. onnxruntime runs the "
-        f"compact network. Outputs differ by at most {max(errors):.1g} of the largest one."
-        f"{_elsewhere()}\n"
-    )
-    return ["\n".join(lines)]
+def _outcome(study: Study, method: str) -> Outcome:
+    """Return the outcome of a method at the first ratio of a study."""
+    return study.outcomes()[study.ratios[0], method]
 
 
-def _elsewhere() -> str:
-    """Return the range of gains on another processor, where dense layers are slower."""
-    record = load("networks-amd-epyc")
-    rows = [row["times_faster"] for network in record["networks"] for row in network["rows"]]
-    sparse, runtime = ([row[name] for row in rows] for name in ("sparse", "onnxruntime"))
-    ratios = [ours / theirs for ours, theirs in zip(sparse, runtime, strict=True)]
+def _method() -> str:
+    study = comparisons([STUDY])[STUDY]
+    found, rival = _outcome(study, "prunus"), _outcome(study, "magnitude")
+    spread = study.table().spread
     return (
-        f" The gain depends on the machine: on {machine(record['environment'])}, the "
-        f"same networks are {min(sparse):.1f} to {max(sparse):.1f} times faster with sparse layers "
-        f"than dense, and {min(ratios):.2f} to {max(ratios):.1f} times faster than in onnxruntime, "
-        f"which itself is {min(runtime):.1f} to {max(runtime):.1f} times faster than dense there "
-        f"({record['date'][:10]}, by `{record['command']}`)."
+        f"| [{NETWORKS[STUDY]}](docs/figures.md#comparisons-of-methods), {METRICS[study.metric]} "
+        f"| {format_sparsity(found.sparsity)} | {spread(found.dense)} | {spread(found.values)} "
+        f"| {spread(rival.values)} by magnitude pruning |"
+    )
+
+
+def _classifier() -> str:
+    study = comparisons([CLASSIFIER])[CLASSIFIER]
+    found = _outcome(study, "prunus")
+    dense, sparse = (
+        format_spread([100 * (1 - value) for value in values], 2)
+        for values in (found.dense, found.values)
+    )
+    return (
+        f"| [{NETWORKS[CLASSIFIER]}](docs/figures.md#classifiers), test error in % ↓ "
+        f"| {format_sparsity(found.sparsity)} | {dense} | {sparse} | {study.ratios[0]:g} times "
+        "fewer parameters |"
+    )
+
+
+def _speed() -> str:
+    """Return the batch at which sparse layers gain least."""
+    (network,) = (n for n in load("networks")["networks"] if n["network"] == NETWORK)
+    faster = {row["batch"]: row["times_faster"]["sparse"] for row in network["rows"]}
+    row = min(network["rows"], key=lambda row: row["times_faster"]["sparse"])
+    dense, sparse = (row["times"][name]["median_ms"] for name in ("dense", "sparse"))
+    name, _, sparsity = NETWORK.rpartition(", ")
+    return (
+        f"| [{name[0].upper()}{name[1:]}](docs/figures.md#whole-networks), ms for a batch of "
+        f"{row['batch']} ↓ | {sparsity} | {dense:.3g} | {sparse:.3g} "
+        f"| {min(faster.values()):.1f} to {max(faster.values()):.1f} times faster than dense "
+        f"float32, for batches of {min(faster)} to {max(faster)} on one thread of a CPU |"
     )

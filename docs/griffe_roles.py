@@ -1,0 +1,70 @@
+"""Griffe extension that turns the Sphinx roles of docstrings into links of the site.
+
+``:class:`~prunus.Selection``` becomes a link to the object. A role that names an object without a
+page is shown as code; one that names no object is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import griffe
+
+_ROLE = re.compile(r":(?:class|func|meth|attr|mod|data):`(?:([^`<]+) <)?(~?)([\w.]+)>?`")
+
+
+class SphinxRoles(griffe.Extension):
+    """Rewrites the docstrings of a package once all of it is loaded."""
+
+    def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
+        """Rewrite the roles and the headings of the examples."""
+        for obj in _objects(pkg):
+            if obj.docstring is not None:
+                text = obj.docstring.value.replace("\nExample:\n", "\nExamples:\n")
+                obj.docstring.value = _ROLE.sub(lambda role, obj=obj: _link(role, obj, pkg), text)  # type: ignore[misc]
+
+
+def _objects(obj: griffe.Object) -> Iterator[griffe.Object]:
+    """Yield an object and all that it defines."""
+    yield obj
+    for member in obj.members.values():
+        if isinstance(member, griffe.Object):
+            yield from _objects(member)
+
+
+def _link(role: re.Match[str], obj: griffe.Object, package: griffe.Module) -> str:
+    """Return the link for one role in the docstring of an object."""
+    title, short, target = role.groups()
+    text = title or (target.rpartition(".")[2] if short else target)
+    path = _path(target, obj, package)
+    return f'<autoref identifier="{path}" optional><code>{text}</code></autoref>'
+
+
+def _path(target: str, obj: griffe.Object, package: griffe.Module) -> str:
+    """Return the canonical path of a target, named as seen from an object or from the package.
+
+    Raises:
+        LookupError: There is no such object.
+    """
+    scope: griffe.Object | None = obj
+    while scope is not None:
+        if (found := _member(scope, target)) is not None:
+            return found
+        scope = scope.parent if isinstance(scope.parent, griffe.Object) else None
+    found = _member(package, target.removeprefix(f"{package.name}."))
+    if found is None and target.startswith(f"{package.name}."):
+        raise LookupError(f"{obj.path} refers to {target}, which does not exist")
+    return target if found is None else found
+
+
+def _member(scope: griffe.Object, target: str) -> str | None:
+    """Return the canonical path of a member, or None if there is none of this name."""
+    try:
+        found = scope.get_member(target)
+        if found.is_module and found.name in found.members:  # a function named like its module
+            found = found[found.name]
+    except (KeyError, griffe.AliasResolutionError):
+        return None
+    return str(found.canonical_path)
