@@ -37,9 +37,9 @@ def halving_pruner(**options: Any) -> Pruner:
 
 
 def take_step(pruner: Pruner) -> None:
-    pruner.optimizer.zero_grad()
+    pruner.optimizers[0].zero_grad()
     pruner.model(torch.ones(1, 10)).square().sum().backward()
-    pruner.optimizer.step()
+    pruner.optimizers[0].step()
 
 
 def test_each_record_pairs_the_metric_with_the_sparsity_that_was_measured() -> None:

@@ -152,7 +152,7 @@ def test_a_score_without_gradients_needs_no_observe_method() -> None:
     model = classifier()
     pruner = magnitude_pruner(model, sgd(model), score=Signed())
     pruner.prune(sparsity=0.25)
-    epoch(model, pruner.optimizer)
+    epoch(model, pruner.optimizers[0])
     assert pruner.masks.kept == 552
     with pytest.raises(PrunusError, match="without memory_names, observe$"):
         magnitude_pruner(classifier(), sgd(model), score=Unsaid())

@@ -288,7 +288,7 @@ def test_a_pruner_cannot_be_copied() -> None:
 def test_state_tensors_of_other_shapes_are_rejected(key: str) -> None:
     model = classifier()
     pruner = Pruner(model, sgd(model), coupled_penalty(0.1, smoothing=0.9), score=TaylorScore())
-    epoch(model, pruner.optimizer)
+    epoch(model, pruner.optimizers[0])
     state = pruner.state_dict()
     wrong = torch.ones(3, 4)
     state[key] = {"0.weight": {"product": wrong} if key == "score" else wrong}

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import math
 import warnings
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -27,18 +27,17 @@ from prunus._engine.default_method import (
 from prunus._engine.finish_notice import FinishNotice
 from prunus._engine.growth_state import check_growth_state, growth_state, load_growth_state
 from prunus._engine.mask_editor import Editor
+from prunus._engine.optimizers import Optimizers, as_list, optimizer_problems
 from prunus._engine.preconditions import (
     argument_problems,
     bound_allocation,
     check_growth,
-    check_held,
     check_in_model,
     check_penalty,
     check_sole_pruner,
     check_state,
     grad_norm_problem,
     missing_metric_problem,
-    optimizer_problem,
     warn_of_rounding,
 )
 from prunus._engine.removal import Remover
@@ -79,7 +78,7 @@ __all__ = ["Pruner"]
 class Pruner:
     """Makes a model sparse while an ordinary training loop trains it.
 
-    It works through the optimizer's own step hooks. Before a step it adds the penalty's gradient
+    It works through the optimizers' own step hooks. Before a step it adds the penalty's gradient
     and zeroes the gradients of removed weights; after it, removed weights are set to exactly 0.0
     again, whatever the optimizer did, unless ``growth`` lets them return. The model is not changed
     in any other way: same modules, same ``state_dict`` keys.
@@ -90,6 +89,9 @@ class Pruner:
         optimizer: Any ``torch.optim`` optimizer that accepts dense gradients, or a custom one like
             them, that holds the model's prunable parameters. If it is wrapped around another one it
             must move the weights at each call of its ``step``, because each call counts as a step.
+            Several optimizers, such as Muon for matrices and AdamW for the rest, are passed as a
+            list. Each acts on its own tensors, and a step counts once every one has taken at least
+            one, so that weights are removed after the last of them.
         penalty: The penalty that shrinks irrelevant weights; None for no penalty. Default "auto":
             ``RelevancePenalty()``, which finds its strength, if the schedule removes weights.
         schedule: When and how much to remove. Default None: with a floor ``IterativePruning()``,
@@ -113,8 +115,8 @@ class Pruner:
         min_density: The fraction of each tensor's prunable weights that is never removed, rounded
             up. Default 1e-4, so that no layer is emptied.
         keep_best: Whether to keep a copy of the best state for :meth:`finish`. Default True.
-        max_grad_norm: Maximum norm of all gradients of the optimizer, to which they are clipped
-            within the step by the rule of ``torch.nn.utils.clip_grad_norm_``. Default None: no
+        max_grad_norm: Maximum norm of all gradients of an optimizer, to which they are clipped
+            within its step by the rule of ``torch.nn.utils.clip_grad_norm_``. Default None: no
             clipping. Clipping before the step makes gradients smaller, so that weights look less
             relevant than they are, unless the coefficient is ``relative``; here relevance is
             computed from the gradients before they are clipped.
@@ -155,7 +157,7 @@ class Pruner:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         penalty: PenaltyChoice = "auto",
         schedule: Schedule | None = None,
         *,
@@ -171,10 +173,10 @@ class Pruner:
         max_grad_norm: float | None = None,
         growth: Growth | None = None,
     ) -> None:
-        raise_problems(deepspeed_problem(model, optimizer), error=PrunusError)
+        raise_problems(deepspeed_problem(model, *as_list(optimizer)), error=PrunusError)
         raise_problems(
             model_problem(model),
-            optimizer_problem(optimizer),
+            *optimizer_problems(optimizer),
             *constraint_problems(floor, mode, dense_metric),
             *argument_problems(
                 penalty, schedule, score, allocation, growth, min_density, selection
@@ -184,7 +186,6 @@ class Pruner:
         )
         check_wrappers(model)
         self.model: nn.Module = unwrap(model)
-        self.optimizer = optimizer
         penalty, self.schedule = with_defaults(penalty, schedule, floor)
         check_growth(growth, penalty, self.schedule)
         self.score: Score = score
@@ -198,7 +199,7 @@ class Pruner:
         if dense_metric is not None and (wide := self.constraint.wide_problem(dense_metric)):
             warnings.warn(wide, stacklevel=2)
         self._penalty = penalty
-        check_held(self.selection, optimizer)
+        self.optimizers = Optimizers(as_list(optimizer), self.selection)
         check_in_model(self.selection, self.model)
         check_penalty(penalty, score, self.selection)
         self._allocation = bound_allocation(
@@ -210,7 +211,7 @@ class Pruner:
         self._prunable = self.selection.prunable
         self._strengths = StrengthTracker(
             as_strength(0.0 if penalty is None else penalty.strength),
-            optimizer,
+            self.optimizers,
             self.selection,
             self.schedule.interval,
             lambda: self.schedule.done,
@@ -231,18 +232,19 @@ class Pruner:
             self.masks.apply_()
         self._editor = Editor(
             self.masks,
-            optimizer,
+            self.optimizers,
             remover=self._remover,
             remainders=self._remainders,
             final=lambda: self._final,
             removed=self._count_removal,
             check_equal=self._check_equal_replicas(),
         )
+        self._monitor = StepMonitor(self.optimizers, self.selection)
         make_rule = NoGrowth if growth is None else growth.rule
         self._growth = make_rule(self._editor, lambda: self._steps)
         self._hooks = StepHooks(
             self.model,
-            optimizer,
+            self.optimizers,
             self.masks,
             penalty,
             self.score,
@@ -250,13 +252,14 @@ class Pruner:
             max_grad_norm=max_grad_norm,
             strengths=self._strengths.values,
             steps_since_pruning=lambda: self._strengths.steps_since_pruning,
+            optimizer_stepped=self._monitor.count_step,
             stepped=self._count_step,
         )
-        self._monitor = StepMonitor(optimizer, self.selection)
 
     def _register(self) -> None:
-        """Add this pruner to those of its optimizer, if they go together."""
-        others = _pruners.setdefault(self.optimizer, WeakSet())
+        """Add this pruner to those of its optimizers, if they go together."""
+        registered = [_pruners.setdefault(optimizer, WeakSet()) for optimizer in self.optimizers]
+        others = {id(pruner): pruner for pruners in registered for pruner in pruners}.values()
         check_sole_pruner(
             self.selection,
             self._penalty,
@@ -264,7 +267,8 @@ class Pruner:
             self.growth,
             ((p.selection, p._penalty, p.max_grad_norm, p.growth) for p in others),
         )
-        others.add(self)
+        for pruners in registered:
+            pruners.add(self)
 
     def __repr__(self) -> str:
         return (
@@ -485,7 +489,8 @@ class Pruner:
             raise PrunusError(
                 "several pruners with a floor validate this model by turns, and each finish() "
                 "would deliver another state than was measured: use one Pruner for all tensors, "
-                "or give the others a schedule without a floor, and no metric in step()"
+                "as Pruner(model, [optimizer_a, optimizer_b], floor=...), or give the others a "
+                "schedule without a floor, and no metric in step()"
             )
         _last_validated[self.model] = ref(self)
 
@@ -588,10 +593,11 @@ class Pruner:
             )
 
     def detach(self) -> None:
-        """Remove the hooks from the optimizer and release the masks. Removed weights stay zero."""
+        """Remove the hooks from the optimizers and release the masks. Removed weights stay zero."""
         self._notice.withdraw()
         self._hooks.remove()
-        _pruners.get(self.optimizer, WeakSet()).discard(self)
+        for optimizer in self.optimizers:
+            _pruners.get(optimizer, WeakSet()).discard(self)
         if _last_validated.get(self.model, lambda: None)() is self:
             del _last_validated[self.model]  # its successor does not take turns with it
         self.masks.detach()
@@ -616,6 +622,7 @@ class Pruner:
         return {
             "masks": self.masks.packed(),
             "steps": self._steps,
+            "waiting": self._hooks.waiting,
             "prunings": self._prunings,
             "validations": self._validations,
             "best_metric": self._best_metric,
@@ -646,6 +653,7 @@ class Pruner:
         """
         check_state(state, (*TENSOR_KEYS, *COUNT_KEYS))
         check_growth_state(self.growth, self._growth, state["growth"])
+        self._hooks.check_waiting(state["waiting"])
         self._hooks.state.check(state)
         self._strengths.check(state["strength"])
         probe = self._hooks.probe
@@ -665,6 +673,7 @@ class Pruner:
             raise state_error(f"schedule: {error}") from error
         self.masks.load_packed(state["masks"])
         self.masks.apply_()
+        self._hooks.load_waiting(state["waiting"])
         self._steps = int(state["steps"])
         self._strengths.load_state_dict(state["strength"])
         self._last_metric, self._predicted_cost = state["last_metric"], state["predicted_cost"]
@@ -700,20 +709,19 @@ class Pruner:
             counts = [f"{name} ({count:,})" for name, count in nonzero.items()]
             raise PrunusError(
                 f"removed weights are not zero in {listing(counts)}: since the last step of this "
-                "pruner's optimizer something else changed them, such as load_state_dict or "
-                "another optimizer, which needs a Pruner of its own. Call pruner.masks.apply_() "
+                "pruner's optimizers something else changed them, such as load_state_dict or "
+                "another optimizer, which must be passed to Pruner too. Call pruner.masks.apply_() "
                 "before you validate, or detach() this pruner"
             )
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise PrunusError(
-            "a Pruner is tied to its optimizer and cannot be copied or pickled: save "
-            "pruner.state_dict(), and load it into a new Pruner of the copied model and optimizer"
+            "a Pruner is tied to its optimizers and cannot be copied or pickled: save "
+            "pruner.state_dict(), and load it into a new Pruner of the copied model and optimizers"
         )
 
     def _count_step(self) -> None:
         self._steps += 1
-        self._monitor.count_step()
         self._strengths.count_step()
         keep = self.schedule.after_step(step=self._steps, prunable=self._prunable)
         if keep is not None:

@@ -90,7 +90,7 @@ def test_means_are_those_of_the_whole_tensors_over_all_processes() -> None:
     selection = select(model)
     others = torch.tensor([2.0, 8.0, 6.0], dtype=torch.float64)
     selection.process_group = PeerGroup(others=others, counted=(True, False, True))
-    means = mean_magnitudes(selection, None)
+    means = mean_magnitudes(selection, [*selection.values()], None)
     assert {name: mean.item() for name, mean in means.items()} == {
         "a.weight": (8.0 + 2.0) / 2,
         "b.weight": 8.0 / 2,
@@ -98,7 +98,7 @@ def test_means_are_those_of_the_whole_tensors_over_all_processes() -> None:
     }
     assert all(mean.dtype == torch.float64 for mean in means.values())
     averages = {"a.weight": torch.tensor([[1.0, 1.0]]), "b.weight": torch.ones(1, 2)}
-    means = mean_magnitudes(selection, averages)
+    means = mean_magnitudes(selection, [*selection.values()], averages)
     assert [mean.item() for mean in means.values()] == [2.0, 4.0, 3.0]
 
 
@@ -114,4 +114,6 @@ def test_magnitudes_are_summed_in_64_bits(gradients: bool) -> None:
         layer.weight.grad = torch.tensor([[3.0, -1.0]])
     selection = select(layer)
     selection.process_group = Recorded()
-    assert mean_magnitudes(selection, None)["weight"].item() == (2.0 if gradients else 0.0)
+    assert mean_magnitudes(selection, [*selection.values()], None)["weight"].item() == (
+        2.0 if gradients else 0.0
+    )

@@ -258,7 +258,7 @@ def test_a_planted_fault_is_counted(fault: str, monkeypatch: pytest.MonkeyPatch)
         return False
 
     planted = waiting if fault == "wait" else looping
-    monkeypatch.setattr("prunus._engine.step_hooks.is_skipped", planted)
+    monkeypatch.setattr("prunus._engine.optimizer_hooks.is_skipped", planted)
     few, many = (counted(layers=n, **CASES["magnitude"][0]) for n in (1, 3))
     if fault == "wait":
         assert many[0].waits == ["_local_scalar_dense"]

@@ -29,6 +29,7 @@ from prunus import (
     Validation,
     select,
 )
+from prunus._engine.optimizers import Optimizers
 from prunus._engine.penalty_probe import PenaltyProbe
 from prunus.penalties.application import TensorStep
 
@@ -92,15 +93,16 @@ def test_removed_weights_do_not_count(growth: Growth | None, apply: Any) -> None
 def test_tensors_on_several_devices_are_measured_without_copies_between_them() -> None:
     model = nn.Sequential(nn.Linear(4, 1, bias=False), nn.Linear(4, 1, bias=False))
     optimizer, selection = torch.optim.SGD(model.parameters()), select(model)
-    probe = PenaltyProbe(RelevancePenalty(0.1, LinearRelevance()), optimizer, selection)
-    probe.begin()
+    optimizers = Optimizers([optimizer], selection)
+    probe = PenaltyProbe(RelevancePenalty(0.1, LinearRelevance()), optimizers, selection)
+    probe.begin(0)
     with FakeTensorMode(), CopiesForbidden():  # fake tensors have any device and no numbers
         for number, tensor in enumerate(selection.values()):
             weight, gradient = torch.ones(2, 1, 4, device=f"cuda:{number}")
             taken = TensorStep(tensor, weight, gradient, 0.1, None, None, gradient, None, None)
-            probe.measure(taken, None)
-    probe.end()
-    assert not probe.due
+            probe.measure(0, taken, None)
+    probe.end(0)
+    assert not probe.is_due(0)
 
 
 def test_the_sums_of_all_devices_are_reported_and_saved() -> None:
@@ -110,7 +112,7 @@ def test_the_sums_of_all_devices_are_reported_and_saved() -> None:
     probe = pruner._hooks.probe
     assert probe is not None
     (sums,) = probe._sums.values()
-    probe._sums[torch.device("meta")] = {**sums, "coefficients": 4.0}  # as if of a second layer
+    probe._sums[0, torch.device("meta")] = {**sums, "coefficients": 4.0}  # as if of a second layer
     saved = probe.state_dict()
     assert saved["coefficients"] == 6.0
     assert saved["weights"] == 8

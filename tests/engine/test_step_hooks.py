@@ -21,6 +21,7 @@ from prunus import (
     TaylorScore,
     select,
 )
+from prunus._engine.optimizers import Optimizers
 from prunus._engine.step_hooks import StepHooks
 
 # With α = 2 the coefficients 1 − |g| / 2 of these gradients are 1, 1/2 and 0. With γ = 1/2 the
@@ -62,13 +63,14 @@ class Hooked:
         penalty, score = options.pop("penalty"), options.pop("score")
         self.hooks = StepHooks(
             self.model,
-            self.optimizer,
+            Optimizers([self.optimizer], self.selection),
             self.masks,
             penalty,
             score,
             NO_GROWTH,
             strengths=lambda: self.strengths,
             steps_since_pruning=lambda: self.steps,
+            optimizer_stepped=lambda index: None,
             stepped=self._count,
             **options,
         )
@@ -263,16 +265,18 @@ def test_the_state_has_a_place_for_what_the_penalty_remembers() -> None:
     state = Hooked().hooks.state.state_dict(complete=True)
     assert not any(state.values())
     layer = layer_of(WEIGHT).bfloat16()
+    selection = select(layer)
     hooks = StepHooks(
         layer,
-        torch.optim.SGD(layer.parameters(), lr=1.0),
-        Masks(select(layer)),
+        Optimizers([torch.optim.SGD(layer.parameters(), lr=1.0)], selection),
+        Masks(selection),
         penalty_of(apply="decoupled", smoothing=0.5),
         TaylorScore(),
         NO_GROWTH,
         max_grad_norm=None,
         strengths=dict,
         steps_since_pruning=lambda: 0,
+        optimizer_stepped=lambda index: None,
         stepped=lambda: None,
     )
     state = hooks.state.state_dict(complete=True)
@@ -375,7 +379,7 @@ def test_shards_are_edited_in_place(apply: Any, clipped: bool) -> None:
         masks.recount()
         StepHooks(
             layer,
-            optimizer,
+            Optimizers([optimizer], masks.selection),
             masks,
             penalty_of(apply=apply),
             MagnitudeScore(),
@@ -383,6 +387,7 @@ def test_shards_are_edited_in_place(apply: Any, clipped: bool) -> None:
             max_grad_norm=1e6 if clipped else None,
             strengths=lambda: {"weight": 0.5},
             steps_since_pruning=lambda: 0,
+            optimizer_stepped=lambda index: None,
             stepped=lambda: None,
         )
         gradient = DTensor.from_local(torch.tensor([GRADIENT]), mesh, [Replicate()])

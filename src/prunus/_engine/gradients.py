@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ import torch
 from prunus._distributed.shards import is_sharded
 from prunus._utils.magnitudes import magnitude_sums
 from prunus.errors import PrunusError, listing
-from prunus.selection import Selection
+from prunus.selection import PrunableTensor, Selection
 
 __all__ = [
     "check_dense",
@@ -68,23 +68,26 @@ def match_placements(parameters: Iterable[torch.Tensor]) -> None:
 
 
 def mean_magnitudes(
-    selection: Selection, averages: Mapping[str, torch.Tensor] | None
+    selection: Selection,
+    tensors: Sequence[PrunableTensor],
+    averages: Mapping[str, torch.Tensor] | None,
 ) -> Mapping[str, torch.Tensor]:
     """Return, by tensor, the mean of |gradient| over all processes that hold a shard of it.
 
     Args:
-        selection: The tensors.
+        selection: All tensors of the pruner.
+        tensors: Those that the step moves.
         averages: The averages to use in place of the gradients, or None.
     """
     bases = {}
-    for name, tensor in selection.items():
+    for tensor in tensors:
         basis = tensor.gradient
-        if basis is not None and selection.counted[name]:
-            bases[name] = basis if averages is None else averages[name]
+        if basis is not None and selection.counted[tensor.name]:
+            bases[tensor.name] = basis if averages is None else averages[tensor.name]
     # In float64, so that the mean hardly depends on how the tensor is sharded.
     sums = dict(zip(bases, magnitude_sums(list(bases.values()), torch.float64), strict=True))
-    zero = torch.zeros((), dtype=torch.float64, device=next(iter(selection.values())).weight.device)
-    totals = selection.process_group.sum(torch.stack([sums.get(name, zero) for name in selection]))
-    sizes = [float(tensor.parameter.numel()) for tensor in selection.values()]
+    zero = torch.zeros((), dtype=torch.float64, device=tensors[0].weight.device)
+    totals = selection.process_group.sum(torch.stack([sums.get(t.name, zero) for t in tensors]))
+    sizes = [float(tensor.parameter.numel()) for tensor in tensors]
     means = torch._foreach_div(list(totals.unbind()), sizes)
-    return dict(zip(selection, means, strict=True))
+    return dict(zip([tensor.name for tensor in tensors], means, strict=True))

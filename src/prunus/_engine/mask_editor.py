@@ -9,6 +9,7 @@ import torch
 
 from prunus._distributed.process_group import CheckEqual, failure_reported
 from prunus._engine.optimizer_state import clear_state
+from prunus._engine.optimizers import Optimizers
 from prunus._engine.removal import Removal, Remover
 from prunus.masks import Masks, clear_
 from prunus.scores import MagnitudeScore, Score, ScoreMemory
@@ -23,7 +24,7 @@ class Editor:
 
     Args:
         masks: The masks.
-        optimizer: The optimizer, whose state is cleared.
+        optimizers: The optimizers, whose state is cleared.
         remover: Returns the remover for the present state.
         remainders: Returns the penalty's float32 remainders by tensor.
         final: Returns how many weights the schedule keeps in the end; None if that is open.
@@ -36,7 +37,7 @@ class Editor:
     def __init__(
         self,
         masks: Masks,
-        optimizer: torch.optim.Optimizer,
+        optimizers: Optimizers,
         *,
         remover: Callable[[], Remover],
         remainders: Callable[[], Mapping[str, torch.Tensor]],
@@ -45,7 +46,7 @@ class Editor:
         check_equal: CheckEqual | None,
     ) -> None:
         self.masks = masks
-        self._optimizer = optimizer
+        self._optimizers = optimizers
         self._remover = remover
         self._remainders = remainders
         self._final = final
@@ -104,7 +105,7 @@ class Editor:
         for name, before in removed.items():
             mask = self.masks[name]
             returned = before.to(mask.device) & mask
-            clear_state(self._optimizer, self.masks.selection[name].parameter, ~returned)
+            clear_state(self._optimizers.of(name), self.masks.selection[name].parameter, ~returned)
 
     def reopen(self) -> None:
         """Keep every weight; removed ones return at zero."""
@@ -174,7 +175,7 @@ class Editor:
         clear_(tensor.weight, mask)
         if tensor.gradient is not None:
             clear_(tensor.gradient, mask)
-        clear_state(self._optimizer, tensor.parameter, mask)
+        clear_state(self._optimizers.of(name), tensor.parameter, mask)
         remainder = self._remainders().get(name)
         if remainder is not None:
             clear_(remainder, mask.to(remainder.device))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -10,7 +10,7 @@ from prunus._utils.batches import batches
 from prunus._utils.devices import on_device
 from prunus._utils.finiteness import finiteness
 from prunus.scores import Score
-from prunus.selection import Selection
+from prunus.selection import PrunableTensor, Selection
 
 __all__ = ["GradientObserver"]
 
@@ -44,7 +44,7 @@ class GradientObserver:
         self.score = score
         self.memory: dict[str, dict[str, torch.Tensor]] = {}
         self.counts: dict[str, int] = {}
-        self._tensors = tuple(selection.items())
+        self._all = tuple(selection.values())
         self._sharded = selection.process_group.sharded
         self._every: int = getattr(score, "every", 1)
         # Those whose gradients were all left out.
@@ -59,6 +59,8 @@ class GradientObserver:
         self,
         loss_scale: torch.Tensor | float | None,
         measurable: torch.Tensor | bool = True,
+        *,
+        tensors: Iterable[PrunableTensor] | None = None,
     ) -> None:
         """Pass the gradients that are due and finite, divided by the loss scale, to the score.
 
@@ -66,10 +68,11 @@ class GradientObserver:
             loss_scale: The factor that the gradients have been multiplied by, or None.
             measurable: Whether the gradients may be used; if not, they count as if they were not
                 finite. A scalar on a device if the host does not know. Default True.
+            tensors: The tensors that the step moves. Default: all.
         """
         due = []
-        for name, tensor in self._tensors:
-            gradient = tensor.gradient
+        for tensor in self._all if tensors is None else tensors:
+            name, gradient = tensor.name, tensor.gradient
             if gradient is None or gradient.layout is not torch.strided:
                 continue
             # Counted for each tensor, because one may have a gradient in every second step only.
@@ -142,10 +145,10 @@ class GradientObserver:
         if not self.active or max(self.counts.values(), default=0) < _ENOUGH:
             return []
         missing = {
-            name: tensor
-            for name, tensor in self._tensors
-            if name not in self.memory
-            and name not in self._left_out
+            tensor.name: tensor
+            for tensor in self._all
+            if tensor.name not in self.memory
+            and tensor.name not in self._left_out
             and tensor.parameter.requires_grad
         }
         for name, tensor in missing.items():

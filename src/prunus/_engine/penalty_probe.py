@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from prunus._engine.optimizers import Optimizers
 from prunus._engine.state_errors import state_error
 from prunus._utils.checks import number_problem, raise_problems
 from prunus.penalties.application import TensorStep
@@ -34,45 +35,58 @@ _NEGLIGIBLE = 0.1
 class PenaltyProbe:
     """Measures the irrelevance coefficients, once after each validation.
 
-    It measures the first step that the penalty acts in.
+    It measures the first step that the penalty acts in, with several optimizers the first step of
+    each.
 
     The sums stay on the devices until the next validation, so that no step waits for one.
 
     Args:
         penalty: The penalty.
-        optimizer: The optimizer, whose weight decay is reported beside.
+        optimizers: The optimizers, whose weight decay is reported beside.
         selection: The prunable tensors.
     """
 
     def __init__(
         self,
         penalty: RelevancePenalty,
-        optimizer: torch.optim.Optimizer,
+        optimizers: Optimizers,
         selection: Selection,
     ) -> None:
         self._penalty = penalty
-        self._optimizer = optimizer
+        self._optimizers = optimizers
         self._selection = selection
-        self._due = not penalty.application.in_loss
-        self._sums: dict[torch.device, dict[str, torch.Tensor | float]] = {}
+        self._due = self._all()
+        # By the optimizer's index and the device.
+        self._sums: dict[tuple[int, torch.device], dict[str, torch.Tensor | float]] = {}
         self._groups: Mapping[int, dict[str, Any]] = {}
         self._warned = False
 
-    @property
-    def due(self) -> bool:
-        """Whether the present step is to be measured."""
-        return self._due
+    def _all(self) -> set[int]:
+        """Return the indices of the optimizers whose steps are to be measured."""
+        return set() if self._penalty.application.in_loss else set(range(len(self._optimizers)))
 
-    def begin(self) -> None:
-        """Forget an earlier call of the closure, or a step that was skipped."""
-        self._sums = {}
-        groups = self._optimizer.param_groups
+    def is_due(self, index: int) -> bool:
+        """Return whether the present step of an optimizer is to be measured."""
+        return index in self._due
+
+    def begin(self, index: int) -> None:
+        """Forget an earlier call of the closure, or a step that was skipped.
+
+        Args:
+            index: The optimizer's.
+        """
+        self._drop(index)
+        groups = self._optimizers[index].param_groups
         self._groups = {id(p): group for group in groups for p in group["params"]}
 
-    def measure(self, step: TensorStep, mask: torch.Tensor | None) -> None:
+    def _drop(self, index: int) -> None:
+        self._sums = {key: sums for key, sums in self._sums.items() if key[0] != index}
+
+    def measure(self, index: int, step: TensorStep, mask: torch.Tensor | None) -> None:
         """Add a tensor to the sums.
 
         Args:
+            index: The optimizer's.
             step: The tensor in the step.
             mask: True where a weight is kept, None if all are; unlike the mask of the step also
                 with a growth that trains removed weights.
@@ -106,13 +120,13 @@ class PenaltyProbe:
             "shrinkage": weights * (2 * step.strength * rate),
             "decay": weights * (float(group.get("weight_decay", 0.0)) * lr),
         }
-        sums = self._sums.setdefault(c.device, {})
+        sums = self._sums.setdefault((index, c.device), {})
         for key, value in values.items():
             sums[key] = sums.get(key, 0.0) + value
 
-    def end(self) -> None:
-        """End the measurement, once the optimizer has taken the step."""
-        self._due = not self._sums
+    def end(self, index: int) -> None:
+        """End the measurement of an optimizer, once it has taken the step."""
+        self._due -= {key[0] for key in self._sums if key[0] == index}
 
     def report(self, period: int) -> PenaltyReport | None:
         """Return what was measured since the last report, and measure the next step.
@@ -126,7 +140,7 @@ class PenaltyProbe:
             return None
         local = torch.tensor(list(self._totals().values()), dtype=torch.float64)
         sums = dict(zip(_KEYS, self._selection.process_group.sum(local).tolist(), strict=True))
-        self._sums, self._due = {}, True
+        self._sums, self._due = {}, self._all()
         weights = sums["weights"]
         if not weights:
             return None
@@ -138,7 +152,7 @@ class PenaltyProbe:
         )
 
     def _totals(self) -> dict[str, float]:
-        """Return the sums over all devices, as numbers."""
+        """Return the sums over all optimizers and devices, as numbers."""
         return {key: float(sum(float(s[key]) for s in self._sums.values())) for key in _KEYS}
 
     def warn_once(self, report: PenaltyReport) -> None:
@@ -202,8 +216,8 @@ class PenaltyProbe:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what :meth:`state_dict` returned."""
         sums: dict[str, torch.Tensor | float] = {key: float(state[key]) for key in state}
-        self._sums = {torch.device("cpu"): sums} if sums else {}
-        self._due = not state and not self._penalty.application.in_loss
+        self._sums = {(0, torch.device("cpu")): sums} if sums else {}
+        self._due = set() if state else self._all()
 
 
 def _rounded_up(factor: float) -> int:

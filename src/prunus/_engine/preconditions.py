@@ -1,4 +1,4 @@
-"""The preconditions of a pruner: what its arguments, its model and its optimizer must be."""
+"""The preconditions of a pruner: what its arguments and its model must be."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
-import torch
 from torch import nn
 
 from prunus._engine.removal import full_counts
 from prunus._engine.state_errors import state_error
 from prunus._utils.checks import (
-    TypeProblem,
     method_problem,
     number_problem,
     raise_problems,
@@ -33,7 +31,6 @@ __all__ = [
     "argument_problems",
     "bound_allocation",
     "check_growth",
-    "check_held",
     "check_in_model",
     "check_penalty",
     "check_shapes",
@@ -41,7 +38,6 @@ __all__ = [
     "check_state",
     "grad_norm_problem",
     "missing_metric_problem",
-    "optimizer_problem",
     "warn_of_rounding",
 ]
 
@@ -134,20 +130,6 @@ def missing_metric_problem(
     return f"{type(schedule).__name__} with floor={floor!r} needs the validation metric: {fix}"
 
 
-def optimizer_problem(optimizer: object) -> str | None:
-    """Return what is wrong with an optimizer: its type, or a lack of step hooks."""
-    problem = type_problem("optimizer", optimizer, torch.optim.Optimizer, "a torch.optim optimizer")
-    # A wrapper may inherit the class without initializing it. torch asks for these hooks at each
-    # step and offers no other way to tell.
-    if problem is None and not hasattr(optimizer, "_optimizer_step_pre_hooks"):
-        return TypeProblem(
-            f"optimizer must have torch.optim's step hooks, but {type(optimizer).__name__} has "
-            "none: pass the optimizer that it is wrapped around, or use prunus.integrations, such "
-            "as AcceleratedPruner for accelerate"
-        )
-    return problem
-
-
 def check_penalty(penalty: RelevancePenalty | None, score: Score, selection: Selection) -> None:
     """Check that a penalty goes together with the score and the model.
 
@@ -184,22 +166,6 @@ def bound_allocation(
     counts, final = full_counts(selection, min_density), schedule.final_kept(selection.prunable)
     raise_problems(*bound.problems(counts, min_density=min_density, final=final))
     return bound
-
-
-def check_held(selection: Selection, optimizer: torch.optim.Optimizer) -> None:
-    """Check that an optimizer holds every prunable tensor.
-
-    Raises:
-        PrunusError: It lacks some; every one is named.
-    """
-    in_optimizer = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    missing = [name for name, t in selection.items() if id(t.parameter) not in in_optimizer]
-    if missing:
-        raise PrunusError(
-            f"the optimizer must hold every prunable tensor, but it lacks {listing(missing)}: "
-            "build it from this model's parameters, after any .to(device) that replaces them, or "
-            "leave these tensors out with select(model, exclude=...)"
-        )
 
 
 def check_in_model(selection: Selection, model: nn.Module) -> None:
@@ -300,7 +266,7 @@ def check_state(state: Mapping[str, Any], tensor_keys: Sequence[str]) -> None:
     mappings = ("masks", "schedule", "strength", "penalty", "growth", *tensor_keys, "best")
     raise_problems(type_problem("it", state, Mapping, "a mapping"), error=state_error)
     numbers = ("dense_metric", "best_metric", "last_metric", "predicted_cost")
-    keys = (*mappings, *counts, *numbers, "history")
+    keys = (*mappings, *counts, *numbers, "waiting", "history")
     missing = [key for key in keys if key not in state]
     raise_problems(f"it lacks {listing(missing)}" if missing else None, error=state_error)
     raise_problems(

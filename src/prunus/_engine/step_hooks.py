@@ -1,61 +1,52 @@
-"""The pipeline around each step of the optimizer.
-
-Before a step: match placements, let growth act, observe, clip, average, apply the penalty, mask.
-After it: apply the decoupled penalty, mask, let growth act. It runs at every step, so it is written
-to cost little beside the tensor operations.
-"""
+"""The hooks on the steps of all optimizers, and what they share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 
-from prunus._distributed.shards import local
-from prunus._engine.clipping import GradientClipping
-from prunus._engine.gradients import (
-    check_dense,
-    is_skipped,
-    loss_scale_of,
-    match_placements,
-    mean_magnitudes,
-)
 from prunus._engine.observation import GradientObserver
+from prunus._engine.optimizer_hooks import OptimizerHooks, StepParts
+from prunus._engine.optimizers import Optimizers
 from prunus._engine.penalty_probe import PenaltyProbe
-from prunus._engine.preconditions import check_shapes
-from prunus._engine.second_moments import SecondMoments
+from prunus._engine.state_errors import state_error
 from prunus._engine.step_state import StepState
+from prunus._utils.checks import number_problem, raise_problems
 from prunus.growth import GrowthRule
-from prunus.masks import Masks, clear_all_
-from prunus.penalties.application import Application, Strengths, TensorStep
+from prunus.masks import Masks
+from prunus.penalties.application import Application, Strengths
 from prunus.penalties.averages import MagnitudeAverages
 from prunus.penalties.relevance import RelevancePenalty
 from prunus.scores import Score
-from prunus.selection import PrunableTensor
 
 __all__ = ["StepHooks"]
 
 
 class StepHooks:
-    """The hooks on an optimizer's steps that apply penalty and masks and feed the score.
+    """The hooks on the optimizers' steps that apply penalty and masks and feed the score.
 
     Before a step the score observes the gradients of the loss, they are clipped if a limit is set,
     the penalty's gradient is added, and the gradients of removed weights are zeroed. After it the
     decoupled penalty is applied, and removed weights are set to exactly 0.0 again, whatever the
-    optimizer did.
+    optimizer did. Each optimizer's step concerns its own tensors.
+
+    A step counts once every optimizer has taken at least one, so that removals come after the last
+    of them.
 
     Args:
-        model: The model whose parameters the optimizer holds.
-        optimizer: The optimizer.
+        model: The model whose parameters the optimizers hold.
+        optimizers: The optimizers.
         masks: The masks of the prunable tensors.
         penalty: The penalty, or None.
         score: The score.
         growth: The rule of growth.
-        max_grad_norm: Maximum norm of all gradients of the optimizer, or None.
+        max_grad_norm: Maximum norm of all gradients of an optimizer, or None.
         strengths: Returns γ of each tensor at the moment of the call.
         steps_since_pruning: Returns the number of steps since the last removal.
-        stepped: Called after each step that the optimizer has taken and not skipped.
+        optimizer_stepped: Called after each step that an optimizer has taken and not skipped, with
+            its index.
+        stepped: Called when a step counts.
 
     Attributes:
         application: The penalty's application, or None without a penalty.
@@ -67,7 +58,7 @@ class StepHooks:
     def __init__(
         self,
         model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizers: Optimizers,
         masks: Masks,
         penalty: RelevancePenalty | None,
         score: Score,
@@ -76,245 +67,75 @@ class StepHooks:
         max_grad_norm: float | None,
         strengths: Strengths,
         steps_since_pruning: Callable[[], int],
+        optimizer_stepped: Callable[[int], None],
         stepped: Callable[[], None],
     ) -> None:
         selection = masks.selection
         self.application: Application | None = (
             None if penalty is None else penalty.application(penalty.formula, selection, strengths)
         )
-        self.probe = None if penalty is None else PenaltyProbe(penalty, optimizer, selection)
+        self.probe = None if penalty is None else PenaltyProbe(penalty, optimizers, selection)
         self.observer = GradientObserver(score, selection)
-        self._averages = MagnitudeAverages(
+        averages = MagnitudeAverages(
             0.0 if penalty is None else penalty.smoothing, sharded=selection.process_group.sharded
         )
-        self.state = StepState(selection, self.observer, self._averages, self.application, growth)
-        self._second_moments = SecondMoments(optimizer, selection)
-        self._clipping = (
-            None
-            if max_grad_norm is None
-            else GradientClipping(model, optimizer, max_grad_norm, selection.process_group)
-        )
-        self._growth = growth
-        self._model = model
-        self._optimizer = optimizer
-        self._masks = masks
-        self._selection = selection
-        self._sharded = selection.process_group.sharded
-        self._strengths = strengths
-        self._steps_since_pruning = steps_since_pruning
+        self.state = StepState(selection, self.observer, averages, self.application, growth)
+        self._optimizer_stepped = optimizer_stepped
         self._stepped = stepped
-        self._tensors = tuple((t, t.name, t.parameter) for t in selection.values())
-        self._active_masks: Mapping[str, torch.Tensor] = {}
-        self._closure_called = True
-        self._ignores_closure = False
-        self._skipped: bool | None = None
-        self._no_grad = torch.no_grad()
-        # Not to be traced when the step is compiled: masks and strengths would become constants of
-        # the compiled step, and each pruning would compile it again.
-        before, after = map(torch.compiler.disable, (self._before_step, self._after_step))
-        self._handles = [
-            optimizer.register_step_pre_hook(before),
-            optimizer.register_step_post_hook(after),
+        self._waiting = [0] * len(optimizers)
+        parts = StepParts(
+            model,
+            masks,
+            self.application,
+            self.probe,
+            self.observer,
+            averages,
+            growth,
+            strengths,
+            steps_since_pruning,
+        )
+        self._hooks = [
+            OptimizerHooks(
+                optimizers, index, parts, max_grad_norm=max_grad_norm, stepped=self._count
+            )
+            for index in range(len(optimizers))
         ]
 
-    def remove(self) -> None:
-        """Remove the hooks from the optimizer."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+    @property
+    def waiting(self) -> list[int]:
+        """For each optimizer, 1 if it has taken a step since the last one that counted, else 0."""
+        return list(self._waiting)
 
-    def _before_step(
-        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        del optimizer
-        # args[0] is the optimizer itself. An optimizer that receives a closure computes its
-        # gradients there, within the step and perhaps several times. Some do not call it, because
-        # the gradients are there already, and some accept another argument in its place.
-        place = next((i for i, value in enumerate(args) if i > 0 and callable(value)), None)
-        closure = kwargs.get("closure") if place is None else args[place]
-        self._skipped = None
-        if closure is None or self._ignores_closure:
-            with self._no_grad:
-                self._edit_gradients()
-            return None
-        self._closure_called = False
+    def check_waiting(self, waiting: object) -> None:
+        """Check that :meth:`load_waiting` can load a value.
 
-        def edited() -> Any:
-            self._closure_called = True
-            self._growth.before_closure()
-            loss = closure()
-            with self._no_grad:
-                self._edit_gradients()
-            return loss
-
-        if place is not None:
-            return (*args[:place], edited, *args[place + 1 :]), kwargs
-        return args, {**kwargs, "closure": edited}
-
-    def _edit_gradients(self) -> None:
-        """Do all that comes before a step; name the tensors whose shape has changed."""
-        try:
-            self._prepare_step()
-        except RuntimeError:
-            check_shapes(self._selection)
-            raise
-
-    def _prepare_step(self) -> None:
-        self._skipped = is_skipped(self._optimizer)
-        if self._skipped:
-            return
-        application = self.application
-        if application is not None:
-            application.begin()
-        loss_scale, strengths = loss_scale_of(self._optimizer), self._strengths()
-        self._active_masks = self._masks.active() if self._growth.masks_hold else {}
-        if self._active_masks:
-            self._second_moments.before_step(self._active_masks, self._steps_since_pruning())
-        if self._sharded:
-            match_placements(self._inspected())
-        self._growth.before_step()
-        scale, measurable = self._clip(loss_scale)
-        if application is None or measurable is False:
-            self._mask_gradients()
-            return
-        if self._averages.smoothing:
-            self._update_averages(scale, measurable)
-        self._apply(application, strengths, loss_scale, scale, measurable)
-
-    def _clip(
-        self, loss_scale: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, torch.Tensor | bool]:
-        """Pass the gradients to the score, and clip them if there is a limit.
-
-        Returns:
-            The factor that the gradients have been multiplied by, clipping included, and whether
-            relevance can be measured by them: a bool on the CPU, otherwise a scalar on the device,
-            which the host does not wait for.
+        Raises:
+            CheckpointError: It is not the :attr:`waiting` of as many optimizers.
         """
-        if self._clipping is None:
-            if self.observer.active:
-                self.observer.observe(loss_scale)
-            return loss_scale, True
-        norm = self._clipping.norm()
-        scale = self._clipping.scale(norm, loss_scale)
-        # Where the norm overflows, relevance cannot be measured, and an average would be infinite
-        # or NaN from there on.
-        measurable: torch.Tensor | bool = False
-        if self.observer.active or self.application is not None:
-            measurable = scale > 0
-            if measurable.device.type == "cpu" and not self._sharded:
-                measurable = bool(measurable)
-        if self.observer.active and measurable is not False:
-            self.observer.observe(loss_scale, measurable)
-        self._clipping.clip_(norm, loss_scale)
-        return scale, measurable
-
-    def _inspected(self) -> Iterable[torch.Tensor]:
-        """Return the tensors whose gradients are read: all of the optimizer's for clipping."""
-        if self._clipping is None:
-            return [parameter for _, _, parameter in self._tensors]
-        return [p for group in self._optimizer.param_groups for p in group["params"]]
-
-    def _update_averages(self, scale: torch.Tensor | None, measurable: torch.Tensor | bool) -> None:
-        gradients = {name: gradient for _, name, _, gradient in self._gradients()}
-        self._averages.update(gradients, scale, measurable)
-
-    def _apply(
-        self,
-        application: Application,
-        strengths: Mapping[str, float],
-        loss_scale: torch.Tensor | None,
-        scale: torch.Tensor | None,
-        measurable: torch.Tensor | bool,
-    ) -> None:
-        """Apply the penalty and the masks to the gradients.
-
-        Args:
-            application: The penalty's application.
-            strengths: γ of each tensor.
-            loss_scale: The factor that the optimizer divides out within its step, or None.
-            scale: The factor that the gradients have been multiplied by, clipping included.
-            measurable: Whether relevance can be measured: True, or a scalar on a device.
-        """
-        if not any(strength > 0 for strength in strengths.values()):
-            self._mask_gradients()
-            return
-        sharded, active = self._sharded, self._active_masks
-        averages = self._averages.tensors if self._averages.smoothing else None
-        means: Mapping[str, torch.Tensor] = {}
-        if sharded and application.formula.coefficient.relative:
-            means = mean_magnitudes(self._selection, averages)
-        probe = self.probe if self.probe is not None and self.probe.due else None
-        kept = self._masks.active() if probe is not None else active
-        if probe is not None:
-            probe.begin()
-        known = None if isinstance(measurable, bool) else measurable
-        steps, unpenalized = [], []
-        for tensor, name, parameter, gradient in self._gradients():
-            mask, strength = active.get(name), strengths[name]
-            if not strength > 0:
-                if mask is not None:
-                    unpenalized.append((gradient, mask))
-                continue
-            # An average has the loss's own units, whatever the gradient was multiplied by.
-            basis, basis_scale = (gradient, scale) if averages is None else (averages[name], None)
-            weight = tensor.weight if sharded else parameter
-            step = TensorStep(
-                tensor,
-                weight,
-                gradient,
-                strength,
-                mask,
-                loss_scale,
-                basis,
-                basis_scale,
-                means.get(name),
-                known,
+        count = len(self._waiting)
+        if not isinstance(waiting, list | tuple) or len(waiting) != count:
+            found = f"of {len(waiting)}" if isinstance(waiting, list | tuple) else repr(waiting)
+            raise state_error(
+                f"waiting must be a list of {count} counts, one for each optimizer of this pruner, "
+                f"but is {found}"
             )
-            if probe is not None:
-                probe.measure(step, kept.get(name))
-            steps.append(step)
-        _clear(unpenalized)
-        if steps:
-            application.before_step(steps)
+        raise_problems(
+            *(number_problem("waiting", value, whole=True, least=0, most=1) for value in waiting),
+            error=state_error,
+        )
 
-    def _gradients(
-        self,
-    ) -> Iterator[tuple[PrunableTensor, str, torch.Tensor, torch.Tensor]]:
-        """Yield each tensor that takes part in the step, its name, parameter and local gradient."""
-        for tensor, name, parameter in self._tensors:
-            gradient = parameter.grad
-            if gradient is None:  # the loss of this step does not depend on it
-                continue
-            if gradient.layout is not torch.strided:
-                check_dense(self._model, [parameter])
-            yield tensor, name, parameter, local(gradient) if self._sharded else gradient
+    def load_waiting(self, waiting: Sequence[int]) -> None:
+        """Load what :attr:`waiting` was."""
+        self._waiting = [int(value) for value in waiting]
 
-    def _mask_gradients(self) -> None:
-        """Zero the gradients of removed weights, without a penalty."""
-        masks = self._active_masks
-        _clear([(g, masks[name]) for _, name, _, g in self._gradients() if name in masks])
+    def remove(self) -> None:
+        """Remove the hooks from the optimizers."""
+        for hooks in self._hooks:
+            hooks.remove()
 
-    def _after_step(self, *_: Any) -> None:
-        if is_skipped(self._optimizer) if self._skipped is None else self._skipped:
-            return
-        if not self._closure_called:
-            # This step was taken with unedited gradients: only the masks can be applied now.
-            self._closure_called = self._ignores_closure = True
-            self._active_masks = self._masks.active() if self._growth.masks_hold else {}
-        if self.application is not None:
-            self.application.after_step()
-        if self.probe is not None:
-            self.probe.end()
-        if self._active_masks:
-            tensors = [self._selection[name] for name in self._active_masks]
-            weights = [t.weight if self._sharded else t.parameter for t in tensors]
-            clear_all_(weights, list(self._active_masks.values()))
-            self._second_moments.after_step()
-        self._growth.after_step()
-        self._stepped()
-
-
-def _clear(gradients: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Zero gradients where the masks beside them are False."""
-    clear_all_([gradient for gradient, _ in gradients], [mask for _, mask in gradients])
+    def _count(self, index: int) -> None:
+        self._optimizer_stepped(index)
+        self._waiting[index] = 1
+        if all(self._waiting):
+            self._waiting = [0] * len(self._waiting)
+            self._stepped()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import warnings
 
-import torch
-
+from prunus._engine.optimizers import Optimizers
 from prunus.errors import listing
 from prunus.selection import Selection
 
@@ -13,7 +12,7 @@ __all__ = ["StepMonitor"]
 
 
 class StepMonitor:
-    """Warns once if two validations came without a step of the pruner's optimizer before them.
+    """Warns once if two validations came without a step of the pruner's optimizers before them.
 
     Two faults show like that, and both deliver a network that the pruner did not make: weights
     that something else moves, such as another optimizer that this one is wrapped around, and a
@@ -21,23 +20,23 @@ class StepMonitor:
     count of changes in place, which costs nothing.
 
     Args:
-        optimizer: The pruner's optimizer.
+        optimizers: The pruner's optimizers.
         selection: The prunable tensors.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, selection: Selection) -> None:
-        self._optimizer = optimizer
+    def __init__(self, optimizers: Optimizers, selection: Selection) -> None:
+        self._optimizers = optimizers
         self._selection = selection
-        self._steps = 0
+        self._steps = [0] * len(optimizers)
         self._metric: float | None = None
         self._unseen = 0
         self._suspicious = False
         self._warned = False
         self._versions = self._current_versions()
 
-    def count_step(self) -> None:
-        """Count a step that the pruner has seen."""
-        self._steps += 1
+    def count_step(self, index: int) -> None:
+        """Count a step of an optimizer that the pruner has seen."""
+        self._steps[index] += 1
 
     def before_validation(self, metric: float | None) -> None:
         """Warn if the training since the last validation was not seen.
@@ -45,7 +44,7 @@ class StepMonitor:
         Args:
             metric: The validation metric, or None.
         """
-        problem = None if self._steps else self._problem(metric)
+        problem = self._idle_problem() if any(self._steps) else self._problem(metric)
         self._suspicious = problem is not None
         # Once may be the loading of a checkpoint, or a repeated measurement.
         if problem is not None and self._unseen and not self._warned:
@@ -59,12 +58,24 @@ class StepMonitor:
             metric: The metric of the present weights; None if it is not known, as after a removal.
         """
         self._unseen += self._suspicious
-        self._steps, self._metric = 0, metric
+        self._steps, self._metric = [0] * len(self._optimizers), metric
         self._versions = self._current_versions()
+
+    def _idle_problem(self) -> str | None:
+        """Return which optimizers took no step while others did, or None."""
+        steps = zip(self._optimizers, self._steps, strict=True)
+        idle = [type(optimizer).__name__ for optimizer, count in steps if not count]
+        if not idle:
+            return None
+        return (
+            f"{listing(idle)} took no step between two validations, but the pruner's other "
+            "optimizers did: a step counts once each of them has taken one, so that no step counts "
+            "for schedule and penalty. Pass only optimizers that train the model to Pruner"
+        )
 
     def _problem(self, metric: float | None) -> str | None:
         """Return what points to training that was not seen, or None."""
-        name = type(self._optimizer).__name__
+        name = self._optimizers.names
         current = self._current_versions()
         moved = [key for key, version in self._versions.items() if current[key] != version]
         if moved:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
-
+from prunus._engine.optimizers import Optimizers
 from prunus._engine.state_errors import state_error
 from prunus._utils.checks import number_problem, raise_problems
 from prunus.penalties.strengths import AutomaticStrength, ConstantStrength, Strength, StrengthStep
@@ -20,7 +19,7 @@ class StrengthTracker:
 
     Args:
         strength: The strength.
-        optimizer: The optimizer, whose parameter groups have the learning rates.
+        optimizers: The optimizers, whose parameter groups have the learning rates.
         selection: The prunable tensors.
         interval: The interval to use until validations show one, or None.
         done: Returns whether no more weights will be removed.
@@ -29,13 +28,13 @@ class StrengthTracker:
     def __init__(
         self,
         strength: Strength,
-        optimizer: torch.optim.Optimizer,
+        optimizers: Optimizers,
         selection: Selection,
         interval: int | None,
         done: Callable[[], bool],
     ) -> None:
         self._strength = strength
-        self._optimizer = optimizer
+        self._optimizers = optimizers
         self._selection = selection
         self._expected_interval = interval
         self._done = done
@@ -68,7 +67,7 @@ class StrengthTracker:
         return self._strength.period(self.interval)
 
     def count_step(self) -> None:
-        """Count a step of the optimizer."""
+        """Count a step."""
         self._steps_since_pruning += 1
         self._steps_since_validation += 1
 
@@ -87,7 +86,7 @@ class StrengthTracker:
         if isinstance(self._strength, ConstantStrength):
             return self._constant
         gamma: dict[int, float] = {}
-        for number, group in enumerate(self._optimizer.param_groups):
+        for number, group in enumerate(self._optimizers.groups()):
             lr = float(group.get("lr", 1.0))
             peak = self._peaks[number] = max(lr, self._peaks.get(number, 0.0))
             step = StrengthStep(
@@ -107,7 +106,7 @@ class StrengthTracker:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counts and the largest learning rates so far."""
-        groups = len(self._optimizer.param_groups)
+        groups = sum(1 for _ in self._optimizers.groups())
         return {
             "validations": self._validations,
             "steps_since_pruning": self._steps_since_pruning,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
 
@@ -118,10 +118,13 @@ class GrowthRule:
     def before_closure(self) -> None:
         """Prepare the weights for the forward pass of a closure, within the optimizer's step."""
 
-    def before_step(self) -> None:
+    def before_step(self, tensors: Collection[str]) -> None:
         """Act on weights and gradients before anything else changes them.
 
         With a closure, called after each call of it.
+
+        Args:
+            tensors: The names of the tensors that the step moves, those of one optimizer.
         """
 
     def after_step(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -209,14 +209,13 @@ class _ExchangeRule(GrowthRule):
     def _is_due(self, step: int) -> bool:
         return not self.ended and step % self._growth.every == 0
 
-    def before_step(self) -> None:
+    def before_step(self, tensors: Collection[str]) -> None:
         """Copy the gradients before those of removed weights are zeroed."""
-        self._memory.clear()
-        if not (self._returning.memory_names and self._is_due(self.steps() + 1)):
-            return
+        due = bool(self._returning.memory_names) and self._is_due(self.steps() + 1)
         # Of every tensor, because the schedule may remove the first weights after this very step.
-        for name, tensor in self.editor.masks.selection.items():
-            gradient = tensor.gradient
+        for name in tensors:
+            self._memory.pop(name, None)
+            gradient = self.editor.masks.selection[name].gradient if due else None
             if gradient is not None:
                 self._memory[name] = {"gradient": gradient.clone()}
 

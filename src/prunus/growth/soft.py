@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -99,8 +99,9 @@ class _SoftRule(GrowthRule):
         """Let the forward pass see the sparse weights."""
         self._hide()
 
-    def before_step(self) -> None:
+    def before_step(self, tensors: Collection[str]) -> None:
         """Let the optimizer move the dense weights."""
+        del tensors  # the others are hidden again as they were
         self._show()
 
     def after_step(self) -> None:

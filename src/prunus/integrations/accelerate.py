@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 from weakref import WeakKeyDictionary, WeakSet
@@ -12,6 +12,7 @@ from torch import nn
 
 from prunus._distributed.wrappers import deepspeed_problem
 from prunus._engine.default_method import PenaltyChoice
+from prunus._engine.optimizers import as_list
 from prunus._utils.checks import raise_problems, type_problem
 from prunus._utils.extras import missing_extra
 from prunus._utils.files import load_tree, save_tree
@@ -54,7 +55,7 @@ class AcceleratedPruner(Pruner):
     Args:
         accelerator: The accelerator that prepared the model and the optimizer.
         model: The prepared model.
-        optimizer: The prepared optimizer.
+        optimizer: The prepared optimizer, or a list of several.
         penalty: As for :class:`~prunus.Pruner`.
         schedule: As for :class:`~prunus.Pruner`.
         options: The other arguments of :class:`~prunus.Pruner`, by name: ``floor``, ``mode``,
@@ -85,22 +86,26 @@ class AcceleratedPruner(Pruner):
         self,
         accelerator: Accelerator,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         penalty: PenaltyChoice = "auto",
         schedule: Schedule | None = None,
         **options: Unpack[PrunerOptions],
     ) -> None:
-        _check_prepared(accelerator, model, optimizer)
-        super().__init__(model, _unwrapped(optimizer), penalty, schedule, **options)
+        several = as_list(optimizer)
+        _check_prepared(accelerator, model, several)
+        super().__init__(model, [_unwrapped(one) for one in several], penalty, schedule, **options)
         self._accelerator = accelerator
         self._file_name = _register(self)
         self._loaded_file: Path | None = None
         self._handles = [
             accelerator.register_save_state_pre_hook(self._save),
             accelerator.register_load_state_pre_hook(self._load),
-            # Disabled for the compiler, which would compile again after each load.
-            self.optimizer.register_step_pre_hook(
-                torch.compiler.disable(self._check_loaded)  # type: ignore[no-untyped-call]
+            *(
+                # Disabled for the compiler, which would compile again after each load.
+                one.register_step_pre_hook(
+                    torch.compiler.disable(self._check_loaded)  # type: ignore[no-untyped-call]
+                )
+                for one in self.optimizers
             ),
         ]
 
@@ -170,7 +175,7 @@ def _unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 
 
 def _check_prepared(
-    accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer
+    accelerator: Accelerator, model: nn.Module, optimizers: Sequence[object]
 ) -> None:
     raise_problems(
         type_problem(
@@ -182,7 +187,7 @@ def _check_prepared(
         )
     )
     raise_problems(
-        deepspeed_problem(model, optimizer, accelerator.state.deepspeed_plugin), error=PrunusError
+        deepspeed_problem(model, *optimizers, accelerator.state.deepspeed_plugin), error=PrunusError
     )
     if accelerator.distributed_type == DistributedType.MEGATRON_LM:
         raise PrunusError(
@@ -190,9 +195,10 @@ def _check_prepared(
             "the weights: use DistributedDataParallel, or "
             "FullyShardedDataParallelPlugin(fsdp_version=2)"
         )
-    if not isinstance(optimizer, AcceleratedOptimizer):
+    bare = [type(one).__name__ for one in optimizers if not isinstance(one, AcceleratedOptimizer)]
+    if bare:
         raise PrunusError(
             "AcceleratedPruner needs the model and the optimizer that accelerator.prepare "
-            f"returned, but the optimizer is a bare {type(optimizer).__name__}: call "
+            f"returned, but the optimizer is a bare {listing(bare)}: call "
             "model, optimizer = accelerator.prepare(model, optimizer) first"
         )
