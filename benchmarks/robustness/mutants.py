@@ -74,7 +74,7 @@ MODULES: dict[str, list[str]] = {
     "_engine/kth_smallest.py": ["tests/engine/test_kth_smallest.py"],
     "_engine/observation.py": ["tests/engine/test_observation.py"],
     "_engine/removal.py": ["tests/engine/test_removal.py"],
-    "_engine/step_hooks.py": ["tests/engine/test_step_hooks.py"],
+    "_engine/optimizer_hooks.py": ["tests/engine/test_step_hooks.py"],
     "_engine/step_state.py": ["tests/engine/test_step_state.py"],
 }
 

@@ -197,6 +197,26 @@ def test_clipping_overridden_by_the_module_is_kept_with_a_warning(tmp_path: Path
     assert states_equal(ours, plain)  # because it passes the same arguments on
 
 
+@pytest.mark.parametrize("chosen", [[0, 1], lambda _: True])
+def test_one_callback_prunes_the_weights_of_several_optimizers(tmp_path: Path, chosen: Any) -> None:
+    module = Manual()
+    pruning = PruningCallback(
+        schedule=GradualPruning(sparsity=0.75, end=30, every=5),
+        metric="val_loss",
+        mode="min",
+        floor=9.0,
+        optimizer=chosen,
+        score=MagnitudeScore(),
+    )
+    watch = Watch(pruning)
+    make_trainer(tmp_path, pruning, watch).fit(module)
+    weights = select(module)
+    zeros = {name: int((t.weight == 0).sum()) for name, t in weights.items()}
+    assert sum(zeros.values()) == round(0.75 * weights.prunable)
+    assert all(zeros.values())
+    assert watch.checked > 40
+
+
 @pytest.mark.parametrize("chosen", [1, lambda optimizer: "momentum" in optimizer.defaults])
 def test_only_weights_of_the_chosen_optimizer_are_pruned(tmp_path: Path, chosen: Any) -> None:
     module = Manual()
@@ -249,11 +269,11 @@ def test_callbacks_of_two_optimizers_remove_their_weights_and_resume(tmp_path: P
             None,
             r"^exactly one optimizer must hold prunable weights\. Optimizers: 0 \(AdamW\), "
             r"1 \(SGD\); "
-            r"with prunable weights: 0 \(AdamW\), 1 \(SGD\)\. Choose one with optimizer=0, or with "
-            "a function that returns True for it",
+            r"with prunable weights: 0 \(AdamW\), 1 \(SGD\)\. Choose one with optimizer=0, or "
+            r"several with optimizer=\[0, 1\] or a function that returns True for them",
         ),
         (2, r"optimizer=2 is none of .*: 0 \(AdamW\), 1 \(SGD\)"),
-        (lambda _: True, r"must return True for one of .* but does for 0 \(AdamW\), 1 \(SGD\)"),
+        ([0, 2], r"optimizer=\[0, 2\] is none of .*: 0 \(AdamW\), 1 \(SGD\)"),
         (lambda _: False, r"must return True for one of .* but does for none"),
     ],
 )

@@ -146,7 +146,7 @@ class CallbackArguments:
     def attach(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         *,
         module: nn.Module,
         default_selection: Callable[[nn.Module], Selection],
@@ -158,7 +158,7 @@ class CallbackArguments:
 
         Args:
             model: The model as it is trained, possibly inside DistributedDataParallel.
-            optimizer: The optimizer within all wrappers.
+            optimizer: The optimizer, or several, within all wrappers.
             module: The model inside its wrappers.
             default_selection: Selects the tensors if no ``selection`` was passed.
             earlier: The pruner of an earlier training, which is detached. If it was of the same

@@ -41,8 +41,8 @@ except ImportError:
 
 __all__ = ["PruningCallback"]
 
-OptimizerChoice = int | Callable[[torch.optim.Optimizer], bool]
-"""The index of an optimizer, or a function that returns True for it."""
+OptimizerChoice = int | Sequence[int] | Callable[[torch.optim.Optimizer], bool]
+"""The index of an optimizer, a list of indices, or a function that returns True for the chosen."""
 
 _STRATEGIES = ("DDPStrategy", "ModelParallelStrategy")
 """Lightning's strategies of several processes that the callback supports."""
@@ -78,8 +78,8 @@ class PruningCallback(Callback):
     DeepSpeed are rejected.
 
     Callbacks that average weights are rejected, because averages over removals are dense. Several
-    of this callback, for several optimizers, are accepted if none has a floor or a metric: each
-    would restore another validation. They log ``sparsity_0``, ``sparsity_1`` and so on, in the
+    of this callback, each for optimizers of its own, are accepted if none has a floor or a metric:
+    each would restore another validation. They log ``sparsity_0``, ``sparsity_1`` and so on, in the
     order of the Trainer's callbacks.
 
     A schedule whose last removal is after the end of the training causes a warning. Not in manual
@@ -90,14 +90,15 @@ class PruningCallback(Callback):
         schedule: As for :class:`~prunus.Pruner`.
         metric: The name of the validation metric, as the module logs it: "val_accuracy". Not needed
             without a floor by schedules that do not use a metric.
-        optimizer: The optimizer of the weights to prune, if there are several: its index in
-            ``configure_optimizers``, or a function that returns True for it. Default: the only one
+        optimizer: The optimizers of the weights to prune, if there are several: an index in
+            ``configure_optimizers``, a list of indices, or a function that returns True for those
+            that are meant. A step counts once each of them has taken one. Default: the only one
             that holds prunable weights.
         floor: As for :class:`~prunus.Pruner`.
         mode: As for :class:`~prunus.Pruner`.
         dense_metric: As for :class:`~prunus.Pruner`.
         selection: As for :class:`~prunus.Pruner`. Default: the selection of
-            :func:`~prunus.select` without the tensors that the optimizer does not train.
+            :func:`~prunus.select` without the tensors that the optimizers do not train.
         score: As for :class:`~prunus.Pruner`.
         allocation: As for :class:`~prunus.Pruner`.
         masks: As for :class:`~prunus.Pruner`.
@@ -164,8 +165,9 @@ class PruningCallback(Callback):
             type_problem(
                 "optimizer",
                 optimizer,
-                (int, Callable),  # type: ignore[arg-type]  # a class to Python, and none to mypy
-                "the index of an optimizer, or a function that returns True for it,",
+                (int, list, tuple, Callable),  # type: ignore[arg-type]  # no class to mypy
+                "the index of an optimizer, a list of indices, or a function that returns True "
+                "for the chosen ones,",
                 optional=True,
             )
         )
@@ -220,12 +222,12 @@ class PruningCallback(Callback):
         self._resumed = loaded is not None
         self._check_resumed(trainer)
         resumed = loaded is not None and loaded["pruner"] is not None
-        optimizer = self._choose_optimizer(trainer.optimizers, pl_module)
+        chosen = self._choose_optimizers(trainer.optimizers, pl_module)
         self.pruner = self._arguments.attach(
             trainer.model,  # inside DistributedDataParallel if there are several processes
-            optimizer,
+            chosen,
             module=pl_module,
-            default_selection=_selection_of(optimizer),
+            default_selection=_selection_of(chosen),
             earlier=self.pruner,
             resumed=resumed,
             max_grad_norm=self._disable_clipping(trainer, pl_module),
@@ -364,10 +366,10 @@ class PruningCallback(Callback):
         if problems:
             raise PrunusError("; ".join(problems))
 
-    def _choose_optimizer(
+    def _choose_optimizers(
         self, optimizers: Sequence[torch.optim.Optimizer], module: nn.Module
-    ) -> torch.optim.Optimizer:
-        """Return the optimizer of the weights to prune.
+    ) -> Sequence[torch.optim.Optimizer]:
+        """Return the optimizers of the weights to prune.
 
         Raises:
             PrunusError: There is none, or there are several and none was chosen.
@@ -375,7 +377,7 @@ class PruningCallback(Callback):
         if self._optimizer is not None:
             return _chosen(optimizers, self._optimizer)
         if len(optimizers) == 1:
-            return optimizers[0]
+            return optimizers
         selection = self._arguments.selection
         selected = as_selection(select_trained if selection is None else selection, module)
         prunable = {id(tensor.parameter) for tensor in selected.values()}
@@ -385,10 +387,10 @@ class PruningCallback(Callback):
             raise PrunusError(
                 f"exactly one optimizer must hold prunable weights. Optimizers: {listing(names)}; "
                 f"with prunable weights: {listing([names[i] for i in fit]) or 'none'}. Choose one "
-                "with optimizer=0, or with a function that returns True for it; the weights of the "
-                "others are not pruned"
+                "with optimizer=0, or several with optimizer=[0, 1] or a function that returns "
+                "True for them; the weights of the others are not pruned"
             )
-        return optimizers[fit[0]]
+        return [optimizers[fit[0]]]
 
     def _disable_clipping(self, trainer: Any, module: Any) -> float | None:
         """Disable Lightning's clipping before relevance is measured; return its norm.
@@ -481,27 +483,27 @@ def _check_averaging(pruning: PruningCallback, callbacks: Sequence[Callback]) ->
 
 def _chosen(
     optimizers: Sequence[torch.optim.Optimizer], choice: OptimizerChoice
-) -> torch.optim.Optimizer:
-    """Return the optimizer that the user chose.
+) -> Sequence[torch.optim.Optimizer]:
+    """Return the optimizers that the user chose.
 
     Raises:
-        PrunusError: The choice fits none, or several.
+        PrunusError: The choice fits none.
     """
-    names = _names(optimizers)
-    if isinstance(choice, int):
-        if not 0 <= choice < len(optimizers):
+    if callable(choice):
+        fit = [optimizer for optimizer in optimizers if choice(optimizer)]
+        if not fit:
             raise PrunusError(
-                f"optimizer={choice} is none of those that configure_optimizers returned: "
-                f"{listing(names)}"
+                "the function passed as optimizer= must return True for one of "
+                f"{listing(_names(optimizers))}, but does for none"
             )
-        return optimizers[choice]
-    fit = [i for i, optimizer in enumerate(optimizers) if choice(optimizer)]
-    if len(fit) != 1:
+        return fit
+    indices = [choice] if isinstance(choice, int) else choice
+    if not indices or not all(index in range(len(optimizers)) for index in indices):
         raise PrunusError(
-            f"the function passed as optimizer= must return True for one of {listing(names)}, "
-            f"but does for {listing([names[i] for i in fit]) or 'none'}"
+            f"optimizer={choice} is none of those that configure_optimizers returned: "
+            f"{listing(_names(optimizers))}"
         )
-    return optimizers[fit[0]]
+    return [optimizers[index] for index in indices]
 
 
 def _names(optimizers: Sequence[torch.optim.Optimizer]) -> list[str]:
@@ -512,7 +514,9 @@ def _parameter_ids(optimizer: torch.optim.Optimizer) -> set[int]:
     return {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
 
 
-def _selection_of(optimizer: torch.optim.Optimizer) -> Callable[[nn.Module], Selection]:
-    """Return a function that selects the tensors of a model that an optimizer trains."""
-    ids = _parameter_ids(optimizer)
+def _selection_of(
+    optimizers: Sequence[torch.optim.Optimizer],
+) -> Callable[[nn.Module], Selection]:
+    """Return a function that selects the tensors of a model that optimizers train."""
+    ids = set().union(*map(_parameter_ids, optimizers))
     return lambda module: select_trained(module, lambda p: p.requires_grad and id(p) in ids)
