@@ -48,10 +48,14 @@ def test_subcommands_and_flags_are_exactly_these() -> None:
     assert flags == {
         "recipes": {"name"},
         "methods": set(),
-        "run": {"recipe", "--data", "--seed", "--out", "--dense", "--resume", "--method", "--set"},
+        "run": {
+            *("recipe", "--data", "--seed", "--out", "--dense", "--resume", "--method", "--set"),
+            "--log",
+        },
         "compare": {
             *("recipe", "--methods", "--method", "--ratios", "--seeds", "--set", "--data", "--out"),
             *("--jobs", "--threads", "--executor", "--executor-option", "--metric", "--format"),
+            "--log",
         },
         "inspect": {"path"},
         "sensitivity": {"path", "--sparsities", "--csv"},

@@ -34,6 +34,8 @@ def epoch(phase: str, number: int, **changes: Any) -> dict[str, Any]:
         "penalty": None,
         "predicted_cost": None,
         "seconds": 1.0,
+        "lr": 0.05,
+        "restored": False,
     }
     return {**line, **changes}
 

@@ -110,6 +110,7 @@ def test_metrics_have_a_line_per_epoch_in_order(finished_hard_run: Path) -> None
         assert set(line) == {
             *("phase", "epoch", "loss", "validation_loss", "validation", "extra_metrics"),
             *("floor", "sparsity", "removed", "penalty", "predicted_cost", "seconds"),
+            *("lr", "restored"),
         }
         assert all(math.isfinite(line[key]) for key in ("loss", "validation_loss", "validation"))
     seconds = [line["seconds"] for line in lines]

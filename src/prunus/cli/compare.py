@@ -35,6 +35,7 @@ class _Options(NamedTuple):
     jobs: int | None
     executor: Literal["local", "slurm"]
     executor_options: list[str]
+    log: Literal["tensorboard"] | None
 
     def build(self, directory: StudyDirectory, study: Study) -> Executor:
         """Return the executor."""
@@ -58,6 +59,7 @@ class _Options(NamedTuple):
         parts = [] if self.jobs is None else ["--jobs", str(self.jobs)]
         parts += [] if self.executor == "local" else ["--executor", self.executor]
         parts += [p for option in self.executor_options for p in ("--executor-option", option)]
+        parts += [] if self.log is None else ["--log", self.log]
         return parts
 
 
@@ -139,6 +141,10 @@ def compare(
         ),
     ] = None,
     format_: Annotated[Format, typer.Option("--format", help="Form of the table.")] = "table",
+    log: Annotated[
+        Literal["tensorboard"] | None,
+        typer.Option(help="Also log every epoch of each run, into tensorboard/ of the run."),
+    ] = None,
 ) -> None:
     """Compare methods: each prunes the same dense networks, at equal budget, over several seeds."""
     screen = Screen(stderr=format_ != "table")  # so that a table can be redirected
@@ -147,6 +153,7 @@ def compare(
         return
     with termination() as stop:
         from prunus.recipes.registry import find_recipe
+        from prunus.recipes.run.tensorboard import summary_writer
         from prunus.studies.plan import Request
 
         request = Request(
@@ -158,7 +165,9 @@ def compare(
             seeds=_split("--seeds", seeds, int),
             threads=threads,
         )
-        options = _Options(jobs, executor, executor_option or [])
+        options = _Options(jobs, executor, executor_option or [], log)
+        if log is not None:
+            summary_writer()  # found missing now and not by each run
         _compare(request, out, options, metric, format_, screen, stop)
 
 
@@ -215,6 +224,7 @@ def _compare(
             executor,
             progress,
             data=request.data,
+            options=[] if options.log is None else ["--log", options.log],
             stop=stop,
             interval=0.1 if options.executor == "local" else 5.0,
         )

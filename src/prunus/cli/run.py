@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
@@ -63,6 +63,10 @@ def run(
             "may change any of it."
         ),
     ] = None,
+    log: Annotated[
+        Literal["tensorboard"] | None,
+        typer.Option(help="Also log every epoch, into tensorboard/ of the run."),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated."),
@@ -72,7 +76,7 @@ def run(
     # From the start, because imports and data loading before the first step are slow.
     with termination() as stop:
         arguments = _Arguments(data, seed, None if dense is None else str(dense))
-        _run(recipe, arguments, out, method, set_ or [], resume=resume, stop=stop)
+        _run(recipe, arguments, out, method, set_ or [], log, resume=resume, stop=stop)
 
 
 def _run(
@@ -81,6 +85,7 @@ def _run(
     out: Path | None,
     method: str | None,
     settings: list[str],
+    log: Literal["tensorboard"] | None,
     *,
     resume: bool,
     stop: Callable[[], bool],
@@ -100,7 +105,7 @@ def _run(
         config, arguments = _restore(recipe, directory, arguments)
     screen = Screen()
     config = config.with_settings(settings, screen.message, method=named)
-    _train(recipe, config, directory, arguments, screen, resume=resume, stop=stop)
+    _train(recipe, config, directory, arguments, log, screen, resume=resume, stop=stop)
 
 
 def _restore(
@@ -125,6 +130,7 @@ def _train(
     config: Config,
     directory: RunDirectory,
     arguments: _Arguments,
+    log: Literal["tensorboard"] | None,
     screen: Screen,
     *,
     resume: bool,
@@ -132,10 +138,14 @@ def _train(
 ) -> None:
     from prunus.cli.progress import TerminalProgress
     from prunus.cli.tables import layer_types_table, summary_table
+    from prunus.recipes.run.progress import Progress, ProgressGroup
+    from prunus.recipes.run.tensorboard import TensorBoardLog
     from prunus.recipes.run.training import Stopped
     from prunus.recipes.run.training import run as run_recipe
 
-    progress = TerminalProgress(screen)
+    board = None if log is None else TensorBoardLog(directory)
+    terminal = TerminalProgress(screen)
+    progress: Progress = terminal if board is None else ProgressGroup((terminal, board))
     try:
         summary = run_recipe(
             recipe,
@@ -148,19 +158,26 @@ def _train(
             resume=resume,
             stop=stop,
         )
+        if board is not None:
+            board.write_history_once(summary["metric"]["name"])
     except (KeyboardInterrupt, Stopped) as stopped:
-        progress.close()
+        terminal.close()
         if directory.config_file.exists():
             reason = str(stopped) or "interrupted"
             command = f"prunus run {recipe.name} --out {shlex.quote(str(directory.path))} --resume"
+            command += "" if log is None else f" --log {log}"
             screen.message(f"{reason}; resume with: {command}")
         raise typer.Exit(143 if isinstance(stopped, Stopped) else 130) from None
     finally:
-        progress.close()
+        terminal.close()
+        if board is not None:
+            board.close()
     screen.print(summary_table(summary))
     if len(summary["layer_types"]) > 1:
         screen.print(layer_types_table(summary))
     screen.message(f"written to {directory.path}")
+    if board is not None:
+        screen.message(f"for its curves: tensorboard --logdir {shlex.quote(str(board.folder))}")
     screen.message(f"for a page about it: prunus report {shlex.quote(str(directory.path))}")
 
 

@@ -36,6 +36,7 @@ class StudyRunner:
         executor: Starts the runs.
         progress: Receives progress callbacks.
         data: The value of ``--data``, as it was passed. Default None: the recipe's own data.
+        options: Further options of each ``prunus run``. Default: none.
         stop: Returns whether to stop: running processes then save their state. Default: never.
         program: The command that the arguments of ``prunus run`` are appended to. Default:
             ``python -m prunus``.
@@ -50,6 +51,7 @@ class StudyRunner:
         progress: StudyProgress,
         *,
         data: str | None = None,
+        options: Sequence[str] = (),
         stop: Callable[[], bool] = lambda: False,
         program: Sequence[str] = (sys.executable, "-m", "prunus"),
         interval: float = _INTERVAL,
@@ -58,6 +60,7 @@ class StudyRunner:
         self.failures: list[Failure] = []
         self._directory, self._executor, self._progress = directory, executor, progress
         self._data, self._stop, self._program = data, stop, program
+        self._options = options
         self._interval = interval
         self._pending = list(study.unfinished)
         self._running: dict[Cell, Job] = {}
@@ -118,7 +121,7 @@ class StudyRunner:
                 self._elsewhere.append(cell)
             elif len(self._running) < self._executor.jobs and self._has_dense(cell):
                 self._pending.remove(cell)
-                command = [*self._program, "run", *self._arguments(cell)]
+                command = [*self._program, "run", *self._arguments(cell), *self._options]
                 self._running[cell] = self._executor.start(command, self._directory.log(cell))
 
     def _has_dense(self, cell: Cell) -> bool:

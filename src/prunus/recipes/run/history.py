@@ -75,6 +75,8 @@ def _epoch(record: Any) -> Epoch:
         removed=int(_number("removed", record.get("removed", 0))),
         predicted_cost=_optional("predicted_cost", record.get("predicted_cost")),
         seconds=_number("seconds", record.get("seconds", 0.0)),
+        lr=_optional("lr", record.get("lr")),
+        restored=record.get("restored") is True,
     )
 
 

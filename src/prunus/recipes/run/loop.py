@@ -54,6 +54,7 @@ def _run_epoch(context: RunContext, state: RunState, phase: Phase, epoch: int) -
         validation_loss=evaluation.loss,
         validation=evaluation.metric,
         extra_metrics=dict(evaluation.extra_metrics),
+        lr=phase.last_lr,
     )
 
 

@@ -88,6 +88,12 @@ class Phase:
         raise NotImplementedError
 
     @property
+    def last_lr(self) -> float:
+        """The learning rate of the last step."""
+        scheduler = self.scheduler
+        return float(scheduler.base_lrs[0] * scheduler.lr_lambdas[0](scheduler.last_epoch - 1))
+
+    @property
     def exhausted(self) -> bool:
         """Whether further epochs would have no effect."""
         return False
@@ -198,6 +204,7 @@ class PruningPhase(Phase):
             removed=validation.removed,
             penalty=validation.penalty,
             predicted_cost=validation.predicted_cost,
+            restored=validation.restored,
         )
 
     @property

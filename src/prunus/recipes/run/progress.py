@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,7 +10,7 @@ from prunus.constraint import Constraint
 from prunus.recipes.run.state import PhaseName
 from prunus.validation import PenaltyReport
 
-__all__ = ["Epoch", "PhaseStart", "Progress"]
+__all__ = ["Epoch", "PhaseStart", "Progress", "ProgressGroup"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Epoch:
         predicted_cost: By how much the training loss was expected to rise by what was removed since
             the previous validation, or None.
         seconds: Time since the run began, including its earlier processes.
+        lr: The learning rate of its last step; None in older records.
+        restored: Whether the pruner returned to the best state after this validation.
     """
 
     phase: PhaseName
@@ -65,6 +68,8 @@ class Epoch:
     penalty: PenaltyReport | None = None
     predicted_cost: float | None = None
     seconds: float = 0.0
+    lr: float | None = None
+    restored: bool = False
 
 
 class Progress(Protocol):
@@ -85,3 +90,34 @@ class Progress(Protocol):
     def report(self, message: str) -> None:
         """Receive a message for the user."""
         ...
+
+
+@dataclass(frozen=True)
+class ProgressGroup:
+    """Passes progress callbacks on to several receivers, in their order.
+
+    Attributes:
+        receivers: The receivers.
+    """
+
+    receivers: Sequence[Progress]
+
+    def begin(self, phase: PhaseStart) -> None:
+        """Pass on the start or resumption of a phase."""
+        for receiver in self.receivers:
+            receiver.begin(phase)
+
+    def step(self) -> None:
+        """Pass on the end of an optimizer step."""
+        for receiver in self.receivers:
+            receiver.step()
+
+    def epoch(self, epoch: Epoch) -> None:
+        """Pass on an epoch."""
+        for receiver in self.receivers:
+            receiver.epoch(epoch)
+
+    def report(self, message: str) -> None:
+        """Pass on a message for the user."""
+        for receiver in self.receivers:
+            receiver.report(message)
