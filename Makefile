@@ -51,6 +51,7 @@ architecture: $(READY)  ## draw docs/architecture.svg from the imports
 
 figures: $(READY)  ## write the figures of README and docs from the result files
 	$(BIN)/python -m benchmarks.figures --write
+	$(BIN)/python docs/draw_concepts.py
 
 docs: $(READY)  ## build the documentation into site/, without the network, in seconds
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import prunus
+from helpers.browser import headless_browser
 from helpers.pages import DOCS, ROOT, blocks, missing_names, pages, run_page
 
-SLOW = {"quickstart.md": "slow", "speed.md": "slow"}
-FRAMEWORKS = ("accelerate.md", "lightning.md", "onnx.md", "transformers.md", "compact.md")
+SOURCE = Path(prunus.__file__).parent
+
+SLOW = ("quickstart.md", "speed.md")
+FRAMEWORKS = (
+    "accelerate.md",
+    "lightning.md",
+    "onnx.md",
+    "transformers.md",
+    "coming-from.md",
+    "compact.md",
+)
 
 DOCUMENTED = (
     "allocation",
@@ -105,15 +118,89 @@ def test_every_public_name_is_on_an_api_page() -> None:
     assert [name for name, value in public.items() if id(value) not in found] == []
 
 
+def messages(path: Path) -> Iterator[str]:
+    """Yield the texts of a module, with WORDS for what is filled in."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.JoinedStr):
+            parts = [v.value if isinstance(v, ast.Constant) else "WORDS" for v in node.values]
+            yield "".join(map(str, parts))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield re.sub(r"%[sd]|%\.\d+f", "WORDS", node.value)
+
+
+def explained_warnings() -> list[str]:
+    section = (DOCS / "choosing.md").read_text().partition("## What a warning means")[2]
+    rows = re.findall(r"^\| ([^|]+) \|", section, flags=re.MULTILINE)
+    return [row for row in rows if row != "warning"]
+
+
+def test_every_explained_warning_is_one_of_the_code() -> None:
+    source = "\n".join(text for path in SOURCE.rglob("*.py") for text in messages(path))
+    assert explained_warnings()
+    assert [words for words in explained_warnings() if words not in source] == []
+
+
+def test_every_module_that_warns_has_a_warning_that_is_explained() -> None:
+    settings = {"recipes/config.py"}  # of the command, which names the setting
+    found = [
+        path.relative_to(SOURCE).as_posix()
+        for path in sorted(SOURCE.rglob("*.py"))
+        if re.search(r"\bwarnings\.warn\(|_LOG\.warning\(\n", path.read_text())
+        and not any(words in text for text in messages(path) for words in explained_warnings())
+    ]
+    assert set(found) == settings
+
+
 def test_the_readme_is_short() -> None:
     lines = (ROOT / "README.md").read_text().splitlines()
     assert len(lines) <= 150
     assert lines.index("## What it works with") < 60
 
 
-@pytest.mark.slow
-def test_the_site_builds_without_a_broken_link(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the built site."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "api" / "training.html").exists()
+    assert done.returncode == 0, done.stderr  # a broken link, or a role without an object
+    return folder
+
+
+@pytest.mark.slow
+def test_the_site_has_every_page_and_no_role_as_text(site: Path) -> None:
+    built = {path.relative_to(site).with_suffix(".md").as_posix() for path in site.rglob("*.html")}
+    assert set(pages()) <= built
+    assert [
+        p.name for p in site.rglob("*.html") if re.search(r":(class|meth):", p.read_text())
+    ] == []
+
+
+@pytest.mark.slow
+def test_every_page_fits_a_telephone_and_loads_nothing_from_the_network(site: Path) -> None:
+    with headless_browser() as browser:
+        for name in pages():
+            for width, dark in ((400, False), (1400, True)):
+                browser.open((site / name).with_suffix(".html"), width=width, dark=dark)
+                measured = browser.evaluate(
+                    "[document.documentElement.scrollWidth, document.body.dataset.mdColorScheme]"
+                )
+                assert measured == [width, "slate" if dark else "default"], name
+        assert browser.problems == []
+
+
+@pytest.mark.slow
+def test_a_site_in_a_folder_can_be_searched(site: Path) -> None:
+    with headless_browser() as browser:
+        browser.open(site / "index.html", width=1400, dark=False)
+        browser.evaluate(
+            "document.querySelector('[data-md-toggle=search]').click();"
+            "const box = document.querySelector('.md-search__input');"
+            "box.value = 'irrelevance'; box.dispatchEvent(new Event('keyup'))"
+        )
+        end = time.monotonic() + 30
+        found = ""
+        while "match" not in found and time.monotonic() < end:
+            found = browser.evaluate("document.querySelector('.md-search-result__meta').innerText")
+        assert re.match(r"\d+ matching documents", found)
+        assert browser.problems == []

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.figures.common import comparisons
 from benchmarks.figures.comparisons import NETWORKS
 from benchmarks.measuring import RESULTS
-from prunus.report.figures.drawing import Drawing, save_drawing
+from prunus.report.figures.drawing import HALF, Drawing, save_drawing
 from prunus.report.figures.study_curves import study_curves
 from prunus.studies.tables import format_sparsity
 
@@ -20,7 +21,8 @@ STUDY = "shakespeare-lm"
 
 def picture() -> Drawing:
     """Return the drawing of the README's study."""
-    return study_curves(comparisons([STUDY])[STUDY].table())
+    # Narrow, so that its text can be read on a telephone.
+    return replace(study_curves(comparisons([STUDY])[STUDY].table()), wide=HALF)
 
 
 def picture_path() -> Path:
