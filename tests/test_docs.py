@@ -29,6 +29,9 @@ FRAMEWORKS = (
     "compact.md",
 )
 
+WIDE = ("index.md", "methods.md", "api/training.md")
+"""The pages that are also opened in a wide window, in dark colors."""
+
 DOCUMENTED = (
     "allocation",
     "bench",
@@ -180,7 +183,8 @@ def test_the_site_has_every_page_and_no_role_as_text(site: Path) -> None:
 def test_every_page_fits_a_telephone_and_loads_nothing_from_the_network(site: Path) -> None:
     with headless_browser() as browser:
         for name in pages():
-            for width, dark in ((400, False), (1400, True)):
+            wide = [(1400, True)] if name in WIDE else []
+            for width, dark in [(400, False), *wide]:
                 browser.open((site / name).with_suffix(".html"), width=width, dark=dark)
                 measured = browser.evaluate(
                     "[document.documentElement.scrollWidth, document.body.dataset.mdColorScheme]"
