@@ -423,6 +423,12 @@ def test_selection_that_leaves_out_more_than_a_tenth_of_the_matrices_warns() -> 
     assert list(select(WithTable(10))) == ["layer.weight"]  # a tenth, without a warning
 
 
+def test_the_warning_of_left_out_matrices_names_the_largest_as_the_one_to_select() -> None:
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
+    with pytest.warns(UserWarning, match=r"include=\['\*weight\*', '0\..*\.original1'\]"):
+        select(nn.Sequential(layer, nn.Linear(2, 2)))
+
+
 def test_matrices_that_were_left_out_on_purpose_do_not_warn() -> None:
     model = WithTable(110)
     assert list(select(model, exclude="table")) == ["layer.weight"]

@@ -319,11 +319,12 @@ def _warn_of_left_out(
         return
     names = [occurrence.name for occurrence in left_out]
     owners = sorted({type(occurrence.owner).__name__ for occurrence in left_out})
+    largest = max(left_out, key=lambda occurrence: occurrence.parameter.numel()).name
     warnings.warn(
         f"{lost / total:.0%} of the parameters in matrices of {type(model).__name__} are left out "
         f"of the selection, so that its sparsity is not the model's: {listing(names)}, parameters "
         f"of {listing(owners)}. Select them too with select(model, include=['*weight*', "
-        f"{names[0]!r}]), or leave them out with exclude=",
+        f"{largest!r}]), or leave them out with exclude=",
         stacklevel=3,
     )
 

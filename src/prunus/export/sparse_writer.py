@@ -191,7 +191,11 @@ def _problem(value: object) -> str | None:
     if is_lazy(value):
         return "not initialized yet: run the model once first"
     if is_sharded(value):
-        return "sharded over several processes: gather the state first"
+        return (
+            "sharded over several processes: gather the state first, with "
+            "accelerator.get_state_dict(model), or with torch.distributed.checkpoint.state_dict."
+            "get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))"
+        )
     if is_converted(value):
         return (
             f"a {type(value).__name__}, not a plain tensor: save the state before it is converted"
