@@ -43,6 +43,9 @@ class StrengthTracker:
         self._steps_since_pruning = 0
         self._steps_since_validation = 0
         self._peaks: dict[int, float] = {}
+        self._gammas: list[tuple[float, int]] = []
+        """γ and the number of parameters of each group when ``_by_name`` was computed."""
+        self._by_name: dict[str, float] = {}
         self._constant = (
             dict.fromkeys(selection, strength.gamma)
             if isinstance(strength, ConstantStrength)
@@ -85,24 +88,36 @@ class StrengthTracker:
         """Return γ of each tensor at this step; it may depend on its group's learning rate."""
         if isinstance(self._strength, ConstantStrength):
             return self._constant
-        gamma: dict[int, float] = {}
-        for number, group in enumerate(self._optimizers.groups()):
+        groups = list(self._optimizers.groups())
+        done = self._done()
+        # Other steps of each interval than of the one before, so that the penalty meets all
+        # batches of an epoch whose order is fixed.
+        turn = self._steps_since_validation + self._validations
+        gammas = []
+        for number, group in enumerate(groups):
             lr = float(group.get("lr", 1.0))
             peak = self._peaks[number] = max(lr, self._peaks.get(number, 0.0))
             step = StrengthStep(
                 lr=lr,
                 peak_lr=peak,
-                # Other steps of each interval than of the one before, so that the penalty meets all
-                # batches of an epoch whose order is fixed.
-                number=self._steps_since_validation + self._validations,
+                number=turn,
                 steps_since_pruning=self._steps_since_pruning,
                 interval=self.interval,
-                done=self._done(),
+                done=done,
             )
-            value = self._strength.value(step)
-            for parameter in group["params"]:
-                gamma[id(parameter)] = value
-        return {name: gamma[id(tensor.parameter)] for name, tensor in self._selection.items()}
+            gammas.append((self._strength.value(step), len(group["params"])))
+        # In most steps of an automatic strength every γ is 0, as in the step before.
+        if gammas != self._gammas:
+            by_parameter = {
+                id(parameter): gamma
+                for group, (gamma, _) in zip(groups, gammas, strict=True)
+                for parameter in group["params"]
+            }
+            self._gammas = gammas
+            self._by_name = {
+                name: by_parameter[id(tensor.parameter)] for name, tensor in self._selection.items()
+            }
+        return self._by_name
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counts and the largest learning rates so far."""
