@@ -26,7 +26,7 @@ from prunus.report.figures.heads import head_densities, heads_figure
 from prunus.report.figures.latencies import latencies_figure
 from prunus.report.figures.masks import density_maps, first_layer_images, input_map
 from prunus.report.figures.sizes import sizes_figure
-from prunus.report.figures.training import removals, training_curve
+from prunus.report.figures.training import removals, returns, training_curve
 
 
 def epochs(*changes: dict[str, object]) -> list[Epoch]:
@@ -90,6 +90,24 @@ def test_training_curve_draws_metric_floor_and_sparsity() -> None:
     low, high = upper.get_ylim()
     assert low < 0.7
     assert high > 0.9
+
+
+def test_returns_to_the_best_state_are_marked() -> None:
+    history = epochs(
+        {"validation": 0.9, "floor": 0.8, "removed": 1},
+        {"validation": 0.7, "floor": 0.8, "sparsity": 0.5, "restored": True, "removed": 1},
+        {"validation": float("nan"), "floor": 0.8, "sparsity": 0.3, "restored": True},
+        {"validation": 0.85, "floor": 0.8, "sparsity": 0.2},
+    )
+    assert returns(history) == [1, 2]
+    drawing = training_curve(history, "accuracy", "floor", delivered=None)
+    axes = drawing.draw(HALF).axes[0]
+    (marks,) = [points(line) for line in axes.lines if line.get_marker() == "v"]
+    np.testing.assert_array_equal(marks, [[2, 0.7], [3, axes.get_ylim()[0]]])
+    assert "and 2 after which the pruner returned to the best state." in drawing.alt
+    assert "Triangles mark" in drawing.caption
+    without = training_curve(history[:1], "accuracy", "floor", delivered=None)
+    assert "returned" not in without.alt + without.caption
 
 
 def test_early_values_outside_the_axis_are_counted() -> None:

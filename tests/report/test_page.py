@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,9 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tensors=tensors,
         settings={"floor": evil},
     )
+    (row,) = LATENCIES["rows"]
+    named = {**row, "times": {**row["times"], evil: row["times"]["sparse"]}, "disturbed": [evil]}
+    RunDirectory(run).write_latencies({**LATENCIES, "rows": [named], "excluded": {evil: evil}})
     return write_report(run)
 
 
@@ -163,6 +167,8 @@ def test_names_from_files_stay_text(hostile: Path) -> None:
     assert f"test {shown}" in page.text
     assert f"method {shown}: " in page.text
     assert f"floor {shown}" in page.text.replace(" (the recipe's: dense-0.01)", "")
+    assert f"{shown} was not timed: {shown}." in page.text
+    assert f"disturbed the timings of: {shown}." in page.text
     assert any(shown in attributes["aria-label"] for attributes in page.all("svg"))
     assert "<script" not in hostile.read_text().replace("&lt;script", "")
     assert not re.search("[\x00-\x08\x0e-\x1f\u202e]", hostile.read_text())
@@ -206,6 +212,15 @@ def test_history_without_a_finite_value_has_a_page(tmp_path: Path) -> None:
     lost = {"validation": float("nan"), "loss": float("nan"), "validation_loss": None}
     run = sample_run(tmp_path / "run", history=[epoch("dense", 1, **lost)])
     assert "it ends at not a number" in read_page(write_report(run)).all("svg")[0]["aria-label"]
+
+
+@pytest.mark.parametrize("name", ["floor", "predicted_cost", "lr", "seconds", "sparsity"])
+def test_every_value_of_a_history_may_be_missing(tmp_path: Path, name: str) -> None:
+    history = [*HISTORY[:4], {**HISTORY[4], name: float("nan")}, {**HISTORY[5], name: math.nan}]
+    page = read_page(write_report(sample_run(tmp_path / "run", history=history)))
+    assert "nan" not in page.text.lower().split()
+    drawn = " ".join(attributes.get("d", "") for attributes in page.all("path"))
+    assert "nan" not in drawn
 
 
 def test_command_repeats_the_settings_that_differ(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from prunus.report.figures.latencies import latencies_figure
 from prunus.report.figures.losses import loss_curve
 from prunus.report.figures.masks import density_maps, first_layer_images, input_map
 from prunus.report.figures.sizes import sizes_figure
-from prunus.report.figures.training import removals, training_curve
+from prunus.report.figures.training import removals, returns, training_curve
 from prunus.report.run_record import Outcome, RunRecord
 from prunus.studies.tables import format_sparsity
 
@@ -226,8 +226,13 @@ def _training_facts(run: RunRecord) -> Iterator[str]:
     if places := removals(run.epochs):
         epochs = f"{_epochs(len(places))} of {len(run.epochs)}"
         yield f"Weights were removed in {epochs}."
-    costs = [epoch.predicted_cost for epoch in run.epochs if epoch.predicted_cost is not None]
-    if costs:
+    if back := returns(run.epochs):
+        yield (
+            f"The {run.bound_name} was out of reach in {_epochs(len(back))}, after which the "
+            "pruner returned to the best state."
+        )
+    predicted = [epoch.predicted_cost for epoch in run.epochs if epoch.predicted_cost is not None]
+    if costs := [cost for cost in predicted if _ok(cost)]:
         yield (
             "The removals were expected to raise the training loss by "
             f"{numbers.significant(sum(costs), 2)} altogether, to second order and without "

@@ -187,7 +187,11 @@ def format_sparsity(sparsity: float) -> str:
     Example:
         >>> format_sparsity(0.9), format_sparsity(0.98333), format_sparsity(0.9967)
         ('90.0%', '98.3%', '99.67%')
+        >>> format_sparsity(math.nan)
+        'not a number'
     """
+    if not math.isfinite(sparsity):
+        return "not a number"
     percent = 100 * (1 - sparsity)
     decimals = 1 if percent <= 0 else max(1, 1 - math.floor(math.log10(percent)))
     return f"{sparsity:.{min(decimals, 6)}%}"

@@ -1,4 +1,4 @@
-"""The training curve: validation metric and sparsity by epoch, with floor and removals."""
+"""The training curve: validation metric and sparsity by epoch, with floor, removals and returns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ from prunus.report.figures.palette import BLUE, GREEN, INK, MUTED, ORANGE
 from prunus.report.text import plain_label
 from prunus.studies.tables import format_sparsity
 
-__all__ = ["draw_with_gaps", "label_epochs", "mark_phases", "removals", "training_curve"]
+__all__ = [
+    "draw_with_gaps",
+    "label_epochs",
+    "mark_phases",
+    "removals",
+    "returns",
+    "training_curve",
+]
 
 
 def removals(epochs: Sequence[Epoch]) -> list[int]:
@@ -33,6 +40,11 @@ def removals(epochs: Sequence[Epoch]) -> list[int]:
         if epoch.removed or (during and (before is None or not before.removed)):
             places.append(place)
     return places
+
+
+def returns(epochs: Sequence[Epoch]) -> list[int]:
+    """Return the places of the epochs after which the pruner returned to the best state."""
+    return [place for place, epoch in enumerate(epochs) if epoch.restored]
 
 
 def training_curve(
@@ -53,10 +65,14 @@ def training_curve(
         f"Line chart of the validation {metric} over {len(epochs)} epochs{bound}; it ends at "
         f"{numbers.value(last.validation)}. Below it the sparsity, which ends at "
         f"{format_sparsity(last.sparsity)}, with {len(removals(epochs))} epochs in which "
-        "weights were removed."
+        "weights were removed"
     )
+    back = len(returns(epochs))
+    alt += f" and {back} after which the pruner returned to the best state." if back else "."
     hidden = len(_hidden(epochs))
     caption = "Ticks above the sparsity mark epochs in which weights were removed."
+    if back:
+        caption += " Triangles mark epochs after which the pruner returned to the best state."
     if hidden:
         plural = "validation lies" if hidden == 1 else "validations lie"
         caption += f" {hidden} early {plural} outside the vertical axis."
@@ -112,6 +128,18 @@ def _draw_metric(
         )
     mark_phases(axes, dense, len(epochs))
     _draw_floor(axes, epochs, bound_name)
+    back = returns(epochs)
+    # A value that is not finite or outside has its triangle at the edge.
+    heights = np.clip(np.nan_to_num(values[back], nan=low, posinf=high, neginf=low), low, high)
+    axes.plot(
+        places[back],
+        heights,
+        "v",
+        color=INK.light,
+        markersize=6,
+        zorder=5,
+        clip_on=False,
+    )
     if delivered is not None:
         place, value = delivered + 1, values[delivered]
         axes.plot([place], [value], "o", color=GREEN.light, markersize=7, zorder=4)
