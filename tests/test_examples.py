@@ -1,0 +1,110 @@
+"""The scripts of examples/, each on a small data set."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import prunus
+
+pytestmark = [pytest.mark.slow, pytest.mark.frameworks]
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(folder: Path, script: str, *arguments: str) -> str:
+    """Run an example in a folder, and return its output."""
+    cache = folder / "cache"
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / script), *arguments],
+        cwd=folder,
+        env={**os.environ, "HF_HOME": str(cache), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def sparsity(file: Path, pattern: str) -> float:
+    """Return the fraction of zeros in the tensors of a sparse file whose names match."""
+    tensors = prunus.load_sparse(file)
+    weights = torch.cat([t.flatten() for name, t in tensors.items() if re.search(pattern, name)])
+    return (weights == 0).float().mean().item()
+
+
+def test_every_example_is_run_and_listed() -> None:
+    tests = Path(__file__).read_text() + (ROOT / "tests/distributed/test_example.py").read_text()
+    page = (ROOT / "docs" / "examples.md").read_text()
+    names = [path.name for path in (ROOT / "examples").glob("*.py")]
+    assert [name for name in names if name not in tests or f"`{name}`" not in page] == []
+
+
+def test_mnist(tmp_path: Path) -> None:
+    from recipes.images import noise, write
+
+    for split, count in (("train", 256), ("test", 32)):
+        write(tmp_path / "images", split, noise(count, seed=count))
+    output = run(tmp_path, "mnist.py", "--data", "images", "--epochs", "2")
+    assert len(re.findall(r"test error [\d.]+%", output)) == 2
+    assert sparsity(tmp_path / "mnist.safetensors", "weight") == pytest.approx(0.98, abs=1e-4)
+
+
+def test_export_and_serve(tmp_path: Path) -> None:
+    output = run(tmp_path, "export_and_serve.py", "train", "serve")
+    (accuracy,) = re.findall(r"test accuracy ([\d.]+)%", output)
+    assert float(accuracy) > 94
+    assert (tmp_path / "digits.onnx").stat().st_size < 100_000  # of 202,440 with all neurons
+
+
+def test_lightning_cifar(tmp_path: Path) -> None:
+    pytest.importorskip("lightning.pytorch")
+    from recipes.images import noise, write
+
+    write(tmp_path / "images", "train", noise(160, 0, (32, 32, 3)), columns=("img", "label"))
+    # The labels of noise cannot be learned, so the floor accepts any accuracy.
+    options = ("--data", "images", "--epochs", "2", "--floor", "0")
+    output = run(tmp_path, "lightning_cifar.py", *options)
+    (reached,) = re.findall(r"sparsity ([\d.]+)%", output)
+    assert float(reached) > 5
+
+
+def test_finetune_text_classifier(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    import datasets
+
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "a"]
+    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary))
+    model = tmp_path / "model"
+    transformers.BertTokenizerFast(vocab=str(tmp_path / "vocab.txt")).save_pretrained(model)
+    config = transformers.BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
+    transformers.BertForSequenceClassification(config).save_pretrained(model)
+    for split, count in (("train", 160), ("test", 32)):
+        rows = {
+            "text": [f"a {('bad', 'good')[i % 2]} film" for i in range(count)],
+            "label": [i % 2 for i in range(count)],
+        }
+        path = tmp_path / "texts" / "data" / f"{split}-00000-of-00001.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        datasets.Dataset.from_dict(rows).to_parquet(path)
+    options = ("--model", "model", "--data", "texts", "--epochs", "2", "--sparsity", "0.5")
+    output = run(tmp_path, "finetune_text_classifier.py", *options)
+    assert "test_accuracy" in output
+    file = tmp_path / "text-classifier" / "model.sparse.safetensors"
+    pruned = r"(query|key|value|dense)\.weight"
+    assert sparsity(file, pruned) == pytest.approx(0.5, abs=1e-3)
+    assert sparsity(file, r"classifier\.weight|position_embeddings") == 0
