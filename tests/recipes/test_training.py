@@ -17,6 +17,7 @@ from helpers.commands import SHORT, metrics, prunus, settings, summary
 from helpers.runs import HARD
 from prunus._utils.files import load_tree
 from prunus.recipes.data.images import Split, load_digits
+from prunus.recipes.registry import RECIPES
 from prunus.recipes.tasks.classification import ImageConfig as Config
 
 
@@ -59,6 +60,8 @@ def test_summary_has_exactly_these_keys(finished_hard_run: Path) -> None:
 
 def test_summary_matches_the_files(finished_hard_run: Path) -> None:
     held = summary(finished_hard_run)
+    names = [key.removeprefix("test_") for key in held["sparse"] if key.startswith("test_")]
+    assert (held["metric"]["name"], *names) == RECIPES["digits"].metrics
     model = load_file(finished_hard_run / "model.safetensors")
     parameters = sum(tensor.size for tensor in model.values())
     nonzero = sum(int(np.count_nonzero(tensor)) for tensor in model.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -21,6 +22,7 @@ import pytest
 
 from helpers.commands import prunus, settings
 from helpers.runs import timeless
+from prunus.recipes.registry import RECIPES
 from prunus.studies import Cell, load_study
 from prunus.studies.plan import plan_study
 from prunus.studies.record import write_study
@@ -91,6 +93,29 @@ def test_table_fits_the_terminal(
         (["digits", "--seeds", "0,0"], ["--seeds has 0 more than once"]),
         (["digits", "--methods", "l2,l2"], ["l2 more than once"]),
         (["digits", "--executor-option", "time=3"], ["has no effect with --executor local"]),
+        (["digits", "--metric", "acuracy"], ["no metric 'acuracy'. Did you mean accuracy?"]),
+        (
+            [
+                *("digits", "--methods", "lobstr,,l2", "--method", "l2,strengt=1"),
+                *("--ratios", "1,ten", "--seeds", "0,x", "--set", "epoch=3", "--data", "there"),
+                *("--executor-option", "time=3", "--metric", "acuracy", "--threads", "2"),
+            ],
+            [
+                "--methods must be names with commas",
+                "--ratios must be numbers with commas",
+                "--seeds must be whole numbers with commas",
+                "--executor-option time=3 has no effect",
+                "no metric 'acuracy'",
+                "embedded data: leave out --data there",
+                "no setting 'epoch'; did you mean epochs",
+                "l2,strengt=1: there is no setting 'strengt'",
+                "no method 'lobstr'",
+            ],
+        ),
+        (
+            ["digits", "--methods", "lobstr", "--ratios", "0.5,30", "--seeds", "-1"],
+            ["no method 'lobstr'", "must be above 1, but is 0.5", "a seed must be"],
+        ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else None,
 )
@@ -141,8 +166,11 @@ def executor(monkeypatch: pytest.MonkeyPatch) -> StubExecutor:
 
 
 def test_unknown_metric_is_rejected_after_the_first_run(
-    tmp_path: Path, executor: StubExecutor
+    tmp_path: Path, executor: StubExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Where a recipe does not know its metrics before a run."""
+    open_recipe = dataclasses.replace(RECIPES["digits"], metrics=())
+    monkeypatch.setitem(RECIPES, "digits", open_recipe)
     out = tmp_path / "study"
     arguments = ("compare", "digits", "--seeds", "0", "--out", out)
     prunus(*arguments, "--metric", "acuracy").refused("there is no metric 'acuracy'. Did you mean")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
 
 import typer
 
+from prunus._utils.checks import raise_problems
 from prunus.cli.screen import Screen
 from prunus.cli.termination import termination
 from prunus.errors import ArgumentError, PrunusError, unknown_name
@@ -43,15 +45,25 @@ class _Options(NamedTuple):
         from prunus.studies.queued_executor import slurm_executor
 
         if self.executor == "local":
-            if self.executor_options:
-                raise ArgumentError(
-                    f"--executor-option {self.executor_options[0]} has no effect with "
-                    "--executor local: leave it out, or pass --executor slurm"
-                )
             return LocalExecutor(self.jobs or 1, study.threads)
-        options = dict(_key_value(option) for option in self.executor_options)
+        options = {
+            key: value
+            for key, _, value in (option.partition("=") for option in self.executor_options)
+        }
         jobs = self.jobs or len(study.runs)
         return slurm_executor(directory.submissions, options, jobs=jobs, threads=study.threads)
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong with the options."""
+        for option in self.executor_options:
+            if self.executor == "local":
+                yield (
+                    f"--executor-option {option} has no effect with --executor local: leave it "
+                    "out, or pass --executor slurm"
+                )
+            key, equals, _ = option.partition("=")
+            if not equals or not key:
+                yield f"--executor-option must be KEY=VALUE, but is {option!r}"
 
     @property
     def arguments(self) -> list[str]:
@@ -154,21 +166,28 @@ def compare(
     with termination() as stop:
         from prunus.recipes.registry import find_recipe
         from prunus.recipes.run.tensorboard import summary_writer
+        from prunus.studies.directory import StudyDirectory
         from prunus.studies.plan import Request
 
+        problems: list[str] = []
+        found = find_recipe(recipe)
         request = Request(
-            recipe=find_recipe(recipe),
+            recipe=found,
             data=data,
             changes=set_ or [],
-            methods=[*_split("--methods", methods, str), *(method or [])],
-            ratios=_split("--ratios", ratios, float),
-            seeds=_split("--seeds", seeds, int),
+            methods=[*_split("--methods", methods, str, problems), *(method or [])],
+            ratios=_split("--ratios", ratios, float, problems),
+            seeds=_split("--seeds", seeds, int, problems),
             threads=threads,
         )
         options = _Options(jobs, executor, executor_option or [], log)
+        problems += options.problems()
+        if metric is not None and found.metrics and metric not in found.metrics:
+            problems.append(unknown_name("metric", metric, found.metrics))
         if log is not None:
             summary_writer()  # found missing now and not by each run
-        _compare(request, out, options, metric, format_, screen, stop)
+        directory = StudyDirectory(out if out is not None else Path("studies") / found.name)
+        _compare(request, directory, options, problems, metric, format_, screen, stop)
 
 
 def _show(out: Path | None, metric: str | None, format_: Format, screen: Screen) -> None:
@@ -190,22 +209,50 @@ def _show(out: Path | None, metric: str | None, format_: Format, screen: Screen)
         screen.message(f"continue with: {_command(study, out, [])}")
 
 
+def _plan(
+    request: Request, directory: StudyDirectory, problems: list[str], screen: Screen
+) -> Study:
+    """Return the study with the requested runs.
+
+    Args:
+        request: The request.
+        directory: The directory of the study, which may exist.
+        problems: What is wrong with the options by themselves.
+        screen: Receives messages about settings.
+
+    Raises:
+        ArgumentError: The request or the options cannot be used; every problem is listed.
+        PrunusError: The study to continue has other settings.
+    """
+    from prunus.studies.plan import plan_study
+
+    messages: list[str] = []
+    try:
+        study = plan_study(request, directory.read(), messages.append)
+    except ArgumentError as error:
+        raise_problems(*problems, str(error))
+        raise
+    raise_problems(*problems)
+    for message in messages:
+        screen.message(message)
+    return study
+
+
 def _compare(
     request: Request,
-    out: Path | None,
+    directory: StudyDirectory,
     options: _Options,
+    problems: list[str],
     metric: str | None,
     format_: Format,
     screen: Screen,
     stop: Callable[[], bool],
 ) -> None:
     from prunus.cli.study_progress import TerminalStudyProgress
-    from prunus.studies.directory import StudyDirectory
     from prunus.studies.plan import plan_study
     from prunus.studies.runner import Stopped, StudyRunner
 
-    directory = StudyDirectory(out if out is not None else Path("studies") / request.recipe.name)
-    study = plan_study(request, directory.read(), screen.message)  # rejected before files change
+    study = _plan(request, directory, problems, screen)  # rejected before files change
     _check_metric(study, metric)
     if not study.unfinished:
         _print_table(study, metric, format_, screen)
@@ -312,28 +359,12 @@ def _command(study: Study, path: Path, options: list[str]) -> str:
 _PLURALS = {int: "whole numbers", float: "numbers", str: "names"}
 
 
-def _split(option: str, text: str | None, kind: type[_T]) -> list[_T]:
-    """Return the values of a list with commas.
-
-    Raises:
-        ArgumentError: One is empty or not of the type.
-    """
-    values = []
-    for part in [] if text is None else text.split(","):
-        try:
-            if not part.strip():
-                raise ValueError
-            values.append(kind(part.strip()))
-        except ValueError:
-            expected = _PLURALS[kind]
-            raise ArgumentError(
-                f"{option} must be {expected} with commas between them, but is {text!r}"
-            ) from None
+def _split(option: str, text: str | None, kind: type[_T], problems: list[str]) -> list[_T]:
+    """Return the values of a list with commas, and add a problem where one is not of the type."""
+    values, parts = [], [] if text is None else [part.strip() for part in text.split(",")]
+    with contextlib.suppress(ValueError):
+        values = [kind(part) for part in parts if part]
+    if len(values) < len(parts):
+        expected = _PLURALS[kind]
+        problems.append(f"{option} must be {expected} with commas between them, but is {text!r}")
     return values
-
-
-def _key_value(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise ArgumentError(f"--executor-option must be KEY=VALUE, but is {text!r}")
-    return key, value

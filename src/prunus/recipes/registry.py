@@ -46,6 +46,8 @@ class Recipe:
         strengths: The strengths, in multiples of the learning rate, of methods that leave theirs
             open, by the name of the method. Each was chosen on the validation split, with seeds
             that no figure reports.
+        metrics: The names of the metrics in a summary, the task's own first; empty if they are not
+            known before a run.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Recipe:
     prepare: Callable[[Any, str | None, int], Task]
     network: Callable[[Path], ExportableNetwork] = language_network
     strengths: Mapping[str, float] = field(default_factory=dict)
+    metrics: tuple[str, ...] = ()
 
     def method(self, name: str) -> Method:
         """Return a named method, with the strength for this recipe where the method has none.
@@ -74,6 +77,11 @@ class Recipe:
         if found.leaves_strength_open and name in self.strengths:
             return dataclasses.replace(found, strength=LearningRateStrength(self.strengths[name]))
         return found
+
+
+def _metrics(task: type[Task]) -> tuple[str, ...]:
+    """Return the names of the metrics that a task's evaluations have."""
+    return (task.metric, "loss", *task.extra_metrics)
 
 
 def _digits_recipe(summary: str, config: ImageConfig) -> Recipe:
@@ -95,6 +103,7 @@ def _digits_recipe(summary: str, config: ImageConfig) -> Recipe:
         # The smallest validation loss at a ratio of 50 of 0.003, 0.01, 0.03 and 0.1 for l2, and of
         # 0.0003, 0.001, 0.003 and 0.01 for l1, among those that reach the ratio with both seeds.
         strengths={"l2": 0.01, "l1": 0.0003},
+        metrics=_metrics(Classification),
     )
 
 
@@ -129,6 +138,7 @@ def _images_recipe(
         config,
         prepare,
         lambda _: image_network(build, (3 if color else 1, *size)),
+        metrics=_metrics(Classification),
     )
 
 
@@ -336,6 +346,7 @@ _ALL = (
         ),
         _without_seed(partial(_translation, name=_MULTI30K, languages=("en", "de"))),
         strengths={"l2": 0.002},
+        metrics=_metrics(SequenceToSequence),
     ),
     Recipe(
         "taskmaster-dialogue",
@@ -367,6 +378,7 @@ _ALL = (
         # That of Tiny Shakespeare, transferred by the sum of a run's learning rates, by which it is
         # multiplied in the course of the run.
         strengths={"l2": 0.03},
+        metrics=_metrics(SequenceToSequence),
     ),
     Recipe(
         "shakespeare-lm",
@@ -393,6 +405,7 @@ _ALL = (
         ),
         _without_seed(partial(_running_text, name=_SHAKESPEARE)),
         strengths={"l2": 0.03},
+        metrics=_metrics(LanguageModel),
     ),
     Recipe(
         "wmt14-translation",
@@ -419,6 +432,7 @@ _ALL = (
             floor=27.2,
         ),
         _without_seed(partial(_translation, name=_WMT14, languages=("en", "de"), subset="de-en")),
+        metrics=_metrics(SequenceToSequence),
     ),
     Recipe(
         "taskmaster1-dialogue",
@@ -443,6 +457,7 @@ _ALL = (
             floor=6.03,
         ),
         _without_seed(partial(_dialogue, name=_TASKMASTER1, subset="one_person_dialogs")),
+        metrics=_metrics(SequenceToSequence),
     ),
 )
 

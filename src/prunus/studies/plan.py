@@ -30,6 +30,9 @@ DEFAULT_METHODS = ("prunus", "magnitude")
 DEFAULT_SEEDS = (0, 1, 2)
 """The seeds of a new study for which none are requested."""
 
+_ANY_RATIO = 2.0
+"""The ratio to check the settings of methods with where the requested ones cannot be used."""
+
 _BUDGET = ("epochs",)
 """Settings that all methods share, besides those that the dense network depends on."""
 
@@ -78,14 +81,21 @@ def plan_study(
         PrunusError: The study to continue has other settings; every difference is listed.
     """
     recipe = request.recipe
-    raise_problems(*_problems(request, study))
+    problems = list(_problems(request, study))
     changes = tuple(request.changes) or (study.changes if study else ())
     messages: dict[str, None] = {}
-    base = recipe.config.with_settings(changes, messages.setdefault)
+    base, shared = recipe.config, changes
+    try:
+        base = base.with_settings(changes, messages.setdefault)
+    except PrunusError as error:
+        problems.append(str(error))
+        shared = ()  # reported once and not for every method
     texts = request.methods or ([] if study else DEFAULT_METHODS)
     ratios = list(request.ratios) or (study.ratios if study else [base.ratio])
     seeds = list(request.seeds) or (study.seeds if study else list(DEFAULT_SEEDS))
-    requested = _methods(recipe, base, changes, texts, ratios, messages)
+    usable = [ratio for ratio in ratios if number_problem("a ratio", ratio, above=1) is None]
+    requested, more = _methods(recipe, base, shared, texts, usable or [_ANY_RATIO], messages)
+    raise_problems(*problems, *more)
     for message in messages:
         warn(message)
     wanted = Study(
@@ -101,7 +111,8 @@ def plan_study(
         runs=(),
     )
     if study is not None:
-        known = _methods(recipe, base, changes, _texts(study), study.ratios, {})
+        known, problems = _methods(recipe, base, changes, _texts(study), study.ratios, {})
+        raise_problems(*problems)
         _check_same(study, dataclasses.replace(wanted, methods={**known, **requested}))
         wanted = dataclasses.replace(
             wanted, commands=study.commands, methods={**study.methods, **requested}
@@ -203,8 +214,8 @@ def _methods(
     texts: Iterable[str],
     ratios: Sequence[float],
     messages: dict[str, None],
-) -> dict[str, StudyMethod]:
-    """Return methods by label, with their exact settings.
+) -> tuple[dict[str, StudyMethod], list[str | None]]:
+    """Return methods by label, with their exact settings, and what is wrong with the others.
 
     Args:
         recipe: The recipe.
@@ -213,9 +224,6 @@ def _methods(
         texts: The methods as text.
         ratios: The ratios to check the settings with.
         messages: The messages so far, to which those about single methods are added.
-
-    Raises:
-        ArgumentError: Methods or their settings cannot be used; every one is listed.
     """
     parsed = [(_parse(text), text) for text in texts]
     labels = [label for (label, _, _), _ in parsed]
@@ -237,8 +245,7 @@ def _methods(
                 differing = {key: value for key, value in settings.items() if value != own[key]}
                 found[label] = StudyMethod(name, changes, differing)
         problems.append(problem)
-    raise_problems(*problems, *_conflicts(recipe, shared, found))
-    return found
+    return found, [*problems, *_conflicts(recipe, shared, found)]
 
 
 def _settings(

@@ -72,6 +72,7 @@ class LanguageModel(LanguageTask[LanguageModelConfig]):
     """
 
     metric = "bits per character"
+    extra_metrics = ("perplexity",)
 
     def __init__(self, config: LanguageModelConfig, texts: Mapping[str, str]) -> None:
         self._texts = texts

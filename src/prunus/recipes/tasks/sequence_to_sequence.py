@@ -95,6 +95,7 @@ class SequenceToSequence(LanguageTask[SequenceConfig]):
     """
 
     metric = "BLEU"
+    extra_metrics = ("perplexity",)
 
     def __init__(
         self, config: SequenceConfig, pairs: Mapping[str, TextPairs], extra: Sequence[str] = ()

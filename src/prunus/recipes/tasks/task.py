@@ -49,6 +49,7 @@ class Task(ABC):
 
     Attributes:
         metric: The name of the metric, such as "accuracy".
+        extra_metrics: The names of the further metrics of its evaluations.
         about: Facts for the summary, such as how the metric is computed.
         notes: Lines to report before the training, such as which examples are left out.
         steps_per_epoch: The number of optimizer steps in an epoch.
@@ -56,6 +57,7 @@ class Task(ABC):
     """
 
     metric: ClassVar[str]
+    extra_metrics: ClassVar[tuple[str, ...]] = ()
     about: Mapping[str, str] = {}
     notes: Sequence[str] = ()
     steps_per_epoch: int
