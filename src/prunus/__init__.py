@@ -44,6 +44,7 @@ from prunus.growth import (
 from prunus.history import History
 from prunus.masks import Masks
 from prunus.methods import Method, method, methods
+from prunus.patterns import NM, Block, Channels, Columns, Heads, Pattern, Rows
 from prunus.penalties.coefficients import (
     CautiousRelevance,
     Coefficient,
@@ -86,15 +87,18 @@ from prunus.validation import PenaltyReport, Validation
 
 __version__ = VERSION
 
-__all__ = [
+__all__ = [  # noqa: RUF022  (NM is a class, not a constant)
     "Allocation",
     "AlternatingGrowth",
     "ArgumentError",
     "ArgumentTypeError",
     "AutomaticStrength",
+    "Block",
     "CautiousRelevance",
+    "Channels",
     "CheckpointError",
     "Coefficient",
+    "Columns",
     "ConstantRelevance",
     "ConstantStrength",
     "DataError",
@@ -106,6 +110,7 @@ __all__ = [
     "GradientGrowth",
     "GradualPruning",
     "Growth",
+    "Heads",
     "History",
     "IterativePruning",
     "LearningRateStrength",
@@ -116,8 +121,10 @@ __all__ = [
     "Method",
     "MissingExtraError",
     "MovementScore",
+    "NM",
     "NonFiniteError",
     "OneShot",
+    "Pattern",
     "PeerError",
     "PenaltyReport",
     "Pruner",
@@ -127,6 +134,7 @@ __all__ = [
     "RandomScore",
     "RelevancePenalty",
     "Restore",
+    "Rows",
     "Schedule",
     "Score",
     "Selection",

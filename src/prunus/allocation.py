@@ -20,7 +20,7 @@ from prunus._utils.apportionment import apportion
 from prunus._utils.checks import number_problem, raise_problems, type_problem
 from prunus._utils.fields import checked, validate
 from prunus.errors import ArgumentError, PrunusError, listing
-from prunus.selection import Pattern, Selection, matching_tensors
+from prunus.selection import NamePattern, Selection, matching_tensors
 
 __all__ = [
     "Allocation",
@@ -42,7 +42,8 @@ class TensorCounts:
         shape: The shape of the whole tensor.
         prunable: How many of its weights may be pruned: all but a padding row.
         kept: How many of them are kept now.
-        least: How many of them ``min_density`` keeps, or ``kept`` if that is less.
+        least: How many of them ``min_density`` and the tensor's pattern keep, or ``kept`` if that
+            is less.
     """
 
     name: str
@@ -98,6 +99,16 @@ class Allocation(ABC):
             tensors: The tensors, in the model's order, with all their weights.
             min_density: The fraction of each tensor's weights that is never removed.
             final: How many weights the schedule keeps in the end, or None if that is open.
+        """
+        yield from ()
+
+    def fixed_problems(self, names: Sequence[str]) -> Iterator[str]:
+        """Yield why the final numbers of tensors cannot be fixed by patterns; by default nothing.
+
+        The allocation is for the other tensors alone then.
+
+        Args:
+            names: The names of the tensors that have N:M patterns.
         """
         yield from ()
 
@@ -263,7 +274,7 @@ class TargetAllocation(Allocation):
         {'0.weight': 40, '1.weight': 50, '2.weight': 50}
     """
 
-    targets: Mapping[Pattern, float]
+    targets: Mapping[NamePattern, float]
 
     def __post_init__(self) -> None:
         expected, fix = "sparsities by pattern", 'TargetAllocation({"0": 0.5})'
@@ -281,7 +292,7 @@ class TargetAllocation(Allocation):
     def bind(self, model: nn.Module, selection: Selection) -> Allocation:
         """Return the targets by the names of the tensors."""
         matches = matching_tensors(model, selection, "targets", tuple(self.targets))
-        found: dict[str, dict[Fraction, Pattern]] = {}
+        found: dict[str, dict[Fraction, NamePattern]] = {}
         for (pattern, sparsity), names in zip(self.targets.items(), matches, strict=True):
             for name in names:
                 # As decimal, because 0.9 is meant, which a float is not exactly.
@@ -328,6 +339,15 @@ class _TensorTargets(Allocation):
             )
         elif final is not None:
             yield from self._final_problems(tensors, final)
+
+    def fixed_problems(self, names: Sequence[str]) -> Iterator[str]:
+        """Yield the tensors that have a target and a pattern."""
+        both = [name for name in names if name in self.targets]
+        if both:
+            yield (
+                "an N:M pattern determines the final sparsity of a tensor, but there are targets "
+                f"for {listing(both)}, too: remove these targets, or the patterns"
+            )
 
     def _final_problems(self, tensors: Sequence[TensorCounts], final: int) -> Iterator[str]:
         prunable = sum(tensor.prunable for tensor in tensors)

@@ -33,6 +33,7 @@ from prunus._engine.preconditions import (
     bound_allocation,
     check_growth,
     check_in_model,
+    check_patterns,
     check_penalty,
     check_sole_pruner,
     check_state,
@@ -65,6 +66,7 @@ from prunus.errors import (
 from prunus.growth import Growth, NoGrowth
 from prunus.history import History
 from prunus.masks import Masks
+from prunus.patterns.binding import PatternChoice, bind, descriptions
 from prunus.penalties.loss_application import LossApplication, PenaltyTerm
 from prunus.penalties.strengths import as_strength
 from prunus.schedules import PruningStatus, Restore, Schedule
@@ -123,6 +125,11 @@ class Pruner:
         growth: The rule by which removed weights may return, such as :class:`~prunus.SoftGrowth`.
             Default None: removed weights stay removed. Schedules that rely on that,
             IterativePruning (the default with a floor) and ThresholdSearch, do not accept a growth.
+        pattern: Which weights are removed together: a :class:`~prunus.patterns.Pattern`, such as
+            ``Block(1, 4)``, of every tensor of two dimensions or more; or patterns by name pattern,
+            as for :func:`~prunus.select`, where other tensors have none. Groups are removed in the
+            order of their mean scores, and never more weights than asked for. Default None: single
+            weights.
 
     Raises:
         ArgumentError: An argument is out of range, or the allocation does not fit the model or the
@@ -172,6 +179,7 @@ class Pruner:
         keep_best: bool = True,
         max_grad_norm: float | None = None,
         growth: Growth | None = None,
+        pattern: PatternChoice = None,
     ) -> None:
         raise_problems(deepspeed_problem(model, *as_list(optimizer)), error=PrunusError)
         raise_problems(
@@ -179,7 +187,7 @@ class Pruner:
             *optimizer_problems(optimizer),
             *constraint_problems(floor, mode, dense_metric),
             *argument_problems(
-                penalty, schedule, score, allocation, growth, min_density, selection
+                penalty, schedule, score, allocation, growth, pattern, min_density, selection
             ),
             type_problem("masks", masks, Mapping, "masks by name", optional=True),
             grad_norm_problem(max_grad_norm),
@@ -187,7 +195,7 @@ class Pruner:
         check_wrappers(model)
         self.model: nn.Module = unwrap(model)
         penalty, self.schedule = with_defaults(penalty, schedule, floor)
-        check_growth(growth, penalty, self.schedule)
+        check_growth(growth, penalty, self.schedule, pattern)
         self.score: Score = score
         self.allocation: Allocation = allocation
         self.selection = as_selection(selection, self.model)
@@ -202,8 +210,12 @@ class Pruner:
         self.optimizers = Optimizers(as_list(optimizer), self.selection)
         check_in_model(self.selection, self.model)
         check_penalty(penalty, score, self.selection)
+        if pattern is not None:
+            reshard(self.model)  # while a layer is gathered its tensors are other ones
+        self.pattern: PatternChoice = pattern
+        self._patterns = bind(pattern, self.model, self.selection)
         self._allocation = bound_allocation(
-            self.allocation, self.model, self.selection, min_density, self.schedule
+            self.allocation, self.model, self.selection, min_density, self.schedule, self._patterns
         )
         self._process_group = _process_group_of(model, self.selection)
         self._register()
@@ -438,6 +450,7 @@ class Pruner:
             prunable=self._prunable,
             kept=self.masks.kept,
             least=least,
+            slack=self._remover().slack,
             metric=metric,
             mode=self.constraint.mode,
             margin=math.inf if metric is None else self.constraint.margin(metric),
@@ -579,6 +592,19 @@ class Pruner:
             check_in_model(self.selection, self.model)
             reshard(self.model)
             self._growth.end()
+        self._warn_of_incomplete_patterns()
+
+    def _warn_of_incomplete_patterns(self) -> None:
+        """Warn of N:M patterns of which groups have more weights than n."""
+        counts = self._remover().beyond_patterns()
+        if counts:
+            tensors = [f"{name} ({count:,} weights more)" for name, count in counts.items()]
+            warnings.warn(
+                f"N:M patterns are not complete in {listing(tensors)}: fewer weights were removed "
+                "than they need. Lower the floor, train longer, or remove them now with "
+                "pruner.prune(sparsity=...)",
+                stacklevel=3,
+            )
 
     def _warn_of_missing_steps(self) -> None:
         """Warn if the training ended before the schedule."""
@@ -637,6 +663,7 @@ class Pruner:
             # As text: checkpoints that are read in place have no room for more records.
             "history": self.history.to_json(),
             "growth": growth_state(self.growth, self._growth),
+            "pattern": descriptions(self._patterns),
             **self._hooks.state.state_dict(complete=complete),
             "best": self._best.state_dict(
                 self.model, self.masks, complete=complete and self.keep_best
@@ -654,6 +681,7 @@ class Pruner:
         check_state(state, (*TENSOR_KEYS, *COUNT_KEYS))
         check_growth_state(self.growth, self._growth, state["growth"])
         self._hooks.check_waiting(state["waiting"])
+        check_patterns(descriptions(self._patterns), state["pattern"])
         self._hooks.state.check(state)
         self._strengths.check(state["strength"])
         probe = self._hooks.probe
@@ -742,6 +770,7 @@ class Pruner:
             self.min_density,
             seed=self._prunings,
             allocation=self._allocation,
+            patterns=self._patterns,
         )
 
     def _metric_if_kept(self, kept: int, evaluate: Callable[[], float]) -> float:

@@ -32,19 +32,21 @@ from prunus._utils.conversions import check_not_converted, is_converted
 from prunus.errors import ArgumentError, PrunusError, listing, nearest
 
 __all__ = [
-    "Pattern",
+    "NamePattern",
     "Predicate",
     "PrunableTensor",
     "Selection",
     "as_selection",
+    "is_of_experts",
     "matching_tensors",
+    "owners",
     "select",
 ]
 
 Predicate = Callable[[str, nn.Parameter, nn.Module], bool]
 """Called with a tensor's name, the tensor, and the module that owns it."""
 
-Pattern = str | type[nn.Module] | Predicate
+NamePattern = str | type[nn.Module] | Predicate
 """A glob on tensor or module names, a module type, or a predicate."""
 
 Role = Literal["weight", "bias", "norm", "other"]
@@ -202,7 +204,7 @@ class _Occurrence:
 
     def _is_named_as_weight(self, local: str) -> bool:
         owner = type(self.owner).__name__
-        if "weight" in local or _EXPERTS.search(owner):
+        if "weight" in local or is_of_experts(self.owner):
             return True
         return bool(_ATTENTION.search(owner) and _PROJECTION.match(local))
 
@@ -214,8 +216,8 @@ class _Occurrence:
 
 def select(
     model: nn.Module,
-    include: Pattern | Iterable[Pattern] = (),
-    exclude: Pattern | Iterable[Pattern] = (),
+    include: NamePattern | Iterable[NamePattern] = (),
+    exclude: NamePattern | Iterable[NamePattern] = (),
     *,
     biases: bool = False,
     norms: bool = False,
@@ -330,7 +332,7 @@ def _warn_of_left_out(
 
 
 def matching_tensors(
-    model: nn.Module, selection: Selection, argument: str, patterns: Sequence[Pattern]
+    model: nn.Module, selection: Selection, argument: str, patterns: Sequence[NamePattern]
 ) -> list[list[str]]:
     """Return, for each pattern, the names of the selected tensors that it matches.
 
@@ -362,9 +364,36 @@ def matching_tensors(
     return [[name for name in selection if name in matched] for matched in matches]
 
 
-def _as_patterns(name: str, patterns: Pattern | Iterable[Pattern]) -> tuple[Pattern, ...]:
+def owners(model: nn.Module, selection: Selection) -> dict[str, list[nn.Module]]:
+    """Return the modules that own each selected tensor: several if it is tied.
+
+    Args:
+        model: The model.
+        selection: Tensors of the model.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+        >>> owners(model, select(model, "1"))
+        {'1.weight': [Linear(in_features=8, out_features=2, bias=True)]}
+    """
+    names = {id(tensor.parameter): tensor.name for tensor in selection.values()}
+    found: dict[str, list[nn.Module]] = {name: [] for name in selection}
+    for occurrence in _occurrences(unwrap(model)):
+        if (name := names.get(id(occurrence.parameter))) is not None:
+            found[name].append(occurrence.owner)
+    return found
+
+
+def is_of_experts(module: nn.Module) -> bool:
+    """Return whether the parameters of a module are stacked matrices of a mixture of experts."""
+    return bool(_EXPERTS.search(type(module).__name__))
+
+
+def _as_patterns(
+    name: str, patterns: NamePattern | Iterable[NamePattern]
+) -> tuple[NamePattern, ...]:
     argument: Any = patterns
-    result: tuple[Pattern, ...] = (argument,)
+    result: tuple[NamePattern, ...] = (argument,)
     single = isinstance(patterns, str | bytes | torch.Tensor | nn.Module) or callable(patterns)
     if not single:
         with contextlib.suppress(TypeError):  # neither a pattern nor iterable
@@ -402,11 +431,11 @@ def _is_legacy_parametrization(owner: nn.Module, local: str) -> bool:
     return suffix in ("g", "v", "orig") and hasattr(owner, base) and base not in owner._parameters
 
 
-def _is_predicate(pattern: Pattern) -> bool:
+def _is_predicate(pattern: NamePattern) -> bool:
     return callable(pattern) and not isinstance(pattern, type)
 
 
-def _matches(pattern: Pattern, occurrence: _Occurrence) -> bool:
+def _matches(pattern: NamePattern, occurrence: _Occurrence) -> bool:
     if isinstance(pattern, str):
         names = [occurrence.name, *(name for name, _ in occurrence.path if name)]
         return any(fnmatchcase(name, pattern) for name in names)
@@ -416,7 +445,7 @@ def _matches(pattern: Pattern, occurrence: _Occurrence) -> bool:
 
 
 def _check_matches(
-    patterns_of: Mapping[str, Sequence[Pattern]], occurrences: Sequence[_Occurrence]
+    patterns_of: Mapping[str, Sequence[NamePattern]], occurrences: Sequence[_Occurrence]
 ) -> None:
     """Check that every pattern matches something.
 

@@ -23,7 +23,7 @@ from prunus.constraint import Mode
 from prunus.errors import ArgumentError, NonFiniteError, PrunusError
 from prunus.masks import Masks
 from prunus.scores import MagnitudeScore, Score
-from prunus.selection import Pattern, Selection, as_selection, model_problem
+from prunus.selection import NamePattern, Selection, as_selection, model_problem
 
 __all__ = ["Sensitivities", "Sensitivity", "sensitivity"]
 
@@ -64,7 +64,7 @@ class Sensitivities:
     metric: float
     records: tuple[Sensitivity, ...]
 
-    def targets(self, tolerance: float, *, mode: Mode = "max") -> dict[Pattern, float]:
+    def targets(self, tolerance: float, *, mode: Mode = "max") -> dict[NamePattern, float]:
         """Return the largest sparsity of each tensor whose change is tolerable.
 
         The result suits :class:`~prunus.TargetAllocation`. The changes of several tensors add up,
@@ -82,7 +82,7 @@ class Sensitivities:
             None if mode in ("max", "min") else f'mode must be "max" or "min", but is {mode!r}',
         )
         sign = 1 if mode == "max" else -1
-        found: dict[Pattern, float] = {record.name: 0.0 for record in self.records}
+        found: dict[NamePattern, float] = {record.name: 0.0 for record in self.records}
         for record in self.records:
             if sign * record.change >= -tolerance:
                 found[record.name] = max(found[record.name], record.sparsity)

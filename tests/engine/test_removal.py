@@ -25,8 +25,9 @@ from prunus import (
     TaylorScore,
     select,
 )
+from prunus._engine.counts import least_kept
 from prunus._engine.kth_smallest import SCORE_CHUNK
-from prunus._engine.removal import Remover, _sum, least_kept
+from prunus._engine.removal import Remover, _sum
 
 
 def model_of(*vectors: list[float]) -> nn.Module:
@@ -284,7 +285,7 @@ def test_of_large_sums_of_positions_the_lowest_52_bits_are_compared(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     large = torch.tensor([(1 << 52) + 5, 0])
-    monkeypatch.setattr("prunus._engine.removal.positions", lambda *_: large)
+    monkeypatch.setattr("prunus.patterns.layout.positions", lambda *_: large)
     compared: list[float] = []
     remover(model_of([1.0, 2.0])).keep(1, lambda values: compared.extend(values.values()))
     assert compared == [6.0]  # of 2^52 + 6

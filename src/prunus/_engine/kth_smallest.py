@@ -8,6 +8,9 @@ does not grow with the model and its size is not limited. If several processes h
 together, each counts in its own shards and only the counts are exchanged: a few thousand numbers,
 whatever the size of the model. The threshold is then the same in all of them, and the same as in a
 single process.
+
+Weights that are removed together have one score and a size. A rank then counts weights: each score
+counts as many times as its group has weights, and groups below the threshold are whole.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import torch
 
 from prunus._utils.chunks import bits
 from prunus.errors import NonFiniteError
+from prunus.patterns.layout import Part
 
 __all__ = [
     "ACCELERATOR_SCORE_CHUNK",
@@ -42,6 +46,9 @@ _DIGIT = 11
 Total = Callable[[torch.Tensor], torch.Tensor]
 """Sums counts over all processes that hold a shard of the tensors."""
 
+_Sized = tuple[torch.Tensor, torch.Tensor | None]
+"""Integers, and the number of weights that each stands for; None for one each."""
+
 
 @dataclass(frozen=True, eq=False)
 class ScoreChunk:
@@ -51,20 +58,36 @@ class ScoreChunk:
         name: The tensor's name.
         scores: A vector of floating-point scores.
         candidates: True where the score takes part; None if all do.
+        sizes: How many weights each score stands for, 0 where it takes no part; None for one each.
         counted: Whether this process counts the chunk; False if another one that holds it does.
         positions: Returns the position of each score in the tensor; None if the chunk is the whole
             tensor.
-        length: How many weights the whole tensor has; None if the chunk is the whole tensor.
+        length: How many scores the whole tensor has; None if the chunk is the whole tensor.
         weights: The weights that the scores belong to; None if they are not to be checked.
     """
 
     name: str
     scores: torch.Tensor
     candidates: torch.Tensor | None = None
+    sizes: torch.Tensor | None = None
     counted: bool = True
     positions: Callable[[], torch.Tensor] | None = None
     length: int | None = None
     weights: torch.Tensor | None = None
+
+    @classmethod
+    def of_part(cls, name: str, part: Part, *, counted: bool) -> ScoreChunk:
+        """Return the scores of a part of a tensor."""
+        return cls(
+            name,
+            part.scores,
+            part.candidates,
+            part.sizes,
+            counted,
+            part.positions,
+            part.length,
+            part.weights,
+        )
 
     def all_positions(self) -> torch.Tensor:
         """Return the position of each score in the tensor."""
@@ -72,10 +95,23 @@ class ScoreChunk:
             return torch.arange(len(self.scores), device=self.scores.device)
         return self.positions()
 
+    def count(self, chosen: torch.Tensor) -> int:
+        """Return how many weights the scores stand for where ``chosen`` is True."""
+        if self.sizes is None:
+            return int(torch.count_nonzero(chosen))
+        return int(self.sizes[chosen].sum())
+
+    def sum(self, chosen: torch.Tensor) -> torch.Tensor:
+        """Return the sum of the weights' scores where ``chosen`` is True, in float64."""
+        scores = self.scores.where(chosen, 0.0)
+        if self.sizes is None:
+            return scores.sum(dtype=torch.float64)
+        return (scores.double() * self.sizes).sum()
+
 
 @dataclass(frozen=True)
 class Threshold:
-    """A threshold that exactly ``k`` scores are below.
+    """A threshold that exactly ``k`` weights are below, or somewhat fewer in whole groups.
 
     Of the scores that equal the k-th smallest, those of earlier tensors are below it, and in one
     tensor those at earlier positions.
@@ -87,6 +123,7 @@ class Threshold:
         tied_below: The tensors whose scores equal to ``value`` are all below the threshold.
         split: The tensor of which only some of these are below it, if there is one.
         position: The last position in ``split`` that is below.
+        shortfall: How many weights fewer than ``k`` are below, because groups are whole.
     """
 
     value: float
@@ -95,6 +132,7 @@ class Threshold:
     tied_below: frozenset[str]
     split: str | None = None
     position: int = -1
+    shortfall: int = 0
 
     def below(self, chunk: ScoreChunk) -> torch.Tensor:
         """Return which scores of a chunk are below the threshold, as a boolean vector."""
@@ -112,12 +150,15 @@ class Threshold:
 def kth_smallest(
     scores: Callable[[], Iterable[ScoreChunk]], k: int, total: Total = lambda counts: counts
 ) -> Threshold:
-    """Return the threshold that the ``k`` smallest scores are below.
+    """Return the threshold that the ``k`` weights of the smallest scores are below.
+
+    With groups, the order is that of the scores, then of the tensors, then of the positions, and
+    below are the first groups in this order, as many as have no more than ``k`` weights in all.
 
     Args:
         scores: Called once per pass; yields the same chunks in the same order each time. Types may
             be mixed: they are compared in the widest of them, which is exact.
-        k: The number of scores below, from 1 to the number of candidates.
+        k: The number of weights below, from 1 to that of all candidates.
         total: Sums counts over all processes that hold the tensors together; the order of names
             must then be the same in each.
 
@@ -142,8 +183,8 @@ def kth_smallest(
         raise ValueError(f"k must be from 1 to the number of candidates, {count:,}, but is {k:,}")
     width = torch.finfo(dtype).bits
 
-    def keys(chunk: ScoreChunk) -> torch.Tensor:
-        return _keys(chunk, dtype)
+    def keys(chunk: ScoreChunk) -> _Sized:
+        return _keys(chunk, dtype), chunk.sizes
 
     # The sign bit is flipped, so that the smallest key is zero.
     prefix, remaining, tied = _descend(scores, keys, k, width, 1 << (width - 1), total)
@@ -152,7 +193,7 @@ def kth_smallest(
     if tied == remaining:
         return Threshold(value, key, dtype, frozenset(names))
     ties = dict.fromkeys(names, 0)
-    for name, count in ((c.name, _count(_keys(c, dtype) == key)) for c in scores() if c.counted):
+    for name, count in ((c.name, c.count(_keys(c, dtype) == key)) for c in scores() if c.counted):
         ties[name] += count
     tied_below = []
     for name, count in zip(names, total(torch.tensor(list(ties.values()))).tolist(), strict=True):
@@ -163,15 +204,19 @@ def kth_smallest(
     if remaining == 0:
         return Threshold(value, key, dtype, frozenset(tied_below))
 
-    def tied_positions(chunk: ScoreChunk) -> torch.Tensor:
-        return chunk.all_positions()[_keys(chunk, dtype) == key]
+    def tied_positions(chunk: ScoreChunk) -> _Sized:
+        tied = _keys(chunk, dtype) == key
+        return chunk.all_positions()[tied], None if chunk.sizes is None else chunk.sizes[tied]
 
     def split() -> Iterable[ScoreChunk]:
         return (chunk for chunk in scores() if chunk.name == name)
 
     lengths = [len(c.scores) if c.length is None else c.length for c in split()]
-    position, _, _ = _descend(split, tied_positions, remaining, max(lengths).bit_length(), 0, total)
-    return Threshold(value, key, dtype, frozenset(tied_below), name, position)
+    bits_of_position = max(lengths).bit_length()
+    position, fits, size = _descend(split, tied_positions, remaining, bits_of_position, 0, total)
+    # The last group may have more weights than are left of k, and is not below then.
+    position, shortfall = (position, 0) if size == fits else (position - 1, fits)
+    return Threshold(value, key, dtype, frozenset(tied_below), name, position, shortfall)
 
 
 def check_finite(
@@ -191,7 +236,7 @@ def check_finite(
 
 def _descend(
     scores: Callable[[], Iterable[ScoreChunk]],
-    keys: Callable[[ScoreChunk], torch.Tensor],
+    keys: Callable[[ScoreChunk], _Sized],
     k: int,
     width: int,
     zero: int,
@@ -201,15 +246,15 @@ def _descend(
 
     Args:
         scores: As for :func:`kth_smallest`.
-        keys: Returns the integers of a chunk.
-        k: The rank.
+        keys: Returns the integers of a chunk, with their sizes.
+        k: The rank, in weights.
         width: How many bits the integers have.
         zero: Added to the integers so that the smallest one possible is zero.
         total: As for :func:`kth_smallest`.
 
     Returns:
-        The integer, with ``zero`` added; how many of those equal to it are among the k smallest;
-        and how many are equal to it.
+        The integer, with ``zero`` added; how many of the weights equal to it are among the k
+        smallest; and how many are equal to it.
     """
     prefix, remaining, equal = 0, k, 0
     for high in range(width, 0, -_DIGIT):
@@ -229,7 +274,7 @@ def _descend(
 def _survey(
     scores: Callable[[], Iterable[ScoreChunk]], total: Total
 ) -> tuple[torch.dtype, list[str], int]:
-    """Return the widest type of the scores, the tensors' names, and the number of candidates.
+    """Return the widest type of the scores, the tensors' names, and the candidates' weights.
 
     Raises:
         NonFiniteError: A score or its weight is NaN; in all processes if one of them has any.
@@ -255,9 +300,9 @@ def _survey(
 
 
 def _survey_chunk(chunk: ScoreChunk) -> tuple[str, torch.dtype, int, bool]:
-    """Return name and type of a chunk, how many candidates it has, and whether one is NaN."""
+    """Return name and type of a chunk, its candidates' weights, and whether one is NaN."""
     scores, candidates = chunk.scores, chunk.candidates
-    count = scores.numel() if candidates is None else int(torch.count_nonzero(candidates))
+    count = scores.numel() if candidates is None else chunk.count(candidates)
     count *= chunk.counted
     has_nan = _has_nan(scores, candidates)
     # The score of a weight that is NaN may be a number: a moving average of its past.
@@ -293,24 +338,27 @@ def _keys(chunk: ScoreChunk, dtype: torch.dtype) -> torch.Tensor:
 
 def _histogram(
     scores: Callable[[], Iterable[ScoreChunk]],
-    keys: Callable[[ScoreChunk], torch.Tensor],
+    keys: Callable[[ScoreChunk], _Sized],
     high: int,
     low: int,
     prefix: int | None,
     zero: int,
 ) -> torch.Tensor:
-    """Count each value of bits ``low`` to ``high`` of the keys whose higher bits are ``prefix``."""
+    """Count the weights by bits ``low`` to ``high`` of keys whose higher bits are ``prefix``."""
     largest = (1 << (high - low)) - 1
 
     def frequencies(chunk: ScoreChunk) -> torch.Tensor:
-        chunk_keys = keys(chunk)
+        chunk_keys, sizes = keys(chunk)
         if prefix is None:
             chunk_keys >>= low
             digits = chunk_keys.add_(zero >> low)
         else:
             inside = (chunk_keys >> high) == prefix - (zero >> high)
             digits = (chunk_keys[inside] >> low) & largest
-        return torch.bincount(digits, minlength=largest + 1)
+            sizes = None if sizes is None else sizes[inside]
+        if sizes is None:
+            return torch.bincount(digits, minlength=largest + 1)
+        return sizes.new_zeros(largest + 1).index_add_(0, digits, sizes)
 
     counts: torch.Tensor | None = None
     for of_chunk in map(frequencies, filter(_is_counted, scores())):
@@ -320,10 +368,6 @@ def _histogram(
 
 def _is_counted(chunk: ScoreChunk) -> bool:
     return chunk.counted
-
-
-def _count(where: torch.Tensor) -> int:
-    return int(torch.count_nonzero(where))
 
 
 def _value(key: int, dtype: torch.dtype) -> float:

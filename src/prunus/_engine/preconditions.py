@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from numbers import Real
 from typing import Any
 
 from torch import nn
 
-from prunus._engine.removal import full_counts
+from prunus._engine.counts import full_counts
+from prunus._engine.pattern_allocation import PatternAllocation
 from prunus._engine.state_errors import state_error
 from prunus._utils.checks import (
     method_problem,
@@ -19,8 +21,10 @@ from prunus._utils.checks import (
     type_problem,
 )
 from prunus.allocation import Allocation
-from prunus.errors import ArgumentError, PrunusError, listing
+from prunus.errors import ArgumentError, CheckpointError, PrunusError, listing
 from prunus.growth import Growth
+from prunus.patterns.binding import PatternChoice, TensorPattern, pattern_problem
+from prunus.patterns.shapes import NM
 from prunus.penalties.loss_application import check_whole
 from prunus.penalties.relevance import RelevancePenalty
 from prunus.schedules import Schedule
@@ -32,6 +36,7 @@ __all__ = [
     "bound_allocation",
     "check_growth",
     "check_in_model",
+    "check_patterns",
     "check_penalty",
     "check_shapes",
     "check_sole_pruner",
@@ -48,6 +53,7 @@ def argument_problems(
     score: object,
     allocation: object,
     growth: object,
+    pattern: object,
     min_density: object,
     selection: object,
 ) -> Iterator[str | None]:
@@ -68,6 +74,7 @@ def argument_problems(
     yield type_problem(
         "growth", growth, Growth, "a Growth", fix="prunus.SoftGrowth(until=...)", optional=True
     )
+    yield pattern_problem(pattern)
     yield number_problem("min_density", min_density, least=0, below=1)
     yield type_problem(
         "selection",
@@ -80,13 +87,17 @@ def argument_problems(
 
 
 def check_growth(
-    growth: Growth | None, penalty: RelevancePenalty | None, schedule: Schedule
+    growth: Growth | None,
+    penalty: RelevancePenalty | None,
+    schedule: Schedule,
+    pattern: PatternChoice,
 ) -> None:
-    """Check that a growth goes together with the penalty and the schedule.
+    """Check that a growth goes together with the penalty, the schedule and the pattern.
 
     Raises:
-        ArgumentError: The schedule relies on removed weights staying removed, or the penalty is a
-            term of the loss, which does not see the removed weights that the growth trains.
+        ArgumentError: The schedule relies on removed weights staying removed, the penalty is a
+            term of the loss, which does not see the removed weights that the growth trains, or the
+            growth lets single weights of a group return.
     """
     if growth is None:
         return
@@ -103,6 +114,14 @@ def check_growth(
             f'apply must not be "loss" with growth={name}, because the loss sees removed weights '
             'as zero, so that the penalty would not shrink them: use apply="gradient" or '
             'apply="decoupled"'
+        )
+    patterns = list(pattern.values()) if isinstance(pattern, Mapping) else [pattern]
+    unfit = [p for p in patterns if p is not None and (growth.exchanges or not isinstance(p, NM))]
+    if unfit:
+        fix = "SoftGrowth or AlternatingGrowth with NM, or growth=None"
+        problems.append(
+            f"pattern must be None with growth={name}, under which weights return singly and not "
+            f"in groups, but is {listing(list(dict.fromkeys(map(repr, unfit))))}: pass {fix}"
         )
     raise_problems(*problems)
 
@@ -155,17 +174,54 @@ def bound_allocation(
     selection: Selection,
     min_density: float,
     schedule: Schedule,
+    patterns: Mapping[str, TensorPattern],
 ) -> Allocation:
     """Return an allocation for the tensors of a model, checked with the schedule.
 
+    Args:
+        allocation: As for :class:`~prunus.Pruner`.
+        model: The model.
+        selection: Its tensors.
+        min_density: As for :class:`~prunus.Pruner`.
+        schedule: The schedule.
+        patterns: The pattern of each tensor that has one.
+
     Raises:
-        ArgumentError: It does not fit the tensors, ``min_density`` or the schedule's final number;
-            every problem is listed.
+        ArgumentError: It does not fit the tensors, ``min_density``, patterns or the schedule's
+            final number; every problem is listed.
     """
     bound = allocation.bind(model, selection)
     counts, final = full_counts(selection, min_density), schedule.final_kept(selection.prunable)
-    raise_problems(*bound.problems(counts, min_density=min_density, final=final))
+    densities = {n: t.pattern.density for n, t in patterns.items() if isinstance(t.pattern, NM)}
+    if densities:
+        bound = PatternAllocation(bound, densities)
+        counts = [
+            replace(c, least=max(c.least, patterns[c.name].fewest)) if c.name in patterns else c
+            for c in counts
+        ]
+    raise_problems(
+        *bound.problems(counts, min_density=min_density, final=final),
+        _group_problem(selection, patterns, final),
+    )
     return bound
+
+
+def _group_problem(
+    selection: Selection, patterns: Mapping[str, TensorPattern], final: int | None
+) -> str | None:
+    """Return that a schedule removes fewer weights than the smallest group has, if it does."""
+    if final is None or len(patterns) < len(selection):
+        return None
+    removed = selection.prunable - final
+    smallest = min(patterns.values(), key=lambda tensor: tensor.layout.most_removed)
+    size = smallest.layout.most_removed
+    if removed >= size:
+        return None
+    return (
+        f"the schedule removes {removed:,} of {selection.prunable:,} weights, but the smallest "
+        f"group, of {smallest.pattern!r}, has {size:,}: raise its sparsity, or choose a pattern of "
+        "smaller groups"
+    )
 
 
 def check_in_model(selection: Selection, model: nn.Module) -> None:
@@ -263,7 +319,10 @@ def check_state(state: Mapping[str, Any], tensor_keys: Sequence[str]) -> None:
         CheckpointError: An entry is missing or has the wrong type.
     """
     counts = ("steps", "prunings", "validations")
-    mappings = ("masks", "schedule", "strength", "penalty", "growth", *tensor_keys, "best")
+    mappings = (
+        *("masks", "schedule", "strength", "penalty", "growth", "pattern"),
+        *(*tensor_keys, "best"),
+    )
     raise_problems(type_problem("it", state, Mapping, "a mapping"), error=state_error)
     numbers = ("dense_metric", "best_metric", "last_metric", "predicted_cost")
     keys = (*mappings, *counts, *numbers, "waiting", "history")
@@ -276,6 +335,28 @@ def check_state(state: Mapping[str, Any], tensor_keys: Sequence[str]) -> None:
         type_problem("history", state["history"], str, "text"),
         error=state_error,
     )
+
+
+def check_patterns(own: Mapping[str, str], saved: Mapping[str, str]) -> None:
+    """Check that a state is that of a pruner with the same patterns.
+
+    Args:
+        own: The patterns by tensor, as text.
+        saved: Those in the state.
+
+    Raises:
+        CheckpointError: They differ; every tensor is named.
+    """
+    differing = [
+        f"{name} ({saved.get(name)} there, {own.get(name)} here)"
+        for name in dict.fromkeys((*own, *saved))
+        if saved.get(name) != own.get(name)
+    ]
+    if differing:
+        raise CheckpointError(
+            f"this is the state of a Pruner with other patterns: {listing(differing)}; pass the "
+            "pattern that the state was saved with"
+        )
 
 
 def warn_of_rounding(penalty: RelevancePenalty | None, selection: Selection) -> None:

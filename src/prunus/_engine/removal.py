@@ -1,8 +1,11 @@
-"""The removal of the weights with the smallest scores, to an exact number."""
+"""The removal of the weights with the smallest scores, to an exact number.
+
+Weights are removed in groups, which the layout of each tensor determines: without a pattern a group
+is a single weight.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,6 +15,7 @@ import torch
 
 from prunus._distributed.process_group import CheckEqual, failure_reported
 from prunus._distributed.shards import positions
+from prunus._engine.counts import full_counts
 from prunus._engine.kth_smallest import (
     ACCELERATOR_SCORE_CHUNK,
     SCORE_CHUNK,
@@ -20,15 +24,15 @@ from prunus._engine.kth_smallest import (
     check_finite,
     kth_smallest,
 )
-from prunus._utils.chunks import chunks
 from prunus._utils.finiteness import is_finite
 from prunus.allocation import Allocation, GlobalAllocation, Pool, TensorCounts
 from prunus.errors import NonFiniteError, PrunusError, listing
 from prunus.masks import Masks, candidates
+from prunus.patterns.binding import TensorPattern
+from prunus.patterns.layout import SINGLE_WEIGHTS, Layout
 from prunus.scores import Score, ScoreMemory
-from prunus.selection import Selection
 
-__all__ = ["Removal", "Remover", "full_counts", "least_kept"]
+__all__ = ["Removal", "Remover"]
 
 
 class Removal(NamedTuple):
@@ -43,9 +47,34 @@ class Removal(NamedTuple):
     predicted_cost: float | None = None
 
 
+class _Chunk(NamedTuple):
+    """A chunk of a tensor's mask.
+
+    Attributes:
+        mask: The mask, as a view to write to.
+        kept: True where a weight is kept and may be removed.
+        layout: The layout of the tensor.
+        scores: The scores of the chunk.
+    """
+
+    mask: torch.Tensor
+    kept: torch.Tensor
+    layout: Layout
+    scores: ScoreChunk
+
+    def below(self, threshold: Threshold) -> torch.Tensor:
+        """Return which weights are below a threshold, of the shape of the mask."""
+        return self.layout.spread(threshold.below(self.scores), self.kept)
+
+
 @dataclass(frozen=True, eq=False)
 class Remover:
     """Removes weights from masks until an exact number is kept.
+
+    With groups of several weights, groups are removed in the order of their scores until the next
+    one has more weights than are left to remove: never more are removed than asked for, and fewer
+    by less than that group has. A tensor that cannot lose its next group without keeping less than
+    its minimum loses no further one.
 
     Attributes:
         masks: The masks.
@@ -55,6 +84,7 @@ class Remover:
             scores; rounded up, so that with anything above 0 no layer is emptied.
         seed: Distinguishes this pruning from others, for scores that draw random numbers.
         allocation: The spread of the kept weights over the tensors.
+        patterns: The pattern of each tensor that has one.
     """
 
     masks: Masks
@@ -63,21 +93,72 @@ class Remover:
     min_density: float = 0.0
     seed: int = 0
     allocation: Allocation = field(default_factory=GlobalAllocation)
+    patterns: Mapping[str, TensorPattern] = field(default_factory=dict)
 
     @property
     def least(self) -> int:
         """The fewest weights that may be kept in all, given the masks.
 
-        Both ``min_density`` and the allocation set a limit.
+        ``min_density``, patterns and the allocation set a limit. Of tensors with groups it is one
+        that can be reached without a part of a group.
         """
-        return self.allocation.least(self._counts())
+        counts = self._counts()
+        return self.allocation.least([self._in_whole_groups(tensor) for tensor in counts])
+
+    def _in_whole_groups(self, tensor: TensorCounts) -> TensorCounts:
+        """Return the counts of a tensor with as many more weights at least as a group may have."""
+        rest = self._layout(tensor.name).most_removed - 1
+        if not (rest and tensor.least):
+            return tensor
+        return replace(tensor, least=min(tensor.kept, tensor.least + rest))
+
+    @property
+    def slack(self) -> int:
+        """By how many weights a removal may fall short, because groups are removed whole."""
+        if all(self._layout(name).most_removed == 1 for name in self.masks):
+            return 0
+        least = self.least
+        if least >= self.masks.kept:
+            return 0
+        pools = self._pools(least, None)
+        return sum(max(self._layout(name).most_removed - 1 for name in p.names) for p in pools)
+
+    def beyond_patterns(self) -> dict[str, int]:
+        """Return how many weights of each tensor an N:M pattern would still remove, if any."""
+        fewest = self._fewest()
+        beyond = {name: self.masks.kept_in(name) - count for name, count in fewest.items()}
+        return {name: count for name, count in beyond.items() if count}
+
+    def _layout(self, name: str) -> Layout:
+        pattern = self.patterns.get(name)
+        return SINGLE_WEIGHTS if pattern is None else pattern.layout
 
     def _counts(self) -> list[TensorCounts]:
         """Return what the allocation depends on."""
+        fewest = self._fewest()
         return [
-            replace(full, kept=(kept := self.masks.kept_in(full.name)), least=min(full.least, kept))
+            replace(
+                full,
+                kept=(kept := self.masks.kept_in(full.name)),
+                least=min(max(full.least, fewest.get(full.name, 0)), kept),
+            )
             for full in full_counts(self.masks.selection, self.min_density)
         ]
+
+    def _fewest(self) -> dict[str, int]:
+        """Return how many weights the patterns never remove, given the masks, where it is any."""
+        names = [name for name, tensor in self.patterns.items() if tensor.fewest]
+        if not names:
+            return {}
+        selection, counts = self.masks.selection, []
+        for name in names:
+            kept = candidates(selection[name], self.masks[name])
+            size = self._chunk_size(kept)
+            counted = selection.counted[name]
+            counts.append(self._layout(name).fewest(kept, size) if counted else 0)
+        return dict(
+            zip(names, selection.process_group.sum(torch.tensor(counts)).tolist(), strict=True)
+        )
 
     @torch.no_grad()
     def keep(
@@ -119,8 +200,8 @@ class Remover:
             check_equal(self._digests(thresholds))
         cost = self._cost(thresholds)
         for threshold, names in thresholds:
-            for mask, chunk in self._chunks(names):
-                mask.logical_and_(~threshold.below(chunk).view(mask.shape))
+            for chunk in self._chunks(names):
+                chunk.mask.logical_and_(~chunk.below(threshold))
         self.masks.recount()
         return Removal(
             [name for name in self.masks if self.masks.kept_in(name) < before[name]], cost
@@ -132,9 +213,9 @@ class Remover:
         if factor is None:
             return None
         sums = [
-            chunk.scores.where(threshold.below(chunk), 0.0).sum(dtype=torch.float64)
+            chunk.sum(threshold.below(chunk))
             for threshold, names in thresholds
-            for _, chunk in self._chunks(names)
+            for chunk in self._score_chunks(names)
             if chunk.counted
         ]
         total = _sum(sums, next(iter(self.masks.values())).device)
@@ -155,9 +236,12 @@ class Remover:
         """Check that ``min_density`` allows to keep so few weights."""
         guarded = sum(tensor.least for tensor in self._counts())
         if count < guarded:
+            names = {repr(t.pattern): None for t in self.patterns.values() if t.fewest}
+            limits = [f"min_density={self.min_density}", *(f"pattern={name}" for name in names)]
+            verb, fix = ("keep", "patterns") if names else ("keeps", "min_density")
             raise PrunusError(
-                f"cannot keep only {count:,} weights: min_density={self.min_density} keeps at "
-                f"least {guarded:,} over {len(self.masks)} tensors; lower min_density or the "
+                f"cannot keep only {count:,} weights: {listing(limits)} {verb} at "
+                f"least {guarded:,} over {len(self.masks)} tensors; lower {fix} or the "
                 "sparsity"
             )
 
@@ -180,8 +264,8 @@ class Remover:
             if name not in thresholds:
                 self.masks[name].fill_(False)
         for name, threshold in thresholds.items():
-            for mask, chunk in self._chunks([name]):
-                mask.copy_(threshold.below(chunk).view(mask.shape))
+            for chunk in self._chunks([name]):
+                chunk.mask.copy_(chunk.below(threshold))
 
     def _check_observed(self) -> None:
         """Check that the score has observed a gradient of every tensor, if it uses gradients.
@@ -245,20 +329,20 @@ class Remover:
         """Return the thresholds of all pools, with the tensors of each."""
         if len(pools) > 1:  # so that one error names the tensors of all pools
             self._check_finite()
-        removable = {tensor.name: tensor.kept - tensor.least for tensor in self._counts()}
+        counts = {tensor.name: tensor for tensor in self._counts()}
         thresholds = []
         for pool in pools:
             excess = sum(self.masks.kept_in(name) for name in pool.names) - pool.keep
-            thresholds += self._thresholds_of_pool(pool.names, excess, removable)
+            thresholds += self._thresholds_of_pool(pool.names, excess, counts)
         return thresholds
 
     def _check_finite(self) -> None:
         """Check that no score and no weight is NaN."""
         total = self.masks.selection.process_group.sum
-        check_finite(lambda: (chunk for _, chunk in self._chunks(self.masks)), total)
+        check_finite(lambda: self._score_chunks(self.masks), total)
 
     def _thresholds_of_pool(
-        self, names: Sequence[str], excess: int, removable: Mapping[str, int]
+        self, names: Sequence[str], excess: int, counts: Mapping[str, TensorCounts]
     ) -> list[tuple[Threshold, list[str]]]:
         """Return thresholds and their tensors: a common one for all that ``min_density`` allows.
 
@@ -268,18 +352,26 @@ class Remover:
         Args:
             names: The tensors of the pool.
             excess: How many of their weights to remove.
-            removable: How many weights each tensor may lose.
+            counts: The counts of each tensor.
         """
+        removable = {name: counts[name].kept - counts[name].least for name in names}
+        fewest = self._fewest()
+        candidates_of = {name: counts[name].kept - fewest.get(name, 0) for name in names}
         free, thresholds = list(names), []
-        while excess > 0:
+        while free and excess > 0:
+            # Whole groups may leave more to remove than the tensors have that are free yet.
+            most = removable if len(free) == 1 else candidates_of
+            excess = min(excess, sum(most[name] for name in free))
+            if excess == 0:
+                break
             common = self._threshold(free, excess)
             if len(free) == 1:  # the pool keeps its minimum
                 thresholds.append((common, free))
                 break
             below = dict.fromkeys(free, 0)
-            for _, chunk in self._chunks(free):
+            for chunk in self._score_chunks(free):
                 if chunk.counted:
-                    below[chunk.name] += int(common.below(chunk).sum())
+                    below[chunk.name] += chunk.count(common.below(chunk))
             losses = self.masks.selection.process_group.sum(
                 torch.tensor(list(below.values()))
             ).tolist()
@@ -293,16 +385,17 @@ class Remover:
                 break
             for name, most in guarded.items():
                 free.remove(name)
-                excess -= most
                 if most > 0:
-                    thresholds.append((self._threshold([name], most), [name]))
+                    own = self._threshold([name], most)
+                    thresholds.append((own, [name]))
+                    excess -= most - own.shortfall
         return thresholds
 
     def _digests(self, thresholds: Iterable[tuple[Threshold, list[str]]]) -> dict[str, float]:
         """Return, for each tensor, a number that depends on which of its weights are removed."""
         sums = dict.fromkeys(self.masks, 0)
         for threshold, names in thresholds:
-            for _, chunk in self._chunks(names):
+            for chunk in self._score_chunks(names):
                 removed = chunk.all_positions()[threshold.below(chunk)]
                 sums[chunk.name] += int((removed + 1).sum())
         # As far as a float64 holds a whole number exactly.
@@ -310,49 +403,47 @@ class Remover:
 
     def _threshold(self, names: Sequence[str], k: int) -> Threshold:
         total = self.masks.selection.process_group.sum
-        return kth_smallest(lambda: (chunk for _, chunk in self._chunks(names)), k, total)
+        return kth_smallest(lambda: self._score_chunks(names), k, total)
 
-    def _chunks(self, names: Iterable[str]) -> Iterator[tuple[torch.Tensor, ScoreChunk]]:
-        """Yield each chunk of the masks, as a view to write to, with the scores of its weights."""
+    def _score_chunks(self, names: Iterable[str]) -> Iterator[ScoreChunk]:
+        return (chunk.scores for chunk in self._chunks(names))
+
+    @staticmethod
+    def _chunk_size(tensor: torch.Tensor) -> int:
+        return SCORE_CHUNK if tensor.device.type == "cpu" else ACCELERATOR_SCORE_CHUNK
+
+    def _chunks(self, names: Iterable[str]) -> Iterator[_Chunk]:
+        """Yield each chunk of the masks with the scores of its groups."""
         for name in names:
-            tensor = self.masks.selection[name]
+            tensor, layout = self.masks.selection[name], self._layout(name)
             weight, mask = tensor.weight, self.masks[name]
-            operands = (weight, mask, candidates(tensor, mask))
             memory = self.memory.get(name, {})
             counted = self.masks.selection.counted[name]
-            size = SCORE_CHUNK if weight.device.type == "cpu" else ACCELERATOR_SCORE_CHUNK
-            for w, m, candidate, *parts in chunks(*operands, *memory.values(), size=size):
+            operands = (weight, mask, candidates(tensor, mask), *memory.values())
+            for row, views in layout.chunks(operands, self._chunk_size(weight)):
+                w, m, kept, *parts = views
                 positions_of_chunk = partial(positions, w, weight, tensor.shard)
                 uniform = partial(_uniform, positions_of_chunk, (self.seed, _number(name)), w.shape)
                 # A local name for the scores would keep them while the next chunk is computed.
-                yield (
+                yield _Chunk(
                     m,
-                    ScoreChunk(
+                    kept,
+                    layout,
+                    ScoreChunk.of_part(
                         name,
-                        self.score.compute(
-                            w, dict(zip(memory, parts, strict=True)), uniform=uniform
-                        ).reshape(-1),
-                        candidate.reshape(-1),
-                        counted,
-                        positions_of_chunk,
-                        tensor.parameter.numel(),
-                        w,
+                        layout.part(
+                            self.score.compute(
+                                w, dict(zip(memory, parts, strict=True)), uniform=uniform
+                            ),
+                            kept,
+                            w,
+                            weight,
+                            tensor.shard,
+                            row,
+                        ),
+                        counted=counted,
                     ),
                 )
-
-
-def full_counts(selection: Selection, min_density: float) -> list[TensorCounts]:
-    """Return what an allocation depends on while all weights are kept."""
-    return [
-        TensorCounts(
-            name=name,
-            shape=tuple(tensor.parameter.shape),
-            prunable=tensor.prunable,
-            kept=tensor.prunable,
-            least=least_kept(tensor.prunable, min_density),
-        )
-        for name, tensor in selection.items()
-    ]
 
 
 def _sum(values: Iterable[torch.Tensor], device: torch.device) -> torch.Tensor:
@@ -363,17 +454,6 @@ def _sum(values: Iterable[torch.Tensor], device: torch.device) -> torch.Tensor:
 
 def _digest_name(name: str) -> str:
     return f"weights of {name} to remove (the sum of their positions)"
-
-
-def least_kept(prunable: int, min_density: float) -> int:
-    """Return how many of a tensor's ``prunable`` weights ``min_density`` keeps.
-
-    Example:
-        >>> least_kept(100, 0.07), least_kept(100, 1e-4)
-        (7, 1)
-    """
-    # Slightly less, because 0.07 · 100 is 7.000000000000001 in floating point.
-    return math.ceil(min_density * prunable - 1e-9)
 
 
 def _number(name: str) -> int:

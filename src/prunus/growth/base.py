@@ -197,6 +197,9 @@ class Growth(ABC):
     trains_removed: ClassVar[bool] = False
     """Whether the optimizer moves removed weights, unlike what the forward pass sees."""
 
+    exchanges: ClassVar[bool] = False
+    """Whether single weights are exchanged for others, so that patterns would not be kept."""
+
     def __post_init__(self) -> None:
         validate(self)
 

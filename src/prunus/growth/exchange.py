@@ -42,6 +42,7 @@ class _ExchangeGrowth(Growth):
 
     every: int = number(100, whole=True, least=1)
     fraction: float = number(0.3, above=0, below=1)
+    exchanges: ClassVar[bool] = True
 
     @abstractmethod
     def fraction_at(self, step: int) -> float:

@@ -60,7 +60,7 @@ class AcceleratedPruner(Pruner):
         schedule: As for :class:`~prunus.Pruner`.
         options: The other arguments of :class:`~prunus.Pruner`, by name: ``floor``, ``mode``,
             ``dense_metric``, ``score``, ``allocation``, ``selection``, ``masks``, ``min_density``,
-            ``keep_best``, ``max_grad_norm`` and ``growth``.
+            ``keep_best``, ``max_grad_norm``, ``growth`` and ``pattern``.
 
     Raises:
         ArgumentTypeError: ``accelerator`` is not an accelerator, or as for

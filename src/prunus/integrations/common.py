@@ -21,6 +21,7 @@ from prunus.constraint import Mode, constraint_problems
 from prunus.errors import ArgumentError, PrunusError
 from prunus.growth import Growth
 from prunus.masks import Masks
+from prunus.patterns import PatternChoice
 from prunus.pruner import Pruner
 from prunus.schedules import Schedule
 from prunus.scores import Score
@@ -58,6 +59,7 @@ class PrunerOptions(TypedDict, total=False):
     keep_best: bool
     max_grad_norm: float | None
     growth: Growth | None
+    pattern: PatternChoice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +81,7 @@ class CallbackArguments:
         min_density: As for :class:`~prunus.Pruner`.
         keep_best: As for :class:`~prunus.Pruner`.
         growth: As for :class:`~prunus.Pruner`.
+        pattern: As for :class:`~prunus.Pruner`.
     """
 
     penalty: PenaltyChoice
@@ -95,6 +98,7 @@ class CallbackArguments:
     min_density: float
     keep_best: bool
     growth: Growth | None
+    pattern: PatternChoice
 
     def check(self, naming: str) -> None:
         """Check the arguments before any training begins.
@@ -114,6 +118,7 @@ class CallbackArguments:
                 self.score,
                 self.allocation,
                 self.growth,
+                self.pattern,
                 self.min_density,
                 self.selection,
             ),
@@ -122,7 +127,7 @@ class CallbackArguments:
             type_problem("masks", self.masks, Mapping, "masks by name", optional=True),
         )
         penalty, schedule = with_defaults(self.penalty, self.schedule, self.floor)
-        check_growth(self.growth, penalty, schedule)
+        check_growth(self.growth, penalty, schedule, self.pattern)
         if self.metric is None:
             raise_problems(missing_metric_problem(schedule, self.floor, fix=naming))
         if self.metric is not None and self.metric.endswith("loss") and self.mode == "max":
@@ -196,6 +201,7 @@ class CallbackArguments:
             keep_best=self.keep_best,
             max_grad_norm=max_grad_norm,
             growth=self.growth,
+            pattern=self.pattern,
         )
 
 

@@ -26,6 +26,7 @@ from prunus.integrations.common import (
     step_and_log,
     warn_of_late_removals,
 )
+from prunus.patterns import PatternChoice
 from prunus.pruner import Pruner
 from prunus.schedules import Schedule
 from prunus.scores import Score
@@ -107,6 +108,7 @@ class PruningCallback(Callback):
         min_density: As for :class:`~prunus.Pruner`.
         keep_best: As for :class:`~prunus.Pruner`.
         growth: As for :class:`~prunus.Pruner`.
+        pattern: As for :class:`~prunus.Pruner`.
 
     Attributes:
         pruner: The :class:`~prunus.Pruner` of the training; None before.
@@ -142,6 +144,7 @@ class PruningCallback(Callback):
         min_density: float = 1e-4,
         keep_best: bool = True,
         growth: Growth | None = None,
+        pattern: PatternChoice = None,
     ) -> None:
         self.pruner: Pruner | None = None
         self._arguments = CallbackArguments(
@@ -159,6 +162,7 @@ class PruningCallback(Callback):
             min_density=min_density,
             keep_best=keep_best,
             growth=growth,
+            pattern=pattern,
         )
         self._arguments.check('name one that the module logs in its validation, metric="..."')
         raise_problems(

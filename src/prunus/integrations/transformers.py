@@ -30,6 +30,7 @@ from prunus.integrations.common import (
     warn_of_late_removals,
 )
 from prunus.masks import Masks
+from prunus.patterns import PatternChoice
 from prunus.pruner import Pruner
 from prunus.schedules import Schedule
 from prunus.scores import Score
@@ -104,6 +105,7 @@ class PruningCallback(TrainerCallback):
         min_density: As for :class:`~prunus.Pruner`.
         keep_best: As for :class:`~prunus.Pruner`.
         growth: As for :class:`~prunus.Pruner`.
+        pattern: As for :class:`~prunus.Pruner`.
         resume_from: The checkpoint from which training is resumed. Only needed if it is not in the
             Trainer's ``output_dir``.
 
@@ -138,6 +140,7 @@ class PruningCallback(TrainerCallback):
         min_density: float = 1e-4,
         keep_best: bool = True,
         growth: Growth | None = None,
+        pattern: PatternChoice = None,
         resume_from: str | Path | None = None,
     ) -> None:
         self.pruner: Pruner | None = None
@@ -156,6 +159,7 @@ class PruningCallback(TrainerCallback):
             min_density=min_density,
             keep_best=keep_best,
             growth=growth,
+            pattern=pattern,
         )
         self._arguments.check('name one that compute_metrics returns, metric="...", or "loss"')
         self._metric = None if metric is None else metric.removeprefix("eval_")

@@ -34,7 +34,10 @@ class PruningStatus:
         met: Whether the metric met the floor.
         prunable: How many weights may be pruned.
         kept: How many of them are kept now.
-        least: The fewest that the pruner's ``min_density`` and ``allocation`` allow to keep.
+        least: The fewest that the pruner's ``min_density``, ``pattern`` and ``allocation`` allow to
+            keep.
+        slack: By how many weights a removal may fall short, because a pattern's groups are removed
+            whole; 0 without such a pattern.
         metric: The validation metric, or None.
         mode: "max" if larger metrics are better, else "min".
         margin: By how much the metric is better than the floor, below 0 if it is worse; infinity
@@ -48,6 +51,7 @@ class PruningStatus:
     prunable: int
     kept: int
     least: int = 1
+    slack: int = 0
     metric: float | None = None
     mode: Mode = "max"
     margin: float = math.inf

@@ -100,30 +100,33 @@ class IterativePruning(Schedule):
         if self.done:
             return None
         near = status.margin >= -self._noise * self._fraction / _FRACTION
-        if near and status.kept > least:
+        if near and status.kept > least + status.slack:
             self._recovering, self._descent = 0, self._descent + 1
             return self._remove(status, least)
         recovery = max(2 * _RECOVERY, 3 * self._descent) if near else _RECOVERY
         return self._return_to_best(status, least, recovery)
 
     def _remove(self, status: PruningStatus, least: int) -> int | None:
-        if status.kept <= least:
+        if status.kept <= least + status.slack:
             self._reached = self._reached or status.met
             return None
-        return max(least, self._reduced(status.kept))
+        return max(least, self._reduced(status.kept, status))
 
     def _return_to_best(self, status: PruningStatus, least: int, recovery: int) -> Restore | None:
         """Return to the best state after too long a recovery, if it keeps more weights."""
         self._recovering += 1
         best = status.best_kept
-        if self._recovering < recovery or best is None or best <= max(least, status.kept):
+        if self._recovering < recovery or best is None:
+            return None
+        if best <= max(least + status.slack, status.kept):
             return None
         self._recovering = self._descent = 0
         self._fraction = max(self._fraction / 2, _SMALLEST_FRACTION)
-        return Restore(max(least, self._reduced(best)))
+        return Restore(max(least, self._reduced(best, status)))
 
-    def _reduced(self, kept: int) -> int:
-        return kept - max(1, round(self._fraction * kept))
+    def _reduced(self, kept: int, status: PruningStatus) -> int:
+        """Return how many weights to keep of so many: fewer by at least one group."""
+        return kept - max(1 + status.slack, round(self._fraction * kept))
 
     @property
     def _noise(self) -> float:

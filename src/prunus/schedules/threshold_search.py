@@ -118,13 +118,13 @@ class ThresholdSearch(Schedule):
             return None
         least = status.fewest(self.target)
         removed = 0
-        if kept > least:
+        if kept > least + status.slack:
             loss = self._measured(kept, metric_if_kept)
             self._check_mode(loss, metric, status.mode)
-            removed = self._largest(loss, kept, kept - least, metric_if_kept)
+            removed = self._largest(loss, status, kept - least, metric_if_kept)
         self._waited = 0
-        self._exhausted = removed == 0 or kept - removed <= least
-        if removed == 0:
+        self._exhausted = removed <= status.slack or kept - removed <= least + status.slack
+        if removed <= status.slack:
             return None
         self._best = None  # the metric after a removal is another one
         return kept - removed
@@ -151,13 +151,16 @@ class ThresholdSearch(Schedule):
                 f'ThresholdSearch(mode="{mode}"), or an evaluate that returns a loss'
             )
 
-    def _largest(self, loss: float, kept: int, most: int, metric_if_kept: MetricIfKept) -> int:
+    def _largest(
+        self, loss: float, status: PruningStatus, most: int, metric_if_kept: MetricIfKept
+    ) -> int:
         """Return the largest number of weights, up to ``most``, within the tolerance."""
+        kept, step = status.kept, 1 + status.slack
         worse = self.tolerance * abs(loss)
         bound = Constraint(loss - worse if self.mode == "max" else loss + worse, self.mode)
         within, beyond = 0, most + 1
         # ``most + 1`` is not known to be beyond the tolerance, so it does not end the search.
-        while beyond - within > (1 if beyond > most else max(1, self.resolution * beyond)):
+        while beyond - within > (step if beyond > most else max(step, self.resolution * beyond)):
             removed = (within + beyond) // 2
             if bound.met(metric_if_kept(kept - removed, self.evaluate)):
                 within = removed

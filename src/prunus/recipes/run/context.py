@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from prunus._engine.removal import least_kept
+from prunus._engine.counts import least_kept
 from prunus.errors import NonFiniteError, PrunusError
 from prunus.recipes.config import Config
 from prunus.recipes.registry import Recipe
