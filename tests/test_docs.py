@@ -44,6 +44,7 @@ DOCUMENTED = (
     "integrations.lightning",
     "masks",
     "methods",
+    "patterns",
     "penalties",
     "report",
     "runtime",

@@ -294,6 +294,15 @@ class Pruner:
         return self.masks.sparsity
 
     @property
+    def slack(self) -> int:
+        """By how many weights the next removal may fall short of what it is asked for.
+
+        Groups of a pattern are removed whole; 0 if weights are removed singly. If the model is
+        sharded all processes must read this together.
+        """
+        return self._remover().slack
+
+    @property
     def done(self) -> bool:
         """Whether the schedule has nothing left to remove, and no weight returns any more.
 
@@ -450,7 +459,7 @@ class Pruner:
             prunable=self._prunable,
             kept=self.masks.kept,
             least=least,
-            slack=self._remover().slack,
+            slack=self.slack,
             metric=metric,
             mode=self.constraint.mode,
             margin=math.inf if metric is None else self.constraint.margin(metric),

@@ -67,7 +67,9 @@ def remover(
         score or MagnitudeScore(),
         memory or {},
         min_density,
-        allocation=PatternAllocation(allocation, densities) if densities else allocation,
+        allocation=PatternAllocation(allocation, densities, {n: bound[n].fewest for n in densities})
+        if densities
+        else allocation,
         patterns=bound,
     )
 
@@ -341,8 +343,8 @@ def test_the_memory_format_does_not_change_what_is_removed() -> None:
 
 def test_transposed_layers_are_transposed_matrices() -> None:
     torch.manual_seed(0)
-    layer = nn.Sequential(nn.ConvTranspose2d(6, 4, 3, bias=False))
-    weight = layer[0].weight.detach()
+    transposed = nn.ConvTranspose2d(6, 4, 3, bias=False)
+    layer, weight = nn.Sequential(transposed), transposed.weight.detach()
     reference_model = model_of(weight.transpose(0, 1).contiguous())
     for pattern in (Channels(), Block(2, 5), NM(2, 4), NM(1, 2, "output"), Columns()):
         stored, plain = remover(layer, pattern), remover(reference_model, pattern)

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from helpers.errors import message_of
 from prunus.allocation import ErdosRenyiAllocation, GlobalAllocation, UniformAllocation
 from prunus.constraint import Constraint
-from prunus.errors import PrunusError
+from prunus.errors import ArgumentError, PrunusError
 from prunus.growth import AlternatingGrowth, GradientGrowth, RandomGrowth, SoftGrowth
+from prunus.patterns import NM, Block, Channels, Columns, Rows
 from prunus.penalties.coefficients import ConstantRelevance, ExponentialRelevance, LinearRelevance
 from prunus.penalties.strengths import (
     AutomaticStrength,
@@ -100,6 +101,11 @@ SETTINGS: dict[str, tuple[str, Any, dict[str, str]]] = {
     ),
     "allocation": ("erk", "erk", {"local": "global, uniform or erk", "": "global"}),
     "growth": ("soft", "soft", {"rigl": "none, soft, random, gradient or alternating"}),
+    "pattern": (
+        "2:4",
+        "2:4",
+        {"4:2": "n must be below m=2", "0x4": "rows must be at least 1", "cols": "columns or"},
+    ),
     "biases": ("true", True, {"yes": "true or false", "": "true or false"}),
     "norms": ("true", True, {"yes": "true or false", "": "true or false"}),
     "min_density": ("0.01", 0.01, {"x": NUMBER, "1": "from 0 to below 1", "-1": "from 0 to"}),
@@ -573,6 +579,29 @@ def test_growth_that_conflicts_with_another_setting_is_rejected(
     assert message_of(lambda: BASE.with_settings(settings)) == message
 
 
+@pytest.mark.parametrize(
+    ("setting", "pattern"),
+    [
+        ("none", None),
+        ("2:4", NM(2, 4)),
+        ("16:32", NM(16, 32)),
+        ("1x4", Block(1, 4)),
+        ("rows", Rows()),
+        ("columns", Columns()),
+        ("channels", Channels()),
+    ],
+)
+def test_pattern_follows_its_setting(setting: str, pattern: object) -> None:
+    assert BASE.with_settings([f"pattern={setting}"]).make_pattern() == pattern
+
+
+def test_growth_of_single_weights_with_a_pattern_is_rejected() -> None:
+    for settings in (["growth=gradient", "pattern=2:4"], ["growth=soft", "pattern=rows"]):
+        with pytest.raises(ArgumentError, match="or growth=alternating with pattern=n:m$"):
+            BASE.with_settings(settings)
+    BASE.with_settings(["growth=soft", "pattern=2:4"])
+
+
 def test_growth_goes_with_a_loss_term_unless_it_trains_removed_weights() -> None:
     for settings in (["growth=gradient", "apply=loss"], ["growth=soft", "penalty=none"]):
         BASE.with_settings(settings)
@@ -585,6 +614,8 @@ def test_method_names_penalty_application_schedule_score_and_growth() -> None:
     assert other.with_settings(["allocation=erk"]).method == "none, oneshot, random, erk"
     grown = BASE.with_settings(["penalty=none", "growth=gradient"])
     assert grown.method == "none, gradual, magnitude, gradient growth"
+    blocks = BASE.with_settings(["penalty=none", "pattern=1x4"])
+    assert blocks.method == "none, gradual, magnitude, 1x4"
 
 
 def test_nan_is_rejected_for_every_number() -> None:

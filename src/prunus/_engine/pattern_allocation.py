@@ -24,17 +24,19 @@ class PatternAllocation(Allocation):
     Attributes:
         inner: The allocation of the other tensors.
         densities: The final density of each tensor with such a pattern, without smaller groups.
+        fewest: How many weights each pattern keeps in the end.
     """
 
     inner: Allocation
     densities: Mapping[str, Fraction]
+    fewest: Mapping[str, int]
 
     def problems(
         self, tensors: Sequence[TensorCounts], *, min_density: float, final: int | None
     ) -> Iterator[str]:
         """Yield why the patterns, or the allocation of the other tensors, are impossible."""
         fixed, others = self._divided(tensors)
-        above = [t.name for t in fixed if least_kept(t.prunable, min_density) > t.least]
+        above = [t.name for t in fixed if least_kept(t.prunable, min_density) > self.fewest[t.name]]
         if above:
             yield (
                 f"min_density={min_density:g} is above the density of the N:M patterns of "

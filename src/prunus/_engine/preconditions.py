@@ -194,11 +194,9 @@ def bound_allocation(
     counts, final = full_counts(selection, min_density), schedule.final_kept(selection.prunable)
     densities = {n: t.pattern.density for n, t in patterns.items() if isinstance(t.pattern, NM)}
     if densities:
-        bound = PatternAllocation(bound, densities)
-        counts = [
-            replace(c, least=max(c.least, patterns[c.name].fewest)) if c.name in patterns else c
-            for c in counts
-        ]
+        fewest = {name: patterns[name].fewest for name in densities}
+        bound = PatternAllocation(bound, densities, fewest)
+        counts = [replace(c, least=max(c.least, fewest.get(c.name, 0))) for c in counts]
     raise_problems(
         *bound.problems(counts, min_density=min_density, final=final),
         _group_problem(selection, patterns, final),

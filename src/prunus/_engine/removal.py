@@ -360,8 +360,8 @@ class Remover:
         free, thresholds = list(names), []
         while free and excess > 0:
             # Whole groups may leave more to remove than the tensors have that are free yet.
-            most = removable if len(free) == 1 else candidates_of
-            excess = min(excess, sum(most[name] for name in free))
+            available = removable if len(free) == 1 else candidates_of
+            excess = min(excess, sum(available[name] for name in free))
             if excess == 0:
                 break
             common = self._threshold(free, excess)

@@ -21,7 +21,7 @@ from prunus.constraint import Mode, constraint_problems
 from prunus.errors import ArgumentError, PrunusError
 from prunus.growth import Growth
 from prunus.masks import Masks
-from prunus.patterns import PatternChoice
+from prunus.patterns.binding import PatternChoice
 from prunus.pruner import Pruner
 from prunus.schedules import Schedule
 from prunus.scores import Score

@@ -26,7 +26,7 @@ from prunus.integrations.common import (
     step_and_log,
     warn_of_late_removals,
 )
-from prunus.patterns import PatternChoice
+from prunus.patterns.binding import PatternChoice
 from prunus.pruner import Pruner
 from prunus.schedules import Schedule
 from prunus.scores import Score

@@ -30,7 +30,7 @@ from prunus.integrations.common import (
     warn_of_late_removals,
 )
 from prunus.masks import Masks
-from prunus.patterns import PatternChoice
+from prunus.patterns.binding import PatternChoice
 from prunus.pruner import Pruner
 from prunus.schedules import Schedule
 from prunus.scores import Score

@@ -6,7 +6,6 @@ each group stay (:class:`NM`).
 """
 
 from prunus.patterns.base import Pattern
-from prunus.patterns.binding import PatternChoice, TensorPattern
 from prunus.patterns.shapes import NM, Block, Channels, Columns, Heads, Rows
 
 __all__ = [
@@ -16,7 +15,5 @@ __all__ = [
     "Columns",
     "Heads",
     "Pattern",
-    "PatternChoice",
     "Rows",
-    "TensorPattern",
 ]

@@ -21,6 +21,7 @@ from prunus.constraint import Constraint, Mode, constraint_problems
 from prunus.errors import ArgumentError, CheckpointError, PrunusError, listing, nearest
 from prunus.growth import Growth
 from prunus.methods import DecayOverEpoch, Method
+from prunus.patterns import NM, Pattern
 from prunus.penalties.coefficients import Coefficient, ConstantRelevance
 from prunus.penalties.relevance import APPLICATIONS, Apply, RelevancePenalty
 from prunus.penalties.strengths import AutomaticStrength, Strength
@@ -34,6 +35,7 @@ from prunus.recipes.method_settings import (
     method_settings,
     named_method,
 )
+from prunus.recipes.pattern_setting import pattern_of, pattern_setting_problem
 from prunus.recipes.setting_marks import Affects, NotWith, OnlyWith
 from prunus.recipes.setting_values import (
     SettingRow,
@@ -67,6 +69,7 @@ _OTHER_NAMES = {
         "accumulation": ("gradient_accumulation_steps", "accumulate_grad_batches"),
         "score": ("criterion", "importance", "saliency", "pruning_method"),
         "allocation": ("scope", "distribution", "sparsity_distribution"),
+        "pattern": ("structure", "sparsity_type", "block", "nm"),
         "warmup": ("warmup_ratio", "warmup_steps", "pct_start"),
         "autocast": ("amp", "bf16", "mixed_precision", "precision"),
         "weight_decay": ("wd",),
@@ -252,6 +255,13 @@ class Config:
         "weights are exchanged for random removed ones or those of the largest gradient; or "
         '"alternating" (AC/DC), sparse and dense phases. Not with schedule=iterative.',
     )
+    pattern: str | None = checked(
+        None,
+        by=pattern_setting_problem,
+        help='Weights that are removed together: none; "2:4", so that of 4 consecutive inputs at '
+        'most 2 stay, or other numbers; "1x4", blocks of 1 output × 4 inputs, or other sizes; '
+        '"rows", "columns" or "channels". With n:m the ratio must be one that the pattern allows.',
+    )
     biases: bool = setting(True, help="Whether biases may be removed too.")
     norms: bool = setting(
         False, help="Whether the weights of normalization layers may be removed too."
@@ -297,6 +307,8 @@ class Config:
             yield self._automatic_strength_problem()
         if not {"growth", "schedule", "apply", "penalty"} & set(wrong):
             yield from self._growth_conflicts()
+        if not {"growth", "pattern"} & set(wrong):
+            yield self._pattern_conflict()
         smoothing_known = not {"smoothing", "apply"} & set(wrong)
         smooths = self.penalty in _WITH_GRADIENTS.values and self.smoothing
         if smoothing_known and smooths and not APPLICATIONS[self.apply].supports_smoothing:
@@ -347,6 +359,17 @@ class Config:
                 f"growth={self.growth} trains removed weights, which apply={self.apply} does not "
                 "shrink: choose another apply or growth"
             )
+
+    def _pattern_conflict(self) -> str | None:
+        growth, pattern = GROWTHS[self.growth], self.make_pattern()
+        if growth is None or pattern is None:
+            return None
+        if isinstance(pattern, NM) and not growth.exchanges:
+            return None
+        return (
+            f"growth={self.growth} lets weights return singly, which pattern={self.pattern} does "
+            "not allow: set growth=none, or growth=soft or growth=alternating with pattern=n:m"
+        )
 
     def with_settings(
         self,
@@ -533,12 +556,13 @@ class Config:
     def method(self) -> str:
         """The method in short, for tables: penalty, its application, schedule and score.
 
-        Allocation and growth follow if they are not the usual ones.
+        Allocation, growth and pattern follow if they are not the usual ones.
         """
         penalty = self.penalty if self.penalty == "none" else f"{self.penalty} ({self.apply})"
         allocation = "" if self.allocation == "global" else f", {self.allocation}"
         growth = "" if self.growth == "none" else f", {self.growth} growth"
-        return f"{penalty}, {self.schedule}, {self.score}{allocation}{growth}"
+        pattern = "" if self.pattern is None else f", {self.pattern}"
+        return f"{penalty}, {self.schedule}, {self.score}{allocation}{growth}{pattern}"
 
     def make_penalty(self, steps_per_epoch: int) -> RelevancePenalty | None:
         """Build the penalty; None with penalty=none."""
@@ -613,6 +637,10 @@ class Config:
     def examples_per_step(self) -> int:
         """The number of examples whose gradients a step averages."""
         return self.batch_size
+
+    def make_pattern(self) -> Pattern | None:
+        """Build the pattern; None without one."""
+        return None if self.pattern is None else pattern_of(self.pattern)
 
     def make_allocation(self) -> Allocation:
         """Build the allocation."""

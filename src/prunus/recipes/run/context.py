@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from prunus._engine.counts import least_kept
-from prunus.errors import NonFiniteError, PrunusError
+from prunus._engine.counts import full_counts, least_kept
+from prunus._engine.preconditions import bound_allocation
+from prunus.errors import ArgumentError, NonFiniteError, PrunusError
+from prunus.patterns.binding import bind
 from prunus.recipes.config import Config
 from prunus.recipes.registry import Recipe
 from prunus.recipes.run.directory import RunDirectory
@@ -112,3 +114,38 @@ def weights_to_keep(config: Config, model: nn.Module, selection: Selection) -> i
             f"stay, so the largest possible ratio is {largest:.1f}: {describe_choices(fixes)}"
         )
     return kept
+
+
+def check_pattern(
+    config: Config, model: nn.Module, selection: Selection, kept: int, *, steps: int
+) -> int:
+    """Check that the pattern in the settings fits the network; return how many weights to keep.
+
+    That is a little more than the ratio asks for where n:m leaves smaller groups at the end of
+    rows.
+
+    Args:
+        config: The settings.
+        model: The network.
+        selection: Its prunable tensors.
+        kept: How many weights to keep for the ratio.
+        steps: The number of optimizer steps in the pruning epochs.
+
+    Raises:
+        ArgumentError: The pattern does not fit a tensor, the ratio or ``min_density``.
+    """
+    patterns = bind(config.make_pattern(), model, selection)
+    if not patterns:
+        return kept
+    schedule = config.make_schedule(kept=kept, prunable=selection.prunable, steps=steps)
+    allocation = config.make_allocation()
+    try:
+        bound_allocation(allocation, model, selection, config.min_density, schedule, patterns)
+    except ArgumentError as error:
+        settings = f"ratio={config.ratio:g} with pattern={config.pattern}"
+        raise ArgumentError(f"{settings} cannot be reached: {error}") from None
+    if not config.ratio:
+        return kept
+    fewest = {name: pattern.fewest for name, pattern in patterns.items()}
+    counts = full_counts(selection, config.min_density)
+    return max(kept, sum(max(tensor.least, fewest.get(tensor.name, 0)) for tensor in counts))

@@ -169,7 +169,9 @@ class PruningPhase(Phase):
             min_density=config.min_density,
             max_grad_norm=config.max_grad_norm or None,
             growth=config.make_growth(config.epochs * task.steps_per_epoch),
+            pattern=config.make_pattern(),
         )
+        self._slack = self.pruner.slack
 
     def start_from_scratch(self) -> None:
         """Keep the dense network as the first state that meets the floor.
@@ -209,8 +211,9 @@ class PruningPhase(Phase):
 
     @property
     def ratio_reached(self) -> bool:
-        """Whether the compression ratio of the settings, if any, is reached."""
-        return bool(self.context.config.ratio) and self.pruner.masks.kept <= self.context.kept
+        """Whether the compression ratio of the settings, if any, is reached, up to a group."""
+        most = self.context.kept + self._slack
+        return bool(self.context.config.ratio) and self.pruner.masks.kept <= most
 
     @property
     def exhausted(self) -> bool:

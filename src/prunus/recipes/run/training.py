@@ -13,7 +13,7 @@ from prunus.errors import CheckpointError, FloorNotReachedError
 from prunus.recipes.config import Config
 from prunus.recipes.registry import Recipe
 from prunus.recipes.run import teacher_outputs
-from prunus.recipes.run.context import RunContext, Stopped, weights_to_keep
+from prunus.recipes.run.context import RunContext, Stopped, check_pattern, weights_to_keep
 from prunus.recipes.run.dense_network import (
     check_donor,
     frozen_dense_network,
@@ -120,6 +120,8 @@ def _prepare(
     model = task.network()
     selection = select(model, biases=config.biases, norms=config.norms)
     kept = weights_to_keep(config, model, selection)
+    steps = config.epochs * task.steps_per_epoch
+    kept = check_pattern(config, model, selection, kept, steps=steps)
     context = RunContext(recipe, config, directory, progress, task, identity, selection, kept, stop)
     return context, RunState.initial(model, identity["seed"])
 
