@@ -1,4 +1,4 @@
-"""Table of the named methods, rendered from their registry."""
+"""Tables of the named methods, rendered from their registry."""
 
 from __future__ import annotations
 
@@ -6,27 +6,34 @@ from prunus.allocation import GlobalAllocation
 from prunus.methods import DecayOverEpoch, Method, methods
 
 
-def table() -> str:
-    """Return a row of Markdown for each method."""
-    rows = [
-        "| method | what it does | penalty | strength | score | growth | schedule | source |",
-        "|---|---|---|---|---|---|---|---|",
-        *(_row(method) for method in methods.values()),
-    ]
-    return "\n".join([*rows, ""])
+def tables() -> str:
+    """Return two tables with a row for each method: what it does, and its parts."""
+    return "\n".join(
+        [
+            "| method | what it does | source |",
+            "|---|---|---|",
+            *(_row(f"`{m.name}`", m.summary, m.source) for m in methods.values()),
+            "",
+            "| method | penalty | strength | score | growth | schedule |",
+            "|---|---|---|---|---|---|",
+            *(_parts(method) for method in methods.values()),
+            "",
+        ]
+    )
 
 
-def _row(method: Method) -> str:
-    cells = [
+def _parts(method: Method) -> str:
+    return _row(
         f"`{method.name}`",
-        method.summary,
         _penalty(method),
         _strength(method),
         _score(method),
         "none" if method.growth is None else f"`{method.growth.__name__}`",
         f"`{method.schedule.__name__}`",
-        method.source,
-    ]
+    )
+
+
+def _row(*cells: str) -> str:
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 

@@ -1,4 +1,4 @@
-"""Pages whose figures are rendered from the committed result files, and the table of methods."""
+"""Pages whose figures are rendered from the committed result files, and the tables of methods."""
 
 from __future__ import annotations
 
@@ -32,6 +32,6 @@ def render() -> dict[Path, str]:
     return {
         ROOT / "README.md": f"{pictures.image(ROOT)}\n{readme.headlines()}",
         FIGURES: "\n".join(f"## {title}\n\n{text}" for title, text in sections.items()),
-        ROOT / "docs" / "methods.md": methods.table(),
+        ROOT / "docs" / "methods.md": methods.tables(),
         ROOT / "docs" / "models.md": zoo.table(),
     }

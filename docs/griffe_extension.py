@@ -1,7 +1,8 @@
-"""Griffe extension that turns the Sphinx roles of docstrings into links of the site.
+"""Griffe extension for the API pages: links for the Sphinx roles of docstrings, and defaults.
 
 ``:class:`~prunus.Selection``` becomes a link to the object. A role that names an object without a
-page is shown as code; one that names no object is an error.
+page is shown as code; one that names no object is an error. A default that is a constant of the
+package is shown as its value.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ import griffe
 _ROLE = re.compile(r":(?:class|func|meth|attr|mod|data):`(?:([^`<]+) <)?(~?)([\w.]+)>?`")
 
 
-class SphinxRoles(griffe.Extension):
-    """Rewrites the docstrings of a package once all of it is loaded."""
+class ApiPages(griffe.Extension):
+    """Rewrites the docstrings and signatures of a package once all of it is loaded."""
 
     def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
-        """Rewrite the roles and the headings of the examples."""
+        """Rewrite the roles, the headings of the examples and the defaults."""
         for obj in _objects(pkg):
+            if isinstance(obj, griffe.Function):
+                for parameter in obj.parameters:
+                    parameter.default = _value(parameter.default, obj, pkg)
             if obj.docstring is not None:
                 text = obj.docstring.value.replace("\nExample:\n", "\nExamples:\n")
                 obj.docstring.value = _ROLE.sub(lambda role, obj=obj: _link(role, obj, pkg), text)  # type: ignore[misc]
@@ -32,6 +36,19 @@ def _objects(obj: griffe.Object) -> Iterator[griffe.Object]:
     for member in obj.members.values():
         if isinstance(member, griffe.Object):
             yield from _objects(member)
+
+
+def _value(
+    default: str | griffe.Expr | None, obj: griffe.Object, package: griffe.Module
+) -> str | griffe.Expr | None:
+    """Return the value of a default that is a constant, and other defaults as they are."""
+    if not isinstance(default, griffe.ExprName) or not default.name.lstrip("_").isupper():
+        return default
+    try:
+        constant = package[_path(default.name, obj, package).removeprefix(f"{package.name}.")]
+    except KeyError:  # of another package
+        return default
+    return constant.value if isinstance(constant, griffe.Attribute) else default
 
 
 def _link(role: re.Match[str], obj: griffe.Object, package: griffe.Module) -> str:
