@@ -46,7 +46,7 @@ def test_bench_reports_consistent_timings_and_a_recommendation(finished_run: Pat
     (finished_run / "bench.json").unlink()  # other tests compare the files of the run
     assert written["environment"]["torch"] == torch.__version__
     report = BenchReport.from_dict(written)
-    assert report.recommendation in outcome.out
+    assert report.recommend(finished_run) in outcome.out
     assert [row.batch for row in report.rows] == [1, 32]
 
 
@@ -57,6 +57,7 @@ def test_bench_of_a_plain_file_times_its_matrices(tmp_path: Path) -> None:
     outcome = prunus("bench", path, "--batch", 2, "--threads", 1)
     assert outcome.code == 0, outcome.err
     assert "does not name its recipe" in outcome.out
+    assert "call prunus.bench.bench(model, example) in Python" in outcome.out
     assert "1,624 parameters" in outcome.out
     save_file({"b": torch.ones(3)}, path)
     prunus("bench", path).refused("there is no matrix in float32")
@@ -118,6 +119,19 @@ def test_recommendation_is_the_fastest_variant_over_all_batches(
 ) -> None:
     bench = BenchReport(tuple(rows), excluded, {}, {})
     assert re.match(advice, bench.recommendation), bench.recommendation
+
+
+def test_recommendation_for_a_run_names_the_command_where_there_is_one() -> None:
+    def advice(**milliseconds: float) -> str:
+        report = BenchReport((row(1, dense=1, **milliseconds),), {}, {}, {})
+        assert "prunus export" not in report.recommendation
+        return report.recommend(Path("my runs/a"))
+
+    assert advice(compact=0.5).startswith("use prunus export 'my runs/a' --to compact: 2.0×")
+    onnx = "use prunus export 'my runs/a' --to onnx and onnxruntime: 2.0×"
+    assert advice(onnxruntime=0.5).startswith(onnx)
+    assert advice(sparse=0.5).startswith("use prunus.speed_up(model, example) in Python: 2.0×")
+    assert advice().startswith("keep the dense network")
 
 
 def test_speed_up_is_that_of_most_rounds_when_others_are_disturbed(

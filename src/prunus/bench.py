@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shlex
 import statistics
 import tempfile
 import warnings
@@ -58,8 +59,9 @@ _ADVICE = {
     "compact": "prunus.compact(model, example)",
     "sparse": "prunus.speed_up(model, example)",
     "compact, sparse": "prunus.speed_up(prunus.compact(model, example), example)",
-    "onnxruntime": "`prunus export --to onnx` and onnxruntime",
+    "onnxruntime": "prunus.export.to_onnx(model, example, path) and onnxruntime",
 }
+"""The calls in Python that build each variant, in the order of preference."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,16 @@ class BenchReport:
 
     @property
     def recommendation(self) -> str:
-        """The variant to use and its speed-up, in one line."""
+        """The variant to use and its speed-up, in one line, with the call in Python."""
+        return self.recommend()
+
+    def recommend(self, run: str | Path | None = None) -> str:
+        """Return the variant to use and its speed-up, in one line.
+
+        Args:
+            run: The run, or the file of one, that was timed: the line then names the subcommand
+                that writes the variant, if there is one. Default None: the calls in Python.
+        """
         speedups: dict[str, list[float]] = {}
         for name in _ADVICE:
             if name not in self.excluded and any(name in row.times for row in self.rows):
@@ -164,7 +175,8 @@ class BenchReport:
             )
         low, high = (f"{bound(speedups[best]):.1f}×" for bound in (min, max))
         factor = low if low == high else f"{low} to {high}"
-        return f"use {_ADVICE[best]}: {factor} as fast as the dense network{self._disturbance}"
+        advice = _ADVICE[best] if run is None else _command(best, run)
+        return f"use {advice}: {factor} as fast as the dense network{self._disturbance}"
 
     @property
     def _disturbance(self) -> str:
@@ -172,6 +184,15 @@ class BenchReport:
         if not any(row.disturbed for row in self.rows):
             return ""
         return "; other processes disturbed the timings, so repeat them on an idle machine"
+
+
+def _command(variant: str, run: str | Path) -> str:
+    """Return how to build a variant of a run's network: by a subcommand, if there is one."""
+    if variant == "compact":
+        return shlex.join(["prunus", "export", str(run), "--to", "compact"])
+    if variant == "onnxruntime":
+        return f"{shlex.join(['prunus', 'export', str(run), '--to', 'onnx'])} and onnxruntime"
+    return f"{_ADVICE[variant]} in Python"
 
 
 class MatrixLayers(nn.Module):
@@ -203,7 +224,8 @@ class MatrixLayers(nn.Module):
                 self._widths.append(matrix.shape[1])
         if not self.layers:
             raise ArgumentError(
-                "there is no matrix in float32 among the tensors, so nothing to time"
+                "there is no matrix in float32 among the tensors, so nothing to time: pass your "
+                "network itself to prunus.bench.bench(model, example) in Python"
             )
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -227,8 +249,7 @@ def bench(
     """Time a network dense, compact, with sparse layers, compact with them, and in onnxruntime.
 
     All variants run interleaved on the same inputs in one process, and their outputs are compared
-    with the dense network's. onnxruntime runs the compact network if there is one, as
-    ``prunus export`` writes it.
+    with the dense network's. onnxruntime runs the compact network if there is one.
 
     Args:
         model: The network.

@@ -67,7 +67,9 @@ def test_files_without_a_usable_network_are_rejected(finished_run: Path, tmp_pat
     path = tmp_path / "any.safetensors"
     save_file({"a": torch.eye(40)}, path)
     for to in ("compact", "onnx"):
-        prunus("export", path, "--to", to).refused("does not name the recipe", "directory of a")
+        prunus("export", path, "--to", to).refused(
+            "does not name the recipe", "directory of a", "prunus.load_sparse(path, model)"
+        )
     model = finished_run / "model.safetensors"
     prunus("export", finished_run, "--to", "compact", "--out", model).refused("is the file to read")
     prunus("export", finished_run, "--to", "onnx", "--out", tmp_path / "no" / "a").refused(

@@ -145,12 +145,16 @@ def bench(
     from prunus.recipes.tasks.exportable import ExportableNetwork
 
     file, screen = model_file(path), Screen()
-    if {RECIPE_KEY, CSR_KEY} & file_metadata(file).keys():
+    named = bool({RECIPE_KEY, CSR_KEY} & file_metadata(file).keys())
+    if named:
         network = load_trained(file)
     else:
         matrices = MatrixLayers(load_sparse(file))
         network = ExportableNetwork(matrices, matrices.example)
-        screen.message(f"{file} does not name its recipe: each of its matrices is timed by itself")
+        screen.message(
+            f"{file} does not name its recipe, so each of its matrices is timed by itself. To time "
+            "the whole network, call prunus.bench.bench(model, example) in Python"
+        )
     report = time_network(
         network.model,
         network.example_inputs,
@@ -162,7 +166,7 @@ def bench(
     screen.message(bench_sizes(report))
     for name, reason in report.excluded.items():
         screen.message(f"{name} excluded: {reason}")
-    screen.message(report.recommendation)
+    screen.message(report.recommend(path if named else None))
     directory = RunDirectory(path)
     if directory.config_file.exists():
         directory.write_latencies(report.as_dict())

@@ -316,7 +316,8 @@ def _cost_facts(run: RunRecord) -> Iterator[str]:
         return
     facts = run.latency_facts
     where = [facts.get("processor", ""), f"torch {facts.get('torch', '')}", facts["date"][:10]]
-    yield f"Latency: {run.latencies.recommendation} ({', '.join(filter(None, where))})."
+    advice = run.latencies.recommend(run.directory.path)
+    yield f"Latency: {advice} ({', '.join(filter(None, where))})."
     for name, reason in run.latencies.excluded.items():
         yield f"{name} was not timed: {reason}."
 

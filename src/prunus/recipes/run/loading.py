@@ -51,7 +51,9 @@ def load_trained(file: Path) -> ExportableNetwork:
     if not isinstance(recipe := metadata.get(RECIPE_KEY), str):
         raise PrunusError(
             f"{file} does not name the recipe that trained it, so its network cannot be built: "
-            "pass the directory of a run, or use prunus from Python with your network"
+            "pass the directory of a run, or in Python load the file into your network with "
+            "prunus.load_sparse(path, model), for prunus.bench.bench, prunus.compact and "
+            "prunus.export.to_onnx"
         )
     with torch.random.fork_rng(devices=[]):
         network = find_recipe(recipe).network(file)
