@@ -58,9 +58,9 @@ def test_subcommands_and_flags_are_exactly_these() -> None:
             "--log",
         },
         "inspect": {"path"},
-        "sensitivity": {"path", "--sparsities", "--csv"},
-        "export": {"path", "--to", "--out"},
-        "bench": {"path", "--batch", "--threads"},
+        "sensitivity": {"path", "--sparsities", "--csv", "--recipe"},
+        "export": {"path", "--to", "--out", "--recipe"},
+        "bench": {"path", "--batch", "--threads", "--recipe"},
         "report": {"paths", "--out", "--figures"},
     }
 

@@ -91,6 +91,7 @@ def test_the_public_names_are_exactly_these() -> None:
         "PrunusError",
         "RandomGrowth",
         "RandomScore",
+        "RecipeError",
         "RelevancePenalty",
         "Restore",
         "Rows",

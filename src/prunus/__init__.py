@@ -30,6 +30,7 @@ from prunus.errors import (
     NonFiniteError,
     PeerError,
     PrunusError,
+    RecipeError,
     SparseFileError,
 )
 from prunus.export.sparse_reader import SparseFile, load_sparse
@@ -132,6 +133,7 @@ __all__ = [  # noqa: RUF022  (NM is a class, not a constant)
     "PrunusError",
     "RandomGrowth",
     "RandomScore",
+    "RecipeError",
     "RelevancePenalty",
     "Restore",
     "Rows",

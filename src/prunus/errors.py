@@ -21,6 +21,7 @@ __all__ = [
     "NonFiniteError",
     "PeerError",
     "PrunusError",
+    "RecipeError",
     "SparseFileError",
 ]
 
@@ -43,6 +44,10 @@ class CheckpointError(PrunusError, ValueError):
 
 class DataError(PrunusError, ValueError):
     """A data set is absent, empty, truncated or has other columns than the recipe reads."""
+
+
+class RecipeError(PrunusError, ValueError):
+    """The Python file of a recipe cannot be used, or its code failed."""
 
 
 class SparseFileError(PrunusError, ValueError):

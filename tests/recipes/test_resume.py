@@ -16,7 +16,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from helpers.commands import metrics, prunus, settings
 from helpers.runs import KilledError, assert_same_run, at_step
-from prunus.recipes.registry import RECIPES, Recipe
+from prunus.recipes.recipe import Recipe
+from prunus.recipes.registry import RECIPES
 from prunus.recipes.tasks.classification import Classification
 from prunus.recipes.tasks.task import Evaluation
 

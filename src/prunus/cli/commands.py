@@ -13,12 +13,22 @@ from prunus.errors import PrunusError
 __all__ = ["bench", "export", "inspect", "methods", "recipes", "sensitivity"]
 
 _Network = Annotated[Path, typer.Argument(help="A safetensors file, or the directory of a run.")]
+_Recipe = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        help="The recipe that trained the network. Default: the one that the run names; a Python "
+        "file is then run from its own place, if it has not changed since.",
+    ),
+]
 
 
 def recipes(
     name: Annotated[
         str | None,
-        typer.Argument(help="The recipe whose settings to show.", show_default=False),
+        typer.Argument(
+            help="The recipe whose settings to show: a name or a Python file.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """List the recipes, or the settings of one."""
@@ -64,6 +74,7 @@ def export(
         Path | None,
         typer.Option(help="File to write. Default: beside the model, named after the format."),
     ] = None,
+    recipe: _Recipe = None,
 ) -> None:
     """Write a network in another format: smaller, or for other runtimes."""
     from prunus.cli.tables import exported_table
@@ -76,12 +87,16 @@ def export(
         screen.print(exported_table(exported))
         written = exported.path
     else:
-        written = _export_network(file, to, out, screen)
+        written = _export_network(file, to, out, recipe, screen)
     screen.message(f"written to {written}")
 
 
 def _export_network(
-    file: Path, to: Literal["compact", "onnx"], out: Path | None, screen: Screen
+    file: Path,
+    to: Literal["compact", "onnx"],
+    out: Path | None,
+    recipe: str | None,
+    screen: Screen,
 ) -> Path:
     from prunus.compaction import compact, save_compact
     from prunus.export import to_onnx
@@ -92,7 +107,7 @@ def _export_network(
     metadata, out = file_metadata(file), output_path(file, out, to)
     if to == "compact" and COMPACT_KEY in metadata:
         raise PrunusError(f"{file} is compact already: export the run that it came from")
-    network = load_trained(file)
+    network = load_trained(file, recipe, screen.message)
     model, example = network.model, network.example_inputs(2)
     try:
         small, report = compact(model, example, return_report=True)
@@ -129,6 +144,7 @@ def bench(
             help="Number of threads; may be repeated. Default: 1 and torch's number of threads.",
         ),
     ] = None,
+    recipe: _Recipe = None,
 ) -> None:
     """Time a network dense, compact, with sparse layers and in onnxruntime.
 
@@ -147,7 +163,7 @@ def bench(
     file, screen = model_file(path), Screen()
     named = bool({RECIPE_KEY, CSR_KEY} & file_metadata(file).keys())
     if named:
-        network = load_trained(file)
+        network = load_trained(file, recipe, screen.message)
     else:
         matrices = MatrixLayers(load_sparse(file))
         network = ExportableNetwork(matrices, matrices.example)
@@ -181,6 +197,7 @@ def sensitivity(
     csv: Annotated[
         Path | None, typer.Option(help="File to write as a table with a row for each measurement.")
     ] = None,
+    recipe: _Recipe = None,
 ) -> None:
     """Measure the dense network of a run on the validation data, with one sparse tensor at a time.
 
@@ -192,9 +209,9 @@ def sensitivity(
     from prunus.sensitivity import sensitivity as measure
 
     fractions = _numbers("--sparsities", sparsities)
-    network, task = load_dense(path)
-    found = measure(network, lambda: task.validate(network).metric, fractions)
     screen = Screen()
+    network, task = load_dense(path, recipe, screen.message)
+    found = measure(network, lambda: task.validate(network).metric, fractions)
     screen.print(Text(f"validation {task.metric}: {found}"), soft_wrap=True)
     if csv is not None:
         found.to_csv(csv)

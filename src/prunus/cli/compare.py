@@ -79,8 +79,8 @@ def compare(
     recipe: Annotated[
         str | None,
         typer.Argument(
-            help="A name from `prunus recipes`. Without one, the table of the study in --out is "
-            "printed, and nothing is trained.",
+            help="A name from `prunus recipes`, or a Python file. Without one, the table of the "
+            "study in --out is printed, and nothing is trained.",
             show_default=False,
         ),
     ] = None,
@@ -186,7 +186,7 @@ def compare(
             problems.append(unknown_name("metric", metric, found.metrics))
         if log is not None:
             summary_writer()  # found missing now and not by each run
-        directory = StudyDirectory(out if out is not None else Path("studies") / found.name)
+        directory = StudyDirectory(out if out is not None else Path("studies") / found.stem)
         _compare(request, directory, options, problems, metric, format_, screen, stop)
 
 
@@ -206,7 +206,7 @@ def _show(out: Path | None, metric: str | None, format_: Format, screen: Screen)
         "was trained"
     )
     if study.unfinished:
-        screen.message(f"continue with: {_command(study, out, [])}")
+        screen.message(f"continue with: {_command(study.recipe, out, [])}")
 
 
 def _plan(
@@ -260,7 +260,7 @@ def _compare(
         return
     executor = options.build(directory, study)
     data = ["--data", request.data] if request.data else []
-    command = _command(study, directory.path, [*data, *options.arguments])
+    command = _command(request.recipe.argument, directory.path, [*data, *options.arguments])
     with directory.claimed():
         study = plan_study(request, directory.read())  # again, now that it cannot change
         _announce(study, options, executor.jobs, screen)
@@ -272,6 +272,7 @@ def _compare(
             progress,
             data=request.data,
             options=[] if options.log is None else ["--log", options.log],
+            recipe=request.recipe,
             stop=stop,
             interval=0.1 if options.executor == "local" else 5.0,
         )
@@ -351,9 +352,9 @@ def _report_failures(failures: list[Failure], directory: StudyDirectory, command
     screen.message(f"once the reason is fixed, continue with: {command}")
 
 
-def _command(study: Study, path: Path, options: list[str]) -> str:
+def _command(recipe: str, path: Path, options: list[str]) -> str:
     """Return the command that continues a study."""
-    return shlex.join(["prunus", "compare", study.recipe, "--out", str(path), *options])
+    return shlex.join(["prunus", "compare", recipe, "--out", str(path), *options])
 
 
 _PLURALS = {int: "whole numbers", float: "numbers", str: "names"}

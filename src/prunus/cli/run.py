@@ -15,7 +15,7 @@ from prunus.errors import ArgumentError, PrunusError
 
 if TYPE_CHECKING:
     from prunus.recipes.config import Config
-    from prunus.recipes.registry import Recipe
+    from prunus.recipes.recipe import Recipe
     from prunus.recipes.run.directory import RunDirectory
 
 __all__ = ["run"]
@@ -30,7 +30,10 @@ class _Arguments(NamedTuple):
 
 
 def run(
-    recipe: Annotated[str, typer.Argument(help="A name from `prunus recipes`.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(help="A name from `prunus recipes`, or the path of a Python file."),
+    ],
     data: Annotated[
         str | None,
         typer.Option(help="A folder or Hub name to use instead of the recipe's own data."),
@@ -99,7 +102,7 @@ def _run(
         raise ArgumentError(f"--seed must be at least 0 and below 2**63, but is {seed}")
     if resume and out is None:
         raise PrunusError("--resume needs --out: pass the directory of the run to resume")
-    directory = RunDirectory(out if out is not None else _new_directory(name, seed or 0))
+    directory = RunDirectory(out if out is not None else _new_directory(recipe, seed or 0))
     config = recipe.config
     if resume:
         config, arguments = _restore(recipe, directory, arguments)
@@ -164,7 +167,8 @@ def _train(
         terminal.close()
         if directory.config_file.exists():
             reason = str(stopped) or "interrupted"
-            command = f"prunus run {recipe.name} --out {shlex.quote(str(directory.path))} --resume"
+            words = ["prunus", "run", recipe.argument, "--out", str(directory.path), "--resume"]
+            command = shlex.join(words)
             command += "" if log is None else f" --log {log}"
             screen.message(f"{reason}; resume with: {command}")
         raise typer.Exit(143 if isinstance(stopped, Stopped) else 130) from None
@@ -181,14 +185,14 @@ def _train(
     screen.message(f"for a page about it: prunus report {shlex.quote(str(directory.path))}")
 
 
-def _new_directory(recipe: str, seed: int) -> Path:
+def _new_directory(recipe: Recipe, seed: int) -> Path:
     """Return the first directory in runs/ for a recipe and seed that does not exist yet."""
 
     def names() -> Iterator[str]:
-        yield f"{recipe}-seed{seed}"
+        yield f"{recipe.stem}-seed{seed}"
         number = 2
         while True:
-            yield f"{recipe}-seed{seed}-{number}"
+            yield f"{recipe.stem}-seed{seed}-{number}"
             number += 1
 
     paths = (Path("runs") / name for name in names())

@@ -16,7 +16,7 @@ from prunus.bench import BenchReport
 from prunus.export import ExportReport
 from prunus.export.inspection import TensorDensity
 from prunus.methods import Method
-from prunus.recipes.registry import Recipe
+from prunus.recipes.recipe import Recipe
 from prunus.studies import StudyTable
 
 __all__ = [
@@ -46,7 +46,8 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     table.add_column("dense", justify="right")
     table.add_column("sparse", justify="right")
     metric = summary["metric"]["name"]
-    for split in ("validation", "test"):
+    tested = "test_split" not in summary["metric"]
+    for split in ("validation", "test") if tested else ("validation",):
         values = (summary["dense"][split], summary["sparse"][split])
         table.add_row(f"{split} {metric}", *(f"{value:.4f}" for value in values))
     parameters, nonzero = summary["parameters"], summary["nonzero"]

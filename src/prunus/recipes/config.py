@@ -47,7 +47,7 @@ from prunus.recipes.setting_values import (
 from prunus.schedules import GradualPruning, IterativePruning, OneShot, Schedule
 from prunus.scores import FisherScore, Score
 
-__all__ = ["Config"]
+__all__ = ["Config", "unknown_setting"]
 
 _WITH_PENALTY = OnlyWith("penalty", ("relevance", "lobster", "l2", "l1"))
 _WITH_GRADIENTS = OnlyWith("penalty", ("relevance", "lobster"))
@@ -401,12 +401,7 @@ class Config:
             if not equals:
                 problems.append(f"{text!r} is not of the form key=value")
             elif key not in hints:
-                meant = _OTHER_NAMES.get(key.lower().replace("-", "_"))
-                near = [meant] if meant in hints else nearest(key, hints)
-                problems.append(
-                    f"there is no setting {key!r}; "
-                    + (f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(hints)}")
-                )
+                problems.append(unknown_setting(key, hints))
             else:
                 try:
                     changes[key] = parse_value(value, hints[key])
@@ -645,6 +640,23 @@ class Config:
     def make_allocation(self) -> Allocation:
         """Build the allocation."""
         return ALLOCATIONS[self.allocation]
+
+
+def unknown_setting(name: str, known: Collection[str]) -> str:
+    """Return the message for a setting that does not exist, with the one that is probably meant.
+
+    Args:
+        name: The unknown name.
+        known: The names of the settings that exist.
+
+    Example:
+        >>> unknown_setting("learning_rate", ["lr", "epochs"])
+        "there is no setting 'learning_rate'; did you mean lr?"
+    """
+    meant = _OTHER_NAMES.get(name.lower().replace("-", "_"))
+    near = nearest(name, known) if meant is None or meant not in known else [meant]
+    hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(known)}"
+    return f"there is no setting {name!r}; {hint}"
 
 
 def _type_problem(name: str, value: Any, hint: Any) -> str:

@@ -1,10 +1,8 @@
-"""The recipes: each a task, a network, and settings that are known to work."""
+"""The recipes: those built in, with settings that are known to work, and the lookup of any."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,71 +10,20 @@ from typing import Any
 from torch import nn
 
 from prunus._utils.system_info import has_bfloat16
-from prunus.errors import ArgumentError, PrunusError, unknown_name
-from prunus.methods import Method
-from prunus.methods import method as find_method
-from prunus.penalties.strengths import LearningRateStrength
-from prunus.recipes.config import Config
+from prunus.errors import ArgumentError, PrunusError, nearest, unknown_name
+from prunus.recipes.custom.recipes import recipe_from_file
 from prunus.recipes.data.images import load_digits, load_hub_images
 from prunus.recipes.data.texts import TURN_SEPARATOR, load_dialogues, load_texts, load_translations
+from prunus.recipes.recipe import Recipe
 from prunus.recipes.tasks.architectures import lenet5, lenet300, perceptron
 from prunus.recipes.tasks.classification import Classification, ImageConfig
-from prunus.recipes.tasks.exportable import ExportableNetwork, image_network, language_network
+from prunus.recipes.tasks.exportable import image_network
 from prunus.recipes.tasks.language_model import LanguageModel, LanguageModelConfig
 from prunus.recipes.tasks.residual_networks import cifar_resnet
 from prunus.recipes.tasks.sequence_to_sequence import SequenceConfig, SequenceToSequence
 from prunus.recipes.tasks.task import Task
 
-__all__ = ["RECIPES", "Recipe", "find_recipe"]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A recipe.
-
-    Attributes:
-        name: Its name on the command line.
-        summary: One line on what it trains.
-        data: The source of its data by default; None if --data is required.
-        columns: The contents that a folder passed as --data must have.
-        config: Its settings.
-        prepare: Loads the data and returns the task, from the settings, the value of --data (or
-            None) and the seed.
-        network: Builds the network for a file of a run, without its data.
-        strengths: The strengths, in multiples of the learning rate, of methods that leave theirs
-            open, by the name of the method. Each was chosen on the validation split, with seeds
-            that no figure reports.
-        metrics: The names of the metrics in a summary, the task's own first; empty if they are not
-            known before a run.
-    """
-
-    name: str
-    summary: str
-    data: str | None
-    columns: str
-    config: Config
-    prepare: Callable[[Any, str | None, int], Task]
-    network: Callable[[Path], ExportableNetwork] = language_network
-    strengths: Mapping[str, float] = field(default_factory=dict)
-    metrics: tuple[str, ...] = ()
-
-    def method(self, name: str) -> Method:
-        """Return a named method, with the strength for this recipe where the method has none.
-
-        Args:
-            name: One of ``prunus.methods``.
-
-        Raises:
-            ArgumentError: There is no method of this name.
-
-        Example:
-            >>> find_recipe("digits").method("l2").strength is None
-            False
-        """
-        found = find_method(name)
-        if found.leaves_strength_open and name in self.strengths:
-            return dataclasses.replace(found, strength=LearningRateStrength(self.strengths[name]))
-        return found
+__all__ = ["RECIPES", "find_recipe"]
 
 
 def _metrics(task: type[Task]) -> tuple[str, ...]:
@@ -465,11 +412,34 @@ RECIPES = {recipe.name: recipe for recipe in _ALL}
 
 
 def find_recipe(name: str) -> Recipe:
-    """Return the recipe of a name.
+    """Return a recipe, the only way in which the command finds one.
+
+    Args:
+        name: The name of a built-in recipe, or the path of a Python file, which is imported: it
+            ends in ``.py`` or contains a ``/``.
 
     Raises:
-        ArgumentError: There is none of this name.
+        ArgumentError: There is none of this name, or no such file.
+        RecipeError: The file cannot be imported, or is not a recipe.
     """
-    if name not in RECIPES:
-        raise ArgumentError(unknown_name("recipe", name, RECIPES))
-    return RECIPES[name]
+    if name in RECIPES:
+        return RECIPES[name]
+    path = Path(name)
+    if path.suffix == ".py" or "/" in name:
+        if not path.is_file():
+            raise ArgumentError(_no_file(path))
+        return recipe_from_file(path)
+    beside = path.with_name(f"{path.name}.py") if path.name else path
+    if beside.is_file():
+        raise ArgumentError(f"there is no recipe {name!r}. Did you mean the file {beside}?")
+    raise ArgumentError(unknown_name("recipe", name, RECIPES))
+
+
+def _no_file(path: Path) -> str:
+    """Return the message for a file that does not exist, with the recipes that may be meant."""
+    if path.is_dir():
+        return f"the recipe {path} is a folder: pass a Python file or the name of a recipe"
+    files = {file.stem: str(file) for file in sorted(path.parent.glob("*.py"))}
+    near = nearest(path.stem, [*files, *RECIPES], most=1)
+    hint = f"Did you mean {files.get(near[0], near[0])}? " if near else ""
+    return f"there is no file {path}. {hint}`prunus new {path}` writes a recipe to start from"

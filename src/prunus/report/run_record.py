@@ -102,8 +102,10 @@ class RunRecord:
 
     @cached_property
     def defaults(self) -> Mapping[str, Any]:
-        """The settings of the built-in recipe; empty if the recipe is none."""
+        """The recipe's own settings; empty for a built-in recipe of another version."""
         # Not find_recipe: a report imports no code that a directory names.
+        if (code := self.identity.get("recipe_file")) is not None:
+            return dict(code["settings"])
         recipe = RECIPES.get(self.identity["recipe"])
         return {} if recipe is None else recipe.config.as_dict()
 
@@ -117,6 +119,8 @@ class RunRecord:
         """Whether larger or smaller metrics are better."""
         if self.outcome is not None:
             return self.outcome.mode
+        if (code := self.identity.get("recipe_file")) is not None:
+            return "min" if code["mode"] == "min" else "max"
         recipe = RECIPES.get(self.identity["recipe"])
         return "max" if recipe is None else recipe.config.mode
 

@@ -17,7 +17,7 @@ from prunus.errors import PrunusError, listing
 from prunus.methods import methods as registry
 from prunus.recipes.config import Config
 from prunus.recipes.method_settings import method_settings
-from prunus.recipes.registry import Recipe
+from prunus.recipes.recipe import Recipe
 from prunus.recipes.setting_marks import Affects
 from prunus.studies.cells import Cell, duplicates_problem, format_ratio
 from prunus.studies.study import Study, StudyMethod, StudyRun
@@ -142,18 +142,21 @@ def plan_study(
     )
 
 
-def run_arguments(study: Study, cell: Cell, data: str | None = None) -> list[str]:
+def run_arguments(
+    study: Study, cell: Cell, data: str | None = None, recipe: str | None = None
+) -> list[str]:
     """Return the arguments of ``prunus run`` for a cell, without its directory.
 
     Args:
         study: The study.
         cell: The cell.
         data: The value of ``--data``. Default None: the recipe's own.
+        recipe: The argument that means the recipe. Default None: its name.
     """
     method = study.methods[cell.method]
     settings = [*study.changes, *method.changes, f"ratio={format_ratio(cell.ratio)}"]
     return [
-        *(study.recipe, "--seed", str(cell.seed), "--method", method.name),
+        *(recipe or study.recipe, "--seed", str(cell.seed), "--method", method.name),
         *(part for setting in settings for part in ("--set", setting)),
         *(["--data", data] if data else []),
     ]
@@ -172,10 +175,7 @@ def _problems(request: Request, study: Study | None) -> Iterator[str | None]:
     yield duplicates_problem("--seeds", request.seeds)
     if study is None and not request.ratios and recipe.config.ratio == 0:
         yield f"the recipe {recipe.name} has no ratio to reach: pass --ratios"
-    if request.data is not None and not recipe.columns:
-        yield f"the recipe {recipe.name} has embedded data: leave out --data {request.data}"
-    if request.data is None and recipe.data is None:
-        yield f"the recipe {recipe.name} has no data of its own: pass --data FOLDER"
+    yield recipe.data_problem(request.data)
     keys = [text.partition("=")[0] for text in request.changes]
     if "ratio" in keys:
         yield "the ratios of a study are --ratios, not --set ratio=...: pass --ratios"

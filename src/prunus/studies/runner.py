@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 
 from prunus.errors import PrunusError
+from prunus.recipes.recipe import Recipe
+from prunus.recipes.run.directory import recipe_digest
 from prunus.recipes.run.training import Stopped
 from prunus.studies.cells import Cell
 from prunus.studies.directory import StudyDirectory
@@ -37,6 +39,7 @@ class StudyRunner:
         progress: Receives progress callbacks.
         data: The value of ``--data``, as it was passed. Default None: the recipe's own data.
         options: Further options of each ``prunus run``. Default: none.
+        recipe: The recipe. Default None: the built-in one of the study's name.
         stop: Returns whether to stop: running processes then save their state. Default: never.
         program: The command that the arguments of ``prunus run`` are appended to. Default:
             ``python -m prunus``.
@@ -52,6 +55,7 @@ class StudyRunner:
         *,
         data: str | None = None,
         options: Sequence[str] = (),
+        recipe: Recipe | None = None,
         stop: Callable[[], bool] = lambda: False,
         program: Sequence[str] = (sys.executable, "-m", "prunus"),
         interval: float = _INTERVAL,
@@ -61,6 +65,7 @@ class StudyRunner:
         self._directory, self._executor, self._progress = directory, executor, progress
         self._data, self._stop, self._program = data, stop, program
         self._options = options
+        self._recipe = recipe
         self._interval = interval
         self._pending = list(study.unfinished)
         self._running: dict[Cell, Job] = {}
@@ -98,8 +103,18 @@ class StudyRunner:
         """Check that the runs in the directory are those of the study.
 
         Raises:
-            PrunusError: One has other settings.
+            PrunusError: One has other settings, or the file of its recipe has changed.
         """
+        code = None if self._recipe is None else self._recipe.file
+        for cell in self.study.cells:
+            run = self._directory.run(cell)
+            if code is None or not run.config_file.exists():
+                continue
+            if recipe_digest(run.read_config()) != code.sha256:
+                raise PrunusError(
+                    f"the recipe {self.study.recipe} has changed since the run of {cell}: restore "
+                    "the file, or start another study in another --out"
+                )
         for cell in self._pending:
             run = self._directory.run(cell)
             if not run.config_file.exists():
@@ -133,12 +148,18 @@ class StudyRunner:
         active = [*self._running, *self._elsewhere]
         return all(other.seed != cell.seed for other in active)
 
+    @property
+    def _argument(self) -> str | None:
+        """The argument of the command that means the recipe; None for its name."""
+        return None if self._recipe is None else self._recipe.argument
+
     def _arguments(self, cell: Cell) -> list[str]:
         directory = self._directory.run(cell)
         if directory.config_file.exists():  # with the data and the dense network that it has
-            own = run_arguments(self.study, cell)
+            own = run_arguments(self.study, cell, recipe=self._argument)
             return [*own, "--out", str(directory.path), "--resume"]
-        arguments = [*run_arguments(self.study, cell, self._data), "--out", str(directory.path)]
+        arguments = [*run_arguments(self.study, cell, self._data, self._argument)]
+        arguments += ["--out", str(directory.path)]
         dense = self._directory.dense_network(cell, self.study.cells)
         return arguments if dense is None else [*arguments, "--dense", str(dense.path.resolve())]
 

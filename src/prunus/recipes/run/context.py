@@ -14,7 +14,7 @@ from prunus._engine.preconditions import bound_allocation
 from prunus.errors import ArgumentError, NonFiniteError, PrunusError
 from prunus.patterns.binding import bind
 from prunus.recipes.config import Config
-from prunus.recipes.registry import Recipe
+from prunus.recipes.recipe import Recipe
 from prunus.recipes.run.directory import RunDirectory
 from prunus.recipes.run.progress import Progress
 from prunus.recipes.setting_values import describe_choices

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from prunus._utils.files import link_or_copy, load_tree, save_tree, write_atomically
+from prunus._utils.random_states import host_random_states, load_host_random_states
 from prunus.errors import PrunusError, listing
 from prunus.recipes.run.context import RunContext
-from prunus.recipes.run.directory import RunDirectory
+from prunus.recipes.run.directory import RunDirectory, recipe_digest
 from prunus.recipes.run.loop import train
 from prunus.recipes.run.phases import DensePhase, PruningPhase
 from prunus.recipes.run.state import RunState
@@ -48,6 +49,11 @@ def check_donor(context: RunContext) -> None:
         raise PrunusError(
             f"the run in {donor.path} is of the recipe {identity['recipe']}, not "
             f"{context.recipe.name}: choose another --dense"
+        )
+    if recipe_digest(identity) != recipe_digest(context.identity):
+        raise PrunusError(
+            f"the dense network of {donor.path} cannot be used here, because {context.recipe.name} "
+            "has changed since then: choose another --dense, or leave it out to train one"
         )
     config = type(context.config).from_dict(identity["config"], donor.config_file)
     theirs, ours = (
@@ -98,6 +104,7 @@ def _adopt(context: RunContext, state: RunState, donor: RunDirectory) -> None:
     after = load_tree(donor.after_dense_file)
     state.data_generator.set_state(after["data_order"])
     torch.set_rng_state(after["random_state"])
+    load_host_random_states(after["host_random_states"])
 
 
 def _save(context: RunContext, state: RunState) -> None:
@@ -107,6 +114,7 @@ def _save(context: RunContext, state: RunState) -> None:
         "data": context.task.fingerprint,
         "data_order": state.data_generator.get_state(),
         "random_state": torch.get_rng_state(),
+        "host_random_states": host_random_states(),
     }
     save_tree(context.directory.after_dense_file, after)
     content = encode_weights(state.model, recipe=context.recipe.name)

@@ -17,7 +17,7 @@ from prunus.errors import CheckpointError, PrunusError, listing
 from prunus.export.sparse_reader import load_sparse
 from prunus.recipes.run.checkpoints import Checkpoints
 
-__all__ = ["FIX_BENCH", "FIX_SUMMARY", "RunDirectory", "read_object"]
+__all__ = ["FIX_BENCH", "FIX_SUMMARY", "RunDirectory", "read_object", "recipe_digest"]
 
 _SUMMARY = (
     *("recipe", "seed", "metric", "dense", "sparse", "layer_types", "seconds", "bytes"),
@@ -33,6 +33,9 @@ _IDENTITY: Mapping[str, tuple[Any, str]] = {
     "config": (dict, "dict"),
 }
 """The type of each key of the identity of a run, and its name in messages."""
+
+_RECIPE_FILE = "recipe_file"
+"""The key of the identity of a run of a recipe that is not built in."""
 
 _FIX_CONFIG = "Restore config.json from a copy, or start again in another --out"
 FIX_SUMMARY = "Delete it, and --resume writes it again"
@@ -188,13 +191,21 @@ class RunDirectory:
             )
         return identity
 
-    def check_config(self, identity: dict[str, Any]) -> None:
-        """Check that the run here is the one to resume.
+    def check_config(self, identity: dict[str, Any]) -> dict[str, Any]:
+        """Check that the run here is the one to resume, and return its identity.
 
         Raises:
-            CheckpointError: It is another one; every difference is listed.
+            CheckpointError: It is another one, and every difference is listed; or the file of its
+                recipe has changed.
         """
-        saved, requested = _flat(self.read_config()), _flat(identity)
+        own = self.read_config()
+        if recipe_digest(own) != recipe_digest(identity) and own["recipe"] == identity["recipe"]:
+            raise CheckpointError(
+                f"the recipe {own['recipe']} has changed since the run in {self.path} began, so "
+                "that it cannot resume to the same result: restore the file, or start again in "
+                "another --out"
+            )
+        saved, requested = _flat(own), _flat(identity)
         differences = [
             f"{key} was {saved.get(key)!r} and is {requested.get(key)!r}"
             for key in sorted({*saved, *requested})
@@ -205,6 +216,7 @@ class RunDirectory:
                 f"{self.path} holds another run: {listing(differences, most=100)}; resume it with "
                 "its own settings, or choose another --out"
             )
+        return own
 
     @property
     def metric_lines(self) -> int:
@@ -281,7 +293,15 @@ def _identity_problems(identity: dict[str, Any]) -> Iterator[str]:
             yield f"{key} is missing"
         elif not isinstance(identity[key], hint):
             yield f"{key} must be {expected}, but is {identity[key]!r}"
-    for key in sorted(identity.keys() - _IDENTITY.keys()):
+    code = identity.get(_RECIPE_FILE, {})
+    keys = {"path": str, "sha256": str, "mode": str, "settings": dict}
+    if _RECIPE_FILE in identity and not (
+        isinstance(code, dict)
+        and code.keys() == keys.keys()
+        and all(isinstance(code[key], kind) for key, kind in keys.items())
+    ):
+        yield f"{_RECIPE_FILE} must have {listing(list(keys))}, but is {code!r}"
+    for key in sorted(identity.keys() - _IDENTITY.keys() - {_RECIPE_FILE}):
         yield f"{key} is unknown"
 
 
@@ -305,6 +325,14 @@ def read_object(path: Path, fix: str) -> dict[str, Any]:
     return content
 
 
+def recipe_digest(identity: Mapping[str, Any]) -> str | None:
+    """Return the digest of the file of a run's recipe; None for a built-in recipe."""
+    code = identity.get(_RECIPE_FILE)
+    return None if code is None else str(code["sha256"])
+
+
 def _flat(content: dict[str, Any]) -> dict[str, Any]:
     config = content.get("config")
-    return {**content, **(config if isinstance(config, dict) else {}), "config": None}
+    flat = {**content, **(config if isinstance(config, dict) else {}), "config": None}
+    flat.pop(_RECIPE_FILE, None)  # its digest is compared, and it may have moved
+    return flat

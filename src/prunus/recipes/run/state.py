@@ -10,6 +10,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
+from prunus._utils.random_states import host_random_states, load_host_random_states
+
 __all__ = ["PartialEpoch", "PhaseClock", "PhaseName", "RunState"]
 
 PhaseName = Literal["dense", "prune"]
@@ -108,6 +110,7 @@ class RunState:
             "phase_state": dict(phase_state),
             "data_order": self.data_generator_state,
             "random_state": torch.get_rng_state(),
+            "host_random_states": host_random_states(),
             "seconds": dict(self.clock.seconds),
             "metric_lines": self.metric_lines,
             "dense_metric": self.dense_metric,
@@ -125,6 +128,7 @@ class RunState:
         self.data_generator.set_state(tree["data_order"])
         self.data_generator_state = tree["data_order"]
         torch.set_rng_state(tree["random_state"])
+        load_host_random_states(tree["host_random_states"])
         self.clock.seconds = dict(tree["seconds"])
         self.metric_lines = int(tree["metric_lines"])
         self.dense_metric = tree["dense_metric"]

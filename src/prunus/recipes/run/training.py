@@ -6,12 +6,11 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from prunus._utils.files import write_atomically
+from prunus._utils.random_states import seed_all
 from prunus.errors import CheckpointError, FloorNotReachedError
 from prunus.recipes.config import Config
-from prunus.recipes.registry import Recipe
+from prunus.recipes.recipe import Recipe
 from prunus.recipes.run import teacher_outputs
 from prunus.recipes.run.context import RunContext, Stopped, check_pattern, weights_to_keep
 from prunus.recipes.run.dense_network import (
@@ -67,7 +66,7 @@ def run(
         Stopped: ``stop`` returned True.
     """
     identity = {
-        "recipe": recipe.name,
+        **recipe.identity,
         "seed": seed,
         "data": data,
         "dense": dense,
@@ -75,7 +74,7 @@ def run(
     }
     with directory.claimed(resume=resume):
         if resume:
-            directory.check_config(identity)
+            identity = directory.check_config(identity)
             if (complete := _complete_summary(directory, progress)) is not None:
                 return complete
         progress.report(f"data: {data or recipe.data}")
@@ -83,6 +82,7 @@ def run(
         if dense is not None and not directory.checkpoints:
             check_donor(context)
         if not resume:
+            context.task.check()
             directory.write_config(identity)
         _load_checkpoint(context, state, resume=resume)
         obtain_dense_network(context, state)
@@ -113,7 +113,7 @@ def _prepare(
     stop: Callable[[], bool],
 ) -> tuple[RunContext, RunState]:
     """Load the data and build the network; settings that do not fit it are rejected here."""
-    torch.manual_seed(identity["seed"])
+    seed_all(identity["seed"])
     task = recipe.prepare(config, identity["data"], identity["seed"])
     for note in task.notes:
         progress.report(note)

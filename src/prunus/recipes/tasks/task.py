@@ -95,6 +95,13 @@ class Task(ABC):
     def test(self, model: nn.Module) -> Evaluation:
         """Evaluate on the test split."""
 
+    def check(self) -> None:  # noqa: B027 - a default
+        """Check, at the start of a new run, what would otherwise fail later in it.
+
+        Raises:
+            PrunusError: Something would.
+        """
+
     def prepare_pruning(self, model: nn.Module) -> None:  # noqa: B027 - a default
         """Change a network from the settings of the dense training to those of pruning."""
 
