@@ -30,8 +30,12 @@ _EVERY = 16
 """One of so many weights is shown as a point."""
 
 
-def main() -> None:
-    """Draw the pictures."""
+def main(folder: Path = DOCS / "pictures") -> None:
+    """Draw the pictures.
+
+    Args:
+        folder: The folder of the pictures.
+    """
     names: dict[str, Any] = {}
     dense, sparse, *_ = re.findall(
         r"```python\n(.*?)```", (DOCS / "quickstart.md").read_text(), flags=re.DOTALL
@@ -40,7 +44,7 @@ def main() -> None:
     scores = scores_picture(*first_layer(names))
     exec(sparse, names)
     for drawing in (coefficients_picture(), scores, floor_picture(names["pruner"])):
-        save_drawing(drawing, DOCS / "pictures", "concepts", suffixes=("svg",))
+        save_drawing(drawing, folder, "concepts", suffixes=("svg",))
 
 
 def coefficients_picture() -> Drawing:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -40,8 +41,6 @@ DOCUMENTED = (
     "export",
     "growth",
     "history",
-    "integrations.accelerate",
-    "integrations.lightning",
     "masks",
     "methods",
     "patterns",
@@ -55,6 +54,9 @@ DOCUMENTED = (
     "validation",
 )
 """The modules of which every public name has a place on an API page."""
+
+INTEGRATIONS = ("integrations.accelerate", "integrations.lightning", "integrations.transformers")
+"""The same, of modules that import a framework."""
 
 
 def with_marks() -> list[object]:
@@ -103,23 +105,36 @@ def test_a_name_that_does_not_exist_is_found() -> None:
     assert missing_names(text) == ["prunus.Prunner", "prunus.export.to_tar"]
 
 
-def documented() -> set[int]:
-    """Return the identities of the objects on the API pages."""
+def undocumented(names: Iterable[str], pattern: str) -> list[str]:
+    """Return the public names of modules that are on no API page.
+
+    Args:
+        names: The modules.
+        pattern: The names of the pages.
+    """
     found: set[int] = set()
-    for page in (DOCS / "api").glob("*.md"):
+    for page in (DOCS / "api").glob(pattern):
         for path in re.findall(r"^::: ([\w.]+)$", page.read_text(), flags=re.MULTILINE):
             module, _, name = path.rpartition(".")
             found.add(id(getattr(importlib.import_module(module), name)))
-    return found
+    public = {
+        f"{name}.{member}": getattr(module, member)
+        for name in names
+        for module in [importlib.import_module(name)]
+        for member in module.__all__
+        if member != "__version__"
+    }
+    return [name for name, value in public.items() if id(value) not in found]
 
 
 def test_every_public_name_is_on_an_api_page() -> None:
-    public = {name: getattr(prunus, name) for name in prunus.__all__ if name != "__version__"}
-    for name in DOCUMENTED:
-        module = importlib.import_module(f"prunus.{name}")
-        public |= {f"{name}.{member}": getattr(module, member) for member in module.__all__}
-    found = documented()
-    assert [name for name, value in public.items() if id(value) not in found] == []
+    names = ("prunus", *(f"prunus.{name}" for name in DOCUMENTED))
+    assert undocumented(names, "[!i]*.md") == []
+
+
+@pytest.mark.frameworks
+def test_every_integration_is_on_an_api_page() -> None:
+    assert undocumented((f"prunus.{name}" for name in INTEGRATIONS), "integrations.md") == []
 
 
 def messages(path: Path) -> Iterator[str]:
@@ -159,6 +174,28 @@ def test_the_readme_is_short() -> None:
     lines = (ROOT / "README.md").read_text().splitlines()
     assert len(lines) <= 150
     assert lines.index("## What it works with") < 60
+
+
+@pytest.mark.slow
+def test_the_pictures_of_the_concepts_are_drawn_by_their_script(tmp_path: Path) -> None:
+    specification = importlib.util.spec_from_file_location("pictures", DOCS / "draw_concepts.py")
+    assert specification is not None
+    assert specification.loader is not None
+    script = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+    script.main(tmp_path)
+    committed = DOCS / "pictures"
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        p.name for p in committed.glob("concepts-*")
+    )
+    # Only this one does not depend on a training, and so on the machine.
+    name = "concepts-coefficients.svg"
+    texts = [
+        re.findall(r"<text[^>]*>(.*?)</text>", (f / name).read_text())
+        for f in (tmp_path, committed)
+    ]
+    assert texts[0] == texts[1]
+    assert "constant: L2" in texts[0]
 
 
 @pytest.fixture(scope="module")
