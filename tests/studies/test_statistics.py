@@ -11,7 +11,7 @@ import pytest
 
 from prunus.errors import ArgumentError, PrunusError
 from prunus.studies import Cell
-from prunus.studies.statistics import Outcome, PairedDifference, decimals_for, paired_difference
+from prunus.studies.statistics import Outcome, PairedDifference, paired_difference
 from studies.stubs import study, summary
 
 
@@ -62,35 +62,19 @@ def test_equal_differences_are_apart_and_none_is_not() -> None:
     assert not nothing.apart
 
 
-@pytest.mark.parametrize(
-    ("spreads", "values", "decimals"),
-    [
-        ([0.0025, 0.0041, 0.1], [0.96], 4),  # the median, 0.0041, with two digits
-        ([0.41], [27.7], 2),
-        ([0.0, math.nan], [0.9638], 4),  # no spread: four digits of the value
-        ([12.0], [345.0], 0),
-        ([], [0.0], 1),
-        ([1e-20], [1.0], 8),
-    ],
-)
-def test_decimals_are_those_of_the_spread(
-    spreads: list[float], values: list[float], decimals: int
-) -> None:
-    assert decimals_for(spreads, values) == decimals
-
-
 def test_table_by_hand() -> None:
     # Dense: 0.97, 0.95, 0.96, whose deviation is 0.01. prunus: 0.96, 0.93, 0.95: the squares of
     # the distances from 0.94667 sum to 0.000467, the deviation is 0.0153. l2: 0.95, 0.90, 0.93
     # from 0.92667: 0.001267, 0.0252. The differences 0.01, 0.03, 0.02 deviate by 0.01, the error
-    # of their mean is 0.00577. Spreads: 0.00577, 0.01, 0.0153, 0.0252: the lower median is 0.01.
+    # of their mean is 0.00577. Spreads: 0.01, 0.0153, 0.0252: the lower quartile is 0.01, of which
+    # two digits are three decimals; two digits of 0.00577 are four.
     table = study(by_hand()).table()
     assert table.to_markdown().splitlines() == [
         "| network | ratio | sparsity | test accuracy | against dense | prunus is better by |",
         "| --- | --- | --- | --- | --- | --- |",
         "| dense | 1 | 0 | 0.960 ± 0.010 |  |  |",
         "| prunus | 10 | 90.0% | 0.947 ± 0.015 | -0.013 ± 0.006 |  |",
-        "| l2 | 10 | 90.0% | 0.927 ± 0.025 | -0.033 ± 0.015 | +0.020 ± 0.006* |",
+        "| l2 | 10 | 90.0% | 0.927 ± 0.025 | -0.033 ± 0.015 | +0.0200 ± 0.0058* |",
     ]
     assert table.notes == ()
     assert "over 3 seeds" in table.legend

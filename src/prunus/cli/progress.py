@@ -6,6 +6,7 @@ import time
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from prunus._utils.digits import format_metric
 from prunus._utils.durations import format_duration
 from prunus.cli.screen import Screen
 from prunus.constraint import Constraint
@@ -83,8 +84,8 @@ class TerminalProgress:
     def _print_line(self, epoch: Epoch, phase: PhaseStart, left: str) -> None:
         parts = [
             f"epoch {epoch.epoch:>{len(str(phase.epochs))}}/{phase.epochs}",
-            f"loss {epoch.loss:.4f}",
-            f"validation {phase.metric} {epoch.validation:.4f}",
+            f"loss {format_metric(epoch.loss)}",
+            f"validation {phase.metric} {format_metric(epoch.validation)}",
             *(f"{name} {value:.4g}" for name, value in epoch.extra_metrics.items()),
         ]
         if phase.constraint is not None:
@@ -139,4 +140,4 @@ def compare_with_bound(constraint: Constraint, metric: float) -> str:
     """
     name = constraint.bound_name
     unmet, met = {"floor": ("<", "≥"), "ceiling": (">", "≤")}[name]
-    return f"{met if constraint.met(metric) else unmet} {name} {constraint.bound:.4f}"
+    return f"{met if constraint.met(metric) else unmet} {name} {format_metric(constraint.bound)}"

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from prunus._utils.digits import format_metric
 from prunus._utils.durations import format_duration
 from prunus.cli.screen import Screen
 from prunus.studies.cells import Cell
@@ -49,7 +50,7 @@ class TerminalStudyProgress:
         if status.finished - self._shown < every and status.finished < status.total:
             return
         self._shown = status.finished
-        metric = f"test {summary['metric']['name']} {summary['sparse']['test']:.4f}"
+        metric = f"test {summary['metric']['name']} {format_metric(summary['sparse']['test'])}"
         line = f"{cell}: {metric}, sparsity {summary['sparsity']:.4f}"
         self._screen.message(line if self._screen.is_terminal else f"{line}; {describe(status)}")
 

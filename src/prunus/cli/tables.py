@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from prunus._utils.digits import format_metrics
 from prunus._utils.durations import format_duration
 from prunus._utils.sizes import compare_sizes
 from prunus.bench import BenchReport
@@ -49,7 +50,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     tested = "test_split" not in summary["metric"]
     for split in ("validation", "test") if tested else ("validation",):
         values = (summary["dense"][split], summary["sparse"][split])
-        table.add_row(f"{split} {metric}", *(f"{value:.4f}" for value in values))
+        table.add_row(f"{split} {metric}", *format_metrics(values))
     parameters, nonzero = summary["parameters"], summary["nonzero"]
     table.add_row("parameters", f"{parameters:,}", f"{parameters:,}")
     table.add_row("non-zero", f"{parameters:,}", f"{nonzero:,}")

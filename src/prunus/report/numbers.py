@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+from prunus._utils.digits import decimals_for, format_metric
+
 __all__ = [
     "change",
     "file_size",
-    "fraction_kept",
     "milliseconds",
     "significant",
     "value",
@@ -17,19 +18,17 @@ _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
 def value(number: float) -> str:
-    """Return a metric or loss: four decimals below 10, two above.
+    """Return a metric or loss that is shown alone.
 
     Example:
-        >>> value(0.97216), value(27.7234), value(float("nan"))
-        ('0.9722', '27.72', 'not a number')
+        >>> value(0.97216), value(27.7234), value(-0.5), value(float("nan"))
+        ('0.9722', '27.72', '−0.5000', 'not a number')
     """
-    if not math.isfinite(number):
-        return "not a number" if math.isnan(number) else "infinite"
-    return f"{number:.{_decimals(number)}f}".replace("-", "−")
+    return format_metric(number).replace("-", "−")
 
 
 def change(before: float, after: float) -> str:
-    """Return a difference with its sign, rounded as :func:`value` rounds.
+    """Return a difference with its sign, with the decimals that both values have.
 
     Example:
         >>> change(0.9722, 0.9638), change(27.1, 27.72)
@@ -38,28 +37,10 @@ def change(before: float, after: float) -> str:
     difference = after - before
     if not math.isfinite(difference):
         return ""
-    decimals = _decimals(max(abs(before), abs(after)))
+    decimals = decimals_for([], [before, after])
     if round(difference, decimals) == 0:
         return f"{0:.{decimals}f}"
     return f"{difference:+.{decimals}f}".replace("-", "−")
-
-
-def _decimals(number: float) -> int:
-    return 4 if abs(number) < 10 else 2
-
-
-def fraction_kept(density: float) -> str:
-    """Return a density in percent.
-
-    Example:
-        >>> fraction_kept(0.04), fraction_kept(0.000123), fraction_kept(1.0), fraction_kept(0.0)
-        ('4.0%', '0.012%', '100%', '0%')
-    """
-    if density in (0, 1):
-        return f"{density:.0%}"
-    percent = 100 * density
-    decimals = max(1 if percent >= 1 else 2, 1 - math.floor(math.log10(percent)))
-    return f"{percent:.{min(decimals, 8)}f}%"
 
 
 def significant(number: float, digits: int = 3) -> str:

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import torch
 
+from prunus._utils.digits import format_metrics, format_percent
 from prunus._utils.durations import format_duration
 from prunus.constraint import Constraint
 from prunus.export.inspection import TensorDensity
@@ -203,8 +204,7 @@ def _metrics(outcome: Outcome) -> Table:
         rows.append(
             (
                 f"{split} {extra.replace('_', ' ') or outcome.metric}",
-                numbers.value(dense),
-                numbers.value(sparse),
+                *(text.replace("-", "−") for text in format_metrics([dense, sparse])),
                 numbers.change(dense, sparse),
             )
         )
@@ -280,7 +280,7 @@ def _tensor_table(tensors: Sequence[TensorDensity]) -> Table:
             "×".join(map(str, tensor.shape)) or "scalar",
             f"{tensor.numel:,}",
             f"{tensor.nonzero:,}",
-            numbers.fraction_kept(tensor.density),
+            format_percent(tensor.density),
         )
         for tensor in tensors[:_MOST_ROWS]
     ]

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Outcome", "PairedDifference", "decimals_for", "mean_and_deviation", "paired_difference"]
+__all__ = ["Outcome", "PairedDifference", "mean_and_deviation", "paired_difference"]
 
 
 @dataclass(frozen=True)
@@ -106,29 +106,3 @@ def paired_difference(
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
     """Return the mean and the standard deviation; None for the latter if there is one value."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
-
-
-def decimals_for(spreads: Sequence[float], values: Sequence[float]) -> int:
-    """Return the number of decimals that the spread of a metric deserves: two digits of it.
-
-    Args:
-        spreads: The standard deviations and errors that are shown, of which the median counts.
-            Zeros and values that are not finite are left out.
-        values: The values beside them, which get four significant digits if no spread is left.
-
-    Example:
-        >>> decimals_for([0.0025, 0.0041], [0.96]), decimals_for([0.41], [27.7])
-        (4, 2)
-        >>> decimals_for([], [0.9638]), decimals_for([], [27.72])
-        (4, 2)
-    """
-    usable = [spread for spread in spreads if math.isfinite(spread) and spread > 0]
-    if usable:
-        return _decimals(statistics.median_low(usable), 2)
-    sizes = [abs(value) for value in values if math.isfinite(value) and value]
-    return _decimals(statistics.median(sizes), 4) if sizes else 1
-
-
-def _decimals(number: float, digits: int) -> int:
-    """Return the decimals that show this many significant digits of a number, up to eight."""
-    return min(8, max(0, digits - 1 - math.floor(math.log10(number))))

@@ -8,13 +8,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from prunus._utils.digits import decimals_for
 from prunus.studies.cells import format_ratio
-from prunus.studies.statistics import (
-    Outcome,
-    PairedDifference,
-    decimals_for,
-    mean_and_deviation,
-)
+from prunus.studies.statistics import Outcome, PairedDifference, mean_and_deviation
 
 __all__ = ["StudyTable", "TableRow", "format_sparsity", "format_spread"]
 
@@ -65,8 +61,14 @@ class StudyTable:
         groups = [self.dense, *(row.outcome.values for row in self.rows)]
         pairs = [mean_and_deviation(values) for values in groups]
         spreads = [deviation for _, deviation in pairs if deviation is not None]
-        spreads += [row.lead.error for row in self.rows if row.lead is not None]
         return decimals_for(spreads, [mean for mean, _ in pairs])
+
+    @property
+    def difference_decimals(self) -> int:
+        """The decimals of the paired differences, whose errors may be much smaller."""
+        leads = [row.lead for row in self.rows if row.lead is not None]
+        own = decimals_for([lead.error for lead in leads], [lead.mean for lead in leads])
+        return max(own, self.decimals) if leads else self.decimals
 
     @property
     def seeds(self) -> int | None:
@@ -117,7 +119,7 @@ class StudyTable:
         outcome, lead = row.outcome, row.lead
         ahead = ""
         if lead is not None:
-            decimals = self.decimals
+            decimals = self.difference_decimals
             mark = "*" if lead.apart else ""
             ahead = f"{lead.mean:+.{decimals}f} ± {lead.error:.{decimals}f}{mark}"
         return [

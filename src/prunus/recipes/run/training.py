@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from prunus._utils.digits import format_metrics
 from prunus._utils.files import write_atomically
 from prunus._utils.random_states import seed_all
 from prunus.errors import CheckpointError, FloorNotReachedError
@@ -200,9 +201,9 @@ def _check_floor(context: RunContext, state: RunState) -> None:
     constraint = context.config.make_constraint(state.dense_metric)
     if constraint.met(state.dense_metric):
         return
+    metric, bound = format_metrics([state.dense_metric, constraint.bound])
     raise FloorNotReachedError(
         f"the dense network reaches a validation {context.task.metric} of "
-        f"{state.dense_metric:.4f}, which does not meet the {constraint.bound_name} "
-        f"{constraint.bound:.4f}, so nothing may be removed: {constraint.relax} it or raise "
-        "dense_epochs"
+        f"{metric}, which does not meet the {constraint.bound_name} {bound}, so nothing may be "
+        f"removed: {constraint.relax} it or raise dense_epochs"
     )

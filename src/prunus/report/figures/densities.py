@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
+from prunus._utils.digits import format_percent
 from prunus.export.inspection import TensorDensity
-from prunus.report import numbers
 from prunus.report.figures.bars import Bar, draw_bars
 from prunus.report.figures.drawing import Drawing
 from prunus.report.figures.palette import BLUE
@@ -35,7 +35,7 @@ def type_densities_figure(layer_types: Mapping[str, tuple[int, int]]) -> Drawing
         Bar(
             name,
             nonzero / prunable if prunable else 0.0,
-            f"{numbers.fraction_kept(nonzero / prunable if prunable else 0.0)} of {prunable:,}",
+            f"{format_percent(nonzero / prunable if prunable else 0.0)} of {prunable:,}",
             BLUE.light,
         )
         for name, (prunable, nonzero) in layer_types.items()
@@ -58,8 +58,8 @@ def tensor_densities_figure(tensors: Sequence[TensorDensity]) -> Drawing:
     sparsest = min(tensors, key=lambda tensor: tensor.density)
     alt = (
         f"Chart of the fraction of non-zero elements of {len(tensors)} tensors, from "
-        f"{numbers.fraction_kept(sparsest.density)} in {sparsest.name} to "
-        f"{numbers.fraction_kept(densest.density)} in {densest.name}."
+        f"{format_percent(sparsest.density)} in {sparsest.name} to "
+        f"{format_percent(densest.density)} in {densest.name}."
     )
     if len(tensors) <= _MOST_BARS:
         return Drawing(
@@ -86,7 +86,7 @@ def tensor_densities_figure(tensors: Sequence[TensorDensity]) -> Drawing:
 
 
 def _bar(tensor: TensorDensity) -> Bar:
-    label = f"{numbers.fraction_kept(tensor.density)} of {tensor.numel:,}"
+    label = f"{format_percent(tensor.density)} of {tensor.numel:,}"
     return Bar(tensor.name, tensor.density, label, BLUE.light)
 
 
@@ -113,7 +113,7 @@ def _draw_points(tensors: Sequence[TensorDensity], width: int) -> Figure:
         )
     axes.set_yscale("log")
     axes.set_ylim(lowest / 1.3, 1.4)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: numbers.fraction_kept(min(y, 1))))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: format_percent(min(y, 1))))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axes.set_xlabel("tensor")

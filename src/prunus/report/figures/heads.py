@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from prunus.report import numbers
+from prunus._utils.digits import format_percent
 from prunus.report.figures.drawing import Drawing
 from prunus.report.figures.palette import INK, PICTURE
 from prunus.report.text import plain_label, short_names
@@ -54,8 +54,8 @@ def heads_figure(
     dead = int((values == 0).sum())
     alt = (
         f"Grid of the fraction of non-zero weights of {values.shape[1]} attention heads in "
-        f"{len(densities)} layers, from {numbers.fraction_kept(float(values.min()))} to "
-        f"{numbers.fraction_kept(float(values.max()))}; {dead} heads have no weight left."
+        f"{len(densities)} layers, from {format_percent(float(values.min()))} to "
+        f"{format_percent(float(values.max()))}; {dead} heads have no weight left."
     )
     return Drawing(
         "heads",
@@ -130,7 +130,7 @@ def _draw(layers: list[str], values: NDArray[Any], width: int) -> Figure:
                 axes.text(
                     column,
                     row,
-                    numbers.fraction_kept(float(values[row, column])),
+                    format_percent(float(values[row, column])),
                     horizontalalignment="center",
                     verticalalignment="center",
                     color=INK.light,

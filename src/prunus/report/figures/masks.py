@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from prunus.report import numbers
+from prunus._utils.digits import format_percent
 from prunus.report.figures.drawing import HALF, Drawing
 from prunus.report.figures.palette import MUTED, PICTURE
 from prunus.report.text import plain_label, short_names
@@ -147,7 +147,7 @@ def _density_map(name: str, weight: torch.Tensor) -> _Map:
     pooled = torch.nn.functional.adaptive_avg_pool2d(mask[None, None], cells)[0, 0]
     density = int(torch.count_nonzero(mask)) / mask.numel()
     shape = "×".join(map(str, weight.shape))
-    label = f"{shape}, {numbers.fraction_kept(density)}"
+    label = f"{shape}, {format_percent(density)}"
     return _Map(name, label, pooled.numpy(), rows / columns)
 
 
