@@ -361,6 +361,23 @@ class Masks(Mapping[str, torch.Tensor]):
         return missing, [name for name in other if name not in self]
 
 
+def attached_mask(parameter: torch.Tensor) -> torch.Tensor | None:
+    """Return the mask that a parameter has now, or None if nothing masks it.
+
+    Example:
+        >>> from torch import nn
+        >>> from prunus import select
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> masks = Masks.attached(select(layer))
+        >>> attached_mask(layer.weight) is masks["weight"]
+        True
+        >>> masks.detach()
+        >>> attached_mask(layer.weight)
+    """
+    shared = _attached.get(parameter)
+    return shared.mask if shared is not None and shared.users else None
+
+
 def clear_(tensor: torch.Tensor, mask: torch.Tensor) -> None:
     """Set ``tensor`` to exactly +0.0 where ``mask`` is False, in place; floating point only."""
     clear_all_([tensor], [mask])

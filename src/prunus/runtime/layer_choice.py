@@ -12,7 +12,7 @@ from prunus.runtime.candidates import MAX_DENSITY
 from prunus.runtime.replacing import Replacement
 from prunus.runtime.report import LayerTiming
 
-__all__ = ["is_certain", "time_layer", "time_variants"]
+__all__ = ["MARGIN", "is_certain", "time_layer", "time_variants"]
 
 _SECONDS = 0.15
 """Seconds of calls per variant in a set of rounds, if 5 to 50 rounds allow it.
@@ -32,7 +32,7 @@ _PRECISION = 0.05
 A heuristic: the cost of the wrong choice is at most that.
 """
 
-_MARGIN = 0.97
+MARGIN = 0.97
 """Fraction of the dense layer's time that the sparse layer must stay below.
 
 A heuristic: a gain below 3 % is within what the medians of so few calls differ by.
@@ -64,11 +64,11 @@ def time_layer(replacement: Replacement, x: torch.Tensor) -> LayerTiming:
 
         sparse_layer = replacement.sparse_layer(by_item=False)
         timings = time_variants(
-            {"dense": dense, "sparse": lambda: sparse_layer(x)}, threshold=_MARGIN
+            {"dense": dense, "sparse": lambda: sparse_layer(x)}, threshold=MARGIN
         )
         dense_ms, sparse_ms = (timings.milliseconds(name)["median_ms"] for name in timings.seconds)
-        replaced = timings.ratio("sparse") < _MARGIN
-        disturbed = not is_certain(timings, threshold=_MARGIN)
+        replaced = timings.ratio("sparse") < MARGIN
+        disturbed = not is_certain(timings, threshold=MARGIN)
     return LayerTiming(
         name=chain.name,
         layer_type=type(layer).__name__,

@@ -29,7 +29,17 @@ from prunus.runtime.tiling import (
     tile_in_place,
 )
 
-__all__ = ["Call", "Items", "LinearPlan", "SinglePlan", "plan_items", "plan_single"]
+__all__ = [
+    "Call",
+    "Copy",
+    "Items",
+    "LinearPlan",
+    "SinglePlan",
+    "plan_items",
+    "plan_packing",
+    "plan_single",
+    "vectors_fit_storage",
+]
 
 Call = Callable[[int, int], None]
 """Calls a kernel, given the addresses of its input and of its output."""
@@ -240,7 +250,7 @@ def plan_items(rows: SparseRows, items: Items, *, threads: int, relu: bool) -> L
     return LinearPlan(
         call=call,
         record=record,
-        packing=_packing(items, tiling.tile, threads) if layout.packed else None,
+        packing=plan_packing(items, tiling.tile, threads) if layout.packed else None,
         output_width=tiling.output_width,
         unpacking=_unpacking(items.count, len(rows.bias), tiling.output_width, threads),
     )
@@ -296,7 +306,11 @@ def choose_sharing(rows: SparseRows, tiling: Tiling, items: Items, threads: int)
     return Sharing(threads=threads, by_tiles=by_tiles)
 
 
-def _packing(items: Items, tile: Tile, threads: int) -> Copy:
+def plan_packing(items: Items, tile: Tile, threads: int) -> Copy:
+    """Return the copy of items into panels of the width of a tile.
+
+    Items of which neither the features nor the items are contiguous must be made contiguous first.
+    """
     count, features = items.count, items.features
     item_step, feature_step = items.item_step, items.feature_step
     if 1 not in (item_step, feature_step):

@@ -19,12 +19,12 @@ from prunus._inference.model_calls import (
     reference_outputs,
 )
 from prunus._inference.outputs import TOLERANCE, UNSTABLE, relative_difference
-from prunus._utils.extras import missing_extra
 from prunus.errors import PrunusError, first_line, listing
 from prunus.runtime.attention_splitting import split_sparse_attentions
 from prunus.runtime.candidates import layer_inputs
 from prunus.runtime.fusion import find_chains
 from prunus.runtime.layer_choice import is_certain, time_layer, time_variants
+from prunus.runtime.numba_extra import check_numba
 from prunus.runtime.replacing import Replacement, replace_layers
 from prunus.runtime.report import LayerTiming, SpeedUpReport
 from prunus.runtime.verification import difference_on_random_inputs, rounding_excess
@@ -117,7 +117,7 @@ def speed_up(
 
 
 def _speed_up(model: nn.Module, example_inputs: ExampleInputs) -> tuple[nn.Module, SpeedUpReport]:
-    _check_numba()
+    check_numba()
     model, args, kwargs = prepare_call(model, example_inputs)
     dense = copy_model(model)
     expected = reference_outputs(dense, args, kwargs)
@@ -201,10 +201,3 @@ def _sparse_networks(
             f"{type(failures[-1]).__name__}: {first_line(failures[-1])}. Use the dense network"
         ) from failures[-1]
     return networks
-
-
-def _check_numba() -> None:
-    try:
-        import numba  # noqa: F401
-    except ImportError as error:
-        raise missing_extra("the sparse runtime", "runtime", error) from error

@@ -11,7 +11,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["ImageRecord", "MatrixRecord", "PackRecord", "Record", "UnpackRecord", "WeightRecord"]
+__all__ = [
+    "GradientRecord",
+    "ImageRecord",
+    "MatrixRecord",
+    "PackRecord",
+    "Record",
+    "UnpackRecord",
+    "WeightRecord",
+]
 
 
 class WeightRecord(NamedTuple):
@@ -145,6 +153,26 @@ class UnpackRecord(NamedTuple):
     features: int
 
 
+class GradientRecord(NamedTuple):
+    """The gradient of the elements of a sparse matrix.
+
+    Attributes:
+        weight: Address of the :class:`WeightRecord`.
+        columns: Columns of the matrix.
+        x_step: Step in x, the inputs of the product, from column to column of the matrix.
+        y_step: Step in y, the gradients of its outputs, from row to row.
+        line: Bytes of a line of x or y.
+        chunk: Bytes of a line that are read before the next row.
+    """
+
+    weight: int
+    columns: int
+    x_step: int
+    y_step: int
+    line: int
+    chunk: int
+
+
 class Record:
     """A record in memory.
 
@@ -163,7 +191,12 @@ class Record:
 
     def __init__(
         self,
-        fields: WeightRecord | MatrixRecord | ImageRecord | PackRecord | UnpackRecord,
+        fields: WeightRecord
+        | MatrixRecord
+        | ImageRecord
+        | PackRecord
+        | UnpackRecord
+        | GradientRecord,
         *owners: object,
     ) -> None:
         self._numbers = np.array(fields, dtype=np.int64)

@@ -13,15 +13,20 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 __all__ = [
+    "count_nonzero",
+    "fill_zeros",
     "float_at",
     "gather_dot",
+    "index_at",
     "int_at",
     "maximum_of_windows",
     "multiply_row",
     "record_reader",
+    "sampled_dots",
     "store_float",
     "transpose_square",
 ]
@@ -39,6 +44,7 @@ class _Code:
     def __init__(self, builder: Any, lanes: int) -> None:
         self.builder, self.lanes = builder, lanes
         self.vector = ir.VectorType(_FLOAT, lanes)
+        self.integers = ir.VectorType(_INT32, lanes)
 
     def pointer(self, address: Any, item_type: Any) -> Any:
         return self.builder.inttoptr(address, item_type.as_pointer())
@@ -288,6 +294,121 @@ def gather_dot(
 
 
 @intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def sampled_dots(
+    typing: Any,
+    lanes: Any,
+    group: Any,
+    bits: Any,
+    index: Any,
+    k: Any,
+    x: Any,
+    x_step: Any,
+    y: Any,
+    size: Any,
+    sums: Any,
+) -> Any:
+    """Add to sums[k + g], for each g < group, the dot product of a line of x with the line y.
+
+    The line of x starts at x + index[k + g] · x_step. ``size`` is the bytes of a line, a multiple
+    of ``lanes`` floats. The first three arguments must be literal numbers, powers of two: the
+    floats of a vector, how many products are computed at once, at most ``lanes``, and the bits of
+    an index.
+    """
+    width, count, index_bits = (literal.literal_value for literal in (lanes, group, bits))
+    numbers = [_ADDRESS, _NUMBER, _ADDRESS, _NUMBER, _ADDRESS, _NUMBER, _ADDRESS]
+    signature = types.void(lanes, group, bits, *numbers)
+
+    def generate(context: Any, builder: Any, _: Any, arguments: Sequence[Any]) -> Any:
+        at_index, first, at_x, step, at_y, line_bytes, at_sums = arguments[3:]
+        code = _Code(builder, width)
+        lines = [
+            code.add(
+                at_x, code.multiply(code.index(at_index, code.add(first, g), index_bits), step)
+            )
+            for g in range(count)
+        ]
+
+        def accumulate(offset: Any, totals: list[Any]) -> list[Any]:
+            vector = code.load(code.add(at_y, offset))
+            return [
+                code.multiply_add(vector, code.load(code.add(line, offset)), total)
+                for line, total in zip(lines, totals, strict=True)
+            ]
+
+        start, zero = ir.Constant(_INT64, 0), ir.Constant(code.vector, [0.0] * width)
+        totals: list[Any] = code.loop(start, line_bytes, 4 * width, [zero] * count, accumulate)[0]
+
+        def halve(left: Any, right: Any) -> Any:
+            """Return the sums of pairs of neighbors: those of ``left``, then those of ``right``."""
+            even, odd = (code.shuffle(left, right, range(i, 2 * width, 2)) for i in (0, 1))
+            return builder.fadd(even, odd)
+
+        while len(totals) > 1:
+            totals = [halve(*totals[i : i + 2]) for i in range(0, len(totals), 2)]
+        total = totals[0]
+        for _step in range((width // count).bit_length() - 1):
+            total = halve(total, total)
+        total = code.shuffle(total, total, range(count))
+        target = code.pointer(code.add(at_sums, code.multiply(first, 4)), total.type)
+        before = builder.load(target, align=4)
+        builder.store(builder.fadd(before, total), target, align=4)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def count_nonzero(typing: Any, lanes: Any, address: Any, count: Any) -> Any:
+    """Return how many of ``count`` floats, fewer than 2³¹, are not zero; NaN is not zero.
+
+    ``lanes`` must be a literal number, the floats of a vector.
+    """
+    width = lanes.literal_value
+    signature = types.int64(lanes, _ADDRESS, _NUMBER)
+
+    def generate(context: Any, builder: Any, _: Any, arguments: Sequence[Any]) -> Any:
+        at, number = arguments[1:]
+
+        def counting(code: _Code) -> _Body:
+            zero, integers = ir.Constant(code.vector, [0.0] * code.lanes), code.integers
+
+            def body(k: Any, sums: list[Any]) -> list[Any]:
+                floats = code.load(code.add(at, code.multiply(k, 4)))
+                nonzero = builder.fcmp_unordered("!=", floats, zero)
+                return [builder.add(sums[0], builder.zext(nonzero, integers))]
+
+            return body
+
+        many, single = _Code(builder, width), _Code(builder, 1)
+        whole = many.multiply(builder.sdiv(number, ir.Constant(_INT64, width)), width)
+        start = ir.Constant(_INT64, 0)
+        (vector,), k = many.loop(
+            start, whole, width, [ir.Constant(many.integers, [0] * width)], counting(many)
+        )
+        (rest,), _k = single.loop(
+            k, number, 1, [ir.Constant(single.integers, [0])], counting(single)
+        )
+        total = builder.extract_element(rest, ir.Constant(_INT32, 0))
+        for lane in range(width):
+            total = builder.add(total, builder.extract_element(vector, ir.Constant(_INT32, lane)))
+        return builder.zext(total, _INT64)
+
+    return signature, generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def fill_zeros(typing: Any, address: Any, size: Any) -> Any:
+    """Write zeros into ``size`` bytes at an address."""
+
+    def generate(context: Any, builder: Any, _: Any, arguments: Sequence[Any]) -> Any:
+        target = builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+        cgutils.memset(builder, target, arguments[1], 0)
+        return context.get_dummy_value()
+
+    return types.void(_ADDRESS, _NUMBER), generate
+
+
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
 def transpose_square(typing: Any, lanes: Any, x: Any, x_line: Any, y: Any, y_line: Any) -> Any:
     """Write the transpose of a square of ``lanes`` × ``lanes`` floats, a literal number.
 
@@ -387,6 +508,17 @@ def float_at(typing: Any, address: Any, i: Any) -> Any:
 def int_at(typing: Any, address: Any, i: Any) -> Any:
     """Return the i-th 64-bit integer at an address."""
     return types.int64(_ADDRESS, _NUMBER), _load_item(_INT64)
+
+
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def index_at(typing: Any, bits: Any, address: Any, k: Any) -> Any:
+    """Return the k-th of the unsigned integers of ``bits`` bits, a literal number."""
+    size = bits.literal_value
+
+    def generate(context: Any, builder: Any, _: Any, arguments: Sequence[Any]) -> Any:
+        return _Code(builder, 1).index(arguments[1], arguments[2], size)
+
+    return types.int64(bits, _ADDRESS, _NUMBER), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
