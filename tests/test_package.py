@@ -102,6 +102,7 @@ def test_the_public_names_are_exactly_these() -> None:
         "SoftGrowth",
         "SparseFile",
         "SparseFileError",
+        "SparseTraining",
         "Strength",
         "StrengthStep",
         "TargetAllocation",

@@ -63,7 +63,7 @@ from prunus.errors import (
     PrunusError,
     listing,
 )
-from prunus.growth import Growth, NoGrowth
+from prunus.growth import AlternatingGrowth, Growth, NoGrowth, RandomGrowth
 from prunus.history import History
 from prunus.masks import Masks
 from prunus.patterns.binding import PatternChoice, bind, descriptions
@@ -237,6 +237,8 @@ class Pruner:
         self._prunings = 0
         self._last_metric: float | None = None
         self._predicted_cost: float | None = None
+        self._relative_at: tuple[int, bool] | None = None
+        """A number of steps, and whether a relative penalty acts in the next one."""
         self.masks = Masks.attached(self.selection)
         if masks is not None:
             reshard(self.model)
@@ -318,6 +320,25 @@ class Pruner:
         constraint = self.constraint
         known = constraint.floor is not None and not constraint.needs_dense_metric
         return constraint.bound if known else None
+
+    @property
+    def reads_removed_gradients(self) -> bool:
+        """Whether the next optimizer step reads the gradients of removed weights, too.
+
+        A growth does unless it is an AlternatingGrowth or a RandomGrowth, and so does a penalty
+        whose coefficient is relative to the mean magnitude of a tensor's gradients, in the steps in
+        which it acts. Clipping, which includes them in the norm, does not count.
+        """
+        if not self._growth.ended and not isinstance(self.growth, AlternatingGrowth | RandomGrowth):
+            return True
+        if self._penalty is None or not self._penalty.coefficient.relative:
+            return False
+        if self._penalty.smoothing:
+            return True  # the averages include the gradients of all steps
+        if self._relative_at is None or self._relative_at[0] != self._steps:
+            acts = any(strength > 0 for strength in self._strengths.values().values())
+            self._relative_at = self._steps, acts
+        return self._relative_at[1]
 
     @property
     def penalty(self) -> PenaltyTerm:

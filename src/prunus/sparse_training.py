@@ -8,7 +8,6 @@ from torch import nn
 
 from prunus._utils.checks import number_problem, raise_problems, type_problem
 from prunus.errors import PrunusError, listing
-from prunus.growth import AlternatingGrowth, RandomGrowth
 from prunus.pruner import Pruner
 from prunus.runtime.candidates import unsuitable_tensor
 from prunus.runtime.numba_extra import check_numba
@@ -39,7 +38,10 @@ class SparseTraining:
     network have ordinary layers. The memory of a layer's gradient is kept between steps.
 
     Args:
-        pruner: The pruner. Its growth, if any, must not read gradients of removed weights.
+        pruner: The pruner. Where it reads gradients of removed weights
+            (:attr:`Pruner.reads_removed_gradients`), the gradient of the weight is computed dense:
+            in every fifth step while the default penalty acts, and as long as a SoftGrowth or
+            GradientGrowth does.
         max_density: The fraction of kept weights up to which a layer runs sparse. Runs with equal
             seeds are then equal, which the default does not promise, because rounding depends on
             which layers are sparse. Default None: by timing.
@@ -47,8 +49,7 @@ class SparseTraining:
     Raises:
         ArgumentError: ``max_density`` is out of range.
         ArgumentTypeError: An argument has the wrong type.
-        PrunusError: No linear layer of the pruner can run sparse, one does already, or the growth
-            reads gradients of removed weights.
+        PrunusError: No linear layer of the pruner can run sparse, or one does already.
         MissingExtraError: Numba is missing.
 
     Example:
@@ -78,13 +79,6 @@ class SparseTraining:
             type_problem("pruner", pruner, Pruner, "a Pruner"),
             number_problem("max_density", max_density, least=0, most=1, optional=True),
         )
-        growth = pruner.growth
-        if not isinstance(growth, AlternatingGrowth | RandomGrowth | None):
-            raise PrunusError(
-                f"SparseTraining computes no gradients of removed weights, which "
-                f"{type(growth).__name__} may read: train dense, or with RandomGrowth, "
-                "AlternatingGrowth or no growth"
-            )
         check_numba()
         from prunus.runtime.trained_layer import LayerTraining, SparselyTrainedLinear
 
@@ -102,7 +96,8 @@ class SparseTraining:
             if type(module) is not nn.Linear:
                 reason = f"it is a {type(module).__name__}"
             if reason is None:
-                self._layers[name] = module, LayerTraining(name, max_density)
+                training = LayerTraining(name, max_density, lambda: pruner.reads_removed_gradients)
+                self._layers[name] = module, training
             else:
                 excluded.append(f"{name or 'the model'}: {reason}")
         if not self._layers:

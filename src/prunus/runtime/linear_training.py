@@ -129,7 +129,12 @@ class KeptWeight:
 
 
 def sparse_linear(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, kept: KeptWeight
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    kept: KeptWeight,
+    *,
+    whole_gradient: bool = False,
 ) -> torch.Tensor:
     """Return x Wᵀ + b, with the gradients of ``torch.nn.functional.linear`` for kept weights.
 
@@ -140,9 +145,11 @@ def sparse_linear(
         weight: The weight that ``kept`` has read.
         bias: The bias that ``kept`` has read.
         kept: The kept elements.
+        whole_gradient: Whether the gradient of the weight includes the elements that are not kept,
+            instead of zeros. Default False.
     """
     if torch.is_grad_enabled():
-        y: torch.Tensor = _SparseLinear.apply(x, weight, bias, kept)  # type: ignore[no-untyped-call]
+        y: torch.Tensor = _SparseLinear.apply(x, weight, bias, kept, whole_gradient)  # type: ignore[no-untyped-call]
         return y
     return _outputs(x, kept)
 
@@ -157,30 +164,31 @@ class _SparseLinear(torch.autograd.Function):
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         kept: KeptWeight,
+        whole_gradient: bool,
     ) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.kept = kept
+        ctx.kept, ctx.whole_gradient = kept, whole_gradient
         return _outputs(x, kept)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,), (x, weight), kept = gradients, ctx.saved_tensors, ctx.kept
-        for_x, for_weight, for_bias, _ = ctx.needs_input_grad
+        for_x, for_weight, for_bias, *_ = ctx.needs_input_grad
         items, outputs = (each.reshape(-1, each.shape[-1]) for each in (x, gradient))
         of_x = of_weight = of_bias = None
-        if torch.is_grad_enabled():  # the backward pass itself is differentiated
-            if for_x:
-                of_x = (outputs @ weight).view(x.shape)
-            if for_weight:
-                of_weight = (outputs.t() @ items) * kept.mask()
-        else:
-            if for_x:
-                of_x = kept.input_gradient(outputs).view(x.shape)
-            if for_weight:
-                of_weight = kept.weight_gradient(items, outputs)
+        differentiated = torch.is_grad_enabled()
+        if for_x:
+            of_x = outputs @ weight if differentiated else kept.input_gradient(outputs)
+            of_x = of_x.view(x.shape)
+        if for_weight and ctx.whole_gradient:
+            of_weight = outputs.t() @ items
+        elif for_weight and differentiated:
+            of_weight = (outputs.t() @ items) * kept.mask()
+        elif for_weight:
+            of_weight = kept.weight_gradient(items, outputs)
         if for_bias:
             of_bias = outputs.sum(0)
-        return of_x, of_weight, of_bias, None
+        return of_x, of_weight, of_bias, None, None
 
 
 def _outputs(x: torch.Tensor, kept: KeptWeight) -> torch.Tensor:

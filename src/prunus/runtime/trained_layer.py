@@ -35,12 +35,14 @@ class _Call(NamedTuple):
         threads: Number of threads.
         for_x: Whether the gradient of the input is computed later.
         for_weight: Whether the gradient of the weight is computed later.
+        whole_gradient: Whether that includes removed weights.
     """
 
     size: int
     threads: int
     for_x: bool
     for_weight: bool
+    whole_gradient: bool
 
 
 class LayerTraining:
@@ -50,14 +52,22 @@ class LayerTraining:
         name: Name of the layer.
         max_density: The density up to which it computes with its kept weights; None to decide by
             timing.
+        needs_whole_gradient: Returns whether the gradient of the weight must include removed
+            weights.
 
     Attributes:
         timings: The last timing for each size of batch and kind of call.
         is_sparse: Whether the last call computed with the kept weights.
     """
 
-    def __init__(self, name: str, max_density: float | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        max_density: float | None,
+        needs_whole_gradient: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.name = name
+        self.needs_whole_gradient = needs_whole_gradient
         self.timings: dict[_Call, LayerTiming] = {}
         self.is_sparse = False
         self._max_density = max_density
@@ -65,22 +75,26 @@ class LayerTraining:
         self._version, self._density = -1, 1.0
         self._kept: KeptWeight | None = None
 
-    def kept_weight(self, layer: nn.Linear, x: torch.Tensor) -> KeptWeight | None:
-        """Return the kept weights, just read, or None if the call is to be dense.
+    def compute(self, layer: nn.Linear, x: torch.Tensor) -> torch.Tensor | None:
+        """Return x Wᵀ + b computed with the kept weights, or None if the call is to be dense.
 
         Args:
             layer: The layer.
             x: Its input.
         """
-        kept = None
-        if _can_be_sparse(layer, x) and (mask := attached_mask(layer.weight)) is not None:
-            self._follow(mask)
-            if self._is_wanted(layer, x):
-                kept = self._structure()
-                # Somebody may have loaded weights that the pruner is yet to remove.
-                kept = kept if kept.read(layer.weight, layer.bias) else None
-        self.is_sparse = kept is not None
-        return kept
+        self.is_sparse = False
+        mask = attached_mask(layer.weight) if _can_be_sparse(layer, x) else None
+        if mask is None:
+            return None
+        self._follow(mask)
+        whole_gradient = torch.is_grad_enabled() and self.needs_whole_gradient()
+        if not self._is_wanted(layer, x, whole_gradient):
+            return None
+        kept = self._structure()
+        if not kept.read(layer.weight, layer.bias):
+            return None  # weights were loaded of which the pruner is yet to remove some
+        self.is_sparse = True
+        return sparse_linear(x, layer.weight, layer.bias, kept, whole_gradient=whole_gradient)
 
     def _follow(self, mask: torch.Tensor) -> None:
         """Note a mask, if it is another one or was written to."""
@@ -94,7 +108,7 @@ class LayerTraining:
             self._kept = KeptWeight(self._mask)
         return self._kept
 
-    def _is_wanted(self, layer: nn.Linear, x: torch.Tensor) -> bool:
+    def _is_wanted(self, layer: nn.Linear, x: torch.Tensor, whole_gradient: bool) -> bool:
         if self._max_density is not None:
             return self._density <= self._max_density
         if self._density > MAX_DENSITY:
@@ -103,7 +117,8 @@ class LayerTraining:
         if not torch.is_grad_enabled():
             for_x = for_weight = False
         items = x.numel() // x.shape[-1]
-        call = _Call((items - 1).bit_length(), available_threads(), for_x, for_weight)
+        size, threads = (items - 1).bit_length(), available_threads()
+        call = _Call(size, threads, for_x, for_weight, whole_gradient and for_weight)
         timing = self.timings.get(call)
         if timing is None or (
             self._density > timing.density
@@ -118,6 +133,7 @@ class LayerTraining:
                 self._density,
                 for_x=for_x,
                 for_weight=for_weight,
+                whole_gradient=whole_gradient,
             )
         if not any(each.replaced for each in self.timings.values()):
             self._kept = None
@@ -161,17 +177,16 @@ class SparselyTrainedLinear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - torch's own name
         """Return x Wᵀ + b."""
         training: LayerTraining | None = self.__dict__.get(_ATTRIBUTE)
-        if torch.compiler.is_compiling() or training is None:
+        if training is None or torch.compiler.is_compiling() or torch._C._get_tracing_state():
             return super().forward(input)
-        kept = training.kept_weight(self, input)
-        if kept is None:
-            return super().forward(input)
-        return sparse_linear(input, self.weight, self.bias, kept)
+        y = training.compute(self, input)
+        return super().forward(input) if y is None else y
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Callable[..., Any], tuple[Any, ...], Any]:
         """Return how to copy or pickle the layer, as an ordinary one."""
         state = {name: value for name, value in self.__dict__.items() if name != _ATTRIBUTE}
-        return copyreg.__newobj__, (nn.Linear,), state  # type: ignore[attr-defined]
+        # pickle lets the usual function, __newobj__, only rebuild objects of the same class.
+        return copyreg._reconstructor, (nn.Linear, object, None), state  # type: ignore[attr-defined]
 
 
 def _can_be_sparse(layer: nn.Linear, x: torch.Tensor) -> bool:

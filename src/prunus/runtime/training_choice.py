@@ -36,6 +36,7 @@ def time_training(
     *,
     for_x: bool,
     for_weight: bool,
+    whole_gradient: bool,
 ) -> LayerTiming:
     """Time the calls of a layer in a training step, dense and sparse.
 
@@ -47,6 +48,7 @@ def time_training(
         density: The fraction of kept elements.
         for_x: Whether the gradient of the input is computed.
         for_weight: Whether the gradient of the weight is computed.
+        whole_gradient: Whether it includes removed weights, also if the layer is sparse.
     """
     weight, bias = layer.weight, layer.bias
     items = x.detach().reshape(-1, x.shape[-1])
@@ -63,11 +65,12 @@ def time_training(
 
     def sparse() -> object:
         kept.read(weight, bias)
-        return (
-            kept.outputs(items),
-            kept.input_gradient(gradient) if for_x else None,
-            kept.weight_gradient(items, gradient) if for_weight else None,
-        )
+        results = [kept.outputs(items), kept.input_gradient(gradient) if for_x else None]
+        if for_weight:
+            results.append(
+                gradient.t() @ items if whole_gradient else kept.weight_gradient(items, gradient)
+            )
+        return results
 
     timings = paired_timings(
         {"dense": dense, "sparse": sparse},
