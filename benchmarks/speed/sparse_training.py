@@ -8,8 +8,8 @@ the median over the rounds of (median step of the variant in the round) / (that 
 The pruner has no penalty; ``speed.step_overhead`` measures what it adds.
 
 The parts of a step are timed too: forward and backward pass, and optimizer step, which includes the
-pruner's hooks and reads and writes all weights, removed ones too. After ``parts_ms`` the profile
-lists the milliseconds of each computation of a sparse layer in a step.
+pruner's hooks and reads and writes all weights, removed ones too. ``computations_ms`` has each
+computation of a sparse layer, alone.
 
 As in ``speed.step_overhead``, freed memory is kept by the C library, so that all gradients of the
 dense step are fast, too.
@@ -57,7 +57,8 @@ class Trainer:
         torch.manual_seed(seed)
         self.model: nn.Module = perceptron(*[WIDTH] * (LAYERS + 1))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
-        self.pruner = self.sparse = None
+        self.pruner: Pruner | None = None
+        self.sparse: SparseTraining | None = None
         if sparsity:
             self.pruner = Pruner(self.model, self.optimizer, None, score=RandomScore(seed=seed))
             self.pruner.prune(sparsity=sparsity)
@@ -82,7 +83,7 @@ class Trainer:
         self.parts.append((middle - start, time.perf_counter() - middle))
 
     def figures(self) -> dict[str, Any]:
-        """Return the median milliseconds of the parts of the steps so far, and the sparse layers."""
+        """Return the median milliseconds of the parts of all steps, and the sparse layers."""
         passes, update = 1e3 * np.median(np.array(self.parts), axis=0)
         figures: dict[str, Any] = {
             "parts_ms": {"forward and backward": passes, "optimizer step": update}
