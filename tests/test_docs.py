@@ -16,7 +16,7 @@ import pytest
 
 import prunus
 from helpers.browser import headless_browser
-from helpers.pages import DOCS, ROOT, blocks, missing_names, pages, run_page
+from helpers.pages import DOCS, ROOT, blocks, broken_links, missing_names, pages, run_page
 
 SOURCE = Path(prunus.__file__).parent
 
@@ -29,6 +29,9 @@ FRAMEWORKS = (
     "coming-from.md",
     "compact.md",
 )
+
+OUTSIDE = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "benchmarks/README.md")
+"""The pages that are not part of the site."""
 
 WIDE = ("index.md", "methods.md", "api/training.md")
 """The pages that are also opened in a wide window, in dark colors."""
@@ -98,6 +101,17 @@ def test_every_name_in_a_page_exists(name: str) -> None:
     if name == "changelog.md":
         pytest.skip("the changelog has the names of earlier drafts")
     assert missing_names((DOCS / name).read_text()) == []
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_every_link_outside_the_site_leads_somewhere(name: str) -> None:
+    assert broken_links(ROOT / name) == []
+
+
+def test_a_link_that_leads_nowhere_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# A heading\n[a](page.md#a-heading) [b](#b) [c](c.md) [d](https://e.org/f)\n")
+    assert broken_links(page) == ["](#b)", "](c.md)"]
 
 
 def test_a_name_that_does_not_exist_is_found() -> None:

@@ -110,3 +110,24 @@ def _exists(name: str) -> bool:
                 found = getattr(found, part)
             return True
     return False
+
+
+_LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
+
+
+def broken_links(page: Path) -> list[str]:
+    """Return the relative links of a page whose file or heading does not exist."""
+    broken = []
+    for match in _LINK.finditer(page.read_text()):
+        target = page.parent / match[1] if match[1] else page
+        if not target.exists() or (match[2] and match[2] not in _anchors(target)):
+            broken.append(match[0])
+    return broken
+
+
+def _anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), flags=re.MULTILINE)
+    return {
+        re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings
+    }
