@@ -48,6 +48,7 @@ def test_subcommands_and_flags_are_exactly_these() -> None:
     assert flags == {
         "recipes": {"name"},
         "methods": set(),
+        "new": {"path"},
         "run": {
             *("recipe", "--data", "--seed", "--out", "--dense", "--resume", "--method", "--set"),
             "--log",

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from prunus._version import VERSION
-from prunus.cli.commands import bench, export, inspect, methods, recipes, sensitivity
+from prunus.cli.commands import bench, export, inspect, methods, new, recipes, sensitivity
 from prunus.cli.compare import compare
 from prunus.cli.report import report
 from prunus.cli.run import run
@@ -44,7 +44,18 @@ def options(
         raise typer.Exit
 
 
-for command in (recipes, methods, run, compare, inspect, sensitivity, export, bench, report):
+for command in (
+    recipes,
+    methods,
+    new,
+    run,
+    compare,
+    inspect,
+    sensitivity,
+    export,
+    bench,
+    report,
+):
     app.command()(command)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,7 +11,7 @@ import typer
 from prunus.cli.screen import Screen
 from prunus.errors import PrunusError
 
-__all__ = ["bench", "export", "inspect", "methods", "recipes", "sensitivity"]
+__all__ = ["bench", "export", "inspect", "methods", "new", "recipes", "sensitivity"]
 
 _Network = Annotated[Path, typer.Argument(help="A safetensors file, or the directory of a run.")]
 _Recipe = Annotated[
@@ -39,6 +40,17 @@ def recipes(
         Screen().print(recipes_table(RECIPES.values()))
     else:
         Screen().print(settings_table(find_recipe(name)))
+
+
+def new(
+    path: Annotated[Path, typer.Argument(help="The file to write, such as my_recipe.py.")],
+) -> None:
+    """Write a recipe file to start from, which runs as it is."""
+    from prunus.recipes.custom.new import write_recipe
+
+    file, screen = write_recipe(path), Screen()
+    screen.message(f"written to {file}")
+    screen.message(f"try it: {shlex.join(['prunus', 'run', str(file)])}")
 
 
 def methods() -> None:
