@@ -42,6 +42,7 @@ DOCUMENTED = (
     "compaction",
     "errors",
     "export",
+    "fitting",
     "growth",
     "history",
     "masks",

@@ -112,6 +112,7 @@ def test_the_public_names_are_exactly_these() -> None:
         "Validation",
         "__version__",
         "compact",
+        "fit",
         "load_sparse",
         "method",
         "methods",

@@ -1,11 +1,11 @@
 """prunus trains PyTorch networks into sparse ones.
 
 Training: :class:`Pruner` attaches a :class:`RelevancePenalty` and a schedule, such as
-:class:`IterativePruning`, to an optimizer; :func:`select` returns the tensors, and :class:`Masks`
-record which weights are kept. :func:`method` returns a penalty, a score and an allocation by the
-name of their method. :class:`SparseTraining` makes the steps of a sparse network faster on the CPU.
-``prunus.integrations`` has adapters for the trainers of transformers and Lightning, and for
-accelerate.
+:class:`IterativePruning`, to an optimizer, and :func:`fit` has the loop too; :func:`select` returns
+the tensors, and :class:`Masks` record which weights are kept. :func:`method` returns a penalty, a
+score and an allocation by the name of their method. :class:`SparseTraining` makes the steps of a
+sparse network faster on the CPU. ``prunus.integrations`` has adapters for the trainers of
+transformers and Lightning, and for accelerate.
 
 After training: :func:`save_sparse` and :func:`load_sparse` for files without zeros,
 :func:`compact` for a smaller dense model, :func:`speed_up` for sparse layers on the CPU,
@@ -36,6 +36,7 @@ from prunus.errors import (
 )
 from prunus.export.sparse_reader import SparseFile, load_sparse
 from prunus.export.sparse_writer import save_sparse
+from prunus.fitting import fit
 from prunus.growth import (
     AlternatingGrowth,
     GradientGrowth,
@@ -156,6 +157,7 @@ __all__ = [  # noqa: RUF022  (NM is a class, not a constant)
     "Validation",
     "__version__",
     "compact",
+    "fit",
     "load_sparse",
     "method",
     "methods",

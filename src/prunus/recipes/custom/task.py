@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from prunus._engine.optimizers import Optimizers
-from prunus._utils.checks import as_number
+from prunus._utils.checks import as_number, raise_problems
 from prunus._utils.random_states import seeded
 from prunus.errors import ArgumentTypeError, NonFiniteError, RecipeError
+from prunus.fitting.steps import loss_problem
 from prunus.recipes.config import Config
 from prunus.recipes.custom.batches import Loader, Loaders, batch_size, digest_parts
 from prunus.recipes.custom.definition import Definition
@@ -117,20 +118,9 @@ class CustomTask(Task):
         """
         function = self._definition.loss
         loss = function(model, batch, values={**self._values, "teacher": teacher})
-        expected = f"{function} must return the mean loss, a floating-point tensor of one element"
-        if not isinstance(loss, torch.Tensor) or not loss.is_floating_point():
-            shown = loss if isinstance(loss, int | float | None) else type(loss).__name__
-            raise RecipeError(f"{expected}, but returned {shown}")
-        if loss.numel() != 1:
-            raise RecipeError(
-                f"{expected}, but returned shape {tuple(loss.shape)}: take the mean over the batch"
-            )
-        if torch.is_grad_enabled() and not loss.requires_grad:
-            raise RecipeError(
-                f"{expected} that depends on the network's parameters, but it has no gradient: "
-                "leave out .detach(), .item() and torch.no_grad()"
-            )
-        return loss.reshape(())
+        raise_problems(loss_problem(str(function), loss), error=RecipeError)
+        reshaped: torch.Tensor = loss.reshape(())
+        return reshaped
 
     def validate(self, model: nn.Module) -> Evaluation:
         """Evaluate on the validation batches."""

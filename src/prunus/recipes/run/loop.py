@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 
 import torch
 
+from prunus.fitting.steps import train_step
 from prunus.recipes.run.context import RunContext, Stopped
 from prunus.recipes.run.phases import Phase
 from prunus.recipes.run.progress import Epoch
@@ -89,21 +90,27 @@ def _train_step(
 ) -> PartialEpoch:
     """Take one optimizer step; return the progress within the epoch after it."""
     task = context.task
-    phase.optimizer.zero_grad()
-    sizes = [task.size(batch) for batch in batches]
     loss_sum, size_sum = done.loss_sum, done.size_sum
-    for batch, size in zip(batches, sizes, strict=True):
+
+    def loss(batch: Batch) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=context.config.autocast):
-            loss = task.loss(state.model, batch, phase.teacher)
-        value = loss.item()
+            return task.loss(state.model, batch, phase.teacher)
+
+    def observe(value: float, size: int) -> None:
+        nonlocal loss_sum, size_sum
         context.check_finite(value, phase, number)
         loss_sum, size_sum = loss_sum + value * size, size_sum + size
-        # Weighted so that the gradients of several batches add up to that of one large batch.
-        weighted = phase.add_penalty(loss) * (size / sum(sizes))
-        weighted.backward()  # type: ignore[no-untyped-call]
-    phase.before_step()
-    phase.optimizer.step()
-    phase.scheduler.step()
+
+    train_step(
+        phase.optimizer,
+        phase.scheduler,
+        batches,
+        loss,
+        size=task.size,
+        observe=observe,
+        penalized=phase.add_penalty,
+        before_step=phase.before_step,
+    )
     return PartialEpoch(done.steps + 1, loss_sum, size_sum)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -10,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from prunus.errors import CheckpointError, PrunusError
+from prunus.fitting.steps import warmup_and_cosine
 from prunus.pruner import Pruner
 from prunus.recipes.run.context import RunContext
 from prunus.recipes.run.progress import Epoch, PhaseStart
@@ -231,34 +231,3 @@ class PruningPhase(Phase):
         """Load what :meth:`state_dict` returned."""
         super().load_state_dict(state)
         self.pruner.load_state_dict(state["pruner"])
-
-
-def warmup_and_cosine(
-    optimizer: torch.optim.Optimizer, warmup: float, steps: int
-) -> torch.optim.lr_scheduler.LambdaLR:
-    """Return a scheduler with a linear rise to the optimizer's learning rate and a cosine to 0.
-
-    Args:
-        optimizer: The optimizer.
-        warmup: The fraction of the steps over which the learning rate rises.
-        steps: The number of steps.
-
-    Example:
-        >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-        >>> scheduler = warmup_and_cosine(optimizer, warmup=0.5, steps=4)
-        >>> rates = []
-        >>> for _ in range(4):
-        ...     rates += scheduler.get_last_lr()
-        ...     optimizer.step()
-        ...     scheduler.step()
-        >>> [round(rate, 6) for rate in rates]
-        [0.5, 1.0, 1.0, 0.5]
-    """
-    rising = max(1, round(warmup * steps))
-
-    def factor(step: int) -> float:
-        if step < rising:
-            return (step + 1) / rising
-        return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
