@@ -148,18 +148,17 @@ def test_loss_can_take_a_teacher_and_settings(tmp_path: Path) -> None:
     assert outcome.out.count("fraction 0.25\n") == 3 * STEPS
 
 
-@pytest.mark.frameworks
 @pytest.mark.slow
-def test_files_of_a_run_are_exported_and_timed(own: Path) -> None:
+def test_files_of_a_run_are_exported_and_reported(own: Path) -> None:
     run = own / "run"
     said = f"running the recipe {own / 'own.py'}\n"
-    for form in ("compact", "onnx"):
-        outcome = prunus("export", run, "--to", form)
-        assert outcome.code == 0, outcome
-        assert said in outcome.out
-    assert said in prunus("bench", run, "--batch", 2, "--threads", 1).out
+    outcome = prunus("export", run, "--to", "compact")
+    assert outcome.code == 0, outcome
+    assert said in outcome.out
     assert said in prunus("sensitivity", run, "--sparsities", "0.5").out
-    assert prunus("inspect", run).code == 0
+    inspected = prunus("inspect", run)
+    assert inspected.code == 0
+    assert said not in inspected.out
     assert prunus("report", run).code == 0
     assert "own.py, seed 0" in (run / "report.html").read_text()
     other = own / "model.sparse.safetensors"
