@@ -73,6 +73,7 @@ def summary(**changes: Any) -> dict[str, Any]:
         "nonzero": 60,
         "sparsity": 0.75,
         "compression_ratio": 1.9,
+        "multiply_adds": {"dense": 108, "sparse": 54},
         "metric": {"name": "accuracy", "mode": "max"},
         "dense": splits,
         "sparse": {**splits, "validation": 0.975, "test": 0.9638},

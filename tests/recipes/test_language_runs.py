@@ -49,6 +49,7 @@ def test_language_recipe_runs_from_a_folder(tmp_path: Path, name: str) -> None:
     assert outcome.code == 0, outcome.err
     held = summary(out)
     names = [key.removeprefix("test_") for key in held["sparse"] if key.startswith("test_")]
+    assert 0 < held["multiply_adds"]["sparse"] < held["multiply_adds"]["dense"]
     assert (held["metric"]["name"], *names) == RECIPES[name].metrics
     assert held["compression_ratio"] >= 3
     assert sum(counts["prunable"] for counts in held["layer_types"].values()) <= held["parameters"]

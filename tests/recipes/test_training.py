@@ -49,6 +49,7 @@ def test_summary_has_exactly_these_keys(finished_hard_run: Path) -> None:
         "nonzero": None,
         "sparsity": None,
         "compression_ratio": None,
+        "multiply_adds": {"dense": None, "sparse": None},
         "metric": {"name": None, "mode": None},
         "dense": splits,
         "sparse": splits,
@@ -67,6 +68,13 @@ def test_summary_matches_the_files(finished_hard_run: Path) -> None:
     nonzero = sum(int(np.count_nonzero(tensor)) for tensor in model.values())
     assert parameters == 64 * 300 + 300 + 300 * 100 + 100 + 100 * 10 + 10
     assert (held["parameters"], held["nonzero"]) == (parameters, nonzero)
+    # Each weight of a linear layer is multiplied once; biases are added.
+    weights = [tensor for tensor in model.values() if tensor.ndim == 2]
+    dense, sparse = sum(w.size for w in weights), sum(int(np.count_nonzero(w)) for w in weights)
+    assert held["multiply_adds"] == {"dense": dense, "sparse": sparse}
+    inspected = prunus("inspect", finished_hard_run).out
+    assert f"multiply-adds of an example: {sparse:,} of {dense:,}" in inspected
+    assert f"{parameters:,} parameters, of which {nonzero:,} are non-zero" in inspected
     assert nonzero < parameters / 5, "the network is hardly sparse"
     assert held["sparsity"] == pytest.approx(1 - nonzero / parameters)
     assert held["compression_ratio"] == parameters / nonzero

@@ -88,6 +88,7 @@ def test_page_states_the_results(finished: Path) -> None:
         "1.weight 6×16 96 48 50.0%",
         "3.weight 2×6 12 6 50.0%",
         "1.bias 6 6 6 100%",
+        "108 multiply-adds in the dense network, and 54 with the weights that are left: 2.0× ",
         "compact was not timed: no neuron",
         "prunus run digits --seed 7",
         "processor Planted",
@@ -303,6 +304,7 @@ def test_wrong_arguments_are_rejected(tmp_path: Path) -> None:
         ({"metric": {"name": "a", "mode": "up"}}, 'mode must be "max" or "min", but is \'up\''),
         ({"layer_types": 3}, "'int' object has no attribute 'items'"),
         ({"nonzero": "many"}, "many"),
+        ({"multiply_adds": {"dense": 1}}, "'sparse' is missing"),
     ],
 )
 def test_damaged_summary_is_rejected(tmp_path: Path, changes: dict[str, Any], problem: str) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -62,15 +63,36 @@ def methods() -> None:
 
 
 def inspect(path: _Network) -> None:
-    """Show shape, non-zero elements and density of every tensor."""
-    from prunus.cli.tables import densities_table
+    """Show shape, non-zero elements and density of every tensor, and the compression ratio."""
+    from prunus.cli.tables import densities_facts, densities_table, multiply_adds_facts
     from prunus.export.inspection import tensor_densities
     from prunus.export.paths import model_file
+    from prunus.recipes.run.directory import RunDirectory
+    from prunus.recipes.run.loading import file_metadata
 
     file, screen = model_file(path), Screen()
-    table = densities_table(tensor_densities(file))
-    screen.message(str(file))
-    screen.print(table)
+    rows = list(tensor_densities(file))
+    # The multiply-adds depend on the graph, which is not in a file.
+    directory = RunDirectory(path)
+    summary = directory.read_summary() if directory.config_file.is_file() else None
+    screen.message(f"{file}: {_kind(file_metadata(file))}, {file.stat().st_size:,} bytes")
+    screen.print_unbroken(densities_table(rows))
+    screen.message(densities_facts(rows))
+    if summary is not None and (counts := summary.get("multiply_adds")):
+        screen.message(multiply_adds_facts(counts))
+
+
+def _kind(metadata: Mapping[str, Any]) -> str:
+    """Return what a file holds, as its metadata tell."""
+    from prunus.export.sparse_format import COMPACT_KEY, CSR_KEY, RECIPE_KEY
+
+    kind = "a network"
+    if COMPACT_KEY in metadata:
+        kind = "a compact network, whose dead units are removed and not counted"
+    elif CSR_KEY in metadata:
+        kind = "the arrays of compressed sparse rows"
+    recipe = metadata.get(RECIPE_KEY)
+    return f"{kind}, of the recipe {recipe}" if isinstance(recipe, str) else kind
 
 
 def export(

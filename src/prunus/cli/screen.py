@@ -8,10 +8,16 @@ import sys
 from typing import Any, TextIO
 
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 
 from prunus.errors import PrunusError
 
 __all__ = ["Screen", "discard_output"]
+
+
+_WIDEST = 100_000
+"""The most columns of a table that is not broken."""
 
 
 class Screen(Console):
@@ -31,6 +37,15 @@ class Screen(Console):
                 "before are untouched; make room or redirect the output, and resume a run with "
                 "--resume"
             ) from error
+
+    def print_unbroken(self, table: Table) -> None:
+        """Print a table in its full width, so that no name is broken: as a pipe may search it."""
+        wide = self.options.update(max_width=_WIDEST)
+        width, self.width = self.width, Measurement.get(self, wide, table).maximum
+        try:
+            self.print(table)
+        finally:
+            self.width = width
 
     def message(self, text: str) -> None:
         """Print a line of plain text, without markup."""

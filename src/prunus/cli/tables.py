@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from prunus._utils.digits import format_metrics
+from prunus._utils.digits import format_metrics, format_percent
 from prunus._utils.durations import format_duration
 from prunus._utils.sizes import compare_sizes
 from prunus.bench import BenchReport
@@ -23,10 +23,12 @@ from prunus.studies import StudyTable
 __all__ = [
     "bench_sizes",
     "bench_table",
+    "densities_facts",
     "densities_table",
     "exported_table",
     "layer_types_table",
     "methods_table",
+    "multiply_adds_facts",
     "recipes_table",
     "settings_table",
     "study_table",
@@ -56,6 +58,9 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     table.add_row("non-zero", f"{parameters:,}", f"{nonzero:,}")
     table.add_row("sparsity", "0.0000", f"{summary['sparsity']:.4f}")
     table.add_row("compression ratio", "1.0", f"{summary['compression_ratio']:.1f}")
+    if counts := summary.get("multiply_adds"):  # older summaries have none
+        values = (counts["dense"], counts["sparse"])
+        table.add_row("multiply-adds of an example", *(f"{value:,}" for value in values))
     sizes, seconds = summary["bytes"], summary["seconds"]
     table.add_row("bytes on disk, zeros stored", f"{sizes['dense']:,}", f"{sizes['sparse']:,}")
     table.add_row(
@@ -76,29 +81,50 @@ def layer_types_table(summary: Mapping[str, Any]) -> Table:
 
 
 def densities_table(tensors: Iterable[TensorDensity]) -> Table:
-    """Return a table of tensors with their densities, and the total."""
+    """Return a table of tensors with their densities, and the total of the parameters."""
     rows = list(tensors)
-    table = Table(show_footer=True)
-    all_elements, all_nonzero = sum(r.numel for r in rows), sum(r.nonzero for r in rows)
-    total = all_nonzero / all_elements if all_elements else 0.0
-    ratio = f"ratio {all_elements / all_nonzero:.1f}" if all_nonzero else "all zero"
-    table.add_column("tensor", footer="all", overflow="fold")
-    table.add_column("shape", justify="right")
-    table.add_column("type")
-    table.add_column("elements", justify="right", footer=f"{all_elements:,}")
-    table.add_column("non-zero", justify="right", footer=f"{all_nonzero:,}")
-    table.add_column("density", justify="right", footer=f"{total:.4%} ({ratio})")
+    counted = [row for row in rows if row.is_parameter]
+    elements, nonzero = sum(r.numel for r in counted), sum(r.nonzero for r in counted)
+    types = {row.dtype for row in rows}
+    table = Table(
+        show_footer=True, box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    table.add_column("tensor", footer="parameters", no_wrap=True)
+    table.add_column("shape", justify="right", no_wrap=True)
+    if len(types) > 1:
+        table.add_column("type")
+    table.add_column("elements", justify="right", footer=f"{elements:,}")
+    table.add_column("non-zero", justify="right", footer=f"{nonzero:,}")
+    total = format_percent(nonzero / elements if elements else 0.0)
+    table.add_column("density", justify="right", footer=total)
     for row in rows:
-        shape = "×".join(map(str, row.shape)) or "scalar"
         table.add_row(
             Text(row.name),
-            shape,
-            row.dtype,
+            "×".join(map(str, row.shape)) or "scalar",
+            *([row.dtype] if len(types) > 1 else []),
             f"{row.numel:,}",
             f"{row.nonzero:,}",
-            f"{row.density:.4%}",
+            format_percent(row.density) if row.is_parameter else "buffer",
         )
     return table
+
+
+def densities_facts(tensors: Iterable[TensorDensity]) -> str:
+    """Return the compression ratio of a file's tensors, and what is not counted, in a sentence."""
+    rows = list(tensors)
+    counted = [row for row in rows if row.is_parameter]
+    elements, nonzero = sum(r.numel for r in counted), sum(r.nonzero for r in counted)
+    ratio = f"{elements / nonzero:.1f}" if nonzero else "infinite"
+    text = f"compression ratio {ratio}: {elements:,} parameters, of which {nonzero:,} are non-zero"
+    buffers = sum(row.numel for row in rows) - elements
+    return text + (f"; {buffers:,} elements of buffers are not counted" if buffers else "")
+
+
+def multiply_adds_facts(counts: Mapping[str, int]) -> str:
+    """Return the multiply-adds of an example in a sentence."""
+    dense, sparse = counts["dense"], counts["sparse"]
+    fewer = compare_sizes(sparse, dense).replace("smaller", "fewer")
+    return f"multiply-adds of an example: {sparse:,} of {dense:,} ({fewer})"
 
 
 def exported_table(exported: ExportReport) -> Table:

@@ -14,6 +14,10 @@ from prunus.export.sparse_reader import SparseFile
 __all__ = ["TensorDensity", "by_numbers", "tensor_densities"]
 
 
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+"""The names of the buffers of torch's normalizations."""
+
+
 @dataclass(frozen=True)
 class TensorDensity:
     """The counts of one tensor in a file.
@@ -36,6 +40,16 @@ class TensorDensity:
     def density(self) -> float:
         """Non-zero / all elements; 0 for an empty tensor."""
         return self.nonzero / self.numel if self.numel else 0.0
+
+    @property
+    def is_parameter(self) -> bool:
+        """Whether it is a parameter, as its name and type tell; else it is a buffer.
+
+        Running statistics and counts of normalizations are buffers, and so are positions and masks:
+        truth values, and integers of more than 8 bits.
+        """
+        is_index = self.dtype in ("bool", "int16", "int32", "int64")
+        return not is_index and self.name.rpartition(".")[2] not in _BUFFERS
 
 
 def tensor_densities(path: str | Path) -> Iterator[TensorDensity]:

@@ -50,6 +50,8 @@ class Outcome:
         method: Penalty, schedule and score.
         method_name: The name of the method, if it has one.
         about: Facts on how the metric is computed.
+        multiply_adds: Those of one example, of the dense and of the sparse network; None where they
+            were not counted.
     """
 
     metric: str
@@ -67,6 +69,7 @@ class Outcome:
     method: str
     method_name: str | None
     about: Mapping[str, str]
+    multiply_adds: tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -289,6 +292,9 @@ def _outcome(summary: Mapping[str, Any], file: Path) -> Outcome:
             method=str(summary.get("method", "")),
             method_name=None if (name := summary.get("method_name")) is None else str(name),
             about=_texts(about),
+            multiply_adds=None
+            if (counts := summary.get("multiply_adds")) is None
+            else (int(counts["dense"]), int(counts["sparse"])),
         )
         for figures in (outcome.dense, outcome.sparse):
             figures["validation"], figures["test"]

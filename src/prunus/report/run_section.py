@@ -11,6 +11,7 @@ import torch
 
 from prunus._utils.digits import format_metrics, format_percent
 from prunus._utils.durations import format_duration
+from prunus._utils.sizes import compare_sizes
 from prunus.constraint import Constraint
 from prunus.export.inspection import TensorDensity
 from prunus.recipes.run.progress import Epoch
@@ -310,6 +311,13 @@ def _cost_facts(run: RunRecord) -> Iterator[str]:
     if exported is not None and exported.bound_bytes:
         quotient = exported.bytes / exported.bound_bytes
         yield f"The sparse file is {quotient:.3f} times the lower bound."
+    if run.outcome is not None and run.outcome.multiply_adds is not None:
+        dense, sparse = run.outcome.multiply_adds
+        fewer = compare_sizes(sparse, dense).replace("smaller", "fewer")
+        yield (
+            f"An example takes {dense:,} multiply-adds in the dense network, and {sparse:,} with "
+            f"the weights that are left: {fewer}."
+        )
     if run.latencies is None:
         if run.outcome is not None:
             yield f"Latency was not measured: prunus bench {run.directory.path} measures it."

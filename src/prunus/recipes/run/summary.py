@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
+import torch
 from torch import nn
 
+from prunus._inference.multiply_adds import multiply_adds
 from prunus._utils.system_info import system_info
+from prunus.errors import PrunusError
 from prunus.recipes.run.context import RunContext
 from prunus.recipes.run.layer_types import densities_by_layer_type
 from prunus.recipes.run.state import RunState
@@ -41,6 +45,7 @@ def summarize(context: RunContext, state: RunState, sparsity: float) -> dict[str
         "nonzero": nonzero,
         "sparsity": sparsity,
         "compression_ratio": parameters / nonzero,
+        "multiply_adds": _multiply_adds(context),
         "metric": {"name": task.metric, "mode": context.config.mode, **task.about},
         "dense": dense,
         "sparse": sparse,
@@ -52,6 +57,19 @@ def summarize(context: RunContext, state: RunState, sparsity: float) -> dict[str
         },
         "environment": system_info(),
     }
+
+
+def _multiply_adds(context: RunContext) -> dict[str, int] | None:
+    """Return the multiply-adds of one example, or None where they cannot be counted."""
+    file = context.directory.model_file
+    with torch.random.fork_rng(devices=[]):
+        try:
+            network = context.recipe.network(file)
+            load_weights(network.model, file)
+            return asdict(multiply_adds(network.model, network.example_inputs(1)))
+        except PrunusError as error:
+            context.progress.report(f"multiply-adds are not counted: {error}")
+            return None
 
 
 def _evaluate(task: Task, model: nn.Module) -> dict[str, float]:
