@@ -19,15 +19,14 @@ def keep(weight: torch.Tensor, count: int) -> None:
 
 
 def test_convolutions_and_linear_layers_by_hand() -> None:
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4, bias=False)
-    )
+    convolution, linear = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(128, 4, bias=False)
+    model = nn.Sequential(convolution, nn.ReLU(), nn.Flatten(), linear)
     x = torch.rand(1, 3, 4, 4)
     # 16 pixels of 8·3·9 products each, and 128·4.
     dense = 16 * 216 + 512
     assert multiply_adds(model, x) == MultiplyAdds(dense, dense)
-    keep(model[0].weight, 10)
-    keep(model[3].weight, 3)
+    keep(convolution.weight, 10)
+    keep(linear.weight, 3)
     assert multiply_adds(model, x) == MultiplyAdds(dense, 16 * 10 + 3)
     # Twice for two examples.
     assert multiply_adds(model, x.repeat(2, 1, 1, 1)) == MultiplyAdds(2 * dense, 2 * 163)

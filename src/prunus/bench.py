@@ -28,6 +28,7 @@ from prunus._inference.model_calls import (
 from prunus._inference.outputs import TOLERANCE, output_tolerance, relative_difference
 from prunus._utils.checks import number_problem, raise_problems, type_problem
 from prunus._utils.files import memory_key
+from prunus._utils.text_table import text_table
 from prunus._utils.timing import PairedTimings, paired_timings
 from prunus.compaction import compact
 from prunus.errors import ArgumentError, ArgumentTypeError, PrunusError
@@ -100,6 +101,8 @@ class BenchRow:
 class BenchReport:
     """Latency and size of a network and its faster variants.
 
+    ``str()`` of it is a table with a row for each variant, and the recommendation.
+
     Attributes:
         rows: The timings.
         excluded: By variant: why it was not timed. A variant that is neither here nor in a row has
@@ -148,6 +151,18 @@ class BenchReport:
             {str(name): int(count) for name, count in content["parameters"].items()},
             {str(name): float(size) for name, size in content["bytes"].items()},
         )
+
+    def __str__(self) -> str:
+        rows = [
+            [name, str(row.batch), str(row.threads), f"{times['median_ms']:.3g}", f"{faster:.2f}×"]
+            for row in self.rows
+            for (name, times), faster in zip(
+                row.times.items(), row.times_faster.values(), strict=True
+            )
+        ]
+        table = text_table(["network", "batch", "threads", "ms", "faster"], rows)
+        excluded = [f"{name} excluded: {reason}" for name, reason in self.excluded.items()]
+        return "\n".join([table, *excluded, self.recommendation])
 
     @property
     def recommendation(self) -> str:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, overload
 
 from prunus._utils.files import write_atomically
-from prunus.validation import PenaltyReport, Validation
+from prunus._utils.text_table import text_table
+from prunus.validation import VALIDATION_COLUMNS, PenaltyReport, Validation, validation_cells
 
 __all__ = ["History"]
 
@@ -21,7 +22,7 @@ class History(Sequence[Validation]):
     """The validations of a pruner, oldest first; a read-only sequence.
 
     ``pruner.history`` is part of the pruner's state, so that a resumed run has it as a whole. Each
-    record is some hundred bytes.
+    record is some hundred bytes. ``str()`` of it is a table with a row for each validation.
 
     Args:
         validations: The validations to start with. Default: none.
@@ -69,6 +70,12 @@ class History(Sequence[Validation]):
             f"History({len(self)} validations, the last at step {last.step:,}: metric "
             f"{last.metric}, sparsity {last.sparsity:.4f})"
         )
+
+    def __str__(self) -> str:
+        if not self._validations:
+            return "no validations"
+        rows = [validation_cells(validation) for validation in self._validations]
+        return text_table(VALIDATION_COLUMNS, rows, text_columns=0)
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """Return a dictionary of plain values for each validation, with equal keys.

@@ -21,6 +21,8 @@ from prunus._distributed.shards import from_local_part, local, local_part, shard
 from prunus._utils.batches import Batch, batches
 from prunus._utils.checks import raise_problems, type_problem
 from prunus._utils.chunks import bits
+from prunus._utils.digits import format_percent
+from prunus._utils.text_table import text_table
 from prunus.errors import ArgumentError, CheckpointError, PrunusError, listing
 from prunus.selection import PrunableTensor, Selection
 
@@ -64,7 +66,7 @@ class Masks(Mapping[str, torch.Tensor]):
     """One boolean tensor per prunable tensor: True where the weight is kept.
 
     If several processes hold a tensor together, each has the mask of its shard. All counts are
-    those of whole tensors.
+    those of whole tensors. ``str()`` of it is a table with the density of each tensor.
 
     Attributes:
         selection: The tensors the masks belong to.
@@ -156,6 +158,14 @@ class Masks(Mapping[str, torch.Tensor]):
 
     def __repr__(self) -> str:
         return f"Masks({len(self)} tensors, sparsity {self.sparsity:.4f})"
+
+    def __str__(self) -> str:
+        rows = [
+            [name, *_counts(tensor.prunable, self.kept_in(name))]
+            for name, tensor in self.selection.items()
+        ]
+        footer = [f"{len(self)} tensors", *_counts(self.selection.prunable, self.kept)]
+        return text_table(["tensor", "prunable", "kept", "density"], rows, footer=footer)
 
     # Mapping compares by content, which tensors do not support; masks are equal only to themselves.
     __eq__ = object.__eq__
@@ -464,3 +474,8 @@ def _unpack(packed: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     rows, row = shape[0] if shape else 1, math.prod(shape[1:])
     flat = np.unpackbits(packed.cpu().numpy().reshape(rows, -(-row // 8)), axis=1, count=row)
     return torch.from_numpy(flat.reshape(shape))
+
+
+def _counts(prunable: int, kept: int) -> list[str]:
+    """Return the cells of a table about the mask of a tensor."""
+    return [f"{prunable:,}", f"{kept:,}", format_percent(kept / prunable if prunable else 0.0)]

@@ -29,6 +29,7 @@ from prunus._distributed.shards import Shard, local, shard_of
 from prunus._distributed.wrappers import check_wrappers, unwrap
 from prunus._utils.checks import raise_problems, type_problem
 from prunus._utils.conversions import check_not_converted, is_converted
+from prunus._utils.text_table import text_table
 from prunus.errors import ArgumentError, PrunusError, listing, nearest
 
 __all__ = [
@@ -126,6 +127,8 @@ class PrunableTensor:
 class Selection(Mapping[str, PrunableTensor]):
     """The tensors that may be pruned, by name, in the model's order; built by :func:`select`.
 
+    ``str()`` of it is a table with a row for each tensor.
+
     Args:
         tensors: The tensors.
 
@@ -149,6 +152,14 @@ class Selection(Mapping[str, PrunableTensor]):
 
     def __repr__(self) -> str:
         return f"Selection({len(self)} tensors, {self.prunable:,} prunable weights)"
+
+    def __str__(self) -> str:
+        rows = [
+            [name, "×".join(map(str, tensor.shape)) or "scalar", f"{tensor.prunable:,}"]
+            for name, tensor in self.items()
+        ]
+        footer = [f"{len(self)} tensors", "", f"{self.prunable:,}"]
+        return text_table(["tensor", "shape", "prunable"], rows, footer=footer)
 
     @property
     def prunable(self) -> int:

@@ -18,6 +18,7 @@ from prunus._engine.removal import Remover
 from prunus._engine.trial import restored
 from prunus._utils.checks import as_number, number_problem, raise_problems, type_problem
 from prunus._utils.files import write_atomically
+from prunus._utils.text_table import text_table
 from prunus.allocation import Allocation, Pool, TensorCounts
 from prunus.constraint import Mode
 from prunus.errors import ArgumentError, NonFiniteError, PrunusError
@@ -114,13 +115,9 @@ class Sensitivities:
         rows = [["tensor", "weights", *(f"{sparsity:g}" for sparsity in sparsities)]]
         for name, count in weights.items():
             rows.append([name, count, *(f"{changes[name, s]:+.{decimals}f}" for s in sparsities)])
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        lines = [
-            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
-            for row in rows
-        ]
         head = f"metric {self.metric:.6g}; change if a single tensor has a sparsity of"
-        return "\n".join([head, *lines])
+        # With all tensors, because the choice of targets depends on each.
+        return f"{head}\n{text_table(rows[0], rows[1:], most=len(rows))}"
 
 
 def sensitivity(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["PenaltyReport", "Validation"]
+from prunus._utils.digits import format_metric
+from prunus._utils.text_table import text_table
+
+__all__ = ["VALIDATION_COLUMNS", "PenaltyReport", "Validation", "validation_cells"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,7 @@ class Validation:
     """The outcome of one :meth:`Pruner.step`.
 
     Metric and sparsity belong together: both are of the model as it was measured, before weights
-    were removed because of the metric.
+    were removed because of the metric. ``str()`` of it is a table of one row.
 
     Attributes:
         step: The number of optimizer steps before it.
@@ -68,3 +71,30 @@ class Validation:
     change: float | None = None
     predicted_cost: float | None = None
     penalty: PenaltyReport | None = None
+
+    def __str__(self) -> str:
+        return text_table(VALIDATION_COLUMNS, [validation_cells(self)], text_columns=0)
+
+
+VALIDATION_COLUMNS = (
+    *("step", "metric", "floor", "sparsity", "removed", "after", "predicted cost", "state"),
+)
+"""The titles of a table of validations."""
+
+
+def validation_cells(validation: Validation) -> list[str]:
+    """Return the cells of a row of a table of validations."""
+    cost, floor = validation.predicted_cost, validation.floor
+    notes = ["best"] * validation.best + ["restored"] * validation.restored
+    if floor is not None and not validation.met:
+        notes.insert(0, "missed")
+    return [
+        f"{validation.step:,}",
+        "–" if validation.metric is None else format_metric(validation.metric),
+        "–" if floor is None else format_metric(floor),
+        f"{validation.sparsity:.4f}",
+        f"{validation.removed:,}",
+        f"{validation.sparsity_after:.4f}",
+        "–" if cost is None else f"{cost:.2g}",
+        ", ".join(notes),
+    ]

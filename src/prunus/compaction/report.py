@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from prunus._utils.text_table import text_table
+
 __all__ = ["CompactionReport", "ResizedTensor"]
+
+_MOST_REASONS = 5
+"""The most reasons for kept units that are printed."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,8 @@ class ResizedTensor:
 @dataclass(frozen=True)
 class CompactionReport:
     """The changes that :func:`compact` made to a model.
+
+    ``str()`` of it is a table with a row for each smaller tensor.
 
     Attributes:
         resized: The parameters and buffers that became smaller.
@@ -50,3 +57,19 @@ class CompactionReport:
     parameters_before: int
     parameters: int
     error: float
+
+    def __str__(self) -> str:
+        head = (
+            f"{self.parameters_before:,} parameters, {self.parameters:,} without dead units; "
+            f"outputs differ by at most {self.error:.1g} of the largest"
+        )
+        rows = [[each.name, _shape(each.before), _shape(each.after)] for each in self.resized]
+        table = [text_table(["tensor", "before", "after"], rows)] if rows else []
+        notes = [f"kept: {reason}" for reason in self.protected[:_MOST_REASONS]]
+        if (more := len(self.protected) - _MOST_REASONS) > 0:
+            notes.append(f"kept for other reasons: {more}")
+        return "\n".join([head, *table, *notes])
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape)) or "scalar"

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from prunus._utils.sizes import compare_sizes
+from prunus._utils.text_table import text_table
 from prunus.export.sparse_format import TensorInfo, as_bits, size_bound
 
 __all__ = ["ExportReport", "tensor_size_bound"]
@@ -16,6 +18,8 @@ __all__ = ["ExportReport", "tensor_size_bound"]
 @dataclass(frozen=True)
 class ExportReport:
     """The files of an export and their sizes.
+
+    ``str()`` of it is a table with a row for each tensor.
 
     Attributes:
         source: The file that was read.
@@ -33,6 +37,23 @@ class ExportReport:
     bytes: int
     bound_bytes: float
     tensors: list[TensorInfo]
+
+    def __str__(self) -> str:
+        rows = [
+            [tensor.name, tensor.encoding, f"{tensor.dense_bytes:,}", f"{tensor.stored_bytes:,}"]
+            for tensor in self.tensors
+        ]
+        return text_table(
+            ["tensor", "stored as", "bytes, all elements", "bytes"],
+            rows,
+            footer=[
+                "the file",
+                compare_sizes(self.bytes, self.source_bytes),
+                f"{self.source_bytes:,}",
+                f"{self.bytes:,}",
+            ],
+            text_columns=2,
+        )
 
 
 def tensor_size_bound(tensor: torch.Tensor) -> float:

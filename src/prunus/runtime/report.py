@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from prunus._utils.digits import format_percent
+from prunus._utils.text_table import text_table
+
 __all__ = ["LayerTiming", "SpeedUpReport"]
+
+_MOST_NOTES = 5
+"""The most excluded layers that are printed."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,8 @@ class LayerTiming:
 class SpeedUpReport:
     """The timings of :func:`prunus.speed_up`, and the layers that it replaced.
 
+    ``str()`` of it is a table with a row for each layer.
+
     Attributes:
         layers: The timings of every layer of a supported type that the example passed through.
         excluded: Why other layers with many zero weights stay dense, by name.
@@ -68,3 +76,34 @@ class SpeedUpReport:
     def replaced(self) -> tuple[str, ...]:
         """The names of the layers that run sparse."""
         return tuple(layer.name for layer in self.layers if layer.replaced)
+
+    def __str__(self) -> str:
+        rows = [
+            [
+                layer.name,
+                layer.layer_type,
+                format_percent(layer.density),
+                *_times(layer.dense_ms, layer.sparse_ms),
+                "sparse" if layer.replaced else "dense",
+            ]
+            for layer in self.layers
+        ]
+        table = text_table(
+            ["layer", "type", "density", "dense ms", "sparse ms", "faster", "runs"],
+            rows,
+            footer=["network", "", "", *_times(self.dense_ms, self.sparse_ms), ""],
+            text_columns=2,
+        )
+        notes = [f"{name} stays dense: {reason}" for name, reason in self.excluded.items()]
+        if len(notes) > _MOST_NOTES:
+            notes[_MOST_NOTES:] = [f"{len(notes) - _MOST_NOTES} more layers with zeros stay dense"]
+        if self.disturbed:
+            notes.append("other processes disturbed the timings: repeat them on an idle machine")
+        return "\n".join([table, *notes])
+
+
+def _times(dense: float, sparse: float) -> list[str]:
+    """Return two times and their quotient; "–" where they were not measured."""
+    if not (dense > 0 and sparse > 0):  # NaN too
+        return ["–", "–", "–"]
+    return [f"{dense:.3g}", f"{sparse:.3g}", f"{dense / sparse:.2f}×"]

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prunus._utils.digits import decimals_for
+from prunus._utils.text_table import text_table
 from prunus.studies.cells import format_ratio
 from prunus.studies.statistics import Outcome, PairedDifference, mean_and_deviation
 
@@ -38,6 +39,8 @@ class TableRow:
 @dataclass(frozen=True)
 class StudyTable:
     """The table of a study.
+
+    ``str()`` of it is the table as text.
 
     Attributes:
         metric: The metric.
@@ -114,6 +117,9 @@ class StudyTable:
             sign: "+" to write the sign of a positive mean. Default: "".
         """
         return format_spread(values, self.decimals, sign)
+
+    def __str__(self) -> str:
+        return "\n".join([text_table(self.header, self.cells), self.legend, *self.notes])
 
     def _cells(self, row: TableRow) -> list[str]:
         outcome, lead = row.outcome, row.lead
