@@ -222,7 +222,8 @@ def _check_shards(bound: Mapping[str, TensorPattern], selection: Selection) -> N
             f"groups of weights must be within one shard, but the shards of {listing(cut)} cut "
             "some: shard these tensors along another dimension (shard_placement_fn of "
             "fully_shard), over processes among which the groups can be divided, or choose a "
-            "pattern within a row, such as Rows(), Block(1, 4) or NM(2, 4)"
+            "pattern whose groups shards do not cut: with shards of rows one such as Rows(), "
+            "Block(1, 4) or NM(2, 4)"
         )
 
 
