@@ -72,7 +72,7 @@ CASES: dict[str, dict[str, Any]] = {
     "minimum": {"pattern": Block(1, 3), "min_density": 0.3},
 }
 
-COLUMNS = {
+COLUMNS: dict[str, dict[str, Any]] = {
     "columns": {"pattern": {"2": Columns()}},
     "heads": {"pattern": {"1": Heads(4), "2": Heads(4, along="input")}},
     "2:4 by outputs": {"pattern": {"1": NM(2, 4, along="output"), "2": NM(1, 2)}},

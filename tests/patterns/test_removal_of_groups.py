@@ -311,11 +311,12 @@ def test_nan_at_a_removed_weight_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 5_000, 1 << 30])
+@pytest.mark.parametrize("tied", [False, True])
 def test_slabs_of_whole_groups_do_not_change_what_is_removed(
-    monkeypatch: pytest.MonkeyPatch, size: int
+    monkeypatch: pytest.MonkeyPatch, size: int, tied: bool
 ) -> None:
     torch.manual_seed(0)
-    weight = torch.randn(61, 211)
+    weight = torch.ones(61, 211) if tied else torch.randn(61, 211)
     for pattern in (Block(4, 1), Block(3, 8), NM(2, 4), NM(3, 8, "output"), Columns(), Rows()):
         plain, divided = remover(model_of(weight), pattern), remover(model_of(weight), pattern)
         keep = max(plain.least, 8_000)
@@ -325,6 +326,17 @@ def test_slabs_of_whole_groups_do_not_change_what_is_removed(
             divided.keep(keep)
         assert not any(plain.masks.differences(divided.masks).values())
         assert keep <= plain.masks.kept < keep + 211
+
+
+def test_of_equal_means_the_earlier_groups_are_removed() -> None:
+    removal = remover(model_of(torch.ones(4, 6)), Block(1, 2))
+    removal.keep(14)
+    assert removal.masks["0.weight"].tolist() == [
+        [False] * 6,
+        [False] * 4 + [True] * 2,
+        [True] * 6,
+        [True] * 6,
+    ]
 
 
 def test_the_memory_format_does_not_change_what_is_removed() -> None:
