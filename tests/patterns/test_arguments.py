@@ -184,6 +184,17 @@ def test_a_schedule_must_complete_n_of_m() -> None:
     pruner_of(network(), pattern={"0": NM(2, 4)}, schedule=OneShot(sparsity=0.4, at=1))
 
 
+def test_the_padding_row_does_not_count_in_n_of_m() -> None:
+    model = nn.Sequential(nn.Embedding(6, 4, padding_idx=1))
+    for along in ("input", "output"):
+        pattern = NM(1, 2, along)  # type: ignore[arg-type]
+        with pytest.raises(ArgumentError, match=r"keep at most (10|12) of 20 weights"):
+            pruner_of(model, pattern=pattern, schedule=GradualPruning(kept=13, end=2))
+    with pytest.raises(ArgumentError, match=r"keep at most 10 of 20 weights"):
+        pruner_of(model, pattern=NM(1, 2), schedule=GradualPruning(kept=11, end=2))
+    pruner_of(model, pattern=NM(1, 2), schedule=GradualPruning(kept=10, end=2))
+
+
 def test_smaller_groups_at_the_end_do_not_count_as_a_wrong_sparsity() -> None:
     model = nn.Sequential(nn.Linear(27, 8))  # 6 groups of 4 and one of 3: 14 of 27 stay
     pruner = pruner_of(model, pattern=NM(2, 4), schedule=OneShot(sparsity=0.5, at=1))

@@ -193,6 +193,24 @@ def test_a_threshold_search_ends_when_no_group_is_within_the_tolerance() -> None
     assert len(calls) < 200
 
 
+def test_a_threshold_search_that_allows_a_part_of_a_group_only_is_over() -> None:
+    model = network()
+    dense = 840
+
+    def evaluate() -> float:
+        kept = sum(int((p != 0).sum()) for p in model.parameters() if p.dim() > 1)
+        return 2.0 if kept == dense else 100.0
+
+    schedule = ThresholdSearch(evaluate=evaluate, patience=1)
+    pruner = magnitude_pruner(model, sgd(model), schedule=schedule, floor=0.0, pattern=Rows())
+    assert pruner.slack == 23
+    for _ in range(2):
+        pruner.step(1.0)
+    assert pruner.done
+    assert pruner.sparsity == 0
+    pruner.finish()
+
+
 def test_first_masks_may_cut_groups() -> None:
     model = network()
     selection = select(model)
