@@ -187,7 +187,7 @@ def test_a_schedule_must_complete_n_of_m() -> None:
 def test_the_padding_row_does_not_count_in_n_of_m() -> None:
     model = nn.Sequential(nn.Embedding(6, 4, padding_idx=1))
     for along in ("input", "output"):
-        pattern = NM(1, 2, along)  # type: ignore[arg-type]
+        pattern = NM(1, 2, along)
         with pytest.raises(ArgumentError, match=r"keep at most (10|12) of 20 weights"):
             pruner_of(model, pattern=pattern, schedule=GradualPruning(kept=13, end=2))
     with pytest.raises(ArgumentError, match=r"keep at most 10 of 20 weights"):
