@@ -55,7 +55,6 @@ DOCUMENTED = (
     "scores",
     "sensitivity",
     "studies",
-    "validation",
 )
 """The modules of which every public name has a place on an API page."""
 
