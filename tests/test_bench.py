@@ -16,29 +16,46 @@ from torch import nn
 from helpers.commands import prunus
 from helpers.planted_timings import plant_timings
 from prunus import ArgumentError, PrunusError
-from prunus import bench as module
-from prunus.bench import BenchReport, BenchRow, MatrixLayers
+from prunus.bench import (
+    KINDS,
+    BenchReport,
+    BenchRow,
+    MatrixLayers,
+    bench,
+    onnx_files,
+    timing,
+    variants,
+)
 from prunus.recipes.run.directory import RunDirectory
+
+EXACT = ("compact", "sparse", "compact, sparse", "onnxruntime")
+"""The variants that need no compilation."""
+
+
+def eights(batch: int) -> torch.Tensor:
+    return torch.randn(batch, 8)
 
 
 @pytest.mark.frameworks
 def test_bench_reports_consistent_timings_and_a_recommendation(finished_run: Path) -> None:
-    outcome = prunus("bench", finished_run, "--batch", 1, "--batch", 32, "--threads", 1)
+    exact = "compact;sparse;onnxruntime"
+    batches = ("--batch", 1, "--batch", 32)
+    outcome = prunus("bench", finished_run, *batches, "--threads", 1, "--variants", exact)
     assert outcome.code == 0, outcome.err
-    rows = [
-        [cell.strip() for cell in line.strip("│").split("│")]
-        for line in outcome.out.splitlines()
-        if line.startswith("│")
-    ]
-    names = [row[2] for row in rows]
+    row = re.compile(
+        r"^ *(?P<of>\d+ +\d+)? *(?P<name>[a-z][\w, ]*?) +(?P<ms>[\d.e-]+) +(?P<low>[\d.e-]+) to "
+        r"(?P<high>[\d.e-]+) +(?P<faster>[\d.]+)×",
+        re.M,
+    )
+    rows = list(row.finditer(outcome.out))
+    names = [row["name"] for row in rows]
     assert names.count("dense") == names.count("compact") == names.count("onnxruntime") == 2
-    assert [row[:2] for row in rows if row[2] == "dense"] == [["1", "1"], ["32", "1"]]
+    assert [row["of"].split() for row in rows if row["of"]] == [["1", "1"], ["32", "1"]]
     dense = 0.0
-    for row in rows:
-        dense = float(row[3]) if row[2] == "dense" else dense
-        assert float(row[5].rstrip("×")) == pytest.approx(dense / float(row[3]), rel=0.02)
-        low, high = map(float, row[4].split(" to "))
-        assert low <= float(row[3]) <= high
+    for found in rows:
+        dense = float(found["ms"]) if found["name"] == "dense" else dense
+        assert float(found["faster"]) == pytest.approx(dense / float(found["ms"]), rel=0.02)
+        assert float(found["low"]) <= float(found["ms"]) <= float(found["high"])
     assert re.search(r"^(use .* as fast as the dense network|keep the dense)", outcome.out, re.M)
     assert "times the lower bound of any file" in outcome.out
     written = RunDirectory(finished_run).read_latencies()
@@ -54,7 +71,7 @@ def test_bench_reports_consistent_timings_and_a_recommendation(finished_run: Pat
 def test_bench_of_a_plain_file_times_its_matrices(tmp_path: Path) -> None:
     path = tmp_path / "any.safetensors"
     save_file({"a": torch.eye(40), "b": torch.ones(3), "c": torch.zeros(4, 2, 3)}, path)
-    outcome = prunus("bench", path, "--batch", 2, "--threads", 1)
+    outcome = prunus("bench", path, "--batch", 2, "--threads", 1, "--variants", "sparse")
     assert outcome.code == 0, outcome.err
     assert "does not name its recipe" in outcome.out
     assert "call prunus.bench.bench(model, example) in Python" in outcome.out
@@ -81,6 +98,8 @@ class NoOnnxFiles:
     def session(self, *_: Any) -> Any:
         """Raise the error by which a variant is excluded."""
         raise PrunusError("not timed here")
+
+    quantized_session = session
 
 
 def row(batch: int, **milliseconds: float) -> BenchRow:
@@ -117,8 +136,8 @@ def row(batch: int, **milliseconds: float) -> BenchRow:
 def test_recommendation_is_the_fastest_variant_over_all_batches(
     rows: list[BenchRow], excluded: dict[str, str], advice: str
 ) -> None:
-    bench = BenchReport(tuple(rows), excluded, {}, {})
-    assert re.match(advice, bench.recommendation), bench.recommendation
+    report = BenchReport(tuple(rows), excluded, {}, {})
+    assert re.match(advice, report.recommendation), report.recommendation
 
 
 def test_recommendation_for_a_run_names_the_command_where_there_is_one() -> None:
@@ -140,14 +159,14 @@ def test_speed_up_is_that_of_most_rounds_when_others_are_disturbed(
     model = nn.Sequential(nn.Linear(8, 300), nn.ReLU(), nn.Linear(300, 2))
     with torch.no_grad():
         model.get_parameter("0.weight")[:200] = 0
-    monkeypatch.setattr(module, "_OnnxFiles", NoOnnxFiles)
-    monkeypatch.setattr(module, "speed_up", no_speed_up)
+    monkeypatch.setattr(timing, "OnnxFiles", NoOnnxFiles)
+    monkeypatch.setattr(variants, "speed_up", no_speed_up)
     # The dense network is disturbed in most rounds: its median alone is 90 ms, that of the compact
     # network 1 ms. In five rounds of seven both turns are alike.
     dense = [[2.0], [90.0], [90.0], [90.0], [2.0], [2.0], [880.0]]
     compact = [[1.0], [45.0], [1.0], [1.0], [1.0], [1.0], [440.0]]
     plant_timings(monkeypatch, dense, compact)
-    done = module.bench(model, lambda n: torch.randn(n, 8), batches=[2], threads=[1], seconds=0)
+    done = bench(model, eights, batches=[2], threads=[1], seconds=0, variants=EXACT)
     times = done.rows[0].times
     assert times["dense"]["median_ms"] == pytest.approx(90)
     assert done.rows[0].times_faster["compact"] == pytest.approx(2)
@@ -158,7 +177,7 @@ def test_speed_up_is_that_of_most_rounds_when_others_are_disturbed(
         done.recommendation,
     )
     plant_timings(monkeypatch, [[2.0]] * 5, [[1.0]] * 5)
-    done = module.bench(model, lambda n: torch.randn(n, 8), batches=[2], threads=[1], seconds=0)
+    done = bench(model, eights, batches=[2], threads=[1], seconds=0, variants=EXACT)
     assert done.rows[0].disturbed == ()
     assert done.recommendation.endswith("2.0× as fast as the dense network")
 
@@ -171,16 +190,16 @@ def test_variant_with_wrong_outputs_is_excluded_and_threads_are_restored(
     with torch.no_grad():
         model.get_parameter("0.weight")[:200] = 0
     calls = iter([0.0, 1.0] + [0.0] * 9)  # the second is for the compact network
-    monkeypatch.setattr(module, "relative_difference", lambda *_: next(calls))
+    monkeypatch.setattr(timing, "relative_difference", lambda *_: next(calls))
     before = torch.get_num_threads()
-    done = module.bench(model, lambda n: torch.randn(n, 8), batches=[2], threads=[1], seconds=0.01)
+    done = bench(model, eights, batches=[2], threads=[1], seconds=0.01, variants=EXACT)
     assert done.excluded["compact"] == "its outputs are off by 1 of the largest"
     assert "compact" not in done.rows[0].times
     assert torch.get_num_threads() == before
     with pytest.raises(PrunusError, match="no batch to time"):
-        module.bench(model, lambda n: torch.randn(n, 8), batches=[])
+        bench(model, lambda n: torch.randn(n, 8), batches=[])
     with pytest.raises(PrunusError, match="fails on the example inputs"):
-        module.bench(model, lambda n: torch.randn(n, 9), threads=[1])
+        bench(model, lambda n: torch.randn(n, 9), threads=[1])
     assert torch.get_num_threads() == before
 
 
@@ -195,6 +214,11 @@ def test_variant_with_wrong_outputs_is_excluded_and_threads_are_restored(
         ({"batches": [1.5]}, "each of batches must be a whole number of at least 1, but is 1.5"),
         ({"batches": 1}, "batches must be a list of numbers, but is 1"),
         ({"threads": [0]}, "each of threads must be at least 1, but is 0"),
+        ({"variants": ["spars"]}, "there is no variant 'spars'. Did you mean sparse"),
+        (
+            {"floor": "most", "evaluate": 3},
+            "evaluate must be a function .*; floor must be a number",
+        ),
         ({"example": torch.ones(1, 8)}, "example must be a function that returns inputs"),
         ({"model": lambda n: n}, "model must be a torch.nn.Module, but is of type function"),
     ],
@@ -204,7 +228,7 @@ def test_invalid_bench_arguments_are_reported_together(
 ) -> None:
     whole: dict[str, Any] = {"model": nn.Linear(8, 2), "example": lambda n: torch.randn(n, 8)}
     with pytest.raises(PrunusError, match=message):
-        module.bench(**{**whole, **arguments})
+        bench(**{**whole, **arguments})
 
 
 @pytest.mark.frameworks
@@ -214,7 +238,9 @@ def test_bench_accepts_array_of_batches_and_restores_inputs() -> None:
         model.get_parameter("1.weight")[:30] = 0
     example = torch.randn(4, 8)
     before = example.clone()
-    done = module.bench(model, lambda _: example, batches=np.array([4]), threads=[1], seconds=0)
+    done = bench(
+        model, lambda _: example, batches=np.array([4]), threads=[1], seconds=0, variants=EXACT
+    )
     assert torch.equal(example, before)
     assert {"dense", "compact", "onnxruntime"} <= done.rows[0].times.keys()
     assert max(done.rows[0].errors.values()) < 1e-4
@@ -231,8 +257,13 @@ def test_bench_supports_models_that_accumulate_in_their_inputs() -> None:
             logits: torch.Tensor = self.head(self.embedding(tokens.add_(1)))
             return logits
 
-    done = module.bench(
-        Counting(), lambda n: torch.full((n, 3), 7), batches=[2], threads=[1], seconds=0
+    done = bench(
+        Counting(),
+        lambda n: torch.full((n, 3), 7),
+        batches=[2],
+        threads=[1],
+        seconds=0,
+        variants=EXACT,
     )
     assert max(done.rows[0].errors.values()) < 1e-4
     assert "dense" in done.rows[0].times
@@ -242,7 +273,7 @@ def test_bench_supports_models_that_accumulate_in_their_inputs() -> None:
 def test_bench_supports_a_file_of_zeros(tmp_path: Path) -> None:
     path = tmp_path / "any.safetensors"
     save_file({"a": torch.zeros(20, 20)}, path)
-    outcome = prunus("bench", path, "--batch", 1, "--threads", 1)
+    outcome = prunus("bench", path, "--batch", 1, "--threads", 1, "--variants", "sparse")
     assert outcome.code == 0, outcome.err
     assert "1,600 bytes" in outcome.out
 
@@ -256,3 +287,145 @@ def test_report_is_restored_from_its_dictionaries() -> None:
     content["rows"][0]["times"]["dense"]["median_ms"] = 0
     with pytest.raises(ValueError, match="the time of the dense network must be above 0"):
         BenchReport.from_dict(content)
+
+
+RIVALS = ("compiled", "bfloat16, autocast", "bfloat16", "onnxruntime, int8")
+
+
+def classifier() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 4)).eval()
+
+
+def inputs(batch: int) -> torch.Tensor:
+    return torch.randn(batch, 16)
+
+
+@pytest.mark.frameworks
+@pytest.mark.slow
+def test_rivals_compute_the_same_network_in_other_types_and_engines() -> None:
+    model = classifier()
+    report = bench(
+        model, inputs, batches=[8], threads=[1], seconds=0.05, variants=[*RIVALS, "onnxruntime"]
+    )
+    (row,) = report.rows
+    assert set(row.times) == {"dense", *RIVALS, "onnxruntime"}, report.excluded
+    assert row.errors["compiled"] < 1e-5
+    # bfloat16 has 8 significant bits, int8 has 255 values; neither is exact, and both are close.
+    for name in ("bfloat16, autocast", "bfloat16", "onnxruntime, int8"):
+        assert 1e-5 < row.errors[name] < 0.05, name
+
+
+@pytest.mark.frameworks
+def test_zeros_of_a_sparse_network_stay_zeros_in_int8(tmp_path: Path) -> None:
+    import onnx
+    from onnx import numpy_helper
+
+    model = classifier()
+    with torch.no_grad():
+        weight = model.get_parameter("0.weight")
+        weight.mul_(torch.rand_like(weight) > 0.9)
+    files = onnx_files.OnnxFiles(model, inputs, tmp_path)
+    files.quantized_session(4, 1)
+    (path,) = tmp_path.glob("*.int8.onnx")
+    stored = [numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer]
+    (found,) = [t for t in stored if t.dtype == np.int8 and t.size == weight.numel()]
+    zeros = (weight == 0).numpy()
+    assert not found[zeros if found.shape == zeros.shape else zeros.T].any()
+    assert np.count_nonzero(found) > 0.9 * np.count_nonzero(weight.detach().numpy())
+
+
+@pytest.mark.frameworks
+@pytest.mark.slow
+def test_scales_in_int8_come_from_the_inputs_to_calibrate_by(tmp_path: Path) -> None:
+    model, x = classifier(), 100 * inputs(64)
+    errors = []
+    for calibration in ([], [x]):
+        folder = tmp_path / str(len(calibration))
+        folder.mkdir()
+        files = onnx_files.OnnxFiles(model, inputs, folder, calibration)
+        (actual,) = files.quantized_session(64, 1).outputs((x,), {})
+        expected = model(x).detach()
+        errors.append(float((actual - expected).abs().max() / expected.abs().max()))
+    assert errors[0] > 0.5  # activations beyond those of the examples are cut off
+    assert errors[1] < 0.05
+
+
+def test_metrics_of_reduced_precision_are_measured_and_judged_by_the_floor() -> None:
+    model, x = classifier(), inputs(256)
+    labels = model(x).argmax(1)
+    seen = []
+
+    def accuracy(network: nn.Module) -> float:
+        seen.append(type(network).__name__)
+        return float((network(x).argmax(1) == labels).float().mean()) if len(seen) != 2 else 0.5
+
+    report = bench(
+        model,
+        inputs,
+        batches=[8],
+        threads=[1],
+        seconds=0,
+        variants=["bfloat16", "bfloat16, autocast"],
+        evaluate=accuracy,
+        floor="dense-5%",
+    )
+    assert report.metrics["dense"] == 1.0
+    assert seen == ["Sequential", "Autocast", "Converted"]
+    assert report.metrics["bfloat16, autocast"] == 0.5
+    assert report.below_floor == ("bfloat16, autocast",)
+    assert report.metrics["bfloat16"] > 0.95
+
+
+def test_recommendation_needs_the_metric_of_a_network_in_bfloat16() -> None:
+    rows = (row(1, dense=1, sparse=0.5, bfloat16=0.2),)
+    advice = BenchReport(rows, {}, {}, {}).recommendation
+    assert advice.startswith("use prunus.speed_up(model, example): 2.0× as fast")
+    assert advice.endswith(
+        "; model.to(torch.bfloat16) is 5.0× as fast, with outputs off by 0 of the largest: measure "
+        "its metric"
+    )
+    measured = BenchReport(rows, {}, {}, {}, {"dense": 0.9, "bfloat16": 0.9})
+    assert measured.recommendation.startswith("use model.to(torch.bfloat16): 5.0× as fast")
+    below = BenchReport(rows, {}, {}, {}, {"dense": 0.9, "bfloat16": 0.5}, ("bfloat16",))
+    assert below.recommendation == (
+        "use prunus.speed_up(model, example): 2.0× as fast as the dense network"
+    )
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_a_rival_that_fails_is_excluded_with_its_error(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise ValueError("not here" + chr(10) + "in detail")
+
+    if name in variants._BUILDERS:
+        monkeypatch.setitem(variants._BUILDERS, name, lambda _: Failing())
+    else:
+        monkeypatch.setattr("onnxruntime.quantization.quantize_static", fail)
+    report = bench(classifier(), inputs, batches=[2], threads=[1], seconds=0, variants=[name])
+    assert "ValueError: not here" in report.excluded[name]
+    assert "in detail" not in report.excluded[name]
+    assert set(report.rows[0].times) == {"dense"}
+
+
+class Failing(nn.Module):
+    """A network that fails."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise ValueError("not here" + chr(10) + "in detail")
+
+
+def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    report = bench(classifier(), inputs, batches=[2], threads=[1], seconds=0, variants=["compiled"])
+    assert report.excluded == {
+        "compiled": "torch.compile needs a C++ compiler, such as g++",
+        "compact": "no neuron, channel, head or input is dead",
+    }
+
+
+def test_names_of_variants_are_their_keys() -> None:
+    assert [kind.name for kind in KINDS.values()] == list(KINDS)

@@ -61,7 +61,7 @@ def test_subcommands_and_flags_are_exactly_these() -> None:
         "inspect": {"path"},
         "sensitivity": {"path", "--sparsities", "--csv", "--recipe"},
         "export": {"path", "--to", "--out", "--recipe"},
-        "bench": {"path", "--batch", "--threads", "--recipe"},
+        "bench": {"path", "--batch", "--threads", "--recipe", "--variants", "--metric"},
         "report": {"paths", "--out", "--figures"},
     }
 

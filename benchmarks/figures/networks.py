@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 
 from benchmarks.figures.common import NUMBERS, comparisons, load, machine
+from prunus.bench import KINDS
 from prunus.studies.tables import format_spread
 
 RECIPES = {
@@ -56,19 +57,18 @@ def classifiers() -> str:
 def whole_networks() -> str:
     """Return the table of latencies of whole networks."""
     record = load("networks")
+    timed = [row["times_faster"] for network in record["networks"] for row in network["rows"]]
+    names = [name for name in KINDS if any(name in faster for faster in timed)]
     lines = [
         f"Whole networks as `prunus bench` times them, {NUMBERS[record['threads']]}, how many "
         "times faster than dense:\n",
-        "| network | batch | dense | compact | sparse | compact, sparse | onnxruntime |",
-        "|---|---|---|---|---|---|---|",
+        f"| network | batch | dense | {' | '.join(names)} |",
+        "|---|---|---|" + "---|" * len(names),
     ]
     for network in record["networks"]:
         for row in network["rows"]:
             faster = row["times_faster"]
-            cells = [
-                f"{faster[name]:.2f}" if name in faster else "–"
-                for name in ("compact", "sparse", "compact, sparse", "onnxruntime")
-            ]
+            cells = [f"{faster[name]:.2f}" if name in faster else "–" for name in names]
             title = RECIPES.get(network["network"], network["network"])
             dense = f"{row['times']['dense']['median_ms']:.3g} ms"
             lines.append(f"| {title} | {row['batch']} | {dense} | {' | '.join(cells)} |")
@@ -76,7 +76,8 @@ def whole_networks() -> str:
         error
         for network in record["networks"]
         for row in network["rows"]
-        for error in row["errors"].values()
+        for name, error in row["errors"].items()
+        if name == "dense" or KINDS[name].exact
     ]
     lines.append(
         f"\n{machine(record['environment'] | {'threads': record['threads']})}, "

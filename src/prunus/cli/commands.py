@@ -178,9 +178,25 @@ def bench(
             help="Number of threads; may be repeated. Default: 1 and torch's number of threads.",
         ),
     ] = None,
+    variants: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME;NAME;...",
+            help="Variants to time beside the dense network, separated by semicolons. Default: "
+            "all that can be built here.",
+        ),
+    ] = None,
+    metric: Annotated[
+        bool,
+        typer.Option(
+            "--metric",
+            help="Measure the validation metric of the run's network in bfloat16 and int8 too; "
+            "one that is within 0.2 percent may be recommended.",
+        ),
+    ] = False,
     recipe: _Recipe = None,
 ) -> None:
-    """Time a network dense, compact, with sparse layers and in onnxruntime.
+    """Time a network dense, compact, sparse, in onnxruntime, compiled, and in bfloat16 and int8.
 
     For the directory of a run, the timings are written to its bench.json, for `prunus report`.
     """
@@ -191,7 +207,7 @@ def bench(
     from prunus.export.sparse_format import CSR_KEY, RECIPE_KEY
     from prunus.export.sparse_reader import load_sparse
     from prunus.recipes.run.directory import RunDirectory
-    from prunus.recipes.run.loading import file_metadata, load_trained
+    from prunus.recipes.run.loading import file_metadata, load_dense, load_trained
     from prunus.recipes.tasks.exportable import ExportableNetwork
 
     file, screen = model_file(path), Screen()
@@ -205,12 +221,22 @@ def bench(
             f"{file} does not name its recipe, so each of its matrices is timed by itself. To time "
             "the whole network, call prunus.bench.bench(model, example) in Python"
         )
+    validation: dict[str, Any] = {}
+    if metric:
+        _, task, mode = load_dense(path, recipe, screen.message)
+        validation = {
+            "evaluate": lambda model: task.validate(model).metric,
+            "mode": mode,
+            "calibration": task.calibration_inputs(),
+        }
     report = time_network(
         network.model,
         network.example_inputs,
         batches=batch or (1, 64),
         threads=threads or (),
         progress=screen.message,
+        variants=None if variants is None else [name.strip() for name in variants.split(";")],
+        **validation,
     )
     screen.print(bench_table(report))
     screen.message(bench_sizes(report))
@@ -244,7 +270,7 @@ def sensitivity(
 
     fractions = _numbers("--sparsities", sparsities)
     screen = Screen()
-    network, task = load_dense(path, recipe, screen.message)
+    network, task, _ = load_dense(path, recipe, screen.message)
     found = measure(network, lambda: task.validate(network).metric, fractions)
     screen.print(Text(f"validation {task.metric}: {found}"), soft_wrap=True)
     if csv is not None:

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
 from prunus._utils.digits import format_metrics, format_percent
 from prunus._utils.durations import format_duration
 from prunus._utils.sizes import compare_sizes
-from prunus.bench import BenchReport
+from prunus.bench import KINDS, BenchReport
 from prunus.export import ExportReport
 from prunus.export.inspection import TensorDensity
 from prunus.methods import Method
@@ -145,11 +146,18 @@ def exported_table(exported: ExportReport) -> Table:
     return table
 
 
+def _plain_table() -> Table:
+    """Return an empty table without lines between columns."""
+    return Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+
+
 def bench_table(bench: BenchReport) -> Table:
-    """Return a table of the variants of a network: median times, quartiles and speed-up."""
-    table = Table()
-    for column in ("batch", "threads", "network", "ms", "quartiles", "faster"):
-        table.add_column(column, justify="left" if column == "network" else "right")
+    """Return a table of the variants of a network: times, speed-up, difference, and metric."""
+    table = _plain_table()
+    names = ["batch", "threads", "network", "ms", "quartiles", "faster", "off by"]
+    for column in (*names, *(["metric"] if bench.metrics else [])):
+        justify: JustifyMethod = "left" if column == "network" else "right"
+        table.add_column(column, justify=justify, no_wrap=True)
     for row in bench.rows:
         for name, times in row.times.items():
             first = name == "dense"
@@ -160,9 +168,17 @@ def bench_table(bench: BenchReport) -> Table:
                 f"{times['median_ms']:.3g}",
                 f"{times['quartile_1_ms']:.3g} to {times['quartile_3_ms']:.3g}",
                 f"{row.times_faster[name]:.2f}×",
+                "" if first else f"{row.errors[name]:.1g}",
+                *([_metric(bench, name)] if bench.metrics else []),
             )
         table.add_section()
     return table
+
+
+def _metric(bench: BenchReport, name: str) -> str:
+    """Return the metric of a variant, which is the dense network's if the outputs are the same."""
+    known = "dense" if name == "dense" or KINDS[name].exact else name
+    return f"{bench.metrics[known]:.6g}" if known in bench.metrics else ""
 
 
 def bench_sizes(bench: BenchReport) -> str:
@@ -219,7 +235,7 @@ def settings_table(recipe: Recipe) -> Table:
 def study_table(results: StudyTable) -> Table:
     """Return a table of a study, with a section for each ratio."""
     # Narrow, so that seven columns fit a terminal of 80.
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table = _plain_table()
     for place, title in enumerate(results.header):
         table.add_column(title, justify="right" if place else "left")
     for before, row in itertools.pairwise([None, *results.cells]):

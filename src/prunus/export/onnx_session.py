@@ -58,16 +58,20 @@ class OnnxSession:
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Callable[[], list[torch.Tensor]]:
         """Return a function that computes the output tensors for these inputs on each call."""
+        inputs = self.named_inputs(args, kwargs)
+        return lambda: [torch.from_numpy(array) for array in self._session.run(None, inputs)]
+
+    def named_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the inputs of the model as arrays by name."""
         named = {name: x for name, x in kwargs.items() if name in self._names}
         nested = {name: x for name, x in kwargs.items() if name not in named}
         names = [name for name in self._names if name not in named]
         leaves = pytree.tree_leaves((args, nested))
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        inputs = {
+        return {
             name: x.detach().cpu().numpy()
             for name, x in (*named.items(), *zip(names, tensors, strict=True))
         }
-        return lambda: [torch.from_numpy(array) for array in self._session.run(None, inputs)]
 
 
 @contextlib.contextmanager

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from prunus.compaction import load_compact
+from prunus.constraint import Mode
 from prunus.errors import PrunusError
 from prunus.export.sparse_format import COMPACT_KEY, CSR_KEY, RECIPE_KEY
 from prunus.export.sparse_reader import SparseFile
@@ -22,7 +23,7 @@ from prunus.recipes.run.weight_file import load_weights
 from prunus.recipes.tasks.exportable import ExportableNetwork
 from prunus.recipes.tasks.task import Task
 
-__all__ = ["file_metadata", "load_dense", "load_trained"]
+__all__ = ["DenseRun", "file_metadata", "load_dense", "load_trained"]
 
 
 def file_metadata(file: Path) -> dict[str, Any]:
@@ -79,9 +80,23 @@ def load_trained(
     return network
 
 
+class DenseRun(NamedTuple):
+    """The dense network of a run.
+
+    Attributes:
+        network: The network in evaluation mode.
+        task: The run's task, with the data.
+        mode: "max" if larger metrics of the task are better, else "min".
+    """
+
+    network: nn.Module
+    task: Task
+    mode: Mode
+
+
 def load_dense(
     path: Path, recipe: str | None = None, report: Callable[[str], None] = lambda _: None
-) -> tuple[nn.Module, Task]:
+) -> DenseRun:
     """Return the dense network of a run, and its task with the data.
 
     Args:
@@ -106,7 +121,7 @@ def load_dense(
     task = found.prepare(config, identity["data"], identity["seed"])
     with torch.random.fork_rng(devices=[]):
         network = task.network()
-    return load_weights(network, directory.dense_file).eval(), task
+    return DenseRun(load_weights(network, directory.dense_file).eval(), task, config.mode)
 
 
 def _recipe_of(

@@ -124,6 +124,10 @@ class Classification(Task):
         """Evaluate on the test images."""
         return self._evaluate(model, self._images.test)
 
+    def calibration_inputs(self) -> Sequence[torch.Tensor]:
+        """Return eight batches of training images, as they are."""
+        return [self._laid_out(part) for part in torch.split(self._images.train.inputs[:512], 64)]
+
     @torch.no_grad()
     def _evaluate(self, model: nn.Module, split: Split) -> Evaluation:
         model.eval()

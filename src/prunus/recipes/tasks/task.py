@@ -102,6 +102,13 @@ class Task(ABC):
             PrunusError: Something would.
         """
 
+    def calibration_inputs(self) -> Sequence[torch.Tensor]:
+        """Return batches of training inputs, for the scales of a network in int8; none by default.
+
+        Without any, the scales come from the random inputs that are timed.
+        """
+        return ()
+
     def prepare_pruning(self, model: nn.Module) -> None:  # noqa: B027 - a default
         """Change a network from the settings of the dense training to those of pruning."""
 
