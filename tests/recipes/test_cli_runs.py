@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from helpers.commands import SHORT, metrics, prunus, settings, summary
+from helpers.runs import at_step
 from prunus import __version__
 
 BRIEF: dict[str, Any] = {"dense_epochs": 2, "epochs": 3, "floor": "none", "batch_size": 200}
@@ -174,3 +176,32 @@ def test_output_that_cannot_be_written_is_reported(tmp_path: Path, errors_too: b
         assert done.stderr.startswith("error: cannot write to the standard output: No space left")
         assert done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists(), "the run had not started"
+
+
+@pytest.mark.slow
+def test_threads_are_those_of_the_option_the_environment_and_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short, own = settings(dense_epochs=1, epochs=1), torch.get_num_threads()
+
+    def used(name: str, *options: str) -> int:
+        before = torch.get_num_threads()
+        assert prunus("run", "digits", *short, "--out", tmp_path / name, *options).code == 0
+        assert torch.get_num_threads() == before
+        return int(summary(tmp_path / name)["environment"]["threads"])
+
+    try:
+        torch.set_num_threads(2)
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        assert used("environment") == 2
+        assert used("option", "--threads", "3") == 3
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        assert used("recipe") == 1
+    finally:
+        torch.set_num_threads(own)
+
+
+def test_command_that_resumes_has_the_options(tmp_path: Path) -> None:
+    with at_step(40, KeyboardInterrupt):
+        outcome = prunus("run", "digits", "--out", tmp_path / "run", "--threads", "2")
+    assert outcome.out.rstrip().endswith(f"--out {tmp_path / 'run'} --resume --threads 2")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +29,44 @@ class _Arguments(NamedTuple):
     data: str | None
     seed: int | None
     dense: str | None
+
+
+class _Options(NamedTuple):
+    """The options of a run that its settings do not record.
+
+    Attributes:
+        threads: The number of threads, or None.
+        log: What epochs are logged for, or None.
+    """
+
+    threads: int | None
+    log: Literal["tensorboard"] | None
+
+    @property
+    def arguments(self) -> list[str]:
+        """The options as arguments of the command."""
+        parts = [] if self.threads is None else ["--threads", str(self.threads)]
+        return parts + ([] if self.log is None else ["--log", self.log])
+
+    def threads_of(self, recipe: Recipe) -> int | None:
+        """Return the number of threads of a recipe's run, or None for torch's own."""
+        if self.threads is not None or "OMP_NUM_THREADS" in os.environ:
+            return self.threads
+        return recipe.threads
+
+
+@contextlib.contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """Set torch's number of threads, unless None, and restore it at the end."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        if number is not None:
+            torch.set_num_threads(number)
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def run(
@@ -66,6 +106,14 @@ def run(
             "may change any of it."
         ),
     ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of threads. Default: that of the environment variable OMP_NUM_THREADS, "
+            "else the recipe's, which is 1 for a small network, else torch's own.",
+        ),
+    ] = None,
     log: Annotated[
         Literal["tensorboard"] | None,
         typer.Option(help="Also log every epoch, into tensorboard/ of the run."),
@@ -79,7 +127,8 @@ def run(
     # From the start, because imports and data loading before the first step are slow.
     with termination() as stop:
         arguments = _Arguments(data, seed, None if dense is None else str(dense))
-        _run(recipe, arguments, out, method, set_ or [], log, resume=resume, stop=stop)
+        options = _Options(threads, log)
+        _run(recipe, arguments, out, method, set_ or [], options, resume=resume, stop=stop)
 
 
 def _run(
@@ -88,7 +137,7 @@ def _run(
     out: Path | None,
     method: str | None,
     settings: list[str],
-    log: Literal["tensorboard"] | None,
+    options: _Options,
     *,
     resume: bool,
     stop: Callable[[], bool],
@@ -108,7 +157,8 @@ def _run(
         config, arguments = _restore(recipe, directory, arguments)
     screen = Screen()
     config = config.with_settings(settings, screen.message, method=named)
-    _train(recipe, config, directory, arguments, log, screen, resume=resume, stop=stop)
+    with _threads(options.threads_of(recipe)):
+        _train(recipe, config, directory, arguments, options, screen, resume=resume, stop=stop)
 
 
 def _restore(
@@ -133,7 +183,7 @@ def _train(
     config: Config,
     directory: RunDirectory,
     arguments: _Arguments,
-    log: Literal["tensorboard"] | None,
+    options: _Options,
     screen: Screen,
     *,
     resume: bool,
@@ -146,7 +196,7 @@ def _train(
     from prunus.recipes.run.training import Stopped
     from prunus.recipes.run.training import run as run_recipe
 
-    board = None if log is None else TensorBoardLog(directory)
+    board = None if options.log is None else TensorBoardLog(directory)
     terminal = TerminalProgress(screen)
     progress: Progress = terminal if board is None else ProgressGroup((terminal, board))
     try:
@@ -168,8 +218,7 @@ def _train(
         if directory.config_file.exists():
             reason = str(stopped) or "interrupted"
             words = ["prunus", "run", recipe.argument, "--out", str(directory.path), "--resume"]
-            command = shlex.join(words)
-            command += "" if log is None else f" --log {log}"
+            command = shlex.join([*words, *options.arguments])
             screen.message(f"{reason}; resume with: {command}")
         raise typer.Exit(143 if isinstance(stopped, Stopped) else 130) from None
     finally:

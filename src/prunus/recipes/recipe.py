@@ -49,6 +49,8 @@ class Recipe:
             that no figure reports.
         metrics: The names of the metrics in a summary, the task's own first; empty if they are not
             known before a run.
+        threads: The number of threads that its runs use unless the caller chooses: one for networks
+            so small that threads cost more time than they save. None for torch's own number.
         file: The Python file that defines it; None for a built-in recipe.
         path: The path of that file as it was passed to the command; None for a name.
     """
@@ -62,6 +64,7 @@ class Recipe:
     network: Callable[[Path], ExportableNetwork] = language_network
     strengths: Mapping[str, float] = field(default_factory=dict)
     metrics: tuple[str, ...] = ()
+    threads: int | None = None
     file: CodeFile | None = None
     path: str | None = None
 
