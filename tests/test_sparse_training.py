@@ -17,6 +17,7 @@ from helpers.planted_timings import plant_timings
 from prunus import (
     ArgumentError,
     ArgumentTypeError,
+    ExponentialRelevance,
     GradientGrowth,
     GradualPruning,
     Pruner,
@@ -246,6 +247,29 @@ def test_penalties_act_as_in_dense_training(penalty: RelevancePenalty) -> None:
             optimizer.step()
         finals.append(model.state_dict())
     torch.testing.assert_close(finals[1], finals[0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("penalty", "expected"),
+    [
+        (RelevancePenalty(), 2),  # acts in every fifth step
+        (RelevancePenalty(smoothing=0.5), 10),  # averages the gradients of all steps
+        (RelevancePenalty(coefficient=ExponentialRelevance()), 0),  # relative to no mean
+        (None, 0),
+    ],
+)
+def test_removed_gradients_are_read_in_steps_of_a_relative_penalty(
+    penalty: RelevancePenalty | None, expected: int
+) -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    schedule = GradualPruning(sparsity=0.5, begin=1000, end=2000)
+    pruner = Pruner(model, optimizer, penalty, schedule)
+    reads = []
+    for _ in range(10):
+        reads.append(pruner.reads_removed_gradients)
+        train(model, optimizer)
+    assert sum(reads) == expected
 
 
 def autocast(model: nn.Module, x: torch.Tensor) -> torch.Tensor:

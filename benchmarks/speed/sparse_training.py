@@ -5,6 +5,7 @@ dense step is zero_grad, forward, backward and optimizer step without a pruner. 
 one process, with the same step of a network of which a pruner has removed weights at random, once
 without and once with :class:`prunus.SparseTraining`, which decides by its own timings. The ratio is
 the median over the rounds of (median step of the variant in the round) / (that of the dense step).
+With one thread, times are those of the processor, in which other processes take no part.
 The pruner has no penalty; ``speed.step_overhead`` measures what it adds.
 
 The parts of a step are timed too: forward and backward pass, and optimizer step, which includes the
@@ -21,7 +22,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from benchmarks.measuring import options, save
 from benchmarks.speed.step_overhead import keep_freed_memory
 from prunus import Masks, Pruner, RandomScore, SparseTraining
-from prunus._utils.timing import interleaved, spread
+from prunus._utils.timing import clock_for, interleaved, spread
 from prunus.recipes.tasks.architectures import perceptron
 from prunus.runtime.linear_training import KeptWeight
 
@@ -68,6 +68,7 @@ class Trainer:
         inputs = torch.randn(BATCHES, BATCH, 1, WIDTH)
         labels = torch.randint(WIDTH, (BATCHES, BATCH))
         self._batches = itertools.cycle(list(zip(inputs, labels, strict=True)))
+        self._clock = clock_for(torch.get_num_threads())
         self.parts: list[tuple[float, float]] = []
         for _ in range(2):
             self.step()  # times the layers, and fills the optimizer's state
@@ -76,11 +77,11 @@ class Trainer:
         """Train one step."""
         inputs, labels = next(self._batches)
         self.optimizer.zero_grad()
-        start = time.perf_counter()
+        start = self._clock()
         F.cross_entropy(self.model(inputs), labels).backward()  # type: ignore[no-untyped-call]
-        middle = time.perf_counter()
+        middle = self._clock()
         self.optimizer.step()
-        self.parts.append((middle - start, time.perf_counter() - middle))
+        self.parts.append((middle - start, self._clock() - middle))
 
     def figures(self) -> dict[str, Any]:
         """Return the median milliseconds of the parts of all steps, and the sparse layers."""
@@ -106,6 +107,7 @@ def measure(sparsity: float, *, rounds: int, seed: int) -> dict[str, Any]:
         calls=CALLS,
         warm=1,
         seed=seed,
+        clock=clock_for(torch.get_num_threads()),
     )
     medians = {name: np.median(own, axis=1) for name, own in seconds.items()}
     variants = {
@@ -134,7 +136,13 @@ def profile(masks: Masks, *, rounds: int) -> dict[str, float]:
         "gradient of the weight": functools.partial(kept.weight_gradient, x, gradient),
         "outputs, dense": functools.partial(F.linear, x, weight, bias),
     }
-    seconds = interleaved(computations, rounds=rounds, calls=CALLS, warm=1)
+    seconds = interleaved(
+        computations,
+        rounds=rounds,
+        calls=CALLS,
+        warm=1,
+        clock=clock_for(torch.get_num_threads()),
+    )
     return {name: spread(own)["median_ms"] for name, own in seconds.items()}
 
 

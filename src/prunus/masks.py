@@ -385,7 +385,7 @@ def attached_mask(parameter: torch.Tensor) -> torch.Tensor | None:
         >>> attached_mask(layer.weight)
     """
     shared = _attached.get(parameter)
-    return shared.mask if shared is not None and shared.users else None
+    return None if shared is None else shared.mask
 
 
 def clear_(tensor: torch.Tensor, mask: torch.Tensor) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
 
+from benchmarks.robustness.kernel_faults import Fault, freshly_imported
 from helpers.comparisons import UNIT_ROUNDOFF
 from prunus.runtime.linear_training import KeptWeight, sparse_linear
 
@@ -33,50 +38,98 @@ def in_layout(x: torch.Tensor, layout: str) -> torch.Tensor:
     return x
 
 
-def assert_product(found: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """Check a product of two float32 matrices within the rounding of each element's sum."""
-    expected = left.double() @ right.double()
-    magnitude = left.double().abs() @ right.double().abs()
+def assert_product(
+    found: torch.Tensor, left: torch.Tensor, right: torch.Tensor, mask: torch.Tensor | None = None
+) -> None:
+    """Check a product of two float32 matrices within the rounding of each element's sum.
+
+    Args:
+        found: The product to check.
+        left: The left factor.
+        right: The right factor.
+        mask: False where the product is to be zero. Default: nowhere.
+    """
+    kept = torch.ones(found.shape) if mask is None else mask
+    expected = left.double() @ right.double() * kept
+    magnitude = left.double().abs() @ right.double().abs() * kept
     terms = left.shape[1] + 2
     assert found.shape == expected.shape
     assert found.dtype == torch.float32
     assert bool(((found.double() - expected).abs() <= UNIT_ROUNDOFF * terms * magnitude).all())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(
-    ("items", "inputs", "outputs", "density"),
-    [
-        (1, 5, 3, 0.5),
-        (2, 40, 7, 0.3),
-        (16, 33, 40, 0.2),
-        (33, 64, 32, 0.9),
-        (128, 300, 300, 0.6),  # shared among threads
-        (300, 2_100, 20, 0.05),  # in three chunks
-        (20, 70_000, 4, 0.001),  # with indices of 32 bits
-    ],
-)
-def test_outputs_and_gradients_match_float64(
-    items: int, inputs: int, outputs: int, density: float, layout: str, threads: int
+def compare(
+    kept_weight: Any, items: int, inputs: int, outputs: int, density: float, layout: str
 ) -> None:
+    """Compare products and gradients with dense ones in float64.
+
+    Args:
+        kept_weight: The class to check.
+        items: Number of items.
+        inputs: Columns of the weight.
+        outputs: Rows of the weight.
+        density: Fraction of kept elements.
+        layout: Layout of the inputs and of the gradient of the outputs.
+    """
     torch.manual_seed(0)
-    torch.set_num_threads(threads)
     mask = random_mask(outputs, inputs, density)
-    kept, weight = KeptWeight(mask), torch.randn(outputs, inputs) * mask
+    kept, weight = kept_weight(mask), torch.randn(outputs, inputs) * mask
+    weight[-1, 0] = 0  # kept
     x = in_layout(torch.randn(items, inputs), layout)
     gradient = in_layout(torch.randn(items, outputs), layout)
     assert kept.read(weight, None)
     assert_product(kept.outputs(x), x, weight.t())
     assert_product(kept.input_gradient(gradient), gradient, weight)
+    kept._buffer.take().fill_(torch.nan)
     of_weight = kept.weight_gradient(x, gradient)
     assert bool((of_weight[~mask] == 0).all())
-    ones = mask.double()
-    expected = gradient.double().t() @ x.double() * ones
-    magnitude = gradient.double().abs().t() @ x.double().abs() * ones
-    bound = UNIT_ROUNDOFF * (items + 2) * magnitude
-    assert bool(((of_weight.double() - expected).abs() <= bound).all())
+    assert_product(of_weight, gradient.t(), x, mask)
+
+
+CASES = [
+    (1, 5, 3, 0.5),
+    (2, 40, 7, 0.3),
+    (16, 33, 40, 0.2),
+    (33, 64, 32, 0.9),
+    (128, 300, 30, 0.6),
+    (300, 2_100, 20, 0.05),  # in three chunks
+    (20, 70_000, 4, 0.001),  # with indices of 32 bits
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", CASES)
+def test_outputs_and_gradients_match_float64(
+    case: tuple[int, int, int, float], layout: str
+) -> None:
+    compare(KeptWeight, *case, layout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["by item", "by feature"])
+def test_threads_compute_the_same(layout: str) -> None:
+    torch.set_num_threads(2)
+    compare(KeptWeight, 128, 300, 300, 0.6, layout)
+
+
+FAULTS = [
+    Fault("last element", "kernels.gradient", "range(whole, end)", "range(whole, end - 1)", ""),
+    Fault("row not cleared", "kernels.gradient", "(target, columns * 4)", "(target, 0)", ""),
+    Fault("same chunk", "kernels.gradient", "at_x = x + offset", "at_x = x", ""),
+    Fault("even lanes only", "kernels.vectors", "2)) for i in (0, 1))", "2)) for i in (0, 0))", ""),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_comparison_finds_planted_fault(fault: Fault, tmp_path: Path) -> None:
+    with freshly_imported(fault, tmp_path):
+        kept_weight = importlib.import_module("prunus.runtime.linear_training").KeptWeight
+        with pytest.raises(AssertionError):
+            compare(
+                kept_weight, 300 if "chunk" in fault.name else 33, 2_100, 20, 0.05, "by feature"
+            )
 
 
 def test_gradients_equal_autograds() -> None:
