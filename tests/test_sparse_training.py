@@ -339,6 +339,35 @@ def test_shapes_are_those_of_dense_layers(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("without_gradients", [torch.no_grad, torch.inference_mode])
+def test_a_network_may_be_evaluated_before_it_is_trained(
+    without_gradients: Callable[[], Any],
+) -> None:
+    model, optimizer, pruner = pruned()
+    training, x = SparseTraining(pruner, max_density=1.0), torch.randn(4, 24)
+    with without_gradients():
+        torch.testing.assert_close(model(x), copy.deepcopy(model)(x))
+    train(model, optimizer)
+    assert training.sparse_layers == ("0", "2", "4")
+
+
+def test_the_default_type_of_torch_has_no_influence() -> None:
+    model, _, pruner = pruned(model=nn.Sequential(nn.Linear(24, 8, bias=False)))
+    training, dense = SparseTraining(pruner, max_density=1.0), copy.deepcopy(model)
+    x = torch.randn(16, 24)
+    torch.set_default_dtype(torch.float64)
+    try:
+        y = model(x)
+        y.sum().backward()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert training.sparse_layers == ("0",)
+    gradient = weight_of(model).grad
+    assert gradient is not None
+    torch.testing.assert_close(gradient[0], x.sum(0) * pruner.masks["0.weight"][0])
+    torch.testing.assert_close(y, dense(x))
+
+
 def test_a_wrong_input_raises_torchs_error() -> None:
     model, _, pruner = pruned()
     SparseTraining(pruner, max_density=1.0)

@@ -60,6 +60,7 @@ class KeptWeight:
         [5.0, 4.0]
     """
 
+    @torch.inference_mode(False)  # tensors made in that mode could not be written to later
     def __init__(self, mask: torch.Tensor) -> None:
         # The elements are those of the mask until the first call of ``read``.
         self._product = _Product(mask)

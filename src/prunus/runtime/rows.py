@@ -55,7 +55,7 @@ class SparseRows(nn.Module):
         self.values = nn.Parameter(torch.from_numpy(dense[row, column]), requires_grad=False)
         self.register_buffer("columns", as_index(column, self.width))
         self.register_buffer("pointers", torch.from_numpy(pointers))
-        bias = torch.zeros(count) if bias is None else bias.detach().clone()
+        bias = torch.zeros(count, dtype=weight.dtype) if bias is None else bias.detach().clone()
         self.bias = nn.Parameter(bias, requires_grad=False)
 
     def dense(self) -> torch.Tensor:

@@ -54,7 +54,7 @@ def time_training(
     items = x.detach().reshape(-1, x.shape[-1])
     # Its own generator, so that the numbers that the training draws stay the same.
     generator = torch.Generator().manual_seed(0)
-    gradient = torch.empty(len(items), len(weight)).normal_(generator=generator)
+    gradient = items.new_empty(len(items), len(weight)).normal_(generator=generator)
 
     def dense() -> object:
         return (
