@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["host_random_states", "load_host_random_states", "seed_all", "seeded", "separate_states"]
+__all__ = ["SeparateStates", "host_random_states", "load_host_random_states", "seed_all", "seeded"]
 
 
 def seed_all(seed: int) -> None:
@@ -70,7 +70,7 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-class separate_states:  # noqa: N801 - used as a context manager
+class SeparateStates:
     """Random numbers of their own for some calls, which neither read nor change the global ones.
 
     Each block continues where the previous one ended.
@@ -79,7 +79,7 @@ class separate_states:  # noqa: N801 - used as a context manager
         seed: Their seed.
 
     Example:
-        >>> own = separate_states(3)
+        >>> own = SeparateStates(3)
         >>> with own:
         ...     first = torch.rand(1)
         >>> with own:

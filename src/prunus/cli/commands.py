@@ -35,10 +35,25 @@ def recipes(
 ) -> None:
     """List the recipes, or the settings of one."""
     from prunus.cli.tables import recipes_table, settings_table
+    from prunus.recipes.custom.recipes import installed_recipes
     from prunus.recipes.registry import RECIPES, find_recipe
 
     if name is None:
-        Screen().print(recipes_table(RECIPES.values()))
+        found, notes = [*RECIPES.values()], []
+        for other, point in installed_recipes().items():
+            if other in RECIPES:
+                notes.append(
+                    f"{point.value} has the name of a built-in recipe, {other}, and is hidden"
+                )
+                continue
+            try:
+                found.append(find_recipe(other))
+            except PrunusError as error:
+                notes.append(str(error))
+        screen = Screen()
+        screen.print(recipes_table(found))
+        for note in notes:
+            screen.message(note)
     else:
         Screen().print(settings_table(find_recipe(name)))
 

@@ -11,7 +11,11 @@ from torch import nn
 
 from prunus._utils.system_info import has_bfloat16
 from prunus.errors import ArgumentError, PrunusError, nearest, unknown_name
-from prunus.recipes.custom.recipes import recipe_from_file
+from prunus.recipes.custom.recipes import (
+    installed_recipes,
+    recipe_from_entry_point,
+    recipe_from_file,
+)
 from prunus.recipes.data.images import load_digits, load_hub_images
 from prunus.recipes.data.texts import TURN_SEPARATOR, load_dialogues, load_texts, load_translations
 from prunus.recipes.recipe import Recipe
@@ -418,12 +422,13 @@ def find_recipe(name: str) -> Recipe:
     """Return a recipe, the only way in which the command finds one.
 
     Args:
-        name: The name of a built-in recipe, or the path of a Python file, which is imported: it
-            ends in ``.py`` or contains a ``/``.
+        name: The name of a built-in recipe or, else, of an entry point of an installed package, or
+            the path of a Python file: it ends in ``.py`` or contains a ``/``. The last two are
+            imported.
 
     Raises:
         ArgumentError: There is none of this name, or no such file.
-        RecipeError: The file cannot be imported, or is not a recipe.
+        RecipeError: The file or the module cannot be imported, or is not a recipe.
     """
     if name in RECIPES:
         return RECIPES[name]
@@ -432,10 +437,13 @@ def find_recipe(name: str) -> Recipe:
         if not path.is_file():
             raise ArgumentError(_no_file(path))
         return recipe_from_file(path)
+    installed = installed_recipes()
+    if name in installed:
+        return recipe_from_entry_point(installed[name])
     beside = path.with_name(f"{path.name}.py") if path.name else path
     if beside.is_file():
         raise ArgumentError(f"there is no recipe {name!r}. Did you mean the file {beside}?")
-    raise ArgumentError(unknown_name("recipe", name, RECIPES))
+    raise ArgumentError(unknown_name("recipe", name, [*RECIPES, *installed]))
 
 
 def _no_file(path: Path) -> str:

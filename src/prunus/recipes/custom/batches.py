@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from prunus._utils.random_states import seeded, separate_states
+from prunus._utils.random_states import SeparateStates, seeded
 from prunus.errors import RecipeError
 from prunus.recipes.custom.definition import Definition
 from prunus.recipes.custom.user_code import reporting_errors
@@ -49,7 +49,7 @@ class Loader:
         Args:
             seed: The seed of the pass.
         """
-        states = separate_states(seed)
+        states = SeparateStates(seed)
         with states, reporting_errors(str(self), self.file):
             self.seed_generators(seed)
             batches = iter(self.batches)

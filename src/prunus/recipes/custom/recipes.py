@@ -1,8 +1,10 @@
-"""Recipes from Python files, as the command runs them."""
+"""Recipes from Python files and from installed packages, as the command runs them."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,18 @@ from prunus.errors import ArgumentError, RecipeError
 from prunus.recipes.config import Config
 from prunus.recipes.custom.batches import Loaders, load
 from prunus.recipes.custom.definition import Definition
-from prunus.recipes.custom.importing import import_file
+from prunus.recipes.custom.importing import code_file, import_file
 from prunus.recipes.custom.task import CustomTask, build_network
+from prunus.recipes.custom.user_code import reporting_errors
 from prunus.recipes.recipe import CodeFile, Recipe
 from prunus.recipes.run.directory import RunDirectory
 from prunus.recipes.tasks.exportable import ExportableNetwork
 from prunus.recipes.tasks.task import Task
 
-__all__ = ["recipe_from_file"]
+__all__ = ["GROUP", "installed_recipes", "recipe_from_entry_point", "recipe_from_file"]
+
+GROUP = "prunus.recipes"
+"""The group of entry points by which an installed package offers recipes."""
 
 _LABELS = ("label", "labels", "target", "targets", "y")
 """Keys of a batch that a network is not called with."""
@@ -37,6 +43,44 @@ def recipe_from_file(path: Path) -> Recipe:
     return _recipe(definition, definition.name, imported.file, str(path))
 
 
+def installed_recipes() -> dict[str, EntryPoint]:
+    """Return the entry points of installed packages that are recipes, by name; none is imported.
+
+    Raises:
+        RecipeError: Two packages have a recipe of the same name.
+    """
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=GROUP):
+        other = found.setdefault(point.name, point)
+        if other.value != point.value:
+            raise RecipeError(
+                f"two installed packages have a recipe {point.name!r}, {other.value} and "
+                f"{point.value}: uninstall one"
+            )
+    return found
+
+
+def recipe_from_entry_point(point: EntryPoint) -> Recipe:
+    """Return the recipe of an entry point, which is imported.
+
+    Args:
+        point: The entry point of a module, or of an object with the same names as attributes.
+
+    Raises:
+        RecipeError: It cannot be imported, or is not a recipe.
+    """
+    what = f"the recipe {point.name}, {point.value},"
+    spec = None
+    with reporting_errors(what, Path()):
+        spec = importlib.util.find_spec(point.module)
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        raise RecipeError(f"{what} is not in a Python file: install its package again")
+    file = code_file(Path(spec.origin))
+    with reporting_errors(what, file.path):
+        module = point.load()
+    return _recipe(Definition.of(module, file.path), point.name, file, None)
+
+
 def _recipe(definition: Definition, name: str, file: CodeFile, path: str | None) -> Recipe:
     def prepare(config: Config, source: str | None, seed: int) -> Task:
         values = _values(config, source, seed)
@@ -50,7 +94,7 @@ def _recipe(definition: Definition, name: str, file: CodeFile, path: str | None)
         f"the contents that loaders() of {name} reads" if definition.takes_data else "",
         definition.config,
         prepare,
-        lambda weights: _network(definition, weights),
+        lambda weights: _network(definition, name, weights),
         metrics=tuple(dict.fromkeys((definition.metric_name, "loss"))),
         file=file,
         path=path,
@@ -79,13 +123,13 @@ def _load(definition: Definition, config: Config, source: str | None, seed: int)
     return load(definition, _values(config, source, seed), seed)
 
 
-def _network(definition: Definition, weights: Path) -> ExportableNetwork:
+def _network(definition: Definition, name: str, weights: Path) -> ExportableNetwork:
     """Return the network for a file of a run, with the settings of the run beside the file."""
     directory = RunDirectory(weights.parent)
     config, source, seed = definition.config, None, 0
     if directory.config_file.is_file():
         identity = directory.read_config()
-        if identity["recipe"] == definition.name:
+        if identity["recipe"] == name:
             source, seed = identity["data"], identity["seed"]
             config = type(config).from_dict(identity["config"], directory.config_file)
     values = _values(config, source, seed)

@@ -150,8 +150,11 @@ def _recipe_of(
         if recipe.file is not None and recipe.file.sha256 != digest:
             report(f"{chosen} is not the file that trained this network, or has changed since")
         return recipe
-    if digest is None and not _is_path(name):
-        return find_recipe(name)
+    if not _is_path(name):  # built in, or of an installed package
+        recipe = find_recipe(name)
+        if digest is not None and (recipe.file is None or recipe.file.sha256 != digest):
+            report(f"the recipe {name} has changed since it trained this network")
+        return recipe
     pass_it = "pass it with --recipe FILE"
     if digest is None:
         raise PrunusError(
