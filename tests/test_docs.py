@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 import prunus
 from helpers.browser import headless_browser
 from helpers.pages import DOCS, ROOT, blocks, broken_links, missing_names, pages, run_page
+from prunus.cli.app import app
 
 SOURCE = Path(prunus.__file__).parent
 
@@ -149,6 +151,19 @@ def test_every_public_name_is_on_an_api_page() -> None:
 @pytest.mark.frameworks
 def test_every_integration_is_on_an_api_page() -> None:
     assert undocumented((f"prunus.{name}" for name in INTEGRATIONS), "integrations.md") == []
+
+
+def test_every_subcommand_is_in_the_table_of_the_command() -> None:
+    named = re.findall(r"^\| `prunus (\w+)", (DOCS / "command.md").read_text(), flags=re.MULTILINE)
+    commands = [c.name or c.callback.__name__ for c in app.registered_commands if c.callback]
+    assert sorted(named) == sorted(commands)
+
+
+def test_every_extra_is_in_the_table_of_the_installation() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    text = (DOCS / "installation.md").read_text()
+    named = re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE)
+    assert sorted([*named, "all"]) == sorted(project["optional-dependencies"])
 
 
 def messages(path: Path) -> Iterator[str]:
