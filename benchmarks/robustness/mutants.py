@@ -60,6 +60,8 @@ MODULES: dict[str, list[str]] = {
         "tests/export/test_sparse_reader.py",
         "tests/export/test_round_trips.py",
     ],
+    "patterns/groupings.py": ["tests/patterns/test_removal_of_groups.py"],
+    "patterns/layout.py": ["tests/patterns/test_removal_of_groups.py"],
     "penalties/application.py": ["tests/penalties/test_applications.py"],
     "penalties/averages.py": ["tests/penalties/test_averages.py"],
     "penalties/coefficients.py": ["tests/penalties/test_coefficients.py"],

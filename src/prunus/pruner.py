@@ -572,6 +572,9 @@ class Pruner:
     def prune(self, *, sparsity: float | None = None, kept: int | None = None) -> int:
         """Remove weights now, down to a sparsity or a number of kept prunable weights.
 
+        Groups of a ``pattern`` are removed as far as they fit, so that up to :attr:`slack` weights
+        more are kept.
+
         In a dense phase of :class:`~prunus.AlternatingGrowth` they are removed when it ends.
 
         Returns:

@@ -253,6 +253,54 @@ def test_every_tensor_keeps_its_smallest_density(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_run_with_n_of_m_ends_at_exactly_that(tmp_path: Path) -> None:
+    chosen = settings(**{**FAST, "schedule": "gradual", "pattern": "2:4", "ratio": 2})
+    assert prunus("run", "digits", *chosen, "--out", tmp_path / "run").code == 0
+    model = load_file(tmp_path / "run" / "model.safetensors")
+    for layer in ("1", "3", "5"):
+        kept = np.count_nonzero(model[f"{layer}.weight"].reshape(-1, 4), axis=1)
+        assert kept.max() == 2
+        assert (kept == 2).mean() > 0.999  # a weight may be zero by chance
+    held = summary(tmp_path / "run")
+    assert held["sparsity"] == 0.5
+    assert held["method"].endswith(", 2:4")
+
+
+@pytest.mark.slow
+def test_run_with_channels_recovers_although_it_is_less_than_a_channel_from_its_ratio(
+    tmp_path: Path,
+) -> None:
+    chosen = settings(**{**FAST, "epochs": 6, "pattern": "channels"})
+    outcome = prunus("run", "digits", *chosen, "--out", tmp_path / "run")
+    assert outcome.code == 0
+    assert "was not reached" not in outcome.out
+    assert [line["epoch"] for line in metrics(tmp_path / "run") if line["phase"] == "prune"] == [
+        *range(1, 7)
+    ]
+    model = load_file(tmp_path / "run" / "model.safetensors")
+    removed = {name: ~model[f"{name}.weight"].any(axis=1) for name in ("1", "3", "5")}
+    kept = sum(int((~rows).sum()) * model[f"{n}.weight"].shape[1] for n, rows in removed.items())
+    biases = sum(np.count_nonzero(model[f"{name}.bias"]) for name in removed)
+    assert 10_122 <= kept + biases < 10_122 + 300
+    assert sum(map(np.sum, removed.values())) > 100
+
+
+@pytest.mark.parametrize(
+    ("chosen", "parts"),
+    [
+        ({"pattern": "2:4"}, ("ratio=5 with pattern=2:4 cannot be reached: ", "at least 25,100")),
+        ({"pattern": "1x99"}, ("Block(rows=1, columns=99) needs a matrix of at least 1×99",)),
+    ],
+)
+def test_pattern_that_does_not_fit_is_rejected_before_training(
+    tmp_path: Path, chosen: dict[str, Any], parts: tuple[str, ...]
+) -> None:
+    outcome = prunus("run", "digits", *settings(**{**FAST, **chosen}), "--out", tmp_path / "run")
+    outcome.refused(*parts)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.slow
 def test_iterative_run_recovers_after_reaching_its_target(tmp_path: Path) -> None:
     chosen = settings(**{**FAST, "epochs": 20})
     assert prunus("run", "digits", *chosen, "--out", tmp_path / "run").code == 0
