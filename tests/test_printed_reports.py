@@ -14,6 +14,7 @@ from prunus.bench import BenchReport, BenchRow
 from prunus.compaction.report import CompactionReport, ResizedTensor
 from prunus.export.report import ExportReport
 from prunus.export.sparse_format import TensorInfo
+from prunus.fitting.fit import FitResult
 from prunus.runtime import SpeedUpReport
 from prunus.runtime.report import LayerTiming
 from studies.stubs import study, summary
@@ -178,6 +179,13 @@ def test_report_is_printed_as_an_aligned_table(report: object, lines: list[str])
 def test_states_of_a_validation_are_named() -> None:
     assert str(validation(5, met=False, best=False, restored=True)).endswith("  missed, restored")
     assert str(validation(5, floor=None, met=False)).endswith("  best")
+
+
+def test_result_of_a_fit_is_printed_with_its_history() -> None:
+    result = FitResult(0.98, 0.9725, 0.625, History([validation(5)]))
+    first, *others = str(result).splitlines()
+    assert first == "metric 0.9725, before the training 0.9800; sparsity 0.6250"
+    assert others == str(result.history).splitlines()
 
 
 def test_long_reports_are_short() -> None:

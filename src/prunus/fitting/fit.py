@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from prunus._utils.checks import as_number, number_problem, raise_problems, type_problem
+from prunus._utils.digits import format_metrics
 from prunus.constraint import Mode
 from prunus.errors import ArgumentError, NonFiniteError
 from prunus.fitting.steps import loss_problem, train_step, warmup_and_cosine
@@ -61,7 +62,7 @@ class FitEpoch:
 
 @dataclass(frozen=True)
 class FitResult:
-    """The result of :func:`fit`.
+    """The result of :func:`fit`, which ``print`` shows as a table with a row for each validation.
 
     Attributes:
         dense_metric: The validation metric before the training.
@@ -74,6 +75,11 @@ class FitResult:
     metric: float
     sparsity: float
     history: History
+
+    def __str__(self) -> str:
+        dense, sparse = format_metrics([self.dense_metric, self.metric])
+        head = f"metric {sparse}, before the training {dense}; sparsity {self.sparsity:.4f}"
+        return f"{head}\n{self.history}"
 
 
 def fit(
