@@ -13,6 +13,7 @@ from prunus.studies.tables import format_sparsity
 NETWORKS = {
     "digits-methods": "Perceptron, scikit-learn's digits, every method",
     "mnist-lenet300": "LeNet-300-100, MNIST",
+    "mnist-lenet300-without-shift": "LeNet-300-100, MNIST, without shifted images",
     "mnist-lenet5": "LeNet-5, MNIST",
     "cifar10-resnet32": "ResNet-32, CIFAR-10",
     "multi30k-translation": "Translator, Multi30k",

@@ -48,15 +48,15 @@ def _method() -> str:
 
 def _classifier() -> str:
     study = comparisons([CLASSIFIER])[CLASSIFIER]
-    found = _outcome(study, "prunus")
-    dense, sparse = (
+    found, rival = _outcome(study, "prunus"), _outcome(study, "magnitude")
+    dense, sparse, other = (
         format_spread([100 * (1 - value) for value in values], 2)
-        for values in (found.dense, found.values)
+        for values in (found.dense, found.values, rival.values)
     )
     return (
         f"| [{NETWORKS[CLASSIFIER]}](docs/figures.md#classifiers), test error in % ↓ "
-        f"| {format_sparsity(found.sparsity)} | {dense} | {sparse} | {study.ratios[0]:g} times "
-        "fewer parameters |"
+        f"| {format_sparsity(found.sparsity)} | {dense} | {sparse} | {other} by "
+        f"magnitude pruning, both with {study.ratios[0]:g} times fewer parameters |"
     )
 
 
