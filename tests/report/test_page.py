@@ -33,6 +33,8 @@ LATENCIES: dict[str, Any] = {
     ],
     "excluded": {"compact": "no neuron, channel, head or input is dead"},
     "parameters": {"dense": 114},
+    "metrics": {"dense": 0.98},
+    "below_floor": [],
     "bytes": {"dense": 456, "sparse": 300, "bound": 250.0},
 }
 
