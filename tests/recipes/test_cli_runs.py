@@ -14,6 +14,8 @@ import torch
 from helpers.commands import SHORT, metrics, prunus, settings, summary
 from helpers.runs import at_step
 from prunus import __version__
+from prunus._utils.files import load_tree, save_tree
+from prunus.recipes.run.directory import RunDirectory
 
 BRIEF: dict[str, Any] = {"dense_epochs": 2, "epochs": 3, "floor": "none", "batch_size": 200}
 
@@ -157,6 +159,20 @@ def test_dense_network_of_another_seed_or_training_is_rejected(tmp_path: Path) -
     outcome.refused("momentum is 0.9 there and 0.5 here", "seed is 0 there and 1 here")
     outcome = prunus("run", "digits", "--dense", tmp_path / "no", "--out", tmp_path / "third")
     outcome.refused("there is no run in")
+
+
+def test_dense_network_of_another_version_is_rejected(finished_run: Path, tmp_path: Path) -> None:
+    donor = tmp_path / "donor"
+    shutil.copytree(finished_run, donor)
+    file = RunDirectory(donor).after_dense_file
+    after = load_tree(file)
+    del after["random_state"], after["data_order"]
+    save_tree(file, after)
+    options = ("--dense", donor, "--out", tmp_path / "run")
+    prunus("run", "digits", *SHORT, "--set", "floor=none", *options).refused(
+        "written by another version: it lacks data_order, random_state"
+    )
+
 
 
 @pytest.mark.slow

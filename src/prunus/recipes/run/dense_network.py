@@ -76,11 +76,22 @@ def check_donor(context: RunContext) -> None:
             f"the run in {donor.path} has not finished its dense training: resume it, or choose "
             "another --dense"
         )
-    if load_tree(donor.after_dense_file).get("data") != context.task.fingerprint:
+    after = load_tree(donor.after_dense_file)
+    missing = [key for key in _AFTER_DENSE if key not in after]
+    if missing:
+        raise PrunusError(
+            f"{donor.after_dense_file} was written by another version: it lacks "
+            f"{listing(missing)}; choose another --dense, or leave it out to train one"
+        )
+    if after["data"] != context.task.fingerprint:
         raise PrunusError(
             f"the run in {donor.path} used other data: pass the same --data, or choose another "
             "--dense"
         )
+
+
+_AFTER_DENSE = ("data", "data_order", "random_state", "host_random_states")
+"""The entries of the file with the state after the dense training."""
 
 
 def frozen_dense_network(context: RunContext, state: RunState) -> nn.Module:
