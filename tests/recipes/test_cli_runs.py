@@ -174,7 +174,6 @@ def test_dense_network_of_another_version_is_rejected(finished_run: Path, tmp_pa
     )
 
 
-
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 @pytest.mark.parametrize("errors_too", [False, True])
