@@ -16,6 +16,7 @@ from prunus.fitting.steps import loss_problem
 from prunus.recipes.config import Config
 from prunus.recipes.custom.batches import Loader, Loaders, batch_size, digest_parts
 from prunus.recipes.custom.definition import Definition
+from prunus.recipes.custom.user_code import reporting_errors
 from prunus.recipes.tasks.losses import Teacher
 from prunus.recipes.tasks.task import Batch, Evaluation, Task, fingerprint
 from prunus.selection import select
@@ -131,7 +132,9 @@ class CustomTask(Task):
         return self._evaluate(model, self._loaders.test or self._loaders.validation)
 
     def check(self) -> None:
-        """Call each function of the recipe once, so that its errors end a run at its start.
+        """Take one step and validate, so that errors of the recipe's code end a run at its start.
+
+        It does so on a network of its own, and changes no random numbers.
 
         Raises:
             RecipeError: One fails or returns a value of another type.
@@ -141,8 +144,14 @@ class CustomTask(Task):
             model = self.network()
             config = self._config
             selection = select(model, biases=config.biases, norms=config.norms)
-            Optimizers([self.optimizer(model, config.dense_lr)], selection)
-            self.loss(model, self._loaders.train.first())
+            optimizer = self.optimizer(model, config.dense_lr)
+            Optimizers([optimizer], selection)
+            loss = self.loss(model, self._loaders.train.first())
+            file = self._definition.file
+            with reporting_errors(f"the backward pass of {self._definition.loss}", file):
+                loss.backward()  # type: ignore[no-untyped-call]
+            with reporting_errors(f"a step of the optimizer of {file.name}", file):
+                optimizer.step()
             self._evaluate(model, self._loaders.validation, finite=False)
 
     def _evaluate(self, model: nn.Module, loader: Loader, *, finite: bool = True) -> Evaluation:
