@@ -18,6 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from helpers.commands import metrics, prunus, settings, summary
 from helpers.runs import KilledError, assert_same_run, at_step
+from prunus import load_sparse
 from prunus.recipes.run.loading import load_trained
 from recipes.custom.sources import STEPS, write
 
@@ -184,6 +185,37 @@ def test_own_settings_and_example_inputs_are_those_of_the_run(own: Path, tmp_pat
     inputs = network.example_inputs(50)
     assert isinstance(inputs, torch.Tensor)
     assert inputs.shape == (50, 2)
+
+
+HEAD = """metric = accuracy
+
+
+def selection(model, width):
+    assert width == model[0].out_features
+    return prunus.select(model, exclude=["3.*"])
+"""
+
+
+def test_own_selection_is_pruned_alone(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "own.py",
+        ("metric = accuracy\n", HEAD),
+        ("import numpy as np\n", "import numpy as np\nimport prunus\n"),
+    )
+    run = tmp_path / "run"
+    prunus("run", path, "--set", "biases=false", "--out", run).refused(
+        "biases=false has no effect, because selection() of own.py takes no argument biases"
+    )
+    assert prunus("run", path, "--set", "ratio=1.3", "--out", run).code == 0
+    tensors = load_sparse(run / "model.safetensors")
+    assert (tensors["0.weight"] == 0).float().mean() > 0.5
+    assert (tensors["3.weight"] == 0).sum() == 0
+    wrong = ("metric = accuracy\n", "metric = accuracy\nselection = lambda model: ['0.weight']\n")
+    write(path, wrong)
+    prunus("run", path, "--out", tmp_path / "other").refused(
+        "selection() of own.py must return a Selection, such as prunus.select(model), but returned "
+        "['0.weight']"
+    )
 
 
 def planted(path: Path, marker: Path) -> None:

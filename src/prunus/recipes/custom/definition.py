@@ -52,6 +52,7 @@ _FORMS: Mapping[str, _Form] = {
     ),
     "metric": _Form(("model", "loader"), "the metric on the batches of a loader, a number"),
     "optimizer": _Form(("model", "lr"), "a torch.optim.Optimizer"),
+    "selection": _Form(("model",), "the tensors that may be pruned, as prunus.select does"),
     "example_inputs": _Form(("batch_size",), "inputs of the network"),
 }
 """The functions of a recipe's module by name."""
@@ -103,6 +104,7 @@ class Definition:
         loss: Returns the mean loss of a batch.
         metric: Returns the validation metric; None for the validation loss.
         optimizer: Builds the optimizer; None for Adam.
+        selection: Returns the tensors that may be pruned; None for those of all layers.
         example_inputs: Returns inputs of the network; None for those of a training batch.
         config: The settings, with those of the recipe's own.
     """
@@ -114,6 +116,7 @@ class Definition:
     loss: Function
     metric: Function | None
     optimizer: Function | None
+    selection: Function | None
     example_inputs: Function | None
     config: Config
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,13 @@ from typing import Any
 import torch
 
 from prunus._inference.model_calls import ExampleInputs
+from prunus._utils.checks import raise_problems
 from prunus.errors import ArgumentError, RecipeError
 from prunus.recipes.config import Config
 from prunus.recipes.custom.batches import Loaders, load
-from prunus.recipes.custom.definition import Definition
+from prunus.recipes.custom.definition import Definition, Function
 from prunus.recipes.custom.importing import code_file, import_file
+from prunus.recipes.custom.settings import base_settings
 from prunus.recipes.custom.task import CustomTask, build_network
 from prunus.recipes.custom.user_code import reporting_errors
 from prunus.recipes.recipe import CodeFile, Recipe
@@ -120,7 +122,20 @@ def _load(definition: Definition, config: Config, source: str | None, seed: int)
             f"distillation={config.distillation:g} has no effect, because {definition.loss} takes "
             "no argument teacher: set distillation=0, or add the argument"
         )
+    if definition.selection is not None:
+        raise_problems(*_selection_problems(definition.selection, config))
     return load(definition, _values(config, source, seed), seed)
+
+
+def _selection_problems(selection: Function, config: Config) -> Iterator[str]:
+    """Yield the settings of the selection that the recipe's own one does not take."""
+    for name in ("biases", "norms"):
+        value = getattr(config, name)
+        if name not in selection.keywords and value != base_settings()[name]:
+            yield (
+                f"{name}={str(value).lower()} has no effect, because {selection} takes no argument "
+                f"{name}: leave it out, or add the argument"
+            )
 
 
 def _network(definition: Definition, name: str, weights: Path) -> ExportableNetwork:

@@ -19,7 +19,7 @@ from prunus.recipes.custom.definition import Definition
 from prunus.recipes.custom.user_code import reporting_errors
 from prunus.recipes.tasks.losses import Teacher
 from prunus.recipes.tasks.task import Batch, Evaluation, Task, fingerprint
-from prunus.selection import select
+from prunus.selection import Selection
 
 __all__ = ["CustomTask", "build_network"]
 
@@ -131,6 +131,19 @@ class CustomTask(Task):
         """Evaluate on the test batches; without any, on the validation batches."""
         return self._evaluate(model, self._loaders.test or self._loaders.validation)
 
+    def selection(self, model: nn.Module, *, biases: bool, norms: bool) -> Selection:
+        """Return the recipe's selection, or the tensors of all layers."""
+        function = self._definition.selection
+        if function is None:
+            return super().selection(model, biases=biases, norms=norms)
+        selection = function(model, values=self._values)
+        if not isinstance(selection, Selection):
+            raise RecipeError(
+                f"{function} must return a Selection, such as prunus.select(model), but returned "
+                f"{selection!r}"
+            )
+        return selection
+
     def check(self) -> None:
         """Take one step and validate, so that errors of the recipe's code end a run at its start.
 
@@ -143,7 +156,7 @@ class CustomTask(Task):
         with seeded(0):
             model = self.network()
             config = self._config
-            selection = select(model, biases=config.biases, norms=config.norms)
+            selection = self.selection(model, biases=config.biases, norms=config.norms)
             optimizer = self.optimizer(model, config.dense_lr)
             Optimizers([optimizer], selection)
             loss = self.loss(model, self._loaders.train.first())

@@ -27,7 +27,6 @@ from prunus.recipes.run.state import RunState
 from prunus.recipes.run.summary import summarize
 from prunus.recipes.run.weight_file import encode_weights, load_weights
 from prunus.recipes.tasks.losses import Teacher
-from prunus.selection import select
 
 __all__ = ["Stopped", "run"]
 
@@ -119,7 +118,7 @@ def _prepare(
     for note in task.notes:
         progress.report(note)
     model = task.network()
-    selection = select(model, biases=config.biases, norms=config.norms)
+    selection = task.selection(model, biases=config.biases, norms=config.norms)
     kept = weights_to_keep(config, model, selection)
     steps = config.epochs * task.steps_per_epoch
     kept = check_pattern(config, model, selection, kept, steps=steps)

@@ -14,6 +14,7 @@ from torch import nn
 
 from prunus._utils.files import digest_tensor
 from prunus.recipes.tasks.losses import Teacher
+from prunus.selection import Selection, select
 
 __all__ = ["Batch", "Evaluation", "Task", "TeacherOutput", "fingerprint"]
 
@@ -94,6 +95,16 @@ class Task(ABC):
     @abstractmethod
     def test(self, model: nn.Module) -> Evaluation:
         """Evaluate on the test split."""
+
+    def selection(self, model: nn.Module, *, biases: bool, norms: bool) -> Selection:
+        """Return the tensors that may be pruned.
+
+        Args:
+            model: The network.
+            biases: Whether biases may be pruned.
+            norms: Whether the weights of normalization layers may be pruned.
+        """
+        return select(model, biases=biases, norms=norms)
 
     def check(self) -> None:  # noqa: B027 - a default
         """Check, at the start of a new run, what would otherwise fail later in it.
