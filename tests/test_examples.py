@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -20,9 +21,19 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def run(folder: Path, script: str, *arguments: str) -> str:
     """Run an example in a folder, and return its output."""
+    return run_python(folder, str(ROOT / "examples" / script), *arguments)
+
+
+def run_prunus(folder: Path, *arguments: str) -> str:
+    """Run the command in a folder, and return its output."""
+    return run_python(folder, "-m", "prunus", *arguments)
+
+
+def run_python(folder: Path, *arguments: str) -> str:
+    """Run Python in a folder, and return its output."""
     cache = folder / "cache"
     done = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / script), *arguments],
+        [sys.executable, *arguments],
         cwd=folder,
         env={**os.environ, "HF_HOME": str(cache), "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -77,7 +88,8 @@ def test_lightning_cifar(tmp_path: Path) -> None:
     assert float(reached) > 5
 
 
-def test_finetune_text_classifier(tmp_path: Path) -> None:
+def write_model_and_texts(tmp_path: Path) -> None:
+    """Write a small BERT to model/ and texts of two classes to texts/."""
     transformers = pytest.importorskip("transformers")
     import datasets
 
@@ -101,10 +113,29 @@ def test_finetune_text_classifier(tmp_path: Path) -> None:
         path = tmp_path / "texts" / "data" / f"{split}-00000-of-00001.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         datasets.Dataset.from_dict(rows).to_parquet(path)
+
+
+def test_finetune_text_classifier(tmp_path: Path) -> None:
+    write_model_and_texts(tmp_path)
     options = ("--model", "model", "--data", "texts", "--epochs", "2", "--sparsity", "0.5")
     output = run(tmp_path, "finetune_text_classifier.py", *options)
     assert "test_accuracy" in output
     file = tmp_path / "text-classifier" / "model.sparse.safetensors"
     pruned = r"(query|key|value|dense)\.weight"
     assert sparsity(file, pruned) == pytest.approx(0.5, abs=1e-3)
+    assert sparsity(file, r"classifier\.weight|position_embeddings") == 0
+
+
+def test_text_classifier_recipe(tmp_path: Path) -> None:
+    write_model_and_texts(tmp_path)
+    script = str(ROOT / "examples" / "text_classifier_recipe.py")
+    changes = ("checkpoint=model", "dense_epochs=2", "epochs=2", "dense_lr=1e-2", "ratio=1.2")
+    options = [option for change in changes for option in ("--set", change)]
+    run_prunus(tmp_path, "run", script, "--data", "texts", *options, "--out", "run")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["metric"]["name"] == "accuracy"
+    assert summary["dense"]["test"] == 1
+    assert summary["compression_ratio"] >= 1.2
+    file = tmp_path / "run" / "model.safetensors"
+    assert sparsity(file, r"(query|key|value|dense)\.weight") > 0.3
     assert sparsity(file, r"classifier\.weight|position_embeddings") == 0
