@@ -154,21 +154,19 @@ def _plain_table() -> Table:
 def bench_table(bench: BenchReport) -> Table:
     """Return a table of the variants of a network: times, speed-up, difference, and metric."""
     table = _plain_table()
-    names = ["batch", "threads", "network", "ms", "quartiles", "faster", "off by"]
+    names = ["network", "ms", "quartiles", "faster", "off by"]
     for column in (*names, *(["metric"] if bench.metrics else [])):
         justify: JustifyMethod = "left" if column == "network" else "right"
         table.add_column(column, justify=justify, no_wrap=True)
     for row in bench.rows:
+        table.add_row(f"batch {row.batch}, {row.threads} thread{'s' * (row.threads > 1)}")
         for name, times in row.times.items():
-            first = name == "dense"
             table.add_row(
-                str(row.batch) if first else "",
-                str(row.threads) if first else "",
-                name,
+                f"  {name}",
                 f"{times['median_ms']:.3g}",
                 f"{times['quartile_1_ms']:.3g} to {times['quartile_3_ms']:.3g}",
                 f"{row.times_faster[name]:.2f}×",
-                "" if first else f"{row.errors[name]:.1g}",
+                "" if name == "dense" else f"{row.errors[name]:.1g}",
                 *([_metric(bench, name)] if bench.metrics else []),
             )
         table.add_section()
