@@ -394,6 +394,28 @@ def test_a_slower_layer_stays_dense_until_it_is_much_sparser(
     assert all(timing.replaced and timing.density < 0.3 for timing in training.timings)
 
 
+def test_a_disturbed_timing_is_repeated_ever_more_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, optimizer, pruner = pruned(model=nn.Sequential(nn.Linear(24, 8)))
+    training = SparseTraining(pruner)
+    plant_timings(monkeypatch, [[1.0], [1.0]], [[0.5], [2.0]])
+    train(model, optimizer)
+    assert training.timings[0].disturbed
+    assert training.sparse_layers == ()
+    plant_timings(monkeypatch, [[1.0], [1.0]], [[0.4], [0.9]])
+    train(model, optimizer, steps=49)
+    assert training.sparse_layers == ()
+    train(model, optimizer)
+    assert training.sparse_layers == ("0",)
+    plant_timings(monkeypatch, [1.0], [1.1])
+    train(model, optimizer, steps=99)
+    assert training.sparse_layers == ("0",)
+    train(model, optimizer)
+    assert training.sparse_layers == ()
+    seeds = plant_timings(monkeypatch, [1.0], [0.5])
+    train(model, optimizer, steps=300)
+    assert seeds == []  # it was certain
+
+
 def test_a_faster_layer_is_timed_again_only_when_it_is_denser(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -156,6 +156,35 @@ def overhead() -> str:
     return "\n".join(lines)
 
 
+def sparse_training() -> str:
+    """Return the table of the time of a training step with sparse layers."""
+    record = load("sparse_training")
+    size = f"{record['layers']} x {record['width']}, batch {record['batch']}"
+    lines = [
+        f"A training step of a perceptron {size}, with `AdamW(fused=True)`, by `SparseTraining` in "
+        "multiples of the dense step without a pruner; and the milliseconds of its parts beside "
+        "those of the dense step:\n",
+        "| removed | threads | ratio | forward and backward | AdamW | hooks of the pruner |",
+        "|---|---|---|---|---|---|",
+    ]
+    for case in record["cases"]:
+        dense, sparse = (case["variants"][name] for name in ("dense", "pruned, sparse layers"))
+        (passes, update), (before, alone) = (
+            variant["parts_ms"].values() for variant in (sparse, dense)
+        )
+        lines.append(
+            f"| {case['sparsity']:.0%} | {case['threads']} | {sparse['ratio']:.2f} "
+            f"| {passes:.0f} instead of {before:.0f} | {alone:.0f} | {update - alone:.0f} |"
+        )
+    processor, cores = (record["environment"][key] for key in ("processor", "cores"))
+    lines.append(
+        f"\n{processor}, {cores} cores, torch {record['environment']['torch']}, "
+        f"{record['date'][:10]}; medians of interleaved steps, with one thread in processor time, "
+        "by `python -m benchmarks.speed.sparse_training`.\n"
+    )
+    return "\n".join(lines)
+
+
 def threshold() -> str:
     """Return the table of the k-th smallest score."""
     record = load("threshold")

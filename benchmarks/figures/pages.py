@@ -24,6 +24,7 @@ def render() -> dict[Path, str]:
         "Sparse layers": details.kernels(),
         "Sparse files": details.sparse_files(),
         "What a training step costs": details.overhead(),
+        "Sparse training": details.sparse_training(),
         "What a pruning costs": details.threshold(),
         "Several processes": details.processes(),
         "Against the formulas": details.contract(),

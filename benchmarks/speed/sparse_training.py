@@ -5,7 +5,8 @@ dense step is zero_grad, forward, backward and optimizer step without a pruner. 
 one process, with the same step of a network of which a pruner has removed weights at random, once
 without and once with :class:`prunus.SparseTraining`, which decides by its own timings. The ratio is
 the median over the rounds of (median step of the variant in the round) / (that of the dense step).
-With one thread, times are those of the processor, in which other processes take no part.
+With one thread, times are those of the processor, in which other processes take no part; with more
+threads the machine must be idle.
 The pruner has no penalty; ``speed.step_overhead`` measures what it adds.
 
 The parts of a step are timed too: forward and backward pass, and optimizer step, which includes the
@@ -39,7 +40,7 @@ from prunus.runtime.linear_training import KeptWeight
 
 WIDTH, LAYERS, BATCH = 2048, 5, 128
 GOALS = {0.9: 0.6, 0.95: 0.4, 0.99: 0.25}
-BATCHES, CALLS, ROUNDS = 4, 5, 7
+BATCHES, CALLS, ROUNDS = 4, 5, 5
 
 DENSE, PRUNED, SPARSE = "dense", "pruned, dense layers", "pruned, sparse layers"
 
@@ -160,7 +161,7 @@ def table(threads: int, sparsity: float, figures: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measure all sparsities with one thread up to ``--threads``; write the result file."""
+    """Measure all sparsities with one thread, up to ``--threads``; write the result file."""
     parser = options("Time of a training step with SparseTraining.", "sparse_training")
     arguments = parser.parse_args()
     kept = keep_freed_memory()

@@ -30,9 +30,10 @@ class SparseTraining:
 
     Each layer is timed in its first training step and again after removals, dense and sparse by
     turns, for each power of two of the size of a batch. It runs sparse where the median of the
-    quotients favors that, else dense. Timing all layers takes about as long as a few dozen steps.
-    Calls with other tensors than float32 on the CPU stay dense, as do autocast, ``torch.compile``,
-    derivatives of derivatives and the transforms of ``torch.func``.
+    quotients favors that, else dense. Timings that other processes disturb are repeated later.
+    Timing all layers takes about as long as a few dozen steps. Calls with other tensors than
+    float32 on the CPU stay dense, as do autocast, ``torch.compile``, derivatives of derivatives and
+    the transforms of ``torch.func``.
 
     Parameters, optimizer, ``state_dict`` and hooks stay as they are; copies and pickles of the
     network have ordinary layers. The memory of a layer's gradient is kept between steps.

@@ -26,6 +26,12 @@ A heuristic: a timing takes as long as many steps, which a schedule of many smal
 make up for.
 """
 
+_REPEAT_AFTER = 50
+"""Calls after which a timing that other processes disturbed is repeated, and then twice as many.
+
+A heuristic: on a busy machine a layer would otherwise stay with a choice by chance.
+"""
+
 
 class _Call(NamedTuple):
     """What the time of a call depends on, besides the density.
@@ -74,6 +80,8 @@ class LayerTraining:
         self._mask: torch.Tensor | None = None
         self._version, self._density = -1, 1.0
         self._kept: KeptWeight | None = None
+        self._calls: dict[_Call, int] = {}
+        self._waits: dict[_Call, int] = {}
 
     def compute(self, layer: nn.Linear, x: torch.Tensor) -> torch.Tensor | None:
         """Return x Wᵀ + b computed with the kept weights, or None if the call is to be dense.
@@ -120,11 +128,7 @@ class LayerTraining:
         size, threads = (items - 1).bit_length(), available_threads()
         call = _Call(size, threads, for_x, for_weight, whole_gradient and for_weight)
         timing = self.timings.get(call)
-        if timing is None or (
-            self._density > timing.density
-            if timing.replaced
-            else self._density <= _WORTH_TIMING * timing.density
-        ):
+        if timing is None or self._is_outdated(call, timing):
             timing = self.timings[call] = time_training(
                 self.name,
                 layer,
@@ -135,9 +139,22 @@ class LayerTraining:
                 for_weight=for_weight,
                 whole_gradient=whole_gradient,
             )
+            self._calls[call] = 0
         if not any(each.replaced for each in self.timings.values()):
             self._kept = None
         return timing.replaced
+
+    def _is_outdated(self, call: _Call, timing: LayerTiming) -> bool:
+        """Return whether a timing is to be repeated, and count the calls since a disturbed one."""
+        if timing.disturbed:
+            self._calls[call] += 1
+            wait = self._waits.setdefault(call, _REPEAT_AFTER)
+            if self._calls[call] >= wait:
+                self._waits[call] = 2 * wait
+                return True
+        if timing.replaced:
+            return self._density > timing.density
+        return self._density <= _WORTH_TIMING * timing.density
 
 
 _ATTRIBUTE = "_sparse_training"
