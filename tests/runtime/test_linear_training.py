@@ -116,8 +116,6 @@ def test_threads_compute_the_same(layout: str) -> None:
 FAULTS = [
     Fault("last element", "kernels.gradient", "range(whole, end)", "range(whole, end - 1)", ""),
     Fault("row not cleared", "kernels.gradient", "(target, columns * 4)", "(target, 0)", ""),
-    Fault("same chunk", "kernels.gradient", "at_x = x + offset", "at_x = x", ""),
-    Fault("even lanes only", "kernels.vectors", "2)) for i in (0, 1))", "2)) for i in (0, 0))", ""),
 ]  # fmt: skip
 
 
