@@ -20,8 +20,8 @@ UV_FLAGS ?=
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 16
 
-demo: $(READY)  ## prune a small network on embedded data, in seconds
-	$(BIN)/prunus run digits
+demo: $(READY)  ## prune a small network on embedded data, in seconds, and write a page about it
+	$(BIN)/prunus run digits --report
 
 check: $(READY)  ## lint, types and the quick tests, in about a minute
 	$(MAKE) --no-print-directory --jobs 2 lint quick

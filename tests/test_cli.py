@@ -51,7 +51,7 @@ def test_subcommands_and_flags_are_exactly_these() -> None:
         "new": {"path"},
         "run": {
             *("recipe", "--data", "--seed", "--out", "--dense", "--resume", "--method", "--set"),
-            *("--threads", "--log"),
+            *("--threads", "--log", "--report"),
         },
         "compare": {
             *("recipe", "--methods", "--method", "--ratios", "--seeds", "--set", "--data", "--out"),

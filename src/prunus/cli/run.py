@@ -37,16 +37,19 @@ class _Options(NamedTuple):
     Attributes:
         threads: The number of threads, or None.
         log: What epochs are logged for, or None.
+        report: Whether to write a page about the run at the end.
     """
 
     threads: int | None
     log: Literal["tensorboard"] | None
+    report: bool
 
     @property
     def arguments(self) -> list[str]:
         """The options as arguments of the command."""
         parts = [] if self.threads is None else ["--threads", str(self.threads)]
-        return parts + ([] if self.log is None else ["--log", self.log])
+        parts += [] if self.log is None else ["--log", self.log]
+        return parts + ["--report"] * self.report
 
     def threads_of(self, recipe: Recipe) -> int | None:
         """Return the number of threads of a recipe's run, or None for torch's own."""
@@ -118,6 +121,10 @@ def run(
         Literal["tensorboard"] | None,
         typer.Option(help="Also log every epoch, into tensorboard/ of the run."),
     ] = None,
+    report: Annotated[
+        bool,
+        typer.Option("--report", help="Write a page about the run at the end: prunus report."),
+    ] = False,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated."),
@@ -127,7 +134,7 @@ def run(
     # From the start, because imports and data loading before the first step are slow.
     with termination() as stop:
         arguments = _Arguments(data, seed, None if dense is None else str(dense))
-        options = _Options(threads, log)
+        options = _Options(threads, log, report)
         _run(recipe, arguments, out, method, set_ or [], options, resume=resume, stop=stop)
 
 
@@ -196,6 +203,8 @@ def _train(
     from prunus.recipes.run.training import Stopped
     from prunus.recipes.run.training import run as run_recipe
 
+    if options.report:
+        from prunus.report import write_report  # before the training, in case its extra is missing
     board = None if options.log is None else TensorBoardLog(directory)
     terminal = TerminalProgress(screen)
     progress: Progress = terminal if board is None else ProgressGroup((terminal, board))
@@ -231,7 +240,11 @@ def _train(
     screen.message(f"written to {directory.path}")
     if board is not None:
         screen.message(f"for its curves: tensorboard --logdir {shlex.quote(str(board.folder))}")
-    screen.message(f"for a page about it: prunus report {shlex.quote(str(directory.path))}")
+    if options.report:
+        page = write_report(directory.path)
+        screen.message(f"a page about it, to open in a browser: {page}")
+    else:
+        screen.message(f"for a page about it: prunus report {shlex.quote(str(directory.path))}")
 
 
 def _new_directory(recipe: Recipe, seed: int) -> Path:

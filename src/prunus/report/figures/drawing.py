@@ -20,7 +20,7 @@ from prunus._utils.files import write_atomically
 from prunus.report.figures.palette import COLORS, GRID, INK, MUTED, SERIES
 from prunus.report.text import plain_text
 
-__all__ = ["FULL", "HALF", "NARROW", "Drawing", "inline_svg", "save_drawing"]
+__all__ = ["FULL", "HALF", "NARROW", "Drawing", "inline_svg", "save_drawing", "styled"]
 
 NARROW, HALF, FULL = 350, 520, 1060
 """Widths in CSS pixels: on a telephone, in a column of two, and across the page."""
@@ -147,13 +147,13 @@ def _render(drawing: Drawing, width: int, suffix: str) -> bytes:
     dates = {"svg": {"Date": None, "Creator": None, "Type": None, "Format": None}}
     metadata = dates.get(suffix, {"CreationDate": None})
     buffer = io.BytesIO()
-    with _styled():
+    with styled():
         drawing.draw(width).savefig(buffer, format=suffix, metadata=metadata)
     return buffer.getvalue()
 
 
 @contextmanager
-def _styled() -> Iterator[None]:
+def styled() -> Iterator[None]:
     """Set the style of the figures, whatever the user's own settings of matplotlib are."""
     with mpl.rc_context(), warnings.catch_warnings():
         mpl.rcdefaults()
