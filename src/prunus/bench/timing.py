@@ -102,7 +102,12 @@ def bench(
     Example:
         >>> model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 8))
         >>> report = bench(
-        ...     model, lambda n: torch.randn(n, 32), batches=[4], threads=[1], seconds=0.1
+        ...     model,
+        ...     lambda n: torch.randn(n, 32),
+        ...     batches=[4],
+        ...     threads=[1],
+        ...     seconds=0.1,
+        ...     variants=["sparse", "bfloat16"],
         ... )
         >>> report.rows[0].times["dense"]["median_ms"] > 0
         True
