@@ -139,3 +139,72 @@ def test_text_classifier_recipe(tmp_path: Path) -> None:
     file = tmp_path / "run" / "model.safetensors"
     assert sparsity(file, r"(query|key|value|dense)\.weight") > 0.3
     assert sparsity(file, r"classifier\.weight|position_embeddings") == 0
+
+
+def test_image_classifier_recipe(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    import numpy as np
+    from PIL import Image
+
+    config = transformers.ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=8,
+        patch_size=4,
+    )
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "model")
+    size = {"height": 8, "width": 8}
+    transformers.ViTImageProcessor(size=size).save_pretrained(tmp_path / "model")
+    for split, count in (("train", 100), ("test", 20)):
+        for number in range(count):
+            bright = number % 2
+            path = tmp_path / "images" / split / ("dark", "light")[bright] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((8, 8), 40 + 160 * bright, np.uint8)).save(path)
+    changes = ("checkpoint=model", "classes=2", "dense_epochs=2", "epochs=2", "dense_lr=1e-2")
+    options = [option for change in (*changes, "ratio=2") for option in ("--set", change)]
+    script = str(ROOT / "examples" / "image_classifier_recipe.py")
+    run_prunus(tmp_path, "run", script, "--data", "images", *options, "--out", "run")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["metric"]["name"] == "accuracy"
+    assert summary["dense"]["test"] == 1
+    file = tmp_path / "run" / "model.safetensors"
+    assert sparsity(file, r"(query|key|value|dense|fc1|fc2)\.weight") > 0.2
+    assert sparsity(file, r"classifier\.weight") == 0
+
+
+def test_language_model_recipe(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    import datasets
+
+    words = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
+    (tmp_path / "vocab.txt").write_text("\n".join(["[UNK]", "[CLS]", "[SEP]", "[PAD]", *words]))
+    transformers.BertTokenizerFast(vocab=str(tmp_path / "vocab.txt")).save_pretrained(
+        tmp_path / "model"
+    )
+    config = transformers.GPT2Config(
+        vocab_size=12,
+        n_positions=16,
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "model")
+    for split, count in (("train", 400), ("validation", 40), ("test", 40)):
+        path = tmp_path / "texts" / "data" / f"{split}-00000-of-00001.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        datasets.Dataset.from_dict({"text": [" ".join(words)] * count}).to_parquet(path)
+    changes = ("checkpoint=model", "length=16", "dense_epochs=2", "epochs=2", "dense_lr=1e-2")
+    options = [option for change in (*changes, "ratio=1.2") for option in ("--set", change)]
+    script = str(ROOT / "examples" / "language_model_recipe.py")
+    run_prunus(tmp_path, "run", script, "--data", "texts", *options, "--out", "run")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["metric"] == {"name": "perplexity", "mode": "min"}
+    assert summary["dense"]["test"] < 3  # counting can be learned; at first it is 12
+    file = tmp_path / "run" / "model.safetensors"
+    assert sparsity(file, r"(c_attn|c_proj|c_fc)\.weight") > 0.2
+    assert sparsity(file, r"wte\.weight") == 0
