@@ -6,19 +6,25 @@ Run from the repository's root: ``make figures``
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, PercentFormatter
+from numpy.typing import NDArray
+from PIL import Image
 
 import prunus
 from prunus.report.figures.drawing import HALF, Drawing, save_drawing
-from prunus.report.figures.palette import BLUE, GOLD, GREEN, MUTED, ORANGE
+from prunus.report.figures.palette import BLUE, GOLD, GREEN, GRID, MUTED, ORANGE
 
 DOCS = Path(__file__).resolve().parent
 
@@ -28,6 +34,52 @@ _KEPT = 0.1
 
 _EVERY = 16
 """One of so many weights is shown as a point."""
+
+_SIDE = 8
+"""The width and height of the digits in pixels, and so of the image of a neuron's weights."""
+
+_SATURATED = 0.3
+"""The magnitude of a weight from which its color is strongest."""
+
+_PALE = 0.25
+"""The strength of the color of a kept weight near 0, so that it differs from a removed one."""
+
+_COLORS = 32
+"""The number of colors of the animation."""
+
+_MILLISECONDS = 250
+"""The time that the animation shows an epoch."""
+
+_STEPS = 5
+"""The number of steps from a pale to a strong color."""
+
+_LAYER_ALT = (
+    "{count} images of 8 by 8 weights, one for each neuron of the first layer. Weights vanish "
+    "while the network trains, those at the left and right borders first; at the end most images "
+    "are empty, and each of the others has a few weights."
+)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The first layer at one validation.
+
+    Attributes:
+        epoch: The epoch after which the network was validated; 0 before the pruning.
+        weight: The weights, of shape (neurons, pixels).
+        accuracy: The validation accuracy.
+        sparsity: The sparsity of the whole network.
+    """
+
+    epoch: int
+    weight: torch.Tensor
+    accuracy: float
+    sparsity: float
+
+    @property
+    def title(self) -> str:
+        """The numbers of the validation in words."""
+        return f"epoch {self.epoch}: {self.sparsity:.0%} removed, accuracy {self.accuracy:.3f}"
 
 
 def main(folder: Path = DOCS / "pictures") -> None:
@@ -42,9 +94,11 @@ def main(folder: Path = DOCS / "pictures") -> None:
     )
     exec(dense, names)
     scores = scores_picture(*first_layer(names))
-    exec(sparse, names)
-    for drawing in (coefficients_picture(), scores, floor_picture(names["pruner"])):
+    snapshots = pruned_layer(names, sparse)
+    floor, still = floor_picture(names["pruner"]), layer_picture(snapshots)
+    for drawing in (coefficients_picture(), scores, floor, still):
         save_drawing(drawing, folder, "concepts", suffixes=("svg",))
+    save_animation(snapshots, folder / "concepts-first-layer.gif")
 
 
 def coefficients_picture() -> Drawing:
@@ -141,7 +195,7 @@ def floor_picture(pruner: prunus.Pruner) -> Drawing:
     metric = np.array([validation.metric for validation in history], dtype=float)
     sparsity = np.array([validation.sparsity for validation in history])
     met = np.array([validation.met for validation in history])
-    delivered = max(place for place, validation in enumerate(history) if validation.best)
+    delivered = _delivered(pruner)
 
     def draw_all(figure: Figure) -> None:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
@@ -168,6 +222,125 @@ def floor_picture(pruner: prunus.Pruner) -> Drawing:
         "while the accuracy meets the floor."
     )
     return Drawing("floor", "", alt, lambda width: _figure(width, 380, draw_all), wide=HALF)
+
+
+def pruned_layer(names: dict[str, Any], code: str) -> list[Snapshot]:
+    """Prune the network, and return its first layer before and after each epoch.
+
+    The last epoch returned is the one whose state ``finish`` delivers.
+
+    Args:
+        names: The names of the quickstart after its dense training; receives those of the pruning.
+        code: The quickstart's code that prunes.
+    """
+    accuracy = names["accuracy"]
+    weights = [names["model"][0].weight.detach().clone()]
+
+    def recorded_accuracy() -> float:
+        weights.append(names["model"][0].weight.detach().clone())
+        return float(accuracy())
+
+    names["accuracy"] = recorded_accuracy
+    exec(code, names)
+    names["accuracy"] = accuracy
+    history = list(names["pruner"].history)[: _delivered(names["pruner"]) + 1]
+    after = [(float(validation.metric or 0), validation.sparsity) for validation in history]
+    measured = [(names["dense"], 0.0), *after]
+    return [
+        Snapshot(epoch, weights[epoch], metric, sparsity)
+        for epoch, (metric, sparsity) in enumerate(measured)
+    ]
+
+
+def layer_image(weight: torch.Tensor, columns: int) -> NDArray[np.float64]:
+    """Return the weights of all neurons as one image: blue above 0, orange below, empty at 0.
+
+    Args:
+        weight: The weights, of shape (neurons, pixels).
+        columns: The number of neurons in a row of the image.
+
+    Returns:
+        Red, green and blue in [0, 1], of shape (height, width, 3), with a white line between
+        neurons.
+    """
+    magnitude = (weight.abs() / _SATURATED).clamp(max=1).sqrt()
+    # In few steps, which an animation compresses well.
+    strength = _PALE + (1 - _PALE) * (magnitude * _STEPS).round() / _STEPS
+    strength = strength.masked_fill(weight == 0, 0.0).unsqueeze(-1)
+    blue, orange, empty = (
+        torch.tensor(to_rgb(color.light), dtype=weight.dtype) for color in (BLUE, ORANGE, GRID)
+    )
+    color = torch.where(weight.unsqueeze(-1) > 0, blue, orange)
+    pixels = empty.lerp(color.expand(*weight.shape, 3), strength)
+    tiles = pixels.reshape(-1, columns, _SIDE, _SIDE, 3)
+    tiles = torch.nn.functional.pad(tiles, (0, 0, 0, 1, 0, 1), value=1.0)
+    rows, _, height, width, _ = tiles.shape
+    image = tiles.transpose(1, 2).reshape(rows * height, columns * width, 3)
+    return image[:-1, :-1].double().numpy()
+
+
+def layer_picture(snapshots: Sequence[Snapshot]) -> Drawing:
+    """Return the drawing of the first layer at four epochs."""
+    last = len(snapshots) - 1
+    chosen = [snapshots[epoch] for epoch in (0, last // 3, 2 * last // 3, last)]
+
+    def draw_all(figure: Figure) -> None:
+        figure.add_artist(Rectangle((0, 0), 1, 1, color="white", zorder=-1))
+        for axes, snapshot in zip(figure.subplots(2, 2).flat, chosen, strict=True):
+            # Several pixels for each weight, because a browser smooths an enlarged image.
+            image = layer_image(snapshot.weight, columns=20).repeat(4, 0).repeat(4, 1)
+            axes.imshow(image, interpolation="none")
+            axes.set_axis_off()
+            axes.set_title(
+                f"epoch {snapshot.epoch}: {snapshot.sparsity:.0%} removed", color=MUTED.light
+            )
+
+    alt = _LAYER_ALT.format(count=len(snapshots[0].weight))
+    return Drawing("first-layer", "", alt, lambda width: _figure(width, 440, draw_all), wide=HALF)
+
+
+def save_animation(snapshots: Sequence[Snapshot], path: Path) -> None:
+    """Write the first layer over the epochs as an animated GIF with a white background.
+
+    Args:
+        snapshots: The layer at each epoch.
+        path: The file.
+    """
+    frames = [_frame(snapshot) for snapshot in snapshots]
+    # One palette for all, so that colors do not flicker.
+    width, height = frames[0].size
+    ends = Image.new("RGB", (width, 2 * height))
+    ends.paste(frames[0], (0, 0))
+    ends.paste(frames[-1], (0, height))
+    palette = ends.quantize(_COLORS, dither=Image.Dither.NONE)
+    frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    durations = [_MILLISECONDS] * len(frames)
+    durations[0], durations[-1] = 1500, 4000
+    frames[0].save(
+        path, save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=True
+    )
+
+
+def _frame(snapshot: Snapshot) -> Image.Image:
+    """Return one image of the animation."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.imshow(layer_image(snapshot.weight, columns=20), interpolation="nearest")
+        axes.set_axis_off()
+        axes.set_title(snapshot.title, color=MUTED.light)
+
+    drawing = Drawing("frame", "", "", lambda width: _figure(width, 430, draw))
+    with TemporaryDirectory() as folder:
+        (file,) = save_drawing(drawing, Path(folder), "layer", suffixes=("png",))
+        drawn = Image.open(file).convert("RGBA")
+    white = Image.new("RGBA", drawn.size, "white")
+    return Image.alpha_composite(white, drawn).convert("RGB")
+
+
+def _delivered(pruner: prunus.Pruner) -> int:
+    """Return the index of the validation whose state ``finish`` delivers."""
+    return max(place for place, validation in enumerate(pruner.history) if validation.best)
 
 
 def _drawing(name: str, alt: str, draw: Callable[[Axes], None]) -> Drawing:

@@ -12,8 +12,13 @@ import time
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
+import torch
+from matplotlib.colors import to_rgb
+from PIL import Image, ImageSequence
 
 import prunus
 from helpers.browser import headless_browser
@@ -205,14 +210,23 @@ def test_the_readme_is_short() -> None:
     assert lines.index("## What it works with") < 60
 
 
-@pytest.mark.slow
-def test_the_pictures_of_the_concepts_are_drawn_by_their_script(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def drawn() -> ModuleType:
+    """Return the script that draws the pictures of the concepts, as a module."""
     specification = importlib.util.spec_from_file_location("pictures", DOCS / "draw_concepts.py")
     assert specification is not None
     assert specification.loader is not None
     script = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = script  # where its dataclass looks for its types
     specification.loader.exec_module(script)
-    script.main(tmp_path)
+    return script
+
+
+@pytest.mark.slow
+def test_the_pictures_of_the_concepts_are_drawn_by_their_script(
+    drawn: ModuleType, tmp_path: Path
+) -> None:
+    drawn.main(tmp_path)
     committed = DOCS / "pictures"
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
         p.name for p in committed.glob("concepts-*")
@@ -225,6 +239,36 @@ def test_the_pictures_of_the_concepts_are_drawn_by_their_script(tmp_path: Path) 
     ]
     assert texts[0] == texts[1]
     assert "constant: L2" in texts[0]
+
+
+def test_the_image_of_a_layer_has_a_tile_for_each_neuron(drawn: ModuleType) -> None:
+    weight = torch.zeros(4, 64)
+    weight[1, 8 * 2 + 3] = 1.0  # row 2, column 3 of the second neuron
+    weight[2, 0] = -1.0
+    weight[2, 1] = -1e-4
+    image = drawn.layer_image(weight, columns=2)
+    blue, orange, grey = (to_rgb(color.light) for color in (drawn.BLUE, drawn.ORANGE, drawn.GRID))
+    expected = np.full((17, 17, 3), grey)
+    expected[8] = expected[:, 8] = 1.0  # the white lines between the tiles
+    expected[2, 9 + 3] = blue
+    expected[9, 0] = orange
+    # The palest step: a quarter of the way from grey to orange.
+    expected[9, 1] = np.array(grey) + (np.array(orange) - grey) / 4
+    np.testing.assert_allclose(image, expected, atol=1e-6)
+
+
+def test_the_animation_shows_every_epoch_until_the_delivered_one() -> None:
+    with Image.open(DOCS / "pictures" / "concepts-first-layer.gif") as animation:
+        durations = [frame.info["duration"] for frame in ImageSequence.Iterator(animation)]
+    assert durations == [1500, *[250] * 28, 4000]  # the quickstart delivers epoch 29
+    assert (DOCS / "pictures" / "concepts-first-layer.gif").stat().st_size < 1e6
+
+
+def test_the_text_alternative_of_the_animation_is_that_of_its_script(drawn: ModuleType) -> None:
+    layer = [drawn.Snapshot(0, torch.zeros(300, 64), 0.9, 0.0)]
+    alt = drawn.layer_picture(layer).alt
+    for page in ("README.md", "docs/concepts.md"):
+        assert alt in (ROOT / page).read_text(), page
 
 
 @pytest.fixture(scope="module")
