@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.figures.common import load
 from benchmarks.figures.pages import render
-from benchmarks.figures.pictures import STUDY, picture, picture_path
+from benchmarks.figures.pictures import STUDY, picture, picture_path, speed, speed_path
 from prunus.recipes.registry import RECIPES, find_recipe
-from prunus.report.figures.drawing import save_drawing
+from prunus.report.figures.drawing import Drawing, save_drawing
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 
@@ -90,9 +92,33 @@ def test_the_figures_are_those_of_the_result_files() -> None:
         assert text.split("<!-- figures -->\n")[1].split("<!-- end of figures -->")[0] == figures
 
 
-def test_the_picture_shows_the_result_file(tmp_path: Path) -> None:
-    (drawn,) = save_drawing(picture(), tmp_path, STUDY, suffixes=("svg",))
+@pytest.mark.parametrize(
+    ("drawing", "committed", "stem", "shown"),
+    [(picture, picture_path, STUDY, "prunus"), (speed, speed_path, "kernels", "CSR, batch 64")],
+)
+def test_the_pictures_show_the_result_files(
+    drawing: Callable[[], Drawing],
+    committed: Callable[[], Path],
+    stem: str,
+    shown: str,
+    tmp_path: Path,
+) -> None:
+    (drawn,) = save_drawing(drawing(), tmp_path, stem, suffixes=("svg",))
     # Not the bytes, which depend on the version of matplotlib.
-    texts = [re.findall(r"<text[^>]*>(.*?)</text>", p.read_text()) for p in (drawn, picture_path())]
+    texts = [re.findall(r"<text[^>]*>(.*?)</text>", p.read_text()) for p in (drawn, committed())]
     assert texts[0] == texts[1]
-    assert "prunus" in texts[0]
+    assert shown in texts[0]
+
+
+def test_the_picture_of_the_speed_draws_the_rows_of_the_record() -> None:
+    (axes,) = speed().draw(520).axes
+    lines = {str(line.get_label()): line for line in axes.lines}
+    (row,) = (
+        row
+        for row in load("kernels")["rows"]
+        if (row["layer"], row["shape"], row["batch"], row["sparsity"])
+        == ("linear", [1024, 1024], 64, 0.95)
+    )
+    for name, label in (("sparse", "batch 64"), ("csr", "CSR, batch 64")):
+        points = [(round(1 - x, 6), y) for x, y in lines[label].get_xydata()]
+        assert (0.95, row["times_faster_than_dense"][name]) in points

@@ -21,7 +21,7 @@ def render() -> dict[Path, str]:
         "Comparisons of methods": pictures.image(FIGURES.parent) + "\n" + comparisons.details(),
         "Classifiers": networks.classifiers(),
         "Whole networks": networks.whole_networks(),
-        "Sparse layers": details.kernels(),
+        "Sparse layers": pictures.speed_image(FIGURES.parent) + "\n" + details.kernels(),
         "Sparse files": details.sparse_files(),
         "What a training step costs": details.overhead(),
         "Sparse training": details.sparse_training(),
@@ -33,6 +33,7 @@ def render() -> dict[Path, str]:
     return {
         ROOT / "README.md": f"{pictures.image(ROOT)}\n{readme.headlines()}",
         FIGURES: "\n".join(f"## {title}\n\n{text}" for title, text in sections.items()),
+        ROOT / "docs" / "speed.md": pictures.speed_image(FIGURES.parent),
         ROOT / "docs" / "methods.md": methods.tables(),
         ROOT / "docs" / "models.md": zoo.table(),
     }
