@@ -115,10 +115,15 @@ def _exists(name: str) -> bool:
 _LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
 
 
-def broken_links(page: Path) -> list[str]:
-    """Return the relative links of a page whose file or heading does not exist."""
+def broken_links(page: Path, text: str | None = None) -> list[str]:
+    """Return the relative links of a page whose file or heading does not exist.
+
+    Args:
+        page: The page, to which links are relative.
+        text: Its prose. Default: all of it.
+    """
     broken = []
-    for match in _LINK.finditer(page.read_text()):
+    for match in _LINK.finditer(page.read_text() if text is None else text):
         target = page.parent / match[1] if match[1] else page
         if not target.exists() or (match[2] and match[2] not in _anchors(target)):
             broken.append(match[0])
