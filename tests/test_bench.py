@@ -218,6 +218,8 @@ def test_variant_with_wrong_outputs_is_excluded_and_threads_are_restored(
         ({"batches": 1}, "batches must be a list of numbers, but is 1"),
         ({"threads": [0]}, "each of threads must be at least 1, but is 0"),
         ({"variants": ["spars"]}, "there is no variant 'spars'. Did you mean sparse"),
+        ({"variants": ["bf16"]}, "The variants are 'compact', 'sparse', 'compact, sparse', "),
+        ({"variants": "sparse"}, r"a list of names, but is 'sparse': pass \['sparse'\]"),
         (
             {"floor": "most", "evaluate": 3},
             "evaluate must be a function .*; floor must be a number",

@@ -8,6 +8,7 @@ import warnings
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,6 +25,19 @@ def test_without_a_floor_every_metric_meets_the_bound(mode: Mode, bound: float) 
     assert constraint.bound == bound
     assert constraint.met(bound)
     assert not constraint.needs_dense_metric
+
+
+def test_numbers_may_be_tensors_of_one_element() -> None:
+    floor: Any = torch.tensor(0.75)
+    dense: Any = torch.tensor([2.0])
+    assert Constraint(floor, dense_metric=dense) == Constraint(0.75, dense_metric=2.0)
+    assert Constraint("dense-0.5", dense_metric=dense).bound == 1.5
+    model = classifier()
+    pruner = magnitude_pruner(model, sgd(model), floor="dense-0.5", dense_metric=dense)
+    assert pruner.floor == 1.5
+    assert type(pruner.constraint.dense_metric) is float
+    with pytest.raises(ArgumentError, match="floor must be a number"):
+        Constraint(torch.ones(2))  # type: ignore[arg-type]
 
 
 def test_only_an_unknown_dense_metric_is_replaced() -> None:

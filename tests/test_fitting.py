@@ -153,6 +153,8 @@ def test_batches_without_a_length_are_counted() -> None:
         ),
         ({"floor": 0.1, "loss": lambda *_: 1.0}, "loss must return the mean loss, a floating-"),
         ({"floor": 0.1, "loss": lambda model, _: model[0].weight.sum() / 0}, "lower the learning"),
+        ({"floor": 0.1, "loss": nn.MSELoss()}, "but is torch's MSELoss: pass one that calls it"),
+        ({"floor": 0.1, "loss": nn.functional.mse_loss}, "but is torch's mse_loss: pass one that"),
         ({"floor": 0.1, "loss": 3}, "loss must be a function, but is 3"),
     ],
 )

@@ -100,11 +100,17 @@ def test_a_second_penalty_on_the_same_optimizer_is_refused() -> None:
     ("arguments", "message"),
     [
         ({"penalty": 0.1}, 'penalty must be a RelevancePenalty, "auto" or None, but is 0.1'),
+        ({"penalty": "l2"}, r"but is 'l2': such as prunus\.RelevancePenalty\(strength\)"),
+        ({"schedule": "gradual"}, r"but is 'gradual': such as prunus\.GradualPruning\("),
         (
             {"schedule": IterativePruning},
-            "schedule must be a Schedule or None, but is the class IterativePruning",
+            "schedule must be a Schedule or None, but is the class IterativePruning: "
+            r"pass an instance, IterativePruning\(\.\.\.\)$",
         ),
-        ({"score": "magnitude"}, "score must be a Score, but is 'magnitude'"),
+        (
+            {"score": "magnitude"},
+            r"is 'magnitude': pass an instance, such as .*MagnitudeScore\(\)$",
+        ),
         (
             {"score": TaylorScore},
             r"score must be a Score, but is the class TaylorScore: .*, TaylorScore\(\.\.\.\)",

@@ -99,7 +99,7 @@ def test_the_table_shows_changes_with_their_digits(tmp_path: Path) -> None:
     ("arguments", "error", "message"),
     [
         ({"sparsities": []}, ArgumentError, "sparsities must have at least one, but is empty"),
-        ({"sparsities": [0.5, 90]}, ArgumentError, "each of sparsities must be .* but is 90"),
+        ({"sparsities": [0.5, 90]}, ArgumentError, "must be .* but is 90: pass 0.9 for 90 percent"),
         ({"sparsities": 0.5}, ArgumentTypeError, "sparsities must be a sequence"),
         ({"evaluate": 0.98}, PrunusError, "evaluate must be a function, but is 0.98"),
         ({"evaluate": lambda: "98%"}, ArgumentTypeError, r"the result of evaluate\(\)"),

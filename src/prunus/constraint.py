@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
+from prunus._utils.checks import as_scalar
 from prunus._utils.fields import checked, choice, number, validate, value_problems
 from prunus.errors import PrunusError
 
@@ -83,6 +84,7 @@ def constraint_problems(floor: Any, mode: Any, dense_metric: Any) -> Iterator[st
         mode: As for :class:`Constraint`.
         dense_metric: As for :class:`Constraint`.
     """
+    floor, dense_metric = as_scalar(floor), as_scalar(dense_metric)
     arguments = {"floor": floor, "mode": mode, "dense_metric": dense_metric}
     problems = list(value_problems(Constraint, arguments))
     yield from problems
@@ -131,6 +133,8 @@ class Constraint:
     dense_metric: float | None = number(None, optional=True)
 
     def __post_init__(self) -> None:
+        for name in ("floor", "dense_metric"):  # metrics are often tensors of a single element
+            object.__setattr__(self, name, as_scalar(getattr(self, name)))
         validate(self, _sign_problem(self.floor, self.mode))
 
     def _terms(self) -> _Terms:
@@ -173,11 +177,13 @@ class Constraint:
             >>> Constraint("dense-0.5%", dense_metric=0.98).description
             "'dense-0.5%' (0.9751, which is 0.5 percent of the dense metric 0.98 below it)"
             >>> Constraint(0.9).description
-            '0.9 (0.9)'
+            '0.9'
         """
         if self.needs_dense_metric:
             return f"{self.floor!r} (unknown)"
         terms, origin = self._terms(), ""
+        if terms.operator == "=":
+            return f"{self.bound:.6g}"
         if terms.percent and terms.operator != "*":
             side = "above" if terms.distance > 0 else "below"
             origin = (
@@ -275,9 +281,9 @@ class Constraint:
 
         Example:
             >>> print(Constraint(0.9).not_met_message(3, 0.85))  # doctest: +ELLIPSIS
-            no validation met the floor 0.9 (0.9): the best of 3 metrics is 0.85; lower the ...
+            no validation met the floor 0.9: the best of 3 metrics is 0.85; lower the ...
             >>> print(Constraint(0.9).not_met_message(0, None))  # doctest: +ELLIPSIS
-            there was no validation to judge by the floor 0.9 (0.9): call pruner.step(metric) ...
+            there was no validation to judge by the floor 0.9: call pruner.step(metric) ...
         """
         if validations == 0 or best is None:
             return (

@@ -101,6 +101,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     names = list(known)
     near = nearest(name, names)
     hint = f"Did you mean {near[0]}? " if near else ""
+    if any("," in known_name for known_name in names):
+        names = [repr(known_name) for known_name in names]
     return f"there is no {kind} {name!r}. {hint}The {kind}s are {listing(names)}"
 
 

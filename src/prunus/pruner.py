@@ -204,6 +204,7 @@ class Pruner:
         self.max_grad_norm = max_grad_norm
         self.growth = growth
         self.constraint = Constraint(floor, mode, dense_metric)
+        dense_metric = self.constraint.dense_metric
         if dense_metric is not None and (wide := self.constraint.wide_problem(dense_metric)):
             warnings.warn(wide, stacklevel=2)
         self._penalty = penalty

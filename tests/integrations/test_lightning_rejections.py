@@ -49,7 +49,7 @@ def test_an_unmet_floor_is_rejected_at_the_end(tmp_path: Path) -> None:
         penalty=None,
         score=MagnitudeScore(),
     )
-    with pytest.raises(FloorNotReachedError, match="met the ceiling 1e-09 .*; raise the"):
+    with pytest.raises(FloorNotReachedError, match="met the ceiling 1e-09: .*; raise the"):
         fitted(tmp_path, unmet, max_epochs=1)
 
 

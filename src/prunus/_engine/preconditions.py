@@ -60,19 +60,28 @@ def argument_problems(
     """Yield what is wrong with the arguments that a pruner and the callbacks share."""
     if penalty != "auto":
         expected = 'a RelevancePenalty, "auto"'
-        yield type_problem("penalty", penalty, RelevancePenalty, expected, optional=True)
-    yield type_problem("schedule", schedule, Schedule, "a Schedule", optional=True)
+        fix = "such as prunus.RelevancePenalty(strength), or those of prunus.method(name)"
+        yield type_problem("penalty", penalty, RelevancePenalty, expected, fix=fix, optional=True)
+    named = isinstance(schedule, str)
+    fix = "such as prunus.GradualPruning(sparsity=0.9, ...)" if named else ""
+    yield type_problem("schedule", schedule, Schedule, "a Schedule", fix=fix, optional=True)
     # A score that uses no gradient is never asked to observe one.
     uses_none = getattr(score, "memory_names", None) == ()
     methods = ["compute"] if uses_none else ["observe", "compute"]
-    yield method_problem("score", score, methods, "a Score", attributes=["memory_names"])
+    fix = "pass an instance, such as prunus.MagnitudeScore()"
+    yield method_problem("score", score, methods, "a Score", attributes=["memory_names"], fix=fix)
     if hasattr(score, "every") and not isinstance(score, type):
         yield number_problem("every of score", score.every, whole=True, least=1)
     yield type_problem(
         "allocation", allocation, Allocation, "an Allocation", fix="such as UniformAllocation()"
     )
     yield type_problem(
-        "growth", growth, Growth, "a Growth", fix="prunus.SoftGrowth(until=...)", optional=True
+        "growth",
+        growth,
+        Growth,
+        "a Growth",
+        fix="prunus.SoftGrowth(until=...)",
+        optional=True,
     )
     yield pattern_problem(pattern)
     yield number_problem("min_density", min_density, least=0, below=1)

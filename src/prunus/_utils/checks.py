@@ -13,6 +13,7 @@ from prunus.errors import ArgumentError, ArgumentTypeError, PrunusError, listing
 __all__ = [
     "TypeProblem",
     "as_number",
+    "as_scalar",
     "choice_problem",
     "either_problem",
     "method_problem",
@@ -102,7 +103,8 @@ def number_problem(
     if is_number and not whole and (below == 1 or most == 1) and 2 < value <= 100:
         bounds: dict[str, Any] = {"above": above, "least": least, "below": below, "most": most}
         if number_problem(name, value / 100, **bounds) is None:
-            problem += f": pass {name}={value / 100:g} for {value:g} percent"
+            setting = f"{name}=" if name.isidentifier() else ""
+            problem += f": pass {setting}{value / 100:g} for {value:g} percent"
     return problem if _is_number(value) else TypeProblem(problem)
 
 
@@ -200,6 +202,8 @@ def type_problem(
     if (value is None and optional) or isinstance(value, types):
         return None
     expected += " or None" * optional
+    if not fix and isinstance(value, type) and issubclass(value, types):
+        fix = f"pass an instance, {value.__name__}(...)"
     return TypeProblem(f"{name} must be {expected}, but is {_shown(value)}{fix and f': {fix}'}")
 
 
@@ -210,6 +214,7 @@ def method_problem(
     expected: str,
     *,
     attributes: Sequence[str] = (),
+    fix: str = "",
 ) -> str | None:
     """Return what is wrong with an argument that must be an object with these methods.
 
@@ -219,6 +224,7 @@ def method_problem(
         methods: The methods it must have.
         expected: What the message calls such an object, with an article.
         attributes: The other attributes it must have.
+        fix: What the message says for a text in place of the object, rather than what it lacks.
 
     Example:
         >>> method_problem("score", [1], ["append", "compute"], "a Score")
@@ -233,6 +239,8 @@ def method_problem(
     lacking += [method for method in methods if not callable(getattr(value, method, None))]
     if not lacking:
         return None
+    if fix and isinstance(value, str):
+        return TypeProblem(f"{name} must be {expected}, but is {_shown(value)}: {fix}")
     return TypeProblem(
         f"{name} must be {expected}, but is {_shown(value)}, without {listing(lacking)}"
     )
@@ -255,15 +263,26 @@ def as_number(name: str, value: Any) -> float:
         >>> as_number("the metric", torch.tensor([0.5]))
         0.5
     """
-    scalar = value
-    if callable(getattr(value, "item", None)):
-        with contextlib.suppress(ValueError, RuntimeError):  # it has several elements
-            scalar = value.item()
+    scalar = as_scalar(value)
     # An array of several elements has ``__float__`` too, which would fail.
     if isinstance(scalar, SupportsFloat) and not isinstance(scalar, bool) and not _shape(scalar):
         with contextlib.suppress(OverflowError, RuntimeError):  # too large, or without memory
             return float(scalar)
     raise ArgumentTypeError(f"{name} must be a number, but is {_shown(value)}")
+
+
+def as_scalar(value: Any) -> Any:
+    """Return the element of a tensor or array that has a single one, and any other value as it is.
+
+    Example:
+        >>> import torch
+        >>> as_scalar(torch.tensor([0.5])), as_scalar("dense-1%")
+        (0.5, 'dense-1%')
+    """
+    if callable(getattr(value, "item", None)):
+        with contextlib.suppress(ValueError, RuntimeError):  # it has several elements
+            return value.item()
+    return value
 
 
 def _shape(value: Any) -> tuple[int, ...]:

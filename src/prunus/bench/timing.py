@@ -114,6 +114,10 @@ def bench(
     """
     check_model(model)
     batches, threads = _numbers("batches", batches), _numbers("threads", threads)
+    if isinstance(variants, str):
+        raise ArgumentTypeError(
+            f"variants must be a list of names, but is {variants!r}: pass [{variants!r}]"
+        )
     wanted = list(KINDS) if variants is None else list(variants)
     _check_arguments(example, batches, threads, seconds, wanted, evaluate, floor, mode)
     excluded: dict[str, str] = {}

@@ -159,6 +159,7 @@ def fit(
             type_problem(name, value, Callable, "a function")  # type: ignore[arg-type]
             for name, value in (("loss", loss), ("evaluate", evaluate))
         ),
+        _loss_problem(loss),
         number_problem("epochs", epochs, whole=True, least=1),
         number_problem("sparsity", sparsity, above=0, below=1, optional=True),
         None if floor is not None or sparsity is not None else "pass floor, sparsity or both",
@@ -258,6 +259,17 @@ def _exactly(batches: Iterable[Any], steps: int, epoch: int) -> Iterator[Any]:
         raise ArgumentError(
             f"batches must be as many in each epoch, {steps}, but are {found} in epoch {epoch}"
         )
+
+
+def _loss_problem(loss: object) -> str | None:
+    """Return that a loss of torch was passed, which takes outputs and not a model, if it was."""
+    if not (getattr(loss, "__module__", None) or "").startswith("torch.nn."):
+        return None
+    name = getattr(loss, "__name__", type(loss).__name__)
+    return (
+        f"loss must be a function of the model and a batch, but is torch's {name}: pass one that "
+        "calls it, such as lambda model, batch: loss_function(model(batch[0]), batch[1])"
+    )
 
 
 def _batches_problem(batches: Any) -> str | None:
