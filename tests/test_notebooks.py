@@ -85,7 +85,7 @@ def test_a_notebook_runs_and_prints_what_it_shows(path: Path, tmp_path: Path) ->
 def test_a_cell_that_raises_is_found(tmp_path: Path) -> None:
     notebook = json.loads(NOTEBOOKS[0].read_text())
     (tmp_path / "out").mkdir()
-    planted = {"cell_type": "code", "id": "planted", "metadata": {}, "outputs": []}
+    planted: dict[str, Any] = {"cell_type": "code", "id": "planted", "metadata": {}, "outputs": []}
     planted |= {"execution_count": None, "source": ["prunus = 1 / 0"]}
     (tmp_path / "a.ipynb").write_text(json.dumps({**notebook, "cells": [planted]}))
     done = execute(tmp_path / "a.ipynb", tmp_path / "out" / "a.ipynb")

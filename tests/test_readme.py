@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -120,5 +121,7 @@ def test_the_picture_of_the_speed_draws_the_rows_of_the_record() -> None:
         == ("linear", [1024, 1024], 64, 0.95)
     )
     for name, label in (("sparse", "batch 64"), ("csr", "CSR, batch 64")):
-        points = [(round(1 - x, 6), y) for x, y in lines[label].get_xydata()]
+        points = [
+            (round(1 - x, 6), y) for x, y in np.asarray(lines[label].get_xydata(), float).tolist()
+        ]
         assert (0.95, row["times_faster_than_dense"][name]) in points
