@@ -19,6 +19,7 @@ NETWORKS = {
     "multi30k-translation": "Translator, Multi30k",
     "taskmaster-dialogue": "Dialogue, Taskmaster-4",
     "shakespeare-lm": "GPT-2, Tiny Shakespeare",
+    "shakespeare-lm-40x": "GPT-2, Tiny Shakespeare, a fortieth of its parameters",
 }
 
 METRICS = {
