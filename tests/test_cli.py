@@ -59,7 +59,7 @@ def test_subcommands_and_flags_are_exactly_these() -> None:
             "--log",
         },
         "inspect": {"path"},
-        "sensitivity": {"path", "--sparsities", "--csv", "--recipe"},
+        "sensitivity": {"path", "--sparsities", "--csv", "--plot", "--recipe"},
         "export": {"path", "--to", "--out", "--recipe"},
         "bench": {"path", "--batch", "--threads", "--recipe", "--variants", "--metric"},
         "report": {"paths", "--out", "--figures"},

@@ -272,6 +272,10 @@ def sensitivity(
     csv: Annotated[
         Path | None, typer.Option(help="File to write as a table with a row for each measurement.")
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="File to write as a heat map, such as sensitivity.svg or .png."),
+    ] = None,
     recipe: _Recipe = None,
 ) -> None:
     """Measure the dense network of a run on the validation data, with one sparse tensor at a time.
@@ -283,6 +287,11 @@ def sensitivity(
     from prunus.recipes.run.loading import load_dense
     from prunus.sensitivity import sensitivity as measure
 
+    if plot is not None:
+        from prunus.report import plot_sensitivity  # before the work, if its extra is missing
+        from prunus.report.figures.drawing import check_figure_file, save_figure
+
+        check_figure_file(plot)
     fractions = _numbers("--sparsities", sparsities)
     screen = Screen()
     network, task, _ = load_dense(path, recipe, screen.message)
@@ -291,6 +300,9 @@ def sensitivity(
     if csv is not None:
         found.to_csv(csv)
         screen.message(f"written to {csv}")
+    if plot is not None:
+        save_figure(plot_sensitivity(found, metric=task.metric), plot)
+        screen.message(f"written to {plot}")
 
 
 def _numbers(option: str, text: str) -> list[float]:

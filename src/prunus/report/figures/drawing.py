@@ -17,10 +17,21 @@ from cycler import cycler
 from matplotlib.figure import Figure
 
 from prunus._utils.files import write_atomically
+from prunus.errors import PrunusError
 from prunus.report.figures.palette import COLORS, GRID, INK, MUTED, SERIES
 from prunus.report.text import plain_text
 
-__all__ = ["FULL", "HALF", "NARROW", "Drawing", "inline_svg", "save_drawing", "styled"]
+__all__ = [
+    "FULL",
+    "HALF",
+    "NARROW",
+    "Drawing",
+    "check_figure_file",
+    "inline_svg",
+    "save_drawing",
+    "save_figure",
+    "styled",
+]
 
 NARROW, HALF, FULL = 350, 520, 1060
 """Widths in CSS pixels: on a telephone, in a column of two, and across the page."""
@@ -142,13 +153,47 @@ def save_drawing(
     return written
 
 
+def check_figure_file(path: Path) -> None:
+    """Check that :func:`save_figure` can write a file.
+
+    Raises:
+        PrunusError: Its suffix names another format.
+    """
+    if path.suffix[1:].lower() not in _METADATA:
+        raise PrunusError(
+            f"{path} must end with .{', .'.join(_METADATA)}, which names the format of the figure"
+        )
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as SVG, PDF or PNG, by the file's suffix.
+
+    Raises:
+        PrunusError: The suffix names another format, or the file cannot be written.
+    """
+    check_figure_file(path)
+    with styled():
+        write_atomically(path, _content(figure, path.suffix[1:].lower()))
+
+
 def _render(drawing: Drawing, width: int, suffix: str) -> bytes:
     """Return the content of a file with a drawing; equal drawings have equal bytes."""
-    dates = {"svg": {"Date": None, "Creator": None, "Type": None, "Format": None}}
-    metadata = dates.get(suffix, {"CreationDate": None})
-    buffer = io.BytesIO()
     with styled():
-        drawing.draw(width).savefig(buffer, format=suffix, metadata=metadata)
+        return _content(drawing.draw(width), suffix)
+
+
+_METADATA: Mapping[str, Mapping[str, None]] = {
+    "svg": {"Date": None, "Creator": None, "Type": None, "Format": None},
+    "pdf": {"CreationDate": None},
+    "png": {},
+}
+"""What is left out of a file of each format, because it would differ each time."""
+
+
+def _content(figure: Figure, suffix: str) -> bytes:
+    """Return the content of a file with a figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=suffix, metadata=dict(_METADATA[suffix]))
     return buffer.getvalue()
 
 
