@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +28,16 @@ def run(folder: Path, script: str, *arguments: str) -> str:
 def run_prunus(folder: Path, *arguments: str) -> str:
     """Run the command in a folder, and return its output."""
     return run_python(folder, "-m", "prunus", *arguments)
+
+
+def run_recipe(folder: Path, script: str, data: str, *changes: str) -> dict[str, Any]:
+    """Run a recipe of the examples on the model in model/, and return the summary."""
+    common = ("checkpoint=model", "dense_epochs=2", "epochs=2", "dense_lr=1e-2")
+    options = [option for change in (*common, *changes) for option in ("--set", change)]
+    path = str(ROOT / "examples" / script)
+    run_prunus(folder, "run", path, "--data", data, *options, "--out", "run")
+    summary: dict[str, Any] = json.loads((folder / "run" / "summary.json").read_text())
+    return summary
 
 
 def run_python(folder: Path, *arguments: str) -> str:
@@ -128,11 +139,7 @@ def test_finetune_text_classifier(tmp_path: Path) -> None:
 
 def test_text_classifier_recipe(tmp_path: Path) -> None:
     write_model_and_texts(tmp_path)
-    script = str(ROOT / "examples" / "text_classifier_recipe.py")
-    changes = ("checkpoint=model", "dense_epochs=2", "epochs=2", "dense_lr=1e-2", "ratio=1.2")
-    options = [option for change in changes for option in ("--set", change)]
-    run_prunus(tmp_path, "run", script, "--data", "texts", *options, "--out", "run")
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    summary = run_recipe(tmp_path, "text_classifier_recipe.py", "texts", "ratio=1.2")
     assert summary["metric"]["name"] == "accuracy"
     assert summary["dense"]["test"] == 1
     assert summary["compression_ratio"] >= 1.2
@@ -163,11 +170,8 @@ def test_image_classifier_recipe(tmp_path: Path) -> None:
             path = tmp_path / "images" / split / ("dark", "light")[bright] / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.full((8, 8), 40 + 160 * bright, np.uint8)).save(path)
-    changes = ("checkpoint=model", "classes=2", "dense_epochs=2", "epochs=2", "dense_lr=1e-2")
-    options = [option for change in (*changes, "ratio=2") for option in ("--set", change)]
-    script = str(ROOT / "examples" / "image_classifier_recipe.py")
-    run_prunus(tmp_path, "run", script, "--data", "images", *options, "--out", "run")
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    changes = ("classes=2", "ratio=2")
+    summary = run_recipe(tmp_path, "image_classifier_recipe.py", "images", *changes)
     assert summary["metric"]["name"] == "accuracy"
     assert summary["dense"]["test"] == 1
     file = tmp_path / "run" / "model.safetensors"
@@ -198,11 +202,8 @@ def test_language_model_recipe(tmp_path: Path) -> None:
         path = tmp_path / "texts" / "data" / f"{split}-00000-of-00001.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         datasets.Dataset.from_dict({"text": [" ".join(words)] * count}).to_parquet(path)
-    changes = ("checkpoint=model", "length=16", "dense_epochs=2", "epochs=2", "dense_lr=1e-2")
-    options = [option for change in (*changes, "ratio=1.2") for option in ("--set", change)]
-    script = str(ROOT / "examples" / "language_model_recipe.py")
-    run_prunus(tmp_path, "run", script, "--data", "texts", *options, "--out", "run")
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    changes = ("length=16", "ratio=1.2")
+    summary = run_recipe(tmp_path, "language_model_recipe.py", "texts", *changes)
     assert summary["metric"] == {"name": "perplexity", "mode": "min"}
     assert summary["dense"]["test"] < 3  # counting can be learned; at first it is 12
     file = tmp_path / "run" / "model.safetensors"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import itertools
+import os
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +53,27 @@ class KilledError(BaseException):
     """A simulated kill: no code catches it, but cleanup runs as on any exception."""
 
 
-@contextlib.contextmanager
-def at_step(number: int, error: type[BaseException]) -> Iterator[None]:
+def at_step(number: int, error: type[BaseException]) -> contextlib.AbstractContextManager[None]:
     """Raise an error after an optimizer step, counted from the start of the block."""
-    steps = 0
+
+    def fail() -> None:
+        raise error
+
+    return _called_at_step(number, fail)
+
+
+def terminated_at_step(number: int) -> contextlib.AbstractContextManager[None]:
+    """Send this process SIGTERM after an optimizer step, counted from the start of the block."""
+    return _called_at_step(number, lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
+@contextlib.contextmanager
+def _called_at_step(number: int, call: Callable[[], None]) -> Iterator[None]:
+    steps = itertools.count(1)
 
     def count(*_: Any) -> None:
-        nonlocal steps
-        steps += 1
-        if steps == number:
-            raise error
+        if next(steps) == number:
+            call()
 
     hook = register_optimizer_step_post_hook(count)
     try:

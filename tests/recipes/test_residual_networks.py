@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import os
 import re
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import prunus
 from helpers.commands import metrics, settings, summary
 from helpers.commands import prunus as command
 from helpers.comparisons import assert_outputs_match
-from helpers.runs import KilledError, assert_same_run, at_step
+from helpers.runs import KilledError, assert_same_run, at_step, terminated_at_step
 from prunus.recipes.registry import RECIPES
 from prunus.recipes.tasks.classification import ImageConfig
 from prunus.recipes.tasks.residual_networks import CifarResNet, cifar_resnet
@@ -175,22 +169,6 @@ def test_recipe_exports_a_compact_network(tmp_path: Path, folder: Path) -> None:
     assert run("cifar10-resnet20", folder, tmp_path / "run").code == 0
     export = command("export", tmp_path / "run", "--to", "compact")
     assert export.code == 0, export.err
-
-
-@contextlib.contextmanager
-def terminated_at_step(number: int) -> Iterator[None]:
-    """Send this process SIGTERM after an optimizer step, counted from the start of the block."""
-    steps = itertools.count(1)
-
-    def count(*_: Any) -> None:
-        if next(steps) == number:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    hook = register_optimizer_step_post_hook(count)
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import torch
@@ -11,7 +11,7 @@ from prunus._utils.checks import TypeProblem, type_problem
 from prunus.errors import PrunusError, listing
 from prunus.selection import PrunableTensor, Selection
 
-__all__ = ["Optimizers", "as_list", "optimizer_problems"]
+__all__ = ["Optimizers", "as_list", "optimizer_problems", "parameter_ids"]
 
 
 class Optimizers(Sequence[torch.optim.Optimizer]):
@@ -29,11 +29,10 @@ class Optimizers(Sequence[torch.optim.Optimizer]):
         self._optimizers = tuple(optimizers)
         self._tensors: list[list[PrunableTensor]] = [[] for _ in self._optimizers]
         self._by_name: dict[str, torch.optim.Optimizer] = {}
-        _check_held(self._optimizers, selection)
-        ids = [_parameter_ids(optimizer) for optimizer in self._optimizers]
-        for name, tensor in selection.items():
-            index = next(i for i, own in enumerate(ids) if id(tensor.parameter) in own)
-            self._tensors[index].append(tensor)
+        holders = _holders(self._optimizers, selection)
+        _check_held(holders, len(self._optimizers))
+        for name, (index,) in holders.items():
+            self._tensors[index].append(selection[name])
             self._by_name[name] = self._optimizers[index]
 
     @overload
@@ -97,27 +96,38 @@ def _problem(name: str, optimizer: object) -> str | None:
     return problem
 
 
-def _check_held(optimizers: Sequence[torch.optim.Optimizer], selection: Selection) -> None:
+def _holders(
+    optimizers: Sequence[torch.optim.Optimizer], selection: Selection
+) -> dict[str, list[int]]:
+    """Return, for each prunable tensor, the indices of the optimizers that hold it."""
+    ids = [parameter_ids(optimizer) for optimizer in optimizers]
+    return {
+        name: [index for index, own in enumerate(ids) if id(tensor.parameter) in own]
+        for name, tensor in selection.items()
+    }
+
+
+def _check_held(holders: Mapping[str, Sequence[int]], optimizers: int) -> None:
     """Check that each prunable tensor has exactly one optimizer.
+
+    Args:
+        holders: For each tensor, the indices of the optimizers that hold it.
+        optimizers: The number of optimizers.
 
     Raises:
         PrunusError: Some have none or several; every one is named.
     """
-    ids = [_parameter_ids(optimizer) for optimizer in optimizers]
-    holders = {
-        name: sum(id(tensor.parameter) in own for own in ids) for name, tensor in selection.items()
-    }
-    missing = [name for name, count in holders.items() if not count]
+    missing = [name for name, indices in holders.items() if not indices]
     if missing:
-        held = "the optimizer" if len(optimizers) == 1 else "one of the optimizers"
-        lacks = "it lacks" if len(optimizers) == 1 else "none holds"
+        held = "the optimizer" if optimizers == 1 else "one of the optimizers"
+        lacks = "it lacks" if optimizers == 1 else "none holds"
         raise PrunusError(
             f"{held} must hold every prunable tensor, but {lacks} {listing(missing)}: "
             "build it from this model's parameters, after any .to(device) that replaces them, pass "
             "all optimizers of the model as a list, or leave these tensors out with "
             "select(model, exclude=...)"
         )
-    shared = [name for name, count in holders.items() if count > 1]
+    shared = [name for name, indices in holders.items() if len(indices) > 1]
     if shared:
         raise PrunusError(
             f"each prunable tensor must have one optimizer, but several hold {listing(shared)}: "
@@ -125,5 +135,6 @@ def _check_held(optimizers: Sequence[torch.optim.Optimizer], selection: Selectio
         )
 
 
-def _parameter_ids(optimizer: torch.optim.Optimizer) -> set[int]:
+def parameter_ids(optimizer: torch.optim.Optimizer) -> set[int]:
+    """Return the ``id`` of each parameter that an optimizer holds."""
     return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}

@@ -12,6 +12,7 @@ from torch import nn
 
 from prunus._distributed.wrappers import deepspeed_problem
 from prunus._engine.default_method import DEFAULT_ALLOCATION, DEFAULT_SCORE, PenaltyChoice
+from prunus._engine.optimizers import parameter_ids
 from prunus._utils.checks import raise_problems, type_problem
 from prunus._utils.extras import missing_extra
 from prunus.allocation import Allocation
@@ -385,7 +386,7 @@ class PruningCallback(Callback):
         selection = self._arguments.selection
         selected = as_selection(select_trained if selection is None else selection, module)
         prunable = {id(tensor.parameter) for tensor in selected.values()}
-        fit = [i for i, optimizer in enumerate(optimizers) if prunable & _parameter_ids(optimizer)]
+        fit = [i for i, optimizer in enumerate(optimizers) if prunable & parameter_ids(optimizer)]
         if len(fit) != 1:
             names = _names(optimizers)
             raise PrunusError(
@@ -514,13 +515,9 @@ def _names(optimizers: Sequence[torch.optim.Optimizer]) -> list[str]:
     return [f"{i} ({type(optimizer).__name__})" for i, optimizer in enumerate(optimizers)]
 
 
-def _parameter_ids(optimizer: torch.optim.Optimizer) -> set[int]:
-    return {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
-
-
 def _selection_of(
     optimizers: Sequence[torch.optim.Optimizer],
 ) -> Callable[[nn.Module], Selection]:
     """Return a function that selects the tensors of a model that optimizers train."""
-    ids = set().union(*map(_parameter_ids, optimizers))
+    ids = set().union(*map(parameter_ids, optimizers))
     return lambda module: select_trained(module, lambda p: p.requires_grad and id(p) in ids)

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import shutil
-import signal
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from helpers.commands import metrics, prunus, settings, summary
-from helpers.runs import KilledError, assert_same_run, at_step
+from helpers.runs import KilledError, assert_same_run, at_step, terminated_at_step
 from prunus import load_sparse
 from prunus.recipes.run.loading import load_trained
 from recipes.custom.sources import STEPS, write
@@ -63,24 +57,6 @@ def test_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
     assert [line["phase"] for line in metrics(stopped)] == ["dense", "dense", "prune"]
     assert prunus("run", path, "--out", stopped, "--resume").code == 0
     assert_same_run(stopped, whole)
-
-
-@contextlib.contextmanager
-def terminated_at_step(number: int) -> Iterator[None]:
-    """Ask the process to terminate after an optimizer step."""
-    steps = 0
-
-    def count(*_: Any) -> None:
-        nonlocal steps
-        steps += 1
-        if steps == number:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    hook = register_optimizer_step_post_hook(count)
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 @pytest.mark.slow
