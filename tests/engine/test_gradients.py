@@ -102,6 +102,10 @@ def test_means_are_those_of_the_whole_tensors_over_all_processes() -> None:
     assert [mean.item() for mean in means.values()] == [2.0, 4.0, 3.0]
 
 
+def test_an_optimizer_without_prunable_tensors_has_no_mean_magnitudes() -> None:
+    assert mean_magnitudes(select(nn.Linear(2, 1)), [], None) == {}
+
+
 @pytest.mark.parametrize("gradients", [True, False])
 def test_magnitudes_are_summed_in_64_bits(gradients: bool) -> None:
     class Recorded(PeerGroup):

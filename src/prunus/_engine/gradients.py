@@ -79,6 +79,8 @@ def mean_magnitudes(
         tensors: Those that the step moves.
         averages: The averages to use in place of the gradients, or None.
     """
+    if not tensors:  # of an optimizer that trains others, in all processes alike
+        return {}
     bases = {}
     for tensor in tensors:
         basis = tensor.gradient
