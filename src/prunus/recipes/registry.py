@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,7 @@ def _images_recipe(
     size: tuple[int, int] = (28, 28),
     color: bool = False,
     columns: tuple[str, str] = ("image", "label"),
+    strengths: Mapping[str, float] | None = None,
     threads: int | None = None,
 ) -> Recipe:
     def prepare(config: ImageConfig, source: str | None, seed: int) -> Task:
@@ -100,6 +101,7 @@ def _images_recipe(
         config,
         prepare,
         lambda _: image_network(build, (3 if color else 1, *size)),
+        strengths=strengths or {},
         metrics=_metrics(Classification),
         threads=threads,
     )
@@ -265,6 +267,9 @@ _ALL = (
             shift=1,
         ),
         lenet300,
+        # The smallest validation error of 0.0005, 0.0015, 0.005, 0.015 and 0.05 for l2, and of
+        # 0.0003, 0.001 and 0.003 for l1, with a seed that no figure reports.
+        strengths={"l2": 0.0015, "l1": 0.001},
         threads=_FEW_WEIGHTS,
     ),
     _images_recipe(
