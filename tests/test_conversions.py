@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +156,16 @@ def test_a_state_with_a_converted_tensor_is_refused(tmp_path: Path) -> None:
         prunus.ArgumentError, match=r"0\.weight is a Int8Tensor, not a plain tensor"
     ):
         prunus.save_sparse(state, tmp_path / "model.safetensors")
+
+
+def test_quantized_models_and_states_are_refused_with_the_function_that_rounds(
+    tmp_path: Path,
+) -> None:
+    path, fix = tmp_path / "model.safetensors", "dtype='int8' if the file is to hold 8-bit integers"
+    tensor = torch.quantize_per_tensor(normal(4, 4, seed=2), 0.1, 0, torch.qint8)
+    packed: Any = quantized({nn.Linear})
+    for model in (packed, packed.state_dict(), {"a": tensor}, integer_network()):
+        assert fix in message_of(partial(prunus.save_sparse, model, path))
+    message = message_of(lambda: prunus.save_sparse(packed.state_dict(), path))
+    assert "0._packed_params._packed_params is quantized: save the state before" in message
+    assert not path.exists()

@@ -150,7 +150,7 @@ def bench_report() -> BenchReport:
                 5000,
                 1000,
                 0.0,
-                [TensorInfo("0.weight", (10, 4), torch.float32, "bitmap", 5, 25)],
+                [TensorInfo("0.weight", (10, 4), torch.float32, torch.float32, "bitmap", 5, 25)],
             ),
             [
                 "tensor    stored as     bytes, all elements  bytes",

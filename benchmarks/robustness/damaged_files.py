@@ -21,6 +21,7 @@ __all__ = ["Outcomes", "damaged", "read_all", "valid_files"]
 
 _NUMBERS = [0, 1, -1, 2, 7, 255, 2**16, 2**31, 2**32, 2**40, 2**63 - 1, 2**63, 2**64, 10**30, 0.5]
 _NAMES = ["", "a", "a/gaps", "a/rows", "gaps", "bitmap", "columns", "dense", "/", "//", "F32", "U8"]
+_NAMES += ["a/scales", "I8", "F64", "BF16"]
 _VALUES: list[Any] = [None, True, [], {}, [[]], "x", *_NAMES, *_NUMBERS]
 """Values to put into a header: limits of integer types, names that it uses, other JSON types."""
 
@@ -41,6 +42,11 @@ def valid_files(folder: Path) -> list[bytes]:
             others = {"b": torch.ones(3), "c": torch.zeros(4, 0), "d": torch.zeros(30, 2, 9)}
             save_sparse({"a": weight, **others, "e": weight}, path, encoding=encoding)
             files.append(path.read_bytes())
+        weight = torch.randn(20, 60, generator=generator)
+        weight[torch.rand(20, 60, generator=generator) < 0.9] = 0
+        state = {"a": weight, "b": torch.randn(9, 50, generator=generator), "c": weight[:, :8]}
+        save_sparse(state, path, dtype="int8", encoding=encoding)
+        files.append(path.read_bytes())
     # The file that costs its reader most: a small stream of one byte for each element, and too few
     # values.
     size = 1 << 20
@@ -77,7 +83,9 @@ def _damage_header(content: bytes, draw: random.Random) -> bytes:
     if change == 0:
         del container[key]
     elif change == 1 and isinstance(container, dict):
-        container[draw.choice([*_NAMES, "b", "shape", "index", "tied"])] = container.pop(key)
+        container[draw.choice([*_NAMES, "b", "shape", "index", "type", "tied"])] = container.pop(
+            key
+        )
     elif change == 2 and type(container[key]) is int:
         container[key] += draw.choice([-1, 1, 8])
     else:
@@ -159,6 +167,8 @@ def read_all(files: Iterable[bytes], path: Path, max_bytes: int) -> Outcomes:
                 for name in names:
                     if file.info(name).shape:
                         file.get_csr(name)
+                    if file.info(name).has_scales:
+                        file.get_int8(name)
             distinct = {id(tensor): tensor for tensor in state.values()}.values()
             assert sum(tensor.nbytes for tensor in distinct) <= max_bytes
             outcomes.counts["read"] += 1

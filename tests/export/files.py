@@ -67,6 +67,10 @@ def read_by_specification(path: Path) -> dict[str, torch.Tensor]:
         metadata = json.loads(json.loads(file.read(size))["__metadata__"]["prunus"])
     for name, entry in metadata["tensors"].items():
         values, prefix = state.pop(name), name + entry.get("slash", "/")
+        if "type" in entry:
+            assert metadata["sparse"] == 2
+            state[name] = _scaled(values, entry, prefix, state)
+            continue
         parts = {part: state.pop(prefix + part).tolist() for part in _parts(entry["index"])}
         numel, itemsize = math.prod(entry["shape"]), values.dtype.itemsize
         data = torch.zeros(numel * itemsize, dtype=torch.uint8)
@@ -78,6 +82,24 @@ def read_by_specification(path: Path) -> dict[str, torch.Tensor]:
         state[name] = data.view(values.dtype).reshape(entry["shape"])
     tied = metadata.get("tied", {})
     return state | {alias: state[name] for alias, name in tied.items()}
+
+
+def _scaled(
+    values: torch.Tensor, entry: dict[str, Any], prefix: str, state: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    """Return a tensor of integers with scales, in its own type; its parts leave the state."""
+    scales, integers = state.pop(prefix + "scales"), values.reshape(-1)
+    if "index" in entry:
+        parts = {part: state.pop(prefix + part).tolist() for part in _parts(entry["index"])}
+        integers = torch.zeros(math.prod(entry["shape"]), dtype=torch.int8)
+        for position, element in zip(_positions(entry, parts), values, strict=True):
+            integers[position] = element
+    dtype = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16}.get(
+        entry["type"], torch.bfloat16
+    )
+    wide = torch.float64 if entry["type"] == "F64" else torch.float32
+    rows = integers.reshape(entry["shape"][0], -1).to(wide) * scales.to(wide)[:, None]
+    return rows.to(dtype).reshape(entry["shape"])
 
 
 def _parts(index: str) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from prunus import PrunusError, load_sparse
 from .files import assert_rejected, change_metadata, replace_parts, write_example
 
 CONTRADICTORY: dict[str, tuple[Any, str]] = {
-    "version": ({"sparse": 2}, "version 2 of the format, but this prunus reads version 1"),
+    "version": ({"sparse": 3}, "version 3 of the format, but this prunus reads the versions 1 and"),
     "version of another type": ({"sparse": [1]}, "version"),
     "tensors of another type": ({"tensors": []}, "have no object 'tensors'"),
     "unknown index": (

@@ -63,6 +63,45 @@ def test_export_to_onnx_keeps_outputs_for_any_batch_size(
         torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_export_in_int8_to_every_format(finished_run: Path, tmp_path: Path) -> None:
+    x = torch.rand(50, 1, 8, 8)
+    expected = outputs(finished_run / "model.safetensors", x)
+    sizes = {}
+    for to in ("sparse", "compact"):
+        outcome = prunus("export", finished_run, "--to", to, "--dtype", "int8")
+        assert outcome.code == 0, outcome.err
+        path = finished_run / f"model.{to}.int8.safetensors"
+        assert f"written to {path}" in outcome.out
+        actual = load_trained(path).model(x).detach()
+        assert 1e-4 < (actual - expected).abs().max() / expected.abs().max() < 0.02
+        sizes[to] = path.stat().st_size
+    assert prunus("export", finished_run, "--to", "sparse", "--out", tmp_path / "a").code == 0
+    assert sizes["sparse"] < 0.7 * (tmp_path / "a").stat().st_size
+    prunus("export", finished_run, "--to", "csr", "--dtype", "int8").refused("leave out --dtype")
+    assert prunus("export", finished_run, "--to", "onnx", "--dtype", "int4").code == 2
+
+
+@pytest.mark.frameworks
+def test_export_to_onnx_in_int8_calibrates_by_training_inputs(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    outcome = prunus("export", finished_run, "--to", "onnx", "--dtype", "int8")
+    assert outcome.code == 0, outcome.err
+    path = finished_run / "model.int8.onnx"
+    assert f"written to {path}" in outcome.out
+    assert "weights in int8" in outcome.out
+    assert "example inputs" not in outcome.out
+    x = torch.rand(50, 1, 8, 8)
+    expected = outputs(finished_run / "model.safetensors", x)
+    (actual,) = OnnxSession(path).outputs((x,), {})
+    assert (actual - expected).abs().max() < 0.05 * expected.abs().max()
+    moved = tmp_path / "model.safetensors"
+    moved.write_bytes((finished_run / "model.safetensors").read_bytes())
+    outcome = prunus("export", moved, "--to", "onnx", "--dtype", "int8")
+    assert outcome.code == 0, outcome.err
+    assert "come from the recipe's example inputs" in outcome.out
+
+
 def test_files_without_a_usable_network_are_rejected(finished_run: Path, tmp_path: Path) -> None:
     path = tmp_path / "any.safetensors"
     save_file({"a": torch.eye(40)}, path)

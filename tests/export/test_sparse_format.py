@@ -146,5 +146,5 @@ def test_the_bound_is_the_values_and_the_entropy_of_their_positions() -> None:
 
 
 def test_a_tensor_takes_the_bytes_of_all_its_elements() -> None:
-    info = TensorInfo("a", (2, 3), torch.float16, "gaps", 4, 20)
+    info = TensorInfo("a", (2, 3), torch.float16, torch.float16, "gaps", 4, 20)
     assert (info.numel, info.dense_bytes) == (6, 12)

@@ -36,12 +36,18 @@ def is_converted(tensor: torch.Tensor) -> bool:
     return overrides and not tensor_type.__module__.startswith(_READABLE)
 
 
-def check_not_converted(model: nn.Module, *, allowed: Collection[Conversion] = ()) -> None:
+def check_not_converted(
+    model: nn.Module,
+    *,
+    allowed: Collection[Conversion] = (),
+    then: str = "quantize or convert the result",
+) -> None:
     """Check that no part of a model is converted into a form whose weights cannot be read.
 
     Args:
         model: The model.
         allowed: The forms that the caller can handle.
+        then: What to do with the network instead, for the message.
 
     Raises:
         PrunusError: A part is; every one is named, with the fix.
@@ -62,12 +68,12 @@ def check_not_converted(model: nn.Module, *, allowed: Collection[Conversion] = (
     if packed and "packed" not in allowed:
         problems.append(
             f"the weights of {listing(packed)} are packed: pass the network as it is before it is "
-            "quantized, and quantize the result"
+            f"quantized, and {then}"
         )
     if tensors and "tensor" not in allowed:
         problems.append(
             f"{listing(tensors)} store their elements in another form: pass the network as it is "
-            "before it is quantized or converted, and convert the result"
+            f"before it is quantized or converted, and {then}"
         )
     if problems:
         raise PrunusError(

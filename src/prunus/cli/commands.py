@@ -14,6 +14,9 @@ from prunus.errors import PrunusError
 
 __all__ = ["bench", "export", "inspect", "methods", "new", "recipes", "sensitivity"]
 
+_EXAMPLES = 32
+"""The number of random batches to calibrate by without training inputs."""
+
 _Network = Annotated[Path, typer.Argument(help="A safetensors file, or the directory of a run.")]
 _Recipe = Annotated[
     str | None,
@@ -123,6 +126,13 @@ def export(
         Path | None,
         typer.Option(help="File to write. Default: beside the model, named after the format."),
     ] = None,
+    dtype: Annotated[
+        Literal["int8"] | None,
+        typer.Option(
+            help='"int8": weights as 8-bit integers with a scale for each row, in ONNX also '
+            "activations, whose scales come from training inputs of the run. Default: as they are.",
+        ),
+    ] = None,
     recipe: _Recipe = None,
 ) -> None:
     """Write a network in another format: smaller, or for other runtimes."""
@@ -131,12 +141,17 @@ def export(
     from prunus.export.paths import model_file
 
     file, screen = model_file(path), Screen()
+    if to == "csr" and dtype is not None:
+        raise PrunusError(
+            "csr holds weights in their own type: leave out --dtype, or choose --to sparse, compact"
+            " or onnx"
+        )
     if to == "sparse" or to == "csr":
-        exported = (to_sparse if to == "sparse" else to_csr)(file, out)
+        exported = to_sparse(file, out, dtype=dtype) if to == "sparse" else to_csr(file, out)
         screen.print(exported_table(exported))
         written = exported.path
     else:
-        written = _export_network(file, to, out, recipe, screen)
+        written = _export_network(file, to, out, dtype, recipe, screen)
     screen.message(f"written to {written}")
 
 
@@ -144,6 +159,7 @@ def _export_network(
     file: Path,
     to: Literal["compact", "onnx"],
     out: Path | None,
+    dtype: Literal["int8"] | None,
     recipe: str | None,
     screen: Screen,
 ) -> Path:
@@ -151,9 +167,10 @@ def _export_network(
     from prunus.export import to_onnx
     from prunus.export.paths import output_path
     from prunus.export.sparse_format import COMPACT_KEY, RECIPE_KEY
-    from prunus.recipes.run.loading import file_metadata, load_trained
+    from prunus.recipes.run.loading import calibration_inputs, file_metadata, load_trained
 
-    metadata, out = file_metadata(file), output_path(file, out, to)
+    form = to if dtype is None else f"{dtype}.onnx" if to == "onnx" else f"{to}.{dtype}"
+    metadata, out = file_metadata(file), output_path(file, out, form)
     if to == "compact" and COMPACT_KEY in metadata:
         raise PrunusError(f"{file} is compact already: export the run that it came from")
     network = load_trained(file, recipe, screen.message)
@@ -169,13 +186,24 @@ def _export_network(
         before, after = report.parameters_before, report.parameters
         screen.message(f"{before:,} parameters, {after:,} without dead units")
         if to == "compact":
-            save_compact(small, report, out, metadata={RECIPE_KEY: metadata[RECIPE_KEY]})
+            facts = {RECIPE_KEY: metadata[RECIPE_KEY]}
+            save_compact(small, report, out, dtype=dtype, metadata=facts)
             return out
-    written = to_onnx(model, example, out)
+    calibration = None
+    if dtype is not None:
+        calibration = calibration_inputs(file, recipe)
+        if not calibration:
+            calibration = [network.example_inputs(2) for _ in range(_EXAMPLES)]
+            screen.message(
+                "the scales of activations come from the recipe's example inputs, because the file "
+                "is not in the directory of its run, or the recipe has no inputs to calibrate by"
+            )
+    written = to_onnx(model, example, out, dtype=dtype, calibration=calibration)
     batches = "of any size" if written.any_batch else "of two"
+    integers = f", {written.int8_weights:,} weights in int8" if dtype is not None else ""
     screen.message(
-        f"{written.bytes:,} bytes, for batches {batches}; in onnxruntime no output differs by more "
-        f"than {written.error:.1g} of the largest"
+        f"{written.bytes:,} bytes{integers}, for batches {batches}; in onnxruntime no output "
+        f"differs by more than {written.error:.1g} of the largest"
     )
     return out
 

@@ -137,7 +137,7 @@ def exported_table(exported: ExportReport) -> Table:
     table.add_column("bytes", justify="right", footer=f"{exported.bytes:,}")
     for stored in exported.tensors:
         sizes = (f"{stored.dense_bytes:,}", f"{stored.stored_bytes:,}")
-        table.add_row(Text(stored.name), stored.encoding, *sizes)
+        table.add_row(Text(stored.name), stored.stored_as, *sizes)
     if exported.bound_bytes:
         table.caption = (
             f"{exported.bytes / exported.bound_bytes:.3f} times the lower bound of any file if the "

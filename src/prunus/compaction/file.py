@@ -44,6 +44,7 @@ def save_compact(
     report: CompactionReport,
     path: str | Path,
     *,
+    dtype: str | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a compact model's tensors, and the changes that a model needs to hold them.
@@ -55,6 +56,8 @@ def save_compact(
         model: The compact model, which may have been trained further.
         report: The report that ``compact(..., return_report=True)`` returned with the model.
         path: The file to write or replace.
+        dtype: "int8" to round matrices to 8-bit integers, as :func:`prunus.save_sparse` does, or
+            None (default) for a lossless file.
         metadata: Values to store in the file's metadata, which JSON can represent. Default: none.
 
     Raises:
@@ -95,7 +98,7 @@ def save_compact(
             "with register_buffer(..., persistent=True)"
         )
     changes = asdict(_Changes.from_report(report))
-    save_sparse(state, path, metadata={**(metadata or {}), COMPACT_KEY: changes})
+    save_sparse(state, path, dtype=dtype, metadata={**(metadata or {}), COMPACT_KEY: changes})
 
 
 def load_compact(path: str | Path, model: nn.Module, *, max_bytes: int = MAX_BYTES) -> nn.Module:

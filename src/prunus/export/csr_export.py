@@ -78,7 +78,9 @@ def to_csr(source: str | Path, out: str | Path | None = None) -> ExportReport:
                 state[name] = file.get_tensor(name)
                 encoding, count, size = DENSE, info.numel, info.dense_bytes
                 bound += tensor_size_bound(state[name])
-            tensors.append(TensorInfo(name, info.shape, info.dtype, encoding, count, size))
+            tensors.append(
+                TensorInfo(name, info.shape, info.dtype, info.dtype, encoding, count, size)
+            )
         if file.tied:
             metadata[TIED_KEY] = dict(file.tied)
     metadata[CSR_KEY] = shapes

@@ -25,7 +25,7 @@ class TensorDensity:
     Attributes:
         name: The tensor's name.
         shape: The tensor's shape.
-        dtype: The name of its type, such as "float32".
+        dtype: The name of the type of its stored elements, such as "float32".
         numel: The number of elements.
         nonzero: The number of elements that are not zero.
     """
@@ -76,7 +76,7 @@ def tensor_densities(path: str | Path) -> Iterator[TensorDensity]:
     with SparseFile(path) as file:
         for name in sorted(file.keys(), key=by_numbers):
             info = file.info(name)
-            dtype = str(info.dtype).removeprefix("torch.")
+            dtype = str(info.stored_dtype).removeprefix("torch.")
             nonzero = _count_nonzero(file.get_elements(name))
             yield TensorDensity(name, info.shape, dtype, info.numel, nonzero)
 

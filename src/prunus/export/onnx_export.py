@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import math
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from prunus._inference.model_calls import (
     ExampleInputs,
+    call_arguments,
     copy_model,
     prepare_call,
     reference_outputs,
@@ -28,8 +30,10 @@ from prunus._inference.outputs import (
     relative_difference,
     returning_tensors,
 )
+from prunus._utils.checks import choice_problem, raise_problems, type_problem
 from prunus._utils.files import write_atomically
 from prunus.errors import PrunusError, first_line, root_cause
+from prunus.export.onnx_quantization import count_int8, quantize
 from prunus.export.onnx_session import OnnxSession, check_onnx_extra
 from prunus.export.paths import as_path
 
@@ -50,35 +54,58 @@ class OnnxReport:
         bytes: The size of the file.
         any_batch: Whether the file supports batches of any size, or only of the example's size.
         error: The largest difference between onnxruntime's outputs and the model's, relative to
-            the largest magnitude.
+            the largest magnitude; in int8 of the outputs that are not integers.
+        int8_weights: The number of weights in int8, zeros included.
     """
 
     path: Path
     bytes: int
     any_batch: bool
     error: float
+    int8_weights: int = 0
 
 
-def to_onnx(model: nn.Module, example_inputs: ExampleInputs, path: str | Path) -> OnnxReport:
+def to_onnx(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    path: str | Path,
+    *,
+    dtype: str | None = None,
+    calibration: Iterable[ExampleInputs] | None = None,
+) -> OnnxReport:
     """Write a model to an ONNX file and check its outputs in onnxruntime.
 
     The file supports batches of any size if the first dimensions of all inputs are equal and the
     model can be traced with a variable batch size.
+
+    In int8 (``dtype="int8"``) linear layers and convolutions compute with 8-bit integers, in pairs
+    of QuantizeLinear and DequantizeLinear, which other runtimes read too. A weight w is stored as
+    round(w / s), where s is the largest magnitude among the weights of its output / 127: zeros stay
+    exactly zero. Activations have a scale and a zero point for each tensor, from their extreme
+    values over ``calibration``. Embeddings, products of two activations, as in attention, and all
+    other operators stay in float32.
 
     Args:
         model: A module that ``torch.onnx.export`` can trace; it is not changed.
         example_inputs: Inputs of the model: a tensor, a tuple of positional arguments or a mapping
             of keyword arguments.
         path: The file to write or replace.
+        dtype: "int8", or None (default) for the model's own types.
+        calibration: Batches of training inputs, each as ``example_inputs``, that the scales of
+            activations are computed from; a few hundred examples together. Needed for int8.
 
     Returns:
-        The file, its size, and how far the outputs differ.
+        The file, its size, and how far the outputs differ. In int8 the difference is not limited:
+        measure the metric.
 
     Raises:
-        ArgumentTypeError: The path is not a path.
+        ArgumentError: The dtype is not known, ``calibration`` is missing, unused or empty, or
+            contains NaN or infinity.
+        ArgumentTypeError: An argument has another type.
         PrunusError: The model is not a module, fails on the example inputs or cannot be traced;
-            onnxruntime's outputs differ by more than 1e-4 of the largest; the 'onnx' extra is
-            missing; or the file cannot be written. An existing file is left unchanged.
+            onnxruntime's outputs in float32 differ by more than 1e-4 of the largest; it cannot
+            quantize the network; the 'onnx' extra is missing; or the file cannot be written. An
+            existing file is left unchanged.
 
     Example:
         >>> import tempfile
@@ -90,6 +117,7 @@ def to_onnx(model: nn.Module, example_inputs: ExampleInputs, path: str | Path) -
     """
     check_onnx_extra()
     path = as_path(path)
+    raise_problems(*_int8_problems(dtype, calibration))
     model, args, kwargs = prepare_call(model, example_inputs)
     model = copy_model(model)
     inputs = [(args, kwargs)]
@@ -113,20 +141,67 @@ def to_onnx(model: nn.Module, example_inputs: ExampleInputs, path: str | Path) -
         if not any_batch:
             _export(model, args, kwargs, file, None)
             inputs, expected = inputs[:1], expected[:1]
-        session = OnnxSession(file)
-        error = max(
-            relative_difference(outputs, session.outputs(*call))
-            for call, outputs in zip(inputs, expected, strict=True)
-        )
+        error = _largest_difference(file, inputs, expected)
         if error > TOLERANCE:
             raise PrunusError(
                 f"{type(model).__name__} cannot be exported: its outputs in onnxruntime differ by "
                 f"{error:.2g} of the largest ({TOLERANCE:g} is accepted). {UNSTABLE}; "
                 f"{_ALTERNATIVE}"
             )
+        int8_weights = 0
+        if calibration is not None:
+            file, source = Path(folder) / "model.int8.onnx", file
+            quantize(source, file, map(call_arguments, calibration))
+            int8_weights = count_int8(file)
+            error = _largest_difference(file, inputs, expected, floating_only=True)
+            if not math.isfinite(error):
+                raise PrunusError(
+                    f"{type(model).__name__} cannot be exported in int8: its outputs in onnxruntime"
+                    " have NaN or infinity where the model's are finite. Export it in float32"
+                )
         content = file.read_bytes()
     write_atomically(path, content)
-    return OnnxReport(path, len(content), any_batch, error)
+    return OnnxReport(path, len(content), any_batch, error, int8_weights)
+
+
+def _int8_problems(dtype: object, calibration: object) -> Iterator[str | None]:
+    """Yield what is wrong with the arguments ``dtype`` and ``calibration``."""
+    if dtype is not None:
+        yield choice_problem("dtype", dtype, ("int8",), "'int8' or None")
+    batches = "batches of training inputs"
+    # A single batch would be read as one that consists of its rows.
+    if isinstance(calibration, torch.Tensor | Mapping):
+        yield type_problem("calibration", calibration, list, batches, fix="pass calibration=[x]")
+    elif calibration is not None:
+        yield type_problem("calibration", calibration, Iterable, batches)
+    if dtype == "int8" and calibration is None:
+        yield f"calibration must be {batches} for dtype='int8', but is None: pass calibration=[x]"
+    if dtype is None and calibration is not None:
+        yield "calibration has no effect without dtype='int8': pass both or neither"
+
+
+def _largest_difference(
+    file: Path,
+    inputs: Iterable[tuple[tuple[Any, ...], Mapping[str, Any]]],
+    expected: Iterable[list[torch.Tensor]],
+    *,
+    floating_only: bool = False,
+) -> float:
+    """Return the largest relative difference between onnxruntime's outputs and the expected ones.
+
+    Args:
+        file: The ONNX file.
+        inputs: The arguments of each call.
+        expected: The output tensors of each call.
+        floating_only: Whether integers and truth values are left out.
+    """
+    session, worst = OnnxSession(file), 0.0
+    for call, outputs in zip(inputs, expected, strict=True):
+        pairs = zip(outputs, session.outputs(*call), strict=True)
+        compared = [pair for pair in pairs if pair[0].is_floating_point() or not floating_only]
+        left, right = [pair[0] for pair in compared], [pair[1] for pair in compared]
+        worst = max(worst, relative_difference(left, right))
+    return worst
 
 
 def _double_batch(x: Any) -> Any:

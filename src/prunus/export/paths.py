@@ -60,7 +60,7 @@ def output_path(source: Path, out: Path | None, form: str) -> Path:
         >>> output_path(Path("run/model.safetensors"), None, "csr").as_posix()
         'run/model.csr.safetensors'
     """
-    suffix = "" if form == "onnx" else ".safetensors"
+    suffix = "" if form.endswith("onnx") else ".safetensors"
     out = out or source.with_name(f"{source.name.removesuffix('.safetensors')}.{form}{suffix}")
     if out.exists() and out.samefile(source):
         raise PrunusError(f"{out} is the file to read: choose another --out")

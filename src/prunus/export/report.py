@@ -12,7 +12,7 @@ from prunus._utils.sizes import compare_sizes
 from prunus._utils.text_table import text_table
 from prunus.export.sparse_format import TensorInfo, as_bits, size_bound
 
-__all__ = ["ExportReport", "tensor_size_bound"]
+__all__ = ["ExportReport", "stored_size_bound", "tensor_size_bound"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class ExportReport:
         source_bytes: The size of the source on disk.
         bytes: The size of the written file on disk.
         bound_bytes: A lower bound of the size of the tensors in any file, if their zeros are at
-            random positions (:func:`~prunus.export.sparse_format.size_bound`).
+            random positions (:func:`~prunus.export.sparse_format.size_bound`); in int8 of the
+            integers, with 4 bytes for the scale of each row.
         tensors: How each tensor is stored in the written file.
     """
 
@@ -40,7 +41,7 @@ class ExportReport:
 
     def __str__(self) -> str:
         rows = [
-            [tensor.name, tensor.encoding, f"{tensor.dense_bytes:,}", f"{tensor.stored_bytes:,}"]
+            [tensor.name, tensor.stored_as, f"{tensor.dense_bytes:,}", f"{tensor.stored_bytes:,}"]
             for tensor in self.tensors
         ]
         return text_table(
@@ -54,6 +55,18 @@ class ExportReport:
             ],
             text_columns=2,
         )
+
+
+def stored_size_bound(info: TensorInfo, elements: torch.Tensor) -> float:
+    """Return a lower bound of a stored tensor's bytes, if its zeros are at random positions.
+
+    Args:
+        info: How it is stored: with scales, these count in full.
+        elements: Its stored elements.
+    """
+    count = int(np.count_nonzero(as_bits(elements)))
+    scales = 4 * info.shape[0] if info.has_scales else 0
+    return size_bound(info.numel, count, 8 * info.stored_dtype.itemsize) + scales
 
 
 def tensor_size_bound(tensor: torch.Tensor) -> float:

@@ -28,6 +28,9 @@ __all__ = [
     "METADATA_KEY",
     "RECIPE_KEY",
     "RESERVED_KEYS",
+    "RESTORED_TYPES",
+    "SCALES",
+    "SCALES_VERSION",
     "TIED_KEY",
     "VERSION",
     "Metadata",
@@ -42,7 +45,10 @@ __all__ = [
 ]
 
 VERSION = 1
-"""The version of the format that this module reads and writes."""
+"""The version of files without scales."""
+
+SCALES_VERSION = 2
+"""The version of files with tensors of 8-bit integers and scales."""
 
 METADATA_KEY = "prunus"
 """The only key of a file's safetensors metadata; its value is a JSON object."""
@@ -64,6 +70,9 @@ RECIPE_KEY = "recipe"
 
 DENSE = "dense"
 """The encoding of a tensor that is stored with all its elements, without an index."""
+
+SCALES = "scales"
+"""The name of the part of a tensor that holds the scales of its rows."""
 
 _MAX_DIMENSIONS = 64
 
@@ -87,6 +96,9 @@ DTYPES: Mapping[str, torch.dtype] = {
 }
 """The torch type of each safetensors type name."""
 
+RESTORED_TYPES = ("F64", "F32", "F16", "BF16")
+"""The types of tensors that may be stored as 8-bit integers with scales."""
+
 BIT_TYPES: Mapping[int, torch.dtype] = {
     1: torch.uint8,
     2: torch.int16,
@@ -105,15 +117,19 @@ class TensorInfo:
         name: The tensor's name.
         shape: The tensor's shape.
         dtype: The tensor's type.
+        stored_dtype: The type of its elements in the file: int8 if the tensor is stored with scales
+            of its rows, else ``dtype``.
         encoding: The encoding of the positions of its stored elements: "bitmap", "columns" or
             "gaps"; "dense" if all elements are stored; "csr" in files of compressed rows.
         stored_elements: The number of elements in the file.
-        stored_bytes: The bytes of these elements and their index, without the file's header.
+        stored_bytes: The bytes of these elements, their index and scales, without the file's
+            header.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
+    stored_dtype: torch.dtype
     encoding: str
     stored_elements: int
     stored_bytes: int
@@ -124,6 +140,21 @@ class TensorInfo:
         return math.prod(self.shape)
 
     @property
+    def has_scales(self) -> bool:
+        """Whether it is stored as 8-bit integers with a scale for each row."""
+        return self.stored_dtype != self.dtype
+
+    @property
+    def row_size(self) -> int:
+        """The number of elements of each row: those with the same first index."""
+        return math.prod(self.shape[1:])
+
+    @property
+    def stored_as(self) -> str:
+        """The encoding, and the type of the stored elements if it is not the tensor's."""
+        return f"{self.encoding}, int8" if self.has_scales else self.encoding
+
+    @property
     def dense_bytes(self) -> int:
         """The bytes of all elements, which the tensor takes in memory."""
         return self.numel * self.dtype.itemsize
@@ -131,22 +162,30 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """The metadata of one tensor that is stored without its zeros.
+    """The metadata of one tensor that is stored without its zeros or with scales.
 
     Attributes:
         shape: The tensor's shape.
-        encoding: The name of its encoding, a key of :data:`~prunus.export.encodings.ENCODINGS`.
-        separator: One or more slashes between the tensor's name and the name of an index part.
+        encoding: The name of its encoding, a key of :data:`~prunus.export.encodings.ENCODINGS`, or
+            :data:`DENSE`.
+        separator: One or more slashes between the tensor's name and the name of a part.
+        restored: The type of the tensor if it is stored with scales, else None.
     """
 
     shape: tuple[int, ...]
     encoding: str
     separator: str
+    restored: torch.dtype | None = None
+
+    @property
+    def part_types(self) -> dict[str, str]:
+        """The type of each part: of the index and the scales."""
+        index = {} if self.encoding == DENSE else ENCODINGS[self.encoding].parts
+        return {**index, **({} if self.restored is None else {SCALES: "float32"})}
 
     def part_keys(self, name: str) -> dict[str, str]:
-        """Return the name under which the file stores each part of the tensor's index."""
-        parts = ENCODINGS[self.encoding].parts
-        return {part: part_key(name, self.separator, part) for part in parts}
+        """Return the name under which the file stores each part."""
+        return {part: part_key(name, self.separator, part) for part in self.part_types}
 
 
 @dataclass(frozen=True)
@@ -154,7 +193,8 @@ class Metadata:
     """The parsed metadata of a file.
 
     Attributes:
-        entries: The entry of each tensor that is stored without its zeros, by its name.
+        entries: The entry of each tensor that is stored without its zeros or with scales, by its
+            name.
         tied: The first name of each tied tensor, by its other names.
         facts: All other keys, which the caller wrote.
     """
@@ -165,7 +205,7 @@ class Metadata:
 
 
 def part_key(name: str, separator: str, part: str) -> str:
-    """Return the name under which a file stores one part of a tensor's index."""
+    """Return the name under which a file stores one part of a tensor."""
     return f"{name}{separator}{part}"
 
 
@@ -192,10 +232,10 @@ def read_metadata(metadata: Mapping[str, str]) -> Metadata:
     if "sparse" not in content:
         return Metadata({}, {}, content)
     version = content.pop("sparse")
-    if version != VERSION:
+    if version not in (VERSION, SCALES_VERSION):
         raise InconsistencyError(
-            f"the file has version {str(version)[:20]} of the format, but this prunus reads "
-            f"version {VERSION}"
+            f"the file has version {str(version)[:20]} of the format, but this prunus reads the "
+            f"versions {VERSION} and {SCALES_VERSION}"
         )
     tensors, tied = content.pop("tensors", None), content.pop(TIED_KEY, {})
     for value, key in ((tensors, "tensors"), (tied, TIED_KEY)):
@@ -203,13 +243,22 @@ def read_metadata(metadata: Mapping[str, str]) -> Metadata:
             raise InconsistencyError(f"the metadata have no object {key!r}")
     if not all(isinstance(name, str) for name in tied.values()):
         raise InconsistencyError("the metadata tie tensors to values that are not names")
-    entries = {name: _read_entry(name, entry) for name, entry in tensors.items()}
+    may_scale = version == SCALES_VERSION
+    entries = {name: _read_entry(name, entry, may_scale) for name, entry in tensors.items()}
     return Metadata(entries, tied, content)
 
 
-def _read_entry(name: str, entry: Any) -> TensorEntry:
+def _read_entry(name: str, entry: Any, may_scale: bool) -> TensorEntry:
     entry = entry if isinstance(entry, dict) else {}
-    shape, encoding = entry.get("shape"), entry.get("index")
+    has_scales = may_scale and "type" in entry
+    if has_scales and entry["type"] not in RESTORED_TYPES:
+        known = listing(list(RESTORED_TYPES))
+        raise InconsistencyError(
+            f"the type of {name} must be one of {known}, but is {str(entry['type'])[:20]!r}"
+        )
+    shape = entry.get("shape")
+    is_dense = has_scales and "index" not in entry
+    encoding = DENSE if is_dense else entry.get("index")
     separator = entry.get("slash", "/")
     if (
         not isinstance(shape, list)
@@ -221,7 +270,7 @@ def _read_entry(name: str, entry: Any) -> TensorEntry:
             f"the shape of {name} must be a list of 1 to {_MAX_DIMENSIONS} sizes of at least 0, "
             f"whose product is below 2**60 where 0 counts as 1, but is {reprlib.repr(shape)}"
         )
-    if not isinstance(encoding, str) or encoding not in ENCODINGS:
+    if not is_dense and (not isinstance(encoding, str) or encoding not in ENCODINGS):
         known = listing(list(ENCODINGS))
         raise InconsistencyError(
             f"the index of {name} must be one of {known}, but is {str(encoding)[:20]!r}"
@@ -230,7 +279,8 @@ def _read_entry(name: str, entry: Any) -> TensorEntry:
         raise InconsistencyError(
             f"the slash of {name} must be one or more '/', but is {str(separator)[:20]!r}"
         )
-    return TensorEntry(tuple(shape), encoding, separator)
+    restored = DTYPES[entry["type"]] if has_scales else None
+    return TensorEntry(tuple(shape), encoding, separator, restored)
 
 
 def can_allocate(shape: Sequence[int]) -> bool:

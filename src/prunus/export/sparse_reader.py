@@ -6,6 +6,7 @@ Files are untrusted: every value is checked before use.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import warnings
 from collections.abc import Iterator
@@ -24,10 +25,12 @@ from prunus.errors import ArgumentError, PrunusError, SparseFileError, listing, 
 from prunus.export.encodings import ENCODINGS, InconsistencyError
 from prunus.export.model_loading import load_state
 from prunus.export.paths import path_problem
+from prunus.export.row_scales import restore
 from prunus.export.sparse_format import (
     BIT_TYPES,
     DENSE,
     DTYPES,
+    SCALES,
     Metadata,
     TensorEntry,
     TensorInfo,
@@ -62,7 +65,8 @@ def load_sparse(
         max_bytes: The largest total size of the tensors: a small file can hold very many zeros.
 
     Returns:
-        The tensors by name; tied names have the same tensor.
+        The tensors by name; tied names have the same tensor. One that is stored as 8-bit integers
+        with scales has its original type again.
 
     Raises:
         SparseFileError: The file is damaged or malicious, or its tensors exceed ``max_bytes``.
@@ -185,7 +189,7 @@ class SparseFile:
         return self._infos[first]
 
     def get_tensor(self, name: str) -> torch.Tensor:
-        """Return a tensor with its zeros.
+        """Return a tensor with its zeros, in its own type.
 
         Raises:
             SparseFileError: The tensor's data are damaged, or it exceeds ``max_bytes``.
@@ -195,18 +199,62 @@ class SparseFile:
         self._check_size(info, info.dense_bytes)
         with self._report_damage(info):
             values: torch.Tensor = self._handle.get_tensor(info.name)
+            scales = self._scales(info)
             if info.encoding == DENSE:
-                return values
-            bits = BIT_TYPES[info.dtype.itemsize]
-            flat = torch.zeros(info.numel, dtype=bits)
-            target, elements, done = flat.numpy(), values.view(bits).numpy(), 0
-            for positions in self._positions(info):
-                target[positions] = elements[done : done + len(positions)]
-                done += len(positions)
-            return flat.view(info.dtype).reshape(info.shape)
+                if scales is None:
+                    return values
+                of_rows = scales.reshape(-1, *(1 for _ in info.shape[1:]))
+                return restore(values, of_rows, info.dtype)
+            return self._with_zeros(info, values, scales)
+
+    def get_int8(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a tensor that ``save_sparse(..., dtype="int8")`` has stored, as it is stored.
+
+        Returns:
+            The 8-bit integers, zeros included, and the scale of each row (of each first index) in
+            float32: the tensor is their product.
+
+        Raises:
+            SparseFileError: The tensor's data are damaged, or it exceeds ``max_bytes``.
+            ArgumentError: There is no such tensor, or it is stored in its own type.
+        """
+        info = self.info(name)
+        self._check_size(info, info.numel)
+        with self._report_damage(info):
+            scales = self._scales(info)
+            if scales is None:
+                raise ArgumentError(
+                    f"{name} is stored as {info.dtype} without scales: read it with get_tensor"
+                )
+            values: torch.Tensor = self._handle.get_tensor(info.name)
+            integers = dataclasses.replace(info, dtype=torch.int8)
+            if info.encoding != DENSE:
+                values = self._with_zeros(integers, values, None)
+            return values, scales
+
+    def _with_zeros(
+        self, info: TensorInfo, values: torch.Tensor, scales: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return a tensor that has an index.
+
+        Args:
+            info: The tensor.
+            values: Its stored elements.
+            scales: The scales of its rows, or None to use the elements as they are.
+        """
+        flat = torch.zeros(info.numel, dtype=BIT_TYPES[info.dtype.itemsize])
+        target, done = flat.numpy(), 0
+        for positions in self._positions(info):
+            block = values[done : done + len(positions)]
+            if scales is not None:
+                rows = torch.from_numpy(positions // info.row_size)
+                block = restore(block, scales[rows], info.dtype)
+            target[positions] = as_bits(block)
+            done += len(positions)
+        return flat.view(info.dtype).reshape(info.shape)
 
     def get_elements(self, name: str) -> torch.Tensor:
-        """Return the stored elements of a tensor as a vector, without their positions.
+        """Return the stored elements of a tensor as a vector, without positions and scales.
 
         Raises:
             SparseFileError: The file is damaged.
@@ -229,7 +277,7 @@ class SparseFile:
         info = self.info(name)
         if not info.shape:
             raise ArgumentError(f"{name} is a single number, which has no rows")
-        height, width = info.shape[0], math.prod(info.shape[1:])
+        height, width = info.shape[0], info.row_size
         # A position and a column of 8 bytes for each element.
         needed = (16 + info.dtype.itemsize) * info.stored_elements + 8 * height
         self._check_size(info, needed)
@@ -241,6 +289,10 @@ class SparseFile:
             else:
                 blocks = list(self._positions(info))
                 positions = np.concatenate(blocks) if blocks else np.empty(0, np.int64)
+            if (scales := self._scales(info)) is not None:
+                values = restore(
+                    values, scales[torch.from_numpy(positions // max(1, width))], info.dtype
+                )
             pointers = np.searchsorted(positions, np.arange(height + 1, dtype=np.int64) * width)
             columns = torch.from_numpy(positions % max(1, width))
             if not len(columns):  # NumPy's stride is 0 then, which torch before 2.11 rejects
@@ -262,9 +314,25 @@ class SparseFile:
             raise PrunusError(f"{self.path} is closed: read from it within its with block")
         return self._open_handle
 
+    def _scales(self, info: TensorInfo) -> torch.Tensor | None:
+        """Return the scales of a tensor's rows, or None if it has none.
+
+        Raises:
+            InconsistencyError: A scale is not a finite number above 0.
+        """
+        if not info.has_scales:
+            return None
+        scales: torch.Tensor = self._handle.get_tensor(self._part_keys[info.name][SCALES])
+        if not bool(((scales > 0) & scales.isfinite()).all()):
+            raise InconsistencyError("a scale is not a finite number above 0")
+        return scales
+
     def _positions(self, info: TensorInfo) -> Iterator[npt.NDArray[np.int64]]:
         keys = self._part_keys[info.name]
-        index = {part: self._handle.get_tensor(key).numpy() for part, key in keys.items()}
+        index = {
+            part: self._handle.get_tensor(keys[part]).numpy()
+            for part in ENCODINGS[info.encoding].parts
+        }
         return ENCODINGS[info.encoding].decode(index, info.shape, info.stored_elements)
 
     def _check_size(self, info: TensorInfo, needed: int) -> None:
@@ -299,7 +367,7 @@ class _Header:
     Attributes:
         metadata: The parsed metadata.
         infos: How each tensor is stored, by its name.
-        part_keys: The names of the parts of each index, by the name of the tensor.
+        part_keys: The names of the parts of each tensor that has any, by its name.
 
     Raises:
         InconsistencyError: The header contradicts itself.
@@ -312,12 +380,12 @@ class _Header:
         entries = self.metadata.entries
         self.part_keys = {name: entry.part_keys(name) for name, entry in entries.items()}
         used = self._check_keys()
-        self.infos = {name: self._sparse_info(name, entry) for name, entry in entries.items()}
+        self.infos = {name: self._info(name, entry) for name, entry in entries.items()}
         for name in sorted(self._keys - used):
             dtype, shape = self._slice(name)
             numel = math.prod(shape)
             size = numel * dtype.itemsize
-            self.infos[name] = TensorInfo(name, shape, dtype, DENSE, numel, size)
+            self.infos[name] = TensorInfo(name, shape, dtype, dtype, DENSE, numel, size)
         self._check_ties()
 
     def _check_keys(self) -> set[str]:
@@ -334,31 +402,40 @@ class _Header:
             raise InconsistencyError(f"the file lacks {listing(missing)}")
         return used
 
-    def _sparse_info(self, name: str, entry: TensorEntry) -> TensorInfo:
-        encoding, shape = ENCODINGS[entry.encoding], entry.shape
-        dtype, dimensions = self._slice(name)
-        if len(dimensions) != 1 or dtype.itemsize not in BIT_TYPES:
+    def _info(self, name: str, entry: TensorEntry) -> TensorInfo:
+        shape = entry.shape
+        dtype, stored_shape = self._slice(name)
+        expected_shape = shape if entry.encoding == DENSE else stored_shape[:1]
+        if stored_shape != expected_shape or dtype.itemsize not in BIT_TYPES:
+            expected = f"of shape {shape}" if entry.encoding == DENSE else "a vector"
             raise InconsistencyError(
-                f"the elements of {name} must be a vector, but have shape {dimensions}"
+                f"the elements of {name} must be {expected}, but have shape {stored_shape}"
             )
-        (count,) = dimensions
+        if entry.restored is not None and dtype != torch.int8:
+            raise InconsistencyError(f"{name} has scales, but is of {dtype} instead of torch.int8")
+        count = math.prod(stored_shape)
         size = count * dtype.itemsize
         for part, key in self.part_keys[name].items():
-            part_dtype, part_dimensions = self._slice(key)
-            expected = encoding.parts[part]
-            if len(part_dimensions) != 1 or str(part_dtype) != f"torch.{expected}":
+            part_dtype, part_shape = self._slice(key)
+            expected = entry.part_types[part]
+            if len(part_shape) != 1 or str(part_dtype) != f"torch.{expected}":
                 raise InconsistencyError(
                     f"{key} must be a vector of {expected}, but is {part_dtype} of shape "
-                    f"{part_dimensions}"
+                    f"{part_shape}"
                 )
-            size += part_dimensions[0] * part_dtype.itemsize
+            if part == SCALES and part_shape != shape[:1]:
+                raise InconsistencyError(
+                    f"{key} must have a scale for each of the {shape[0]:,} rows of {name}, but has "
+                    f"{part_shape[0]:,}"
+                )
+            size += part_shape[0] * part_dtype.itemsize
         if count > math.prod(shape):
             raise InconsistencyError(f"{name} of shape {shape} cannot have {count:,} elements")
-        if not encoding.supports(shape):
+        if entry.encoding != DENSE and not ENCODINGS[entry.encoding].supports(shape):
             raise InconsistencyError(
                 f"{name} of shape {shape} cannot have the index {entry.encoding}"
             )
-        return TensorInfo(name, shape, dtype, entry.encoding, count, size)
+        return TensorInfo(name, shape, entry.restored or dtype, dtype, entry.encoding, count, size)
 
     def _slice(self, key: str) -> tuple[torch.dtype, tuple[int, ...]]:
         """Return type and shape of a tensor of the safetensors file."""

@@ -23,10 +23,14 @@ from prunus._utils.files import memory_key, write_atomically
 from prunus.errors import ArgumentError, listing
 from prunus.export.encodings import ENCODINGS
 from prunus.export.paths import path_problem
+from prunus.export.row_scales import quantize_rows
 from prunus.export.sparse_format import (
     DENSE,
     DTYPES,
     RESERVED_KEYS,
+    RESTORED_TYPES,
+    SCALES,
+    SCALES_VERSION,
     TIED_KEY,
     VERSION,
     as_bits,
@@ -42,6 +46,11 @@ _SMALLEST = "smallest"
 _HEADER_BYTES = 120
 """About how many bytes of the header a tensor with an index takes; less is not worth encoding."""
 
+_TYPE_NAMES = {DTYPES[name]: name for name in RESTORED_TYPES}
+"""The names of the types that can be rounded to 8-bit integers."""
+
+_FOR_INTEGERS = "if the file is to hold 8-bit integers"
+
 _MANY_NEGATIVE_ZEROS = 1000
 """The number of elements of -0.0 up to which no warning is worth while."""
 
@@ -50,6 +59,7 @@ def save_sparse(
     model: nn.Module | Mapping[str, torch.Tensor],
     path: str | Path,
     *,
+    dtype: str | None = None,
     encoding: str = _SMALLEST,
     keep_negative_zeros: bool = True,
     metadata: Mapping[str, Any] | None = None,
@@ -60,10 +70,17 @@ def save_sparse(
     bits are 0, so that -0.0 and every NaN are stored. A tensor with several names (tied weights) is
     stored once.
 
+    With ``dtype="int8"`` matrices are rounded to 8-bit integers, with a scale for each row (for
+    each first index): the largest magnitude in the row / 127. :func:`load_sparse` returns them in
+    their own type again, where an element differs by half a scale at most, beside the rounding of
+    that type, and zeros stay zeros. Tensors with fewer than two dimensions, buffers of a module,
+    and matrices that this would not make smaller, are stored as they are.
+
     Args:
         model: A module, whose ``state_dict`` is written and which may be wrapped by
             ``torch.compile`` or DistributedDataParallel; or a ``state_dict``.
         path: The file to write or replace.
+        dtype: "int8" to round matrices to 8-bit integers, or None (default) for a lossless file.
         encoding: How the positions of the stored elements are encoded. "smallest" selects the
             smallest encoding for each tensor; "bitmap", "columns" or "gaps" is used for every
             tensor that it supports and makes smaller ("columns" can be read without decoding).
@@ -77,8 +94,9 @@ def save_sparse(
             thousand, are -0.0.
 
     Raises:
-        ArgumentError: The state contains something other than whole tensors, the encoding is not
-            known, or the metadata cannot be written as JSON or use a reserved key.
+        ArgumentError: The state contains something other than whole tensors, or a matrix to round
+            with NaN or numbers that no scale can hold; the encoding or the dtype is not known; or
+            the metadata cannot be written as JSON or use a reserved key.
         ArgumentTypeError: An argument has another type.
         PrunusError: The model is quantized, or the file cannot be written. An existing file is left
             unchanged.
@@ -96,42 +114,58 @@ def save_sparse(
         >>> torch.equal(loaded["weight"], model.weight)
         True
     """
-    _check_arguments(model, path, encoding, metadata)
+    _check_arguments(model, path, dtype, encoding, metadata)
     if isinstance(model, nn.Module):
-        state: Mapping[str, torch.Tensor] = unwrap(model).state_dict()
+        model = unwrap(model)
+        state: Mapping[str, torch.Tensor] = model.state_dict()
         # A module of TorchScript has its tensors, unless torch.jit.freeze made constants of them.
-        check_not_converted(model, allowed=["script"] if state else [])
+        check_not_converted(
+            model, allowed=["script"] if state else [], then=f"pass dtype='int8' {_FOR_INTEGERS}"
+        )
     else:
         state = model
     tensors, tied = _split_tied(state)
+    rounded: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    if dtype is not None:
+        buffers = dict(model.named_buffers()) if isinstance(model, nn.Module) else {}
+        rounded = _round({name: x for name, x in tensors.items() if name not in buffers})
     stored: dict[str, torch.Tensor] = {}
     entries: dict[str, dict[str, Any]] = {}
     negative: list[str] = []
     for name, tensor in tensors.items():
-        encoded = _encode(tensor, encoding, keep_negative_zeros=keep_negative_zeros)
+        integers, scales = rounded.get(name, (tensor, None))
+        encoded = _encode(integers, encoding, keep_negative_zeros=keep_negative_zeros)
         if encoded.many_negative_zeros:
             negative.append(name)
         stored[name] = encoded.elements
-        if encoded.encoding != DENSE:
-            entry: dict[str, Any] = {"shape": list(tensor.shape), "index": encoded.encoding}
-            separator = _separator(name, encoded.index, tensors)
+        parts = {**encoded.index, **({} if scales is None else {SCALES: scales})}
+        if parts:
+            entry: dict[str, Any] = {"shape": list(tensor.shape)}
+            if encoded.encoding != DENSE:
+                entry["index"] = encoded.encoding
+            if scales is not None:
+                entry["type"] = _TYPE_NAMES[tensor.dtype]
+            separator = _separator(name, parts, tensors)
             if separator != "/":
                 entry["slash"] = separator
             entries[name] = entry
-            stored |= {part_key(name, separator, part): x for part, x in encoded.index.items()}
+            stored |= {part_key(name, separator, part): x for part, x in parts.items()}
     if negative:
         warnings.warn(
             f"many zeros of {listing(negative)} are -0.0, as after a multiplication by a mask, and "
             "are stored like other elements: pass keep_negative_zeros=False to drop them",
             stacklevel=2,
         )
-    content: dict[str, Any] = {**(metadata or {}), "sparse": VERSION, "tensors": entries}
+    version = SCALES_VERSION if rounded else VERSION  # older readers know nothing of scales
+    content: dict[str, Any] = {**(metadata or {}), "sparse": version, "tensors": entries}
     if tied:
         content[TIED_KEY] = tied
     write_atomically(Path(path), encode_tensors(stored, _as_json(content)))
 
 
-def _check_arguments(model: object, path: object, encoding: object, metadata: object) -> None:
+def _check_arguments(
+    model: object, path: object, dtype: object, encoding: object, metadata: object
+) -> None:
     raise_problems(
         type_problem(
             "model",
@@ -141,6 +175,7 @@ def _check_arguments(model: object, path: object, encoding: object, metadata: ob
             fix="the order is save_sparse(model, path)",
         ),
         path_problem("path", path),
+        choice_problem("dtype", dtype, ("int8", None)),
         choice_problem("encoding", encoding, (_SMALLEST, *ENCODINGS)),
         type_problem("metadata", metadata, Mapping, "a mapping", optional=True),
     )
@@ -186,6 +221,10 @@ def _split_tied(state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict
 
 def _problem(value: object) -> str | None:
     """Return why a sparse file cannot hold a value, or None if it can."""
+    if _is_quantized(value):
+        return (
+            f"quantized: save the state before it is quantized, with dtype='int8' {_FOR_INTEGERS}"
+        )
     if not isinstance(value, torch.Tensor):
         return f"a {type(value).__name__}"
     if is_lazy(value):
@@ -198,7 +237,8 @@ def _problem(value: object) -> str | None:
         )
     if is_converted(value):
         return (
-            f"a {type(value).__name__}, not a plain tensor: save the state before it is converted"
+            f"a {type(value).__name__}, not a plain tensor: save the state before it is converted, "
+            f"with dtype='int8' {_FOR_INTEGERS}"
         )
     if value.is_meta:
         return "without data, on the meta device"
@@ -207,6 +247,38 @@ def _problem(value: object) -> str | None:
     if value.dtype not in DTYPES.values():
         return f"of type {value.dtype}, which safetensors cannot hold"
     return None
+
+
+def _is_quantized(value: object) -> bool:
+    """Return whether a value is a quantized tensor of torch, or a layer's tuple with one."""
+    values = value if isinstance(value, tuple) else (value,)
+    return any(isinstance(x, torch.Tensor) and x.is_quantized for x in values)
+
+
+def _round(
+    tensors: Mapping[str, torch.Tensor],
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Return the integers and scales of each matrix that is smaller in this form, by its name.
+
+    Raises:
+        ArgumentError: Matrices contain NaN, infinity, or numbers that no scale can hold.
+    """
+    rounded, problems = {}, []
+    for name, tensor in tensors.items():
+        if tensor.dim() < 2 or tensor.dtype not in _TYPE_NAMES:
+            continue
+        saved = int(torch.count_nonzero(tensor)) * (tensor.dtype.itemsize - 1)
+        if saved <= 4 * len(tensor) + _HEADER_BYTES:
+            continue
+        rounded[name] = quantize_rows(tensor.cpu())
+        if not bool(rounded[name][1].isfinite().all()):
+            problems.append(name)
+    if problems:
+        raise ArgumentError(
+            "matrices to round to int8 must have finite elements, of at most 4e40, but "
+            f"{listing(problems)} have others: fix them, or leave out dtype='int8'"
+        )
+    return rounded
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from prunus._inference.model_calls import ExampleInputs
 from prunus.compaction import load_compact
 from prunus.constraint import Mode
 from prunus.errors import PrunusError
@@ -23,7 +24,7 @@ from prunus.recipes.run.weight_file import load_weights
 from prunus.recipes.tasks.exportable import ExportableNetwork
 from prunus.recipes.tasks.task import Task
 
-__all__ = ["DenseRun", "file_metadata", "load_dense", "load_trained"]
+__all__ = ["DenseRun", "calibration_inputs", "file_metadata", "load_dense", "load_trained"]
 
 
 def file_metadata(file: Path) -> dict[str, Any]:
@@ -122,6 +123,27 @@ def load_dense(
     with torch.random.fork_rng(devices=[]):
         network = task.network()
     return DenseRun(load_weights(network, directory.dense_file).eval(), task, config.mode)
+
+
+def calibration_inputs(file: Path, recipe: str | None = None) -> Sequence[ExampleInputs]:
+    """Return batches of training inputs of the run that a file is in, for its network in int8.
+
+    Args:
+        file: A file that names the recipe of its network.
+        recipe: The recipe, as for :func:`load_dense`.
+
+    Returns:
+        The batches; none if the file is not in the directory of its run, or its task has none.
+
+    Raises:
+        PrunusError: The recipe or the data of the run are missing.
+    """
+    directory = RunDirectory(file.parent)
+    if not directory.config_file.is_file():
+        return ()
+    if directory.read_config()["recipe"] != file_metadata(file).get(RECIPE_KEY):
+        return ()
+    return load_dense(file.parent, recipe).task.calibration_inputs()
 
 
 def _recipe_of(

@@ -14,9 +14,9 @@ from prunus._inference.model_calls import ExampleInputs
 from prunus._utils.extras import missing_extra
 from prunus.errors import PrunusError
 
-__all__ = ["ExportableNetwork", "image_network", "language_network"]
+__all__ = ["EXAMPLE_LENGTH", "ExportableNetwork", "image_network", "language_network"]
 
-_EXAMPLE_LENGTH = 32
+EXAMPLE_LENGTH = 32
 """The most tokens in each text of a language network's example inputs."""
 
 
@@ -72,7 +72,7 @@ def language_network(file: Path) -> ExportableNetwork:
             f"{folder} is damaged, or not of a language model: {error}; restore it from a copy"
         ) from error
     names = ["input_ids", *(["decoder_input_ids"] if has_encoder else [])]
-    length = min(_EXAMPLE_LENGTH, config.max_position_embeddings)
+    length = min(EXAMPLE_LENGTH, config.max_position_embeddings)
 
     def example_inputs(batch: int) -> ExampleInputs:
         return {name: torch.randint(config.vocab_size, (batch, length)) for name in names}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from prunus._inference.model_calls import ExampleInputs
 from prunus.constraint import Mode
 from prunus.errors import DataError
 from prunus.recipes.data.tokenizer import train_tokenizer
+from prunus.recipes.tasks.exportable import EXAMPLE_LENGTH
 from prunus.recipes.tasks.language import (
     LanguageConfig,
     LanguageTask,
@@ -130,6 +132,13 @@ class LanguageModel(LanguageTask[LanguageModelConfig]):
 
         smoothing = self._config.label_smoothing
         return cross_entropy(predict, model, teacher, label_smoothing=smoothing)
+
+    def calibration_inputs(self) -> Sequence[ExampleInputs]:
+        """Return eight batches of training text, at most, as long as the example inputs."""
+        tokens, length = self._tokens["train"], min(EXAMPLE_LENGTH, self._config.length)
+        count = min(512, len(tokens) // length)
+        batches = torch.split(tokens[: count * length].reshape(count, length), 64)
+        return [{"input_ids": batch} for batch in batches]
 
     def validate(self, model: nn.Module) -> Evaluation:
         """Evaluate on the validation split."""

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from prunus._inference.model_calls import ExampleInputs
 from prunus._utils.files import digest_tensor
 from prunus.recipes.tasks.losses import Teacher
 from prunus.selection import Selection, select
@@ -113,10 +114,10 @@ class Task(ABC):
             PrunusError: Something would.
         """
 
-    def calibration_inputs(self) -> Sequence[torch.Tensor]:
+    def calibration_inputs(self) -> Sequence[ExampleInputs]:
         """Return batches of training inputs, for the scales of a network in int8; none by default.
 
-        Without any, the scales come from the random inputs that are timed.
+        Without any, the scales come from the network's example inputs.
         """
         return ()
 
