@@ -15,6 +15,7 @@ import prunus
 from helpers.data import normal
 from helpers.errors import message_of
 from helpers.sparse_models import zero
+from prunus.export import to_onnx
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of torch.jit and torch.ao
@@ -169,3 +170,27 @@ def test_quantized_models_and_states_are_refused_with_the_function_that_rounds(
     message = message_of(lambda: prunus.save_sparse(packed.state_dict(), path))
     assert "0._packed_params._packed_params is quantized: save the state before" in message
     assert not path.exists()
+
+
+def test_a_network_with_sparse_layers_for_inference_is_refused_where_it_cannot_be_used(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("numba")
+    from prunus.runtime.linear import SparseLinear
+
+    model = network()
+    model[2] = SparseLinear(model[2], relu=False)
+    calls: dict[str, Callable[[], Any]] = {
+        "select": lambda: prunus.select(model),
+        "compact": lambda: prunus.compact(model, EXAMPLE),
+        "save_sparse": lambda: prunus.save_sparse(model, tmp_path / "model.safetensors"),
+        "to_onnx": lambda: to_onnx(model, EXAMPLE, tmp_path / "model.onnx"),
+    }
+    for name, call in calls.items():
+        message = message_of(call, prunus.PrunusError)
+        expected = (
+            "the layers of Sequential must be ordinary ones, but 2 (SparseLinear) is a layer of "
+            "speed_up, for inference only: pass the network that speed_up was called with"
+        )
+        assert expected in message, name
+    assert list(tmp_path.iterdir()) == []

@@ -22,6 +22,7 @@ from prunus import (
     GradualPruning,
     IterativePruning,
     LearningRateStrength,
+    MagnitudeScore,
     Masks,
     OneShot,
     Pruner,
@@ -139,6 +140,22 @@ def test_finishing_without_a_state_that_met_the_floor_is_rejected() -> None:
     with pytest.raises(FloorNotReachedError, match=message):
         pruner.finish()
     assert same(model.state_dict(), before)
+
+
+def test_a_pruner_without_floor_and_schedule_that_removes_nothing_warns() -> None:
+    model = classifier()
+    optimizer = sgd(model)
+    pruner = Pruner(model, optimizer, score=MagnitudeScore())
+    pruner.step(0.9)
+    with pytest.warns(UserWarning, match=r"no weight, because it has neither a floor nor a sch"):
+        pruner.finish()
+    pruner.prune(sparsity=0.5)
+    pruner.step(0.9)
+    pruner.finish()  # warnings are errors in the tests
+    pruner.detach()
+    Pruner(model, optimizer, masks=Masks.from_zeros(select(model))).finish()
+    dense = classifier()
+    Pruner(dense, sgd(dense), schedule=Schedule()).finish()
 
 
 def test_finishing_without_a_state_that_met_the_ceiling_advises_to_raise_it() -> None:

@@ -194,6 +194,7 @@ class Pruner:
         )
         check_wrappers(model)
         self.model: nn.Module = unwrap(model)
+        self._without_plan = schedule is None and floor is None
         penalty, self.schedule = with_defaults(penalty, schedule, floor)
         check_growth(growth, penalty, self.schedule, pattern)
         self.score: Score = score
@@ -446,7 +447,7 @@ class Pruner:
         if floor is None or validation.metric is None or is_best or not self.keep_best:
             return
         if validation.removed:
-            last = "that no validation measured"
+            last = "which no validation has measured"
         else:
             last = f"of metric {validation.metric:.6g}"
         if best.kept is None:
@@ -602,7 +603,8 @@ class Pruner:
 
         Without any metric so far, or with ``keep_best=False``, the present state stays, and a dense
         phase of :class:`~prunus.AlternatingGrowth` ends: weights are removed as at its last step.
-        No weight returns from here on. It warns if the training ended before the schedule.
+        No weight returns from here on. It warns if the training ended before the schedule, and if
+        nothing was removed for want of a floor or a schedule.
 
         Raises:
             FloorNotReachedError: There is a floor and no validation met it.
@@ -613,6 +615,7 @@ class Pruner:
         """
         self._notice.withdraw()
         self._warn_of_missing_steps()
+        self._warn_of_missing_plan()
         if self._best.kept is not None:
             self._restore_best()
         elif self.constraint.floor is not None and self.keep_best:
@@ -649,6 +652,17 @@ class Pruner:
                 f"the training ended at step {self._steps:,} with a sparsity of "
                 f"{self.sparsity:.4g}: train longer, or pass the schedule the length of this "
                 "training, in optimizer steps",
+                stacklevel=3,
+            )
+
+    def _warn_of_missing_plan(self) -> None:
+        """Warn if nothing was removed because nothing was asked to decide what to remove."""
+        if self._without_plan and self.growth is None and self.masks.kept == self._prunable:
+            warnings.warn(
+                "the pruner has removed no weight, because it has neither a floor nor a schedule: "
+                'pass floor="dense-0.5%" or schedule=GradualPruning(sparsity=...), or call '
+                "pruner.prune(sparsity=...) during the training; schedule=Schedule() if nothing "
+                "should be removed",
                 stacklevel=3,
             )
 

@@ -267,8 +267,8 @@ def select(
     Raises:
         ArgumentError: A pattern is not a glob, a type or a predicate, or matches nothing.
         PrunusError: No tensor is left to prune, a selected tensor is frozen, empty, without memory,
-            or not a floating-point tensor, or the model is sharded by a wrapper that does not
-            record which weights each process holds.
+            or not a floating-point tensor, the model has layers of ``speed_up``, or it is sharded
+            by a wrapper that does not record which weights each process holds.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -278,6 +278,7 @@ def select(
     check_model(model)
     check_wrappers(model)
     model = unwrap(model)  # the names are the inner ones
+    check_not_converted(model, allowed=["script", "packed", "tensor"])
     includes, excludes = _as_patterns("include", include), _as_patterns("exclude", exclude)
     occurrences = _occurrences(model)
     _check_matches({"include": includes, "exclude": excludes}, occurrences)

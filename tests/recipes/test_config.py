@@ -202,6 +202,11 @@ def test_unknown_key_suggests_the_nearest(slip: str, meant: str) -> None:
         BASE.with_settings([f"{slip}=1"])
 
 
+def test_an_option_that_is_taken_for_a_setting_is_named() -> None:
+    with pytest.raises(PrunusError, match="no setting 'method'; pass the option --method of"):
+        BASE.with_settings(["method=paper"])
+
+
 def test_unknown_key_without_near_match_lists_all() -> None:
     with pytest.raises(PrunusError, match="no setting 'zzzzz'; known: " + ", ".join(SETTINGS)):
         BASE.with_settings(["zzzzz=1"])

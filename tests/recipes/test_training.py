@@ -382,6 +382,8 @@ def test_floor_above_the_dense_metric_is_rejected_with_both_numbers(tmp_path: Pa
     )
     assert not (tmp_path / "run" / "summary.json").exists()
     assert not (tmp_path / "run" / "model.safetensors").exists()
+    percent = prunus("run", "digits", *settings(dense_epochs=1, epochs=1, floor=98))
+    percent.refused("as if their units differed: pass floor=0.98")
 
 
 def test_dense_network_is_delivered_if_no_sparse_one_meets_the_floor(tmp_path: Path) -> None:

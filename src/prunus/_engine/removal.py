@@ -287,9 +287,10 @@ class Remover:
         if unobserved:
             raise PrunusError(
                 f"{type(self.score).__name__} needs the gradient of at least one optimizer step "
-                f"before weights are removed, but {listing(unobserved)} had none: train first, "
-                "leave tensors without gradients out with select(model, exclude=...), or choose a "
-                "score without gradients, such as score=MagnitudeScore()"
+                f"before weights are removed, but {listing(unobserved)} had none: train first (a "
+                "metric from before the training is passed as dense_metric=), leave tensors "
+                "without gradients out with select(model, exclude=...), or choose a score without "
+                "gradients, such as score=MagnitudeScore()"
             )
 
     def _pools(self, count: int, final: int | None) -> Sequence[Pool]:

@@ -73,7 +73,7 @@ def _check_usable(model: nn.Module) -> None:
             f"{type(model).__name__} has no parameters, so there is nothing to gain: pass the "
             "network that was pruned"
         )
-    check_not_converted(model, allowed=["packed"])  # packed layers run beside others
+    check_not_converted(model, allowed=["packed", "sparse"])  # they run beside others
     unusable = [
         f"{name} ({'not initialized' if is_lazy(p) else 'no memory'})"
         for name, p in model.named_parameters()

@@ -1,4 +1,4 @@
-"""Models that torch or an extension has converted into a form whose weights cannot be read."""
+"""Models that were converted into a form whose weights cannot be read or trained."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from prunus.errors import PrunusError, listing
 
 __all__ = ["Conversion", "check_not_converted", "is_converted"]
 
-Conversion = Literal["script", "packed", "tensor"]
-"""A form: a module of TorchScript, a quantized module with packed weights, or a tensor of a
-subclass that stores its elements in another form, such as 8-bit integers with scales."""
+Conversion = Literal["script", "packed", "sparse", "tensor"]
+"""A form: a module of TorchScript, a quantized module with packed weights, a sparse layer of
+``speed_up``, or a tensor of a subclass that stores its elements in another form, such as 8-bit
+integers with scales."""
 
 _PACKED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse")
 """The packages of torch's quantized modules."""
+
+_SPARSE = "prunus.runtime."
+"""The package of the sparse layers that replace dense ones for inference."""
 
 _READABLE = ("torch.distributed.", "torch._subclasses.", "prunus.")
 """The packages of tensor subclasses that can be read, or that other checks treat: sharded tensors,
@@ -54,6 +58,7 @@ def check_not_converted(
     """
     scripted = _outermost(model, lambda module: isinstance(module, torch.jit.ScriptModule))
     packed = _outermost(model, lambda module: type(module).__module__.startswith(_PACKED))
+    sparse = _outermost(model, _is_for_inference)
     tensors = [
         f"{name} ({type(tensor).__name__})"
         for name, tensor in (*model.named_parameters(), *model.named_buffers())
@@ -70,6 +75,11 @@ def check_not_converted(
             f"the weights of {listing(packed)} are packed: pass the network as it is before it is "
             f"quantized, and {then}"
         )
+    if sparse and "sparse" not in allowed:
+        problems.append(
+            f"{listing(sparse)} is a layer of speed_up, for inference only: pass the network that "
+            "speed_up was called with, and call speed_up last"
+        )
     if tensors and "tensor" not in allowed:
         problems.append(
             f"{listing(tensors)} store their elements in another form: pass the network as it is "
@@ -79,6 +89,11 @@ def check_not_converted(
         raise PrunusError(
             f"the layers of {type(model).__name__} must be ordinary ones, but {'; '.join(problems)}"
         )
+
+
+def _is_for_inference(module: nn.Module) -> bool:
+    """Return whether a module replaces a dense layer, and is not that layer as it is trained."""
+    return type(module).__module__.startswith(_SPARSE) and not isinstance(module, nn.Linear)
 
 
 def _outermost(model: nn.Module, matches: Callable[[nn.Module], bool]) -> list[str]:

@@ -42,9 +42,13 @@ def report_write_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
+        folder = path.parent
+        if not folder.exists():
+            fix = f"create the directory {folder}, or choose another one"
+        else:
+            fix = "make room or choose another directory"
         raise PrunusError(
-            f"cannot write {path}: {reason}. Files written before are unchanged; make room or "
-            "choose another directory"
+            f"cannot write {path}: {reason}. Files written before are unchanged; {fix}"
         ) from error
 
 

@@ -73,7 +73,7 @@ def new(
 
 
 def methods() -> None:
-    """List the methods that ``prunus run --method`` accepts, with their sources."""
+    """List the methods that --method accepts, with their sources."""
     from prunus.cli.tables import methods_table
     from prunus.methods import methods as named
 

@@ -52,7 +52,10 @@ def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], path: str | 
         with torch.no_grad():
             for tensor, copy in backup:
                 tensor.copy_(copy)
-        raise PrunusError(f"{path} does not fit the model: {error}") from error
+        raise PrunusError(
+            f"{path} does not fit the model: {error}\nPass a model of the class and sizes that the "
+            "file was written from"
+        ) from error
 
 
 def _is_initialized_tensor(value: Any) -> bool:

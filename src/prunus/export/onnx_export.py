@@ -31,6 +31,7 @@ from prunus._inference.outputs import (
     returning_tensors,
 )
 from prunus._utils.checks import choice_problem, raise_problems, type_problem
+from prunus._utils.conversions import check_not_converted
 from prunus._utils.files import write_atomically
 from prunus.errors import PrunusError, first_line, root_cause
 from prunus.export.onnx_quantization import count_int8, quantize
@@ -119,6 +120,7 @@ def to_onnx(
     path = as_path(path)
     raise_problems(*_int8_problems(dtype, calibration))
     model, args, kwargs = prepare_call(model, example_inputs)
+    check_not_converted(model, allowed=["packed"])
     model = copy_model(model)
     inputs = [(args, kwargs)]
     expected = [reference_outputs(model, args, kwargs)]

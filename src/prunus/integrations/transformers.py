@@ -433,10 +433,11 @@ class PruningCallback(TrainerCallback):
     def _check_metric_found(self) -> None:
         """Raise an error if the last evaluation returned no metric of the callback's name."""
         if self._other_metrics is not None:
+            own = {self._logged_name(name) for name in ("sparsity", "kept", "floor")}
+            others = listing(sorted(set(self._other_metrics) - own))
             raise PrunusError(
-                f"the evaluation returned no metric {self._metric!r}; it returned "
-                f"{listing(sorted(set(self._other_metrics)))}: pass one of these as metric=..., or "
-                f"return {self._metric!r} from compute_metrics"
+                f"the evaluation returned no metric {self._metric!r}; it returned {others}: pass "
+                f"one of these as metric=..., or return {self._metric!r} from compute_metrics"
             )
 
 

@@ -56,6 +56,9 @@ _WITH_GRADUAL = OnlyWith("schedule", ("gradual",))
 _WITH_BEGIN = OnlyWith("schedule", ("gradual", "oneshot"))
 
 
+_OPTIONS = ("data", "dense", "log", "method", "out", "report", "resume", "seed", "threads")
+"""The options of ``prunus run`` that a user may take for settings."""
+
 _OTHER_NAMES = {
     other: name
     for name, others in {
@@ -655,7 +658,10 @@ def unknown_setting(name: str, known: Collection[str]) -> str:
     """
     meant = _OTHER_NAMES.get(name.lower().replace("-", "_"))
     near = nearest(name, known) if meant is None or meant not in known else [meant]
-    hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(known)}"
+    if name in _OPTIONS:
+        hint = f"pass the option --{name} of prunus run"
+    else:
+        hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(known)}"
     return f"there is no setting {name!r}; {hint}"
 
 

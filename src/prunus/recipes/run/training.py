@@ -201,8 +201,10 @@ def _check_floor(context: RunContext, state: RunState) -> None:
     if constraint.met(state.dense_metric):
         return
     metric, bound = format_metrics([state.dense_metric, constraint.bound])
+    unit = constraint.unit_problem(state.dense_metric)
     raise FloorNotReachedError(
         f"the dense network reaches a validation {context.task.metric} of "
         f"{metric}, which does not meet the {constraint.bound_name} {bound}, so nothing may be "
         f"removed: {constraint.relax} it or raise dense_epochs"
+        + ("" if unit is None else f"; {unit}")
     )
