@@ -85,10 +85,10 @@ FAULTS: Sequence[Fault] = (
     ),
     Fault(
         "first lane of a vector reads its neighbour",
-        "kernels.vectors",
-        "code.multiply_add(weight, code.load(address), total)",
-        "code.multiply_add(weight, code.shuffle(code.load(address), code.load(address), "
-        "[1, *range(1, width)]), total)",
+        "kernels.arithmetic",
+        "self.code.multiply_add(weight, self.code.load(address), total)",
+        "self.code.multiply_add(weight, self.code.shuffle(self.code.load(address), "
+        "self.code.load(address), [1, *range(1, self.code.lanes)]), total)",
         "items in place",
     ),
     Fault(
@@ -163,14 +163,14 @@ FAULTS: Sequence[Fault] = (
     ),
     Fault(
         "bias added to every partial sum",
-        "kernels.vectors",
+        "kernels.instructions",
         "many = sums + zeros * (times - 1)",
         "many = sums * times",
         "items in place",
     ),
     Fault(
         "products after the last full round left out",
-        "kernels.vectors",
+        "kernels.instructions",
         "total: list[Any] = self.loop(k, end, 1, many[:count], body)[0]",
         "total: list[Any] = many[:count]",
         "single item",
@@ -184,7 +184,7 @@ FAULTS: Sequence[Fault] = (
     ),
     Fault(
         "wrong index width in the kernel",
-        "kernels.vectors",
+        "kernels.instructions",
         "index_type = ir.IntType(bits)",
         "index_type = ir.IntType(min(bits, 16))",
         "32-bit indices",
@@ -255,20 +255,20 @@ FAULTS: Sequence[Fault] = (
     Fault(
         "last item of a batch not transposed",
         "kernels.layout",
-        "for row in range(whole_rows, rows):",
-        "for row in range(whole_rows, rows - 1):",
+        "for row in range(rows):",
+        "for row in range(rows - 1):",
         "items in panels",
     ),
     Fault(
-        "last feature of whole squares not transposed",
+        "last word of whole squares not transposed",
         "kernels.layout",
-        "for column in range(whole_columns, columns):",
-        "for column in range(whole_columns, columns - 1):",
+        "for word in range(first, words):",
+        "for word in range(first, words - 1):",
         "items in panels",
     ),
     Fault(
         "square transposed without its last step",
-        "kernels.vectors",
+        "kernels.conversion",
         "for _step in range(half.bit_length()):",
         "for _step in range(half.bit_length() - 1):",
         "items in panels",
@@ -289,14 +289,14 @@ FAULTS: Sequence[Fault] = (
     ),
     Fault(
         "ReLU keeps the smaller number",
-        "kernels.vectors",
+        "kernels.instructions",
         "return self.builder.select(below, floor, value)",
         "return self.builder.select(below, value, floor)",
         "items with ReLU",
     ),
     Fault(
         "pooling keeps the smaller number",
-        "kernels.vectors",
+        "kernels.instructions",
         'above = self.builder.fcmp_ordered(">", right, left)',
         'above = self.builder.fcmp_ordered("<", right, left)',
         "pooled image",

@@ -1,8 +1,10 @@
-"""The choice between a dense layer and its sparse counterpart, by timing both."""
+"""The choice between a dense layer and its sparse counterparts, by timing all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from prunus.runtime.candidates import MAX_DENSITY
 from prunus.runtime.replacing import Replacement
 from prunus.runtime.report import LayerTiming
 
-__all__ = ["MARGIN", "is_certain", "time_layer", "time_variants"]
+__all__ = ["MARGIN", "TimedLayer", "is_certain", "time_layer", "time_variants"]
 
 _SECONDS = 0.15
 """Seconds of calls per variant in a set of rounds, if 5 to 50 rounds allow it.
@@ -33,27 +35,83 @@ A heuristic: the cost of the wrong choice is at most that.
 """
 
 MARGIN = 0.97
-"""Fraction of the dense layer's time that the sparse layer must stay below.
+"""Fraction of the dense layer's time that the sparse layer must stay below, and of that of the
+sparse layer in float32 that one in another type must.
 
 A heuristic: a gain below 3 % is within what the medians of so few calls differ by.
 """
 
 
-def time_layer(replacement: Replacement, x: torch.Tensor) -> LayerTiming:
-    """Time a layer, with the layers fused into it, against its sparse counterpart.
+@dataclass(frozen=True)
+class TimedLayer:
+    """The times of a layer and of its sparse counterparts.
+
+    Attributes:
+        replacements: The layer and how it may be replaced, by the name of the type.
+        density: Fraction of its weights that are not zero.
+        timings: The times, of "dense" and by type; None if the layer is too dense to try, or the
+            input is empty.
+    """
+
+    replacements: Mapping[str, Replacement]
+    density: float
+    timings: PairedTimings | None
+
+    def fastest(self, excluded: Collection[str] = ()) -> str | None:
+        """Return the type of the fastest counterpart; None if the dense layer is.
+
+        Each type in the order of ``replacements`` must be clearly faster than those before it.
+
+        Args:
+            excluded: Types that are left out.
+        """
+        best, least = None, MARGIN
+        for name in self.replacements if self.timings is not None else ():
+            assert self.timings is not None
+            if name not in excluded and self.timings.ratio(name) < least:
+                best, least = name, MARGIN * self.timings.ratio(name)
+        return best
+
+    def timing(self, replaced_by: str | None) -> LayerTiming:
+        """Return the times for a report.
+
+        Args:
+            replaced_by: The type of the counterpart that replaces the layer; None if none does.
+        """
+        names = list(self.replacements)
+        chain = self.replacements[names[0]].chain
+        times = dict.fromkeys(["dense", *names], float("nan"))
+        if self.timings is not None:
+            times = {name: self.timings.milliseconds(name)["median_ms"] for name in times}
+        dense_ms = times.pop("dense")
+        dtype = replaced_by or self.fastest() or min(times, key=lambda name: times[name])
+        return LayerTiming(
+            name=chain.name,
+            layer_type=type(chain.layer).__name__,
+            shape=tuple(chain.layer.weight.shape),
+            density=self.density,
+            dense_ms=dense_ms,
+            sparse_ms=times[dtype],
+            replaced=replaced_by is not None,
+            fused=chain.fused_names,
+            disturbed=self.timings is not None and not is_certain(self.timings, threshold=MARGIN),
+            dtype=dtype,
+            times_ms=times,
+        )
+
+
+def time_layer(replacements: Sequence[Replacement], x: torch.Tensor) -> TimedLayer:
+    """Time a layer, with the layers fused into it, against its sparse counterparts.
 
     Args:
-        replacement: The layer.
+        replacements: The layer in each type to try, the most precise one first.
         x: The layer's input.
-
-    Returns:
-        The timings; NaN if the layer is too dense to try, or the input is empty.
     """
-    chain = replacement.chain
+    chain = replacements[0].chain
     layer, weight = chain.layer, chain.layer.weight
     density = float((weight != 0).float().mean()) if weight.numel() else 1.0
-    dense_ms = sparse_ms = float("nan")
-    replaced = disturbed = False
+    by_type = {each.precision.name: each for each in replacements}
+    timings = None
     if density < MAX_DENSITY and x.numel():
 
         def dense() -> object:
@@ -62,24 +120,11 @@ def time_layer(replacement: Replacement, x: torch.Tensor) -> LayerTiming:
                 y = module(y)
             return y
 
-        sparse_layer = replacement.sparse_layer(by_item=False)
-        timings = time_variants(
-            {"dense": dense, "sparse": lambda: sparse_layer(x)}, threshold=MARGIN
-        )
-        dense_ms, sparse_ms = (timings.milliseconds(name)["median_ms"] for name in timings.seconds)
-        replaced = timings.ratio("sparse") < MARGIN
-        disturbed = not is_certain(timings, threshold=MARGIN)
-    return LayerTiming(
-        name=chain.name,
-        layer_type=type(layer).__name__,
-        shape=tuple(weight.shape),
-        density=density,
-        dense_ms=dense_ms,
-        sparse_ms=sparse_ms,
-        replaced=replaced,
-        fused=chain.fused_names,
-        disturbed=disturbed,
-    )
+        variants: dict[str, Callable[[], object]] = {"dense": dense}
+        for name, each in by_type.items():
+            variants[name] = partial(each.sparse_layer(by_item=False), x)
+        timings = time_variants(variants, threshold=MARGIN)
+    return TimedLayer(by_type, density, timings)
 
 
 def time_variants(

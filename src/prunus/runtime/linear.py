@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from prunus.runtime.kernels.arithmetic import Arithmetic
 from prunus.runtime.linear_product import multiply
+from prunus.runtime.precision import FLOAT32, Precision
 from prunus.runtime.sparse_layer import SparseLayer
 
 __all__ = ["SparseLinear"]
@@ -23,6 +25,8 @@ class SparseLinear(SparseLayer):
         relu: Whether the layer also applies a ReLU. Default False.
         by_item: Whether the output is stored item by item, as torch's own. Default False.
         replaces: The layer whose attributes to have, see :class:`SparseLayer`. Default: ``linear``.
+        precision: The type to compute in, of inputs and outputs in float32. Default: float32.
+        arithmetic: How elements are multiplied. Default None: by the processor's instruction.
 
     Raises:
         ArgumentError: The layer is of another type, or not float32 on the CPU; on a call, the input
@@ -45,8 +49,11 @@ class SparseLinear(SparseLayer):
         relu: bool = False,
         by_item: bool = False,
         replaces: nn.Linear | None = None,
+        precision: Precision = FLOAT32,
+        arithmetic: Arithmetic | None = None,
     ) -> None:
-        super().__init__(linear, relu, replaces)
+        super().__init__(linear, relu, replaces, precision)
+        self.arithmetic = arithmetic
         self._features, self._outputs = linear.in_features, linear.out_features
         self.by_item = by_item
 
@@ -67,5 +74,6 @@ class SparseLinear(SparseLayer):
             by_item=self.by_item,
             plans=self._plans,
             plan_for=self._plan_for,
+            arithmetic=self.arithmetic,
         )
         return y if len(shape) == 2 else y.view(*shape[:-1], self._outputs)

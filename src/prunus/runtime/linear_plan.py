@@ -10,9 +10,11 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from prunus.runtime.kernels.arithmetic import Arithmetic, arithmetic_for
 from prunus.runtime.kernels.compiling import run_in_threads
 from prunus.runtime.kernels.layout import pack, unpack
 from prunus.runtime.kernels.matrix import dot, shared_dot, shared_tile_rows, tile_rows
@@ -43,6 +45,9 @@ __all__ = [
 
 Call = Callable[[int, int], None]
 """Calls a kernel, given the addresses of its input and of its output."""
+
+CopyCall = Callable[[int, int], int | None]
+"""The same, and returns a number above 0 if rounding to int8 would hide a NaN."""
 
 _WORTH_SHARING_SINGLE = 15_000
 """Elements above which threads share the product with a single item.
@@ -89,6 +94,7 @@ class Items:
         feature_step: Floats from feature to feature.
         offset: Bytes from the beginning of a cache line to the first float.
         padded: Whether the storage continues after the last item until vectors are whole.
+        group: Features in a word of 32 bits of a panel: 1 unless they are rounded.
     """
 
     count: int
@@ -97,11 +103,17 @@ class Items:
     feature_step: int
     offset: int
     padded: bool
+    group: int = 1
+
+    @property
+    def words(self) -> int:
+        """Words of an item."""
+        return math.ceil(self.features / self.group)
 
     @property
     def size(self) -> int:
         """Bytes of all items."""
-        return 4 * self.features * self.count
+        return 4 * self.words * self.count
 
     @property
     def readable(self) -> int:
@@ -157,10 +169,10 @@ class Copy:
     Attributes:
         call: Calls the kernel.
         record: The record that the call reads.
-        size: Floats of the copy.
+        size: Floats of the copy, or words.
     """
 
-    call: Call
+    call: CopyCall
     record: Record
     size: int
 
@@ -211,7 +223,14 @@ def plan_single(rows: SparseRows, *, threads: int, relu: bool) -> SinglePlan:
     return SinglePlan(call=call, record=record)
 
 
-def plan_items(rows: SparseRows, items: Items, *, threads: int, relu: bool) -> LinearPlan:
+def plan_items(
+    rows: SparseRows,
+    items: Items,
+    *,
+    threads: int,
+    relu: bool,
+    arithmetic: Arithmetic | None = None,
+) -> LinearPlan:
     """Return the plan for several items.
 
     Args:
@@ -219,12 +238,13 @@ def plan_items(rows: SparseRows, items: Items, *, threads: int, relu: bool) -> L
         items: Shape and layout of the input.
         threads: Number of threads available.
         relu: Whether to apply a ReLU to the outputs.
+        arithmetic: How elements are multiplied. Default None: by the processor's instruction.
     """
     layout = choose_layout(rows, items)
     tiling = choose_tiles(layout, items)
     sharing = choose_sharing(rows, tiling, items, threads)
     weight = rows.record(threads=sharing.threads, relu=relu)
-    tile_bytes = 4 * items.features * tiling.tile.width
+    tile_bytes = 4 * items.words * tiling.tile.width
     product = MatrixRecord(
         weight=weight.address,
         # At a time as much of the matrix as of the activations, so that neither is read repeatedly
@@ -238,7 +258,7 @@ def plan_items(rows: SparseRows, items: Items, *, threads: int, relu: bool) -> L
         tiles=tiling.table.data_ptr(),
         tile_count=len(tiling.table),
     )
-    shape = tiling.tile, rows.index_bits, layout.prefetch
+    shape = tiling.tile, rows.index_bits, layout.prefetch, arithmetic or arithmetic_for(rows.group)
     record = Record(product, weight, tiling.table)
     call: Call
     if sharing.threads > 1:
@@ -250,7 +270,9 @@ def plan_items(rows: SparseRows, items: Items, *, threads: int, relu: bool) -> L
     return LinearPlan(
         call=call,
         record=record,
-        packing=plan_packing(items, tiling.tile, threads) if layout.packed else None,
+        packing=plan_packing(items, tiling.tile, threads, rows.input_rounding)
+        if layout.packed
+        else None,
         output_width=tiling.output_width,
         unpacking=_unpacking(items.count, len(rows.bias), tiling.output_width, threads),
     )
@@ -262,7 +284,7 @@ def choose_layout(rows: SparseRows, items: Items) -> Layout:
     tile = tile_in_place(items.readable, items.features, _CACHE_BYTES)
     unaligned = (4 * items.feature_step | items.offset) % (4 * tile.lanes) != 0
     beyond_cache = items.size > 2 * _CACHE_BYTES
-    if items.item_step != 1:
+    if items.item_step != 1 or items.group > 1:
         packed = True
     elif beyond_cache:
         packed = reads > _WORTH_PACKING_BEYOND_CACHE
@@ -277,10 +299,10 @@ def choose_layout(rows: SparseRows, items: Items) -> Layout:
 def choose_tiles(layout: Layout, items: Items) -> Tiling:
     """Return the tiles that items of this layout are divided into."""
     if layout.packed:
-        tile = tile_for_panels(items.count, items.features, _CACHE_BYTES)
+        tile = tile_for_panels(items.count, items.words, _CACHE_BYTES)
         return Tiling(
             tile=tile,
-            table=panel_table(items.count, items.features, tile),
+            table=panel_table(items.count, items.words, tile),
             output_width=tile.width * math.ceil(items.count / tile.width),
         )
     # Where the cache does not hold the activations, longer runs of each feature are what is left to
@@ -302,15 +324,24 @@ def choose_sharing(rows: SparseRows, tiling: Tiling, items: Items, threads: int)
     # Every thread reads all of the operand that is not divided, which should be the smaller one.
     # But where tiles overlap, two threads would write the same cache lines.
     even = count % threads == 0 and tiling.output_width == tile.width * count
-    by_tiles = even and 4 * items.features * tile.width * count > rows.element_bytes
+    by_tiles = even and 4 * items.words * tile.width * count > rows.element_bytes
     return Sharing(threads=threads, by_tiles=by_tiles)
 
 
-def plan_packing(items: Items, tile: Tile, threads: int) -> Copy:
+def plan_packing(
+    items: Items, tile: Tile, threads: int, rounding: torch.Tensor | None = None
+) -> Copy:
     """Return the copy of items into panels of the width of a tile.
 
     Items of which neither the features nor the items are contiguous must be made contiguous first.
+
+    Args:
+        items: The items.
+        tile: The tile.
+        threads: Number of threads available.
+        rounding: Factor and zero point of the rounding to int8. Default None: no rounding to int8.
     """
+    rounding = torch.zeros(2) if rounding is None else rounding
     count, features = items.count, items.features
     item_step, feature_step = items.item_step, items.feature_step
     if 1 not in (item_step, feature_step):
@@ -324,9 +355,10 @@ def plan_packing(items: Items, tile: Tile, threads: int) -> Copy:
         items=count,
         features=features,
         width=tile.width,
+        rounding=rounding.data_ptr(),
     )
-    size = tile.width * math.ceil(count / tile.width) * features
-    return _copy(pack(threads > 1), Record(record), threads, size)
+    size = tile.width * math.ceil(count / tile.width) * items.words
+    return _copy(pack(items.group, threads > 1), Record(record, rounding), threads, size)
 
 
 def _unpacking(items: int, features: int, output_width: int, threads: int) -> Copy:
@@ -339,8 +371,8 @@ def _copy_threads(floats: int, threads: int) -> int:
     return threads if floats > _WORTH_SHARING_COPY else 1
 
 
-def _copy(kernel: Callable[..., None], record: Record, threads: int, size: int) -> Copy:
-    call: Call = functools.partial(kernel, record.address)
+def _copy(kernel: Callable[..., Any], record: Record, threads: int, size: int) -> Copy:
+    call: CopyCall = functools.partial(kernel, record.address)
     if threads > 1:
         call = functools.partial(run_in_threads, kernel, threads, record.address)
     return Copy(call=call, record=record, size=size)

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from prunus.errors import PrunusError
+from prunus.runtime.kernels.arithmetic import Arithmetic
 from prunus.runtime.kernels.tiles import LANES
 from prunus.runtime.linear_plan import (
     Items,
@@ -33,6 +35,7 @@ def multiply(
     by_item: bool,
     plans: Mapping[Any, Any],
     plan_for: PlanFor,
+    arithmetic: Arithmetic | None = None,
 ) -> torch.Tensor:
     """Return x Wᵀ + b, of shape (items, rows).
 
@@ -43,23 +46,31 @@ def multiply(
         by_item: Whether the output is stored item by item, as torch's own, or feature by feature.
         plans: The plans made so far for inputs of one shape and layout.
         plan_for: Adds one to them.
+        arithmetic: How elements are multiplied. Default None: by the processor's instruction.
+
+    Raises:
+        PrunusError: An input to round to int8 is NaN.
     """
     count = x.shape[0]
     if count == 0:
         return x.new_empty(0, len(rows.bias))
-    if count == 1:
+    if count == 1 and rows.group == 1:
         return _multiply_single(rows, x, relu, plans, plan_for)
     threads, strides, address = available_threads(), x.stride(), x.data_ptr()
     padded = count % LANES != 0 and strides[0] == 1 and vectors_fit_storage(x)
     key = (count, threads, strides, address % (4 * LANES), padded)
-    plan: LinearPlan = plans.get(key) or plan_for(key, lambda: _plan(rows, relu, *key))
+    plan: LinearPlan = plans.get(key) or plan_for(key, lambda: _plan(rows, relu, arithmetic, *key))
     packing = plan.packing
     if packing is not None:
         if 1 not in strides:
             x = x.contiguous()
             address = x.data_ptr()
         panels = torch.empty(packing.size, dtype=torch.float32)
-        packing.call(address, panels.data_ptr())
+        if packing.call(address, panels.data_ptr()):
+            raise PrunusError(
+                "a sparse layer in int8 received NaN, which int8 cannot represent: find where it "
+                "arises in the network in float32, or speed it up in bfloat16"
+            )
         address = panels.data_ptr()
     y = torch.empty(len(rows.bias), plan.output_width, dtype=torch.float32)
     plan.call(address, y.data_ptr())
@@ -85,6 +96,7 @@ def _multiply_single(
 def _plan(
     rows: SparseRows,
     relu: bool,
+    arithmetic: Arithmetic | None,
     count: int,
     threads: int,
     strides: tuple[int, ...],
@@ -98,5 +110,6 @@ def _plan(
         feature_step=strides[1],
         offset=offset,
         padded=padded,
+        group=rows.group,
     )
-    return plan_items(rows, items, threads=threads, relu=relu)
+    return plan_items(rows, items, threads=threads, relu=relu, arithmetic=arithmetic)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -12,8 +12,10 @@ from prunus.compaction.input_selection import without_selection
 from prunus.runtime.attention import split_attentions
 from prunus.runtime.fusion import Chain
 from prunus.runtime.modules import FusedLayer, set_module
+from prunus.runtime.precision import FLOAT32, Precision
+from prunus.runtime.rounded import RoundedLinear
 
-__all__ = ["Replacement", "replace_layers"]
+__all__ = ["Replacement", "replace_layers", "round_layers"]
 
 
 @dataclass(frozen=True)
@@ -24,10 +26,12 @@ class Replacement:
         chain: The layer and the layers after it.
         in_features: Features, or channels, of the layer's input. A layer that selects some of its
             features has fewer columns than that.
+        precision: The type in which a linear layer computes. Default: float32.
     """
 
     chain: Chain
     in_features: int
+    precision: Precision = FLOAT32
 
     def sparse_layer(self, *, by_item: bool) -> nn.Module:
         """Return a sparse layer with the outputs of the chain.
@@ -43,11 +47,24 @@ class Replacement:
         layer = without_selection(chain.merged(), self.in_features)
         if isinstance(former, nn.Linear):
             assert isinstance(layer, nn.Linear)
-            return SparseLinear(layer, relu=chain.relu, by_item=by_item, replaces=former)
+            return SparseLinear(
+                layer,
+                relu=chain.relu,
+                by_item=by_item,
+                replaces=former,
+                precision=self.precision,
+            )
         assert isinstance(layer, nn.Conv1d | nn.Conv2d)
         return SparseConv(
             layer, relu=chain.relu, pool=chain.pool, contiguous=by_item, replaces=former
         )
+
+    def rounded_layer(self) -> nn.Module:
+        """Return a dense layer that rounds weights and inputs as the sparse one does."""
+        layer = without_selection(self.chain.layer, self.in_features)
+        assert isinstance(layer, nn.Linear)
+        assert isinstance(self.chain.layer, nn.Linear)
+        return RoundedLinear(layer, self.precision, replaces=self.chain.layer)
 
 
 def replace_layers(
@@ -89,12 +106,52 @@ def replace_layers(
         >>> torch.allclose(fast(x), model(x), atol=1e-6)
         True
     """
+    return _replaced(
+        model, replacements, joint, lambda each: each.sparse_layer(by_item=by_item), fuses=True
+    )
+
+
+def round_layers(
+    model: nn.Module,
+    replacements: Iterable[Replacement],
+    *,
+    joint: Mapping[str, bool] | None = None,
+) -> nn.Module:
+    """Return a copy of a network in which the given layers round as their sparse counterparts do.
+
+    They compute with dense matrices in float32: the network is the reference for one with sparse
+    layers in bfloat16 or int8.
+
+    Args:
+        model: The network. It is not changed.
+        replacements: The layers, of which those in float32 are left as they are.
+        joint: As for :func:`replace_layers`.
+
+    Returns:
+        The copy, in evaluation mode, without gradients.
+
+    Raises:
+        PrunusError: The network cannot be copied.
+    """
+    rounded = [each for each in replacements if each.precision.group > 1]
+    return _replaced(model, rounded, joint, Replacement.rounded_layer, fuses=False)
+
+
+def _replaced(
+    model: nn.Module,
+    replacements: Iterable[Replacement],
+    joint: Mapping[str, bool] | None,
+    build: Callable[[Replacement], nn.Module],
+    *,
+    fuses: bool,
+) -> nn.Module:
+    """Return a copy of a network with other layers; if ``fuses``, they do the fused ones' work."""
     wanted = list(replacements)
     parents = {each.chain.name.rpartition(".")[0] for each in wanted}
     needed = {name: value for name, value in (joint or {}).items() if name in parents}
     fast = split_attentions(copy_model(model), needed)
     for each in wanted:
-        fast = set_module(fast, each.chain.name, each.sparse_layer(by_item=by_item))
-        for name in each.chain.fused_names:
+        fast = set_module(fast, each.chain.name, build(each))
+        for name in each.chain.fused_names if fuses else ():
             fast = set_module(fast, name, FusedLayer(fast.get_submodule(name)))
     return fast.requires_grad_(False)

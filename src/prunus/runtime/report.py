@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from prunus._utils.digits import format_percent
 from prunus._utils.text_table import text_table
@@ -11,7 +11,7 @@ from prunus._utils.text_table import text_table
 __all__ = ["LayerTiming", "SpeedUpReport"]
 
 _MOST_NOTES = 5
-"""The most excluded layers that are printed."""
+"""The most excluded layers that are printed, and the most that stay in float32."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,9 @@ class LayerTiming:
         fused: Names of the following layers whose work the sparse layer does too.
         disturbed: Whether the timings differed so much, also after several repetitions, that it is
             open which layer is faster: other processes use the machine.
+        dtype: The type in which the sparse layer of ``sparse_ms`` multiplies: "float32", "bfloat16"
+            or "int8".
+        times_ms: The times of the sparse layer in each type that was timed, by its name.
     """
 
     name: str
@@ -44,6 +47,8 @@ class LayerTiming:
     replaced: bool
     fused: tuple[str, ...]
     disturbed: bool = False
+    dtype: str = "float32"
+    times_ms: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,9 +64,10 @@ class SpeedUpReport:
         sparse_ms: The same for the returned network, as for a layer.
         threads: Number of threads used.
         error: Largest difference of an output, on the example or on random inputs, relative to the
-            largest magnitude of all outputs.
+            largest magnitude of all outputs; with layers in bfloat16 or int8 on the example alone.
         disturbed: Whether the timings of the network, or of a layer, were too much disturbed by
             other processes to decide which one is faster.
+        in_float32: Why layers stay in float32 though another type was asked for, by name.
     """
 
     layers: tuple[LayerTiming, ...]
@@ -71,6 +77,7 @@ class SpeedUpReport:
     threads: int
     error: float
     disturbed: bool = False
+    in_float32: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def replaced(self) -> tuple[str, ...]:
@@ -84,7 +91,7 @@ class SpeedUpReport:
                 layer.layer_type,
                 format_percent(layer.density),
                 *_times(layer.dense_ms, layer.sparse_ms),
-                "sparse" if layer.replaced else "dense",
+                _runs(layer),
             ]
             for layer in self.layers
         ]
@@ -97,9 +104,20 @@ class SpeedUpReport:
         notes = [f"{name} stays dense: {reason}" for name, reason in self.excluded.items()]
         if len(notes) > _MOST_NOTES:
             notes[_MOST_NOTES:] = [f"{len(notes) - _MOST_NOTES} more layers with zeros stay dense"]
+        floats = [f"{name} stays in float32: {reason}" for name, reason in self.in_float32.items()]
+        if len(floats) > _MOST_NOTES:
+            floats[_MOST_NOTES:] = [f"{len(floats) - _MOST_NOTES} more layers stay in float32"]
+        notes += floats
         if self.disturbed:
             notes.append("other processes disturbed the timings: repeat them on an idle machine")
         return "\n".join([table, *notes])
+
+
+def _runs(layer: LayerTiming) -> str:
+    """Return how a layer runs."""
+    if not layer.replaced:
+        return "dense"
+    return "sparse" if layer.dtype == "float32" else f"sparse, {layer.dtype}"
 
 
 def _times(dense: float, sparse: float) -> list[str]:

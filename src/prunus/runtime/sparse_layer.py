@@ -12,6 +12,7 @@ from torch import nn
 from prunus.errors import ArgumentError, PrunusError
 from prunus.runtime.candidates import unsupported_setting
 from prunus.runtime.modules import keep_settings, keep_tensors
+from prunus.runtime.precision import FLOAT32, Precision, type_name
 from prunus.runtime.rows import SparseRows
 from prunus.runtime.weight import SparseWeight
 
@@ -64,6 +65,7 @@ class SparseLayer(nn.Module):
         replaces: The layer whose attributes to have, if its weight differs from the one to compute
             with: a batch norm was folded into that, or the layer selects some of its inputs. Its
             non-zero weights are stored besides. Default None: ``layer``.
+        precision: The type to compute in. Default: float32.
 
     Raises:
         ArgumentError: The layer is of another type, or has a setting or a tensor that sparse layers
@@ -73,12 +75,20 @@ class SparseLayer(nn.Module):
     layer_types: tuple[type[nn.Module], ...]
     """Types of the layers that can be copied."""
 
-    def __init__(self, layer: Layer, relu: bool, replaces: Layer | None = None) -> None:
+    def __init__(
+        self,
+        layer: Layer,
+        relu: bool,
+        replaces: Layer | None = None,
+        precision: Precision = FLOAT32,
+    ) -> None:
         super().__init__()
         if type(layer) not in self.layer_types:
             reason = f"is of type {type(layer).__name__}"
         else:
             reason = unsupported_setting(layer) or ""
+        if not reason and (problem := precision.weight_problem(layer.weight.flatten(1))):
+            reason = problem
         if reason:
             types = " or ".join(each.__name__ for each in self.layer_types)
             raise ArgumentError(
@@ -88,10 +98,10 @@ class SparseLayer(nn.Module):
         former = layer if replaces is None else replaces
         keep_settings(self, former)
         keep_tensors(self, former, excluded=("weight", "bias"))
-        self.rows = SparseRows(layer.weight.flatten(1), layer.bias)
+        self.rows = SparseRows(layer.weight.flatten(1), layer.bias, precision)
         self.original: SparseRows | None = None
         if former is not layer:
-            self.original = SparseRows(former.weight.flatten(1), former.bias)
+            self.original = SparseRows(former.weight.flatten(1), former.bias, precision)
         self._weight_shape, self._has_bias = former.weight.shape, former.bias is not None
         self.size, self.relu = layer.weight.numel(), relu
         self._plans: dict[Any, Any] = {}
@@ -112,10 +122,11 @@ class SparseLayer(nn.Module):
     @property
     def density(self) -> float:
         """The fraction of weights that are not zero."""
-        return len(self.rows.values) / max(1, self.size)
+        return self.rows.nonzeros / max(1, self.size)
 
     def _summary(self) -> str:
-        return f"density={self.density:.3g}" + (", with ReLU" if self.relu else "")
+        lower = "" if self.rows.group == 1 else f", {type_name(self.rows.dtype)}"
+        return f"density={self.density:.3g}{lower}" + (", with ReLU" if self.relu else "")
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         self._plans.clear()
@@ -140,15 +151,16 @@ class SparseLayer(nn.Module):
 
     def _check_rows(self) -> None:
         """Raise an error if the kernels cannot read the weights."""
-        values, bias = self.rows.values, self.rows.bias
+        rows = self.rows
         wrong = sorted(
             f"{each.dtype} on {each.device}"
-            for each in {values, bias}
-            if each.dtype != torch.float32 or each.device.type != "cpu"
+            for each, dtype in ((rows.values, rows.dtype), (rows.bias, torch.float32))
+            if each.dtype != dtype or each.device.type != "cpu"
         )
         if wrong:
             raise PrunusError(
-                f"{type(self).__name__} computes in float32 on the CPU, but its weights were "
+                f"{type(self).__name__} computes in {type_name(rows.dtype)} with inputs in float32 "
+                "on the CPU, but its weights were "
                 f"converted to {wrong[0]}: convert the dense network instead"
             )
 

@@ -49,7 +49,7 @@ class SparseWeight(torch.Tensor):
     def __new__(cls, rows: SparseRows, shape: Sequence[int]) -> SparseWeight:
         """Return a tensor without storage."""
         weight: SparseWeight = torch.Tensor._make_wrapper_subclass(
-            cls, tuple(shape), dtype=rows.values.dtype, device=rows.values.device
+            cls, tuple(shape), dtype=rows.dense_dtype, device=rows.values.device
         )
         weight._rows = rows
         return weight

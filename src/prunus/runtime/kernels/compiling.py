@@ -50,12 +50,12 @@ def compiled(*shape: Any, parallel: bool = False) -> Callable[[Any], Any]:
     return decorate
 
 
-def run_in_threads(kernel: Callable[..., None], threads: int, *addresses: int) -> None:
-    """Call a kernel that divides its work among threads.
+def run_in_threads(kernel: Callable[..., Any], threads: int, *addresses: int) -> Any:
+    """Call a kernel that divides its work among threads, and return its result.
 
     Calls are serialized, because not every threading layer of Numba can be entered twice.
     """
     with _parallel:
         if numba.get_num_threads() != threads:
             numba.set_num_threads(threads)
-        kernel(*addresses)
+        return kernel(*addresses)

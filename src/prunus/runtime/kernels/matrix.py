@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numba import prange
 
+from prunus.runtime.kernels.arithmetic import FLOAT32, Arithmetic
 from prunus.runtime.kernels.compiling import compiled
 from prunus.runtime.kernels.records import MatrixRecord, WeightRecord
 from prunus.runtime.kernels.tiles import Tile
@@ -47,7 +48,9 @@ read_matrix = record_reader(MatrixRecord)
 
 
 @functools.cache
-def tile_rows(tile: Tile, bits: int, prefetch: bool = False) -> Any:
+def tile_rows(
+    tile: Tile, bits: int, prefetch: bool = False, arithmetic: Arithmetic = FLOAT32
+) -> Any:
     """Return the kernel that multiplies rows of a sparse matrix by tiles of a dense one.
 
     Its arguments: address of the :class:`MatrixRecord`; first row and last row + 1; first tile and
@@ -58,11 +61,13 @@ def tile_rows(tile: Tile, bits: int, prefetch: bool = False) -> Any:
         bits: Bits of an index.
         prefetch: Whether to prefetch x, which pays where x is beyond the second-level cache and
             costs a little where it is not.
+        arithmetic: How weights and activations are multiplied.
     """
     lanes, across, down = tile.lanes, tile.across, tile.down
     unroll, ahead = max(1, _IN_FLIGHT // tile.vectors), _AHEAD if prefetch else 0
+    group, native = arithmetic.group, int(arithmetic.native)
 
-    @compiled(tile, bits, prefetch)
+    @compiled(tile, bits, prefetch, arithmetic)
     def rows(record, first, last, first_tile, last_tile, x, y):
         product = read_matrix(record)
         weight = read_weight(product.weight)
@@ -76,27 +81,33 @@ def tile_rows(tile: Tile, bits: int, prefetch: bool = False) -> Any:
                 tail = int_at(product.tiles, 3 * part + 2)
                 for row in range(start, stop):
                     begin, end = int_at(weight.pointers, row), int_at(weight.pointers, row + 1)
+                    start_sum, scale = 0, np.float32(1)
+                    if group == 4:
+                        start_sum = int_at(weight.starts, row)
+                        scale = float_at(weight.scales, row)
                     multiply_row(
-                        lanes, across, down, unroll, bits, ahead,
+                        lanes, across, down, unroll, bits, ahead, group, native,
                         weight.values, weight.indices, begin, end, furthest,
                         tile_x, product.x_step, product.x_line,
                         tile_y + row * product.y_row, product.y_line,
-                        tail, float_at(weight.bias, row), floor,
+                        tail, float_at(weight.bias, row), floor, start_sum, scale,
                     )  # fmt: skip
 
     return rows
 
 
 @functools.cache
-def shared_tile_rows(tile: Tile, bits: int, prefetch: bool = False) -> Any:
+def shared_tile_rows(
+    tile: Tile, bits: int, prefetch: bool = False, arithmetic: Arithmetic = FLOAT32
+) -> Any:
     """Return the kernel that multiplies a sparse matrix by tiles of a dense one, with threads.
 
     Its arguments: addresses of the :class:`MatrixRecord`, of x and of y. The Python arguments are
     those of :func:`tile_rows`.
     """
-    rows = tile_rows(tile, bits, prefetch)
+    rows = tile_rows(tile, bits, prefetch, arithmetic)
 
-    @compiled(tile, bits, prefetch, parallel=True)
+    @compiled(tile, bits, prefetch, arithmetic, parallel=True)
     def shared(record, x, y):
         product = read_matrix(record)
         weight = read_weight(product.weight)

@@ -26,13 +26,15 @@ class WeightRecord(NamedTuple):
     """A sparse matrix, and how its rows are divided among threads.
 
     Attributes:
-        values: Address of the non-zero elements, row by row.
-        indices: Address of the index of each element.
-        pointers: Address of the number of the first element of each row; one entry more than rows.
+        values: Address of the non-zero elements, row by row: floats, or words of several elements.
+        indices: Address of the index of each element or word.
+        pointers: Address of the number of the first one of each row; one entry more than rows.
         bias: Address of the bias of each row.
         bounds: Address of the first row of each thread; one entry more than threads.
         threads: Number of threads.
         relu: 1 to apply a ReLU to the outputs, else 0.
+        starts: Address of the 64-bit integer that each row's sum begins with, in int8.
+        scales: Address of the factor of each row's sum, in int8.
     """
 
     values: int
@@ -42,6 +44,8 @@ class WeightRecord(NamedTuple):
     bounds: int
     threads: int
     relu: int
+    starts: int = 0
+    scales: int = 0
 
 
 class MatrixRecord(NamedTuple):
@@ -130,6 +134,8 @@ class PackRecord(NamedTuple):
         items: Number of items.
         features: Floats of an item.
         width: Items of a panel.
+        rounding: Address of two floats: the factor by which numbers are multiplied before they are
+            rounded to int8, and the number that is then added.
     """
 
     x_item: int
@@ -137,6 +143,7 @@ class PackRecord(NamedTuple):
     items: int
     features: int
     width: int
+    rounding: int
 
 
 class UnpackRecord(NamedTuple):

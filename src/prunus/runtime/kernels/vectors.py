@@ -16,6 +16,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from prunus.runtime.kernels.arithmetic import Arithmetic, products_of
+from prunus.runtime.kernels.instructions import FLOAT, INT32, INT64, Body, Code
+
 __all__ = [
     "count_nonzero",
     "fill_zeros",
@@ -28,157 +31,7 @@ __all__ = [
     "record_reader",
     "sampled_dots",
     "store_float",
-    "transpose_square",
 ]
-
-_FLOAT = ir.FloatType()
-_INT32 = ir.IntType(32)
-_INT64 = ir.IntType(64)
-
-_Body = Callable[[Any, list[Any]], list[Any]]
-
-
-class _Code:
-    """A builder of instructions on vectors of float32, within a function that Numba compiles."""
-
-    def __init__(self, builder: Any, lanes: int) -> None:
-        self.builder, self.lanes = builder, lanes
-        self.vector = ir.VectorType(_FLOAT, lanes)
-        self.integers = ir.VectorType(_INT32, lanes)
-
-    def pointer(self, address: Any, item_type: Any) -> Any:
-        return self.builder.inttoptr(address, item_type.as_pointer())
-
-    def load(self, address: Any, item_type: Any = None) -> Any:
-        if item_type is not None:
-            return self.builder.load(self.pointer(address, item_type))
-        return self.builder.load(self.pointer(address, self.vector), align=4)  # not aligned
-
-    def store(self, value: Any, address: Any) -> None:
-        self.builder.store(value, self.pointer(address, self.vector), align=4)
-
-    def prefetch(self, address: Any) -> None:
-        """Begin to load the cache line of an address into the first-level cache."""
-        byte_pointer = ir.IntType(8).as_pointer()
-        function = self._intrinsic(
-            "llvm.prefetch.p0i8", ir.VoidType(), [byte_pointer, *[_INT32] * 3]
-        )
-        read, keep, data = 0, 3, 1
-        hints = [ir.Constant(_INT32, number) for number in (read, keep, data)]
-        self.builder.call(function, [self.builder.inttoptr(address, byte_pointer), *hints])
-
-    def _intrinsic(self, name: str, result: Any, arguments: list[Any]) -> Any:
-        module = self.builder.module
-        return module.globals.get(name) or ir.Function(
-            module, ir.FunctionType(result, arguments), name
-        )
-
-    def minimum(self, left: Any, right: Any) -> Any:
-        """Return the smaller of two integers."""
-        return self.builder.select(self.builder.icmp_signed("<", left, right), left, right)
-
-    def add(self, number: Any, step: Any) -> Any:
-        step = ir.Constant(_INT64, step) if isinstance(step, int) else step
-        return self.builder.add(number, step)
-
-    def multiply(self, number: Any, factor: Any) -> Any:
-        factor = ir.Constant(_INT64, factor) if isinstance(factor, int) else factor
-        return self.builder.mul(number, factor)
-
-    def broadcast(self, scalar: Any) -> Any:
-        """Return a vector with one number in all lanes."""
-        undefined = ir.Constant(self.vector, ir.Undefined)
-        first = self.builder.insert_element(undefined, scalar, ir.Constant(_INT32, 0))
-        return self.shuffle(first, undefined, [0] * self.lanes)
-
-    def shuffle(self, left: Any, right: Any, order: Sequence[int]) -> Any:
-        mask = ir.Constant(ir.VectorType(_INT32, len(order)), list(order))
-        return self.builder.shuffle_vector(left, right, mask)
-
-    def multiply_add(self, left: Any, right: Any, added: Any) -> Any:
-        """Return ``left * right + added``, rounded once."""
-        item_type = left.type
-        is_vector = isinstance(item_type, ir.VectorType)
-        name = f"llvm.fma.v{item_type.count}f32" if is_vector else "llvm.fma.f32"
-        function = self._intrinsic(name, item_type, [item_type] * 3)
-        return self.builder.call(function, [left, right, added])
-
-    def index(self, address: Any, k: Any, bits: int) -> Any:
-        """Return the k-th of the unsigned integers with the given number of bits at an address."""
-        index_type = ir.IntType(bits)
-        return self.builder.zext(
-            self.load(self.add(address, self.multiply(k, bits // 8)), index_type), _INT64
-        )
-
-    def loop(
-        self, start: Any, stop: Any, step: int, sums: list[Any], body: _Body
-    ) -> tuple[Any, Any]:
-        """Run ``body(k, sums)`` for k from start in steps while k < stop, with sums in registers.
-
-        Returns:
-            The sums and k after the loop.
-        """
-        builder, before = self.builder, self.builder.block
-        head, inner, after = (builder.append_basic_block(name) for name in ("head", "in", "after"))
-        builder.branch(head)
-        builder.position_at_end(head)
-        k = builder.phi(_INT64)
-        k.add_incoming(start, before)
-        carried = [builder.phi(value.type) for value in sums]
-        for phi, value in zip(carried, sums, strict=True):
-            phi.add_incoming(value, before)
-        builder.cbranch(builder.icmp_signed("<", k, stop), inner, after)
-        builder.position_at_end(inner)
-        results = body(k, carried)
-        following = builder.add(k, ir.Constant(_INT64, step))
-        last = builder.block
-        k.add_incoming(following, last)
-        for phi, value in zip(carried, results, strict=True):
-            phi.add_incoming(value, last)
-        builder.branch(head)
-        builder.position_at_end(after)
-        return carried, k
-
-    def unrolled(self, begin: Any, end: Any, times: int, sums: list[Any], body: _Body) -> list[Any]:
-        """Run ``body`` for every k in [begin, end), ``times`` at once, each with its own sums.
-
-        An addition to a sum waits some cycles for the previous one, in which the other sums
-        progress.
-        """
-        builder, count = self.builder, len(sums)
-        zeros = [ir.Constant(value.type, self._zero(value.type)) for value in sums]
-        rounds = builder.sdiv(builder.sub(end, begin), ir.Constant(_INT64, times))
-        whole = self.multiply(rounds, times)
-
-        def several(k: Any, carried: list[Any]) -> list[Any]:
-            results: list[Any] = []
-            for u in range(times):
-                results += body(self.add(k, u), carried[u * count : (u + 1) * count])
-            return results
-
-        many = sums + zeros * (times - 1)
-        many, k = self.loop(begin, builder.add(begin, whole), times, many, several)
-        total: list[Any] = self.loop(k, end, 1, many[:count], body)[0]
-        for u in range(1, times):
-            others = many[u * count : (u + 1) * count]
-            total = [builder.fadd(a, b) for a, b in zip(total, others, strict=True)]
-        return total
-
-    @staticmethod
-    def _zero(item_type: Any) -> Any:
-        return [0.0] * item_type.count if isinstance(item_type, ir.VectorType) else 0.0
-
-    def at_least(self, value: Any, floor: Any) -> Any:
-        """Return the larger number; NaN stays NaN, as in torch's ReLU."""
-        below = self.builder.fcmp_ordered("<", value, floor)
-        return self.builder.select(below, floor, value)
-
-    def maximum(self, left: Any, right: Any) -> Any:
-        """Return the larger number; NaN wins, as in torch's pooling."""
-        above = self.builder.fcmp_ordered(">", right, left)
-        is_nan = self.builder.fcmp_unordered("uno", right, right)
-        return self.builder.select(self.builder.or_(above, is_nan), right, left)
-
 
 _ADDRESS, _NUMBER = types.uintp, types.int64
 
@@ -192,6 +45,8 @@ def multiply_row(
     unroll: Any,
     bits: Any,
     ahead: Any,
+    group: Any,
+    native: Any,
     values: Any,
     index: Any,
     begin: Any,
@@ -205,34 +60,39 @@ def multiply_row(
     tail: Any,
     bias: Any,
     floor: Any,
+    start: Any,
+    scale: Any,
 ) -> Any:
     """Write one tile of one output row: Σₖ values[k] · x[index[k]] + bias, at least floor.
 
-    The tile has ``down`` lines of ``across`` vectors of ``lanes`` floats. For k in [begin, end),
-    the floats multiplied by values[k] start at x + index[k] · x_step, with x_line between lines;
-    the outputs start at y, with y_line between lines. The last vector of a line, even the only one,
-    starts ``tail`` bytes after the line does, for x and y alike: at the end of the vector before
-    it, or earlier if less than a vector is left.
+    The tile has ``down`` lines of ``across`` vectors of ``lanes`` floats, or words of several
+    numbers (see :mod:`prunus.runtime.kernels.arithmetic`). A sum of integers begins with ``start``,
+    and is multiplied by ``scale`` before the bias is added. For k in [begin, end), the floats
+    multiplied by values[k] start at x + index[k] · x_step, with x_line between lines; the outputs
+    start at y, with y_line between lines. The last vector of a line, even the only one, starts
+    ``tail`` bytes after the line does, for x and y alike: at the end of the vector before it, or
+    earlier if less than a vector is left.
 
-    The first six arguments must be literal numbers: the shape of the tile, how many k are processed
-    at once, the bits of an index, and how many k in advance the inputs are prefetched (0: not at
-    all). ``furthest`` is the largest k whose index may be read for prefetching.
+    The first eight arguments must be literal numbers: the shape of the tile, how many k are
+    processed at once, the bits of an index, how many k in advance the inputs are prefetched (0: not
+    at all), and the arithmetic. ``furthest`` is the largest k whose index may be read for
+    prefetching.
     """
-    width, columns, lines, times, size, distance = (
-        literal.literal_value for literal in (lanes, across, down, unroll, bits, ahead)
+    width, columns, lines, times, size, distance, count = (
+        literal.literal_value for literal in (lanes, across, down, unroll, bits, ahead, group)
     )
+    arithmetic = Arithmetic(count, native=bool(native.literal_value))
     numbers = [
         _ADDRESS, _ADDRESS, _NUMBER, _NUMBER, _NUMBER, _ADDRESS, _NUMBER, _NUMBER, _ADDRESS,
-        _NUMBER, _NUMBER,
+        _NUMBER, _NUMBER, types.float32, types.float32, _NUMBER, types.float32,
     ]  # fmt: skip
-    signature = types.void(
-        lanes, across, down, unroll, bits, ahead, *numbers, types.float32, types.float32
-    )
+    signature = types.void(lanes, across, down, unroll, bits, ahead, group, native, *numbers)
 
     def generate(context: Any, builder: Any, _: Any, arguments: Sequence[Any]) -> Any:
-        at_values, at_index, first, last, limit, at_x, step, line_of_x = arguments[6:14]
-        at_y, line_of_y, last_vector, added, least = arguments[14:]
-        code = _Code(builder, width)
+        at_values, at_index, first, last, limit, at_x, step, line_of_x = arguments[8:16]
+        at_y, line_of_y, last_vector, added, least, begun, factor = arguments[16:]
+        code = Code(builder, width)
+        products = products_of(arithmetic, code)
 
         def vectors_from(address: Any, line: Any) -> list[Any]:
             addresses = []
@@ -250,17 +110,17 @@ def multiply_row(
             if distance:
                 for address in inputs_of(code.minimum(code.add(k, distance), limit)):
                     code.prefetch(address)
-            weight = code.broadcast(code.load(code.add(at_values, code.multiply(k, 4)), _FLOAT))
+            weight = products.weight(code.add(at_values, code.multiply(k, 4)))
             return [
-                code.multiply_add(weight, code.load(address), total)
+                products.multiply_add(weight, address, total)
                 for address, total in zip(inputs_of(k), sums, strict=True)
             ]
 
-        sums = [code.broadcast(added)] * (columns * lines)
+        sums = [products.first(added, begun)] * (columns * lines)
         floors = code.broadcast(least)
         totals = code.unrolled(first, last, times, sums, accumulate)
         for address, total in zip(vectors_from(at_y, line_of_y), totals, strict=True):
-            code.store(code.at_least(total, floors), address)
+            code.store(code.at_least(products.result(total, factor, added), floors), address)
         return context.get_dummy_value()
 
     return signature, generate
@@ -279,14 +139,14 @@ def gather_dot(
 
     def generate(context: Any, builder: Any, _: Any, arguments: Sequence[Any]) -> Any:
         at_values, at_index, first, last, at_x = arguments[2:]
-        code = _Code(builder, 1)
+        code = Code(builder, 1)
 
         def accumulate(k: Any, sums: list[Any]) -> list[Any]:
-            weight = code.load(code.add(at_values, code.multiply(k, 4)), _FLOAT)
+            weight = code.load(code.add(at_values, code.multiply(k, 4)), FLOAT)
             address = code.add(at_x, code.multiply(code.index(at_index, k, size), 4))
-            return [code.multiply_add(weight, code.load(address, _FLOAT), sums[0])]
+            return [code.multiply_add(weight, code.load(address, FLOAT), sums[0])]
 
-        zero = ir.Constant(_FLOAT, 0.0)
+        zero = ir.Constant(FLOAT, 0.0)
         (total,) = code.unrolled(first, last, times, [zero], accumulate)
         return total
 
@@ -320,7 +180,7 @@ def sampled_dots(
 
     def generate(context: Any, builder: Any, _: Any, arguments: Sequence[Any]) -> Any:
         at_index, first, at_x, step, at_y, line_bytes, at_sums = arguments[3:]
-        code = _Code(builder, width)
+        code = Code(builder, width)
         lines = [
             code.add(
                 at_x, code.multiply(code.index(at_index, code.add(first, g), index_bits), step)
@@ -335,7 +195,7 @@ def sampled_dots(
                 for line, total in zip(lines, totals, strict=True)
             ]
 
-        start, zero = ir.Constant(_INT64, 0), ir.Constant(code.vector, [0.0] * width)
+        start, zero = ir.Constant(INT64, 0), ir.Constant(code.vector, [0.0] * width)
         totals: list[Any] = code.loop(start, line_bytes, 4 * width, [zero] * count, accumulate)[0]
 
         def halve(left: Any, right: Any) -> Any:
@@ -369,7 +229,7 @@ def count_nonzero(typing: Any, lanes: Any, address: Any, count: Any) -> Any:
     def generate(context: Any, builder: Any, _: Any, arguments: Sequence[Any]) -> Any:
         at, number = arguments[1:]
 
-        def counting(code: _Code) -> _Body:
+        def counting(code: Code) -> Body:
             zero, integers = ir.Constant(code.vector, [0.0] * code.lanes), code.integers
 
             def body(k: Any, sums: list[Any]) -> list[Any]:
@@ -379,19 +239,19 @@ def count_nonzero(typing: Any, lanes: Any, address: Any, count: Any) -> Any:
 
             return body
 
-        many, single = _Code(builder, width), _Code(builder, 1)
-        whole = many.multiply(builder.sdiv(number, ir.Constant(_INT64, width)), width)
-        start = ir.Constant(_INT64, 0)
+        many, single = Code(builder, width), Code(builder, 1)
+        whole = many.multiply(builder.sdiv(number, ir.Constant(INT64, width)), width)
+        start = ir.Constant(INT64, 0)
         (vector,), k = many.loop(
             start, whole, width, [ir.Constant(many.integers, [0] * width)], counting(many)
         )
         (rest,), _k = single.loop(
             k, number, 1, [ir.Constant(single.integers, [0])], counting(single)
         )
-        total = builder.extract_element(rest, ir.Constant(_INT32, 0))
+        total = builder.extract_element(rest, ir.Constant(INT32, 0))
         for lane in range(width):
-            total = builder.add(total, builder.extract_element(vector, ir.Constant(_INT32, lane)))
-        return builder.zext(total, _INT64)
+            total = builder.add(total, builder.extract_element(vector, ir.Constant(INT32, lane)))
+        return builder.zext(total, INT64)
 
     return signature, generate
 
@@ -409,33 +269,6 @@ def fill_zeros(typing: Any, address: Any, size: Any) -> Any:
 
 
 @intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
-def transpose_square(typing: Any, lanes: Any, x: Any, x_line: Any, y: Any, y_line: Any) -> Any:
-    """Write the transpose of a square of ``lanes`` × ``lanes`` floats, a literal number.
-
-    Its lines start at x, x + x_line, …, and those of the transpose at y, y + y_line, ….
-    """
-    width = lanes.literal_value
-    signature = types.void(lanes, _ADDRESS, _NUMBER, _ADDRESS, _NUMBER)
-
-    def generate(context: Any, builder: Any, _: Any, arguments: Sequence[Any]) -> Any:
-        at_x, line_of_x, at_y, line_of_y = arguments[1:]
-        code, half = _Code(builder, width), width // 2
-        lines = [code.load(code.add(at_x, code.multiply(line_of_x, row))) for row in range(width)]
-        # Interleaving each line of the upper half with its counterpart in the lower half,
-        # log₂(lanes) times, rotates the bits of (line, column) by as many places.
-        low = [lane // 2 + width * (lane % 2) for lane in range(width)]
-        high = [half + place for place in low]
-        for _step in range(half.bit_length()):
-            pairs = [(lines[row], lines[row + half]) for row in range(half)]
-            lines = [code.shuffle(*pair, order) for pair in pairs for order in (low, high)]
-        for row, line in enumerate(lines):
-            code.store(line, code.add(at_y, code.multiply(line_of_y, row)))
-        return context.get_dummy_value()
-
-    return signature, generate
-
-
-@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
 def maximum_of_windows(
     typing: Any, lanes: Any, height: Any, width: Any, step: Any, x: Any, x_line: Any, y: Any
 ) -> Any:
@@ -450,7 +283,7 @@ def maximum_of_windows(
 
     def generate(context: Any, builder: Any, _: Any, arguments: Sequence[Any]) -> Any:
         at_x, line, at_y = arguments[4:]
-        code = _Code(builder, count)
+        code = Code(builder, count)
         largest: Any = None
         for row in range(tall):
             start = code.add(at_x, code.multiply(line, row))
@@ -477,8 +310,8 @@ def record_reader(record: Any) -> Any:
     @intrinsic  # type: ignore[untyped-decorator]
     def read(typing: Any, address: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
-            code = _Code(builder, 1)
-            numbers = [code.load(code.add(arguments[0], 8 * i), _INT64) for i in range(count)]
+            code = Code(builder, 1)
+            numbers = [code.load(code.add(arguments[0], 8 * i), INT64) for i in range(count)]
             return context.make_tuple(builder, signature.return_type, numbers)
 
         return types.NamedUniTuple(_NUMBER, count, record)(_ADDRESS), generate
@@ -488,11 +321,11 @@ def record_reader(record: Any) -> Any:
 
 def _load_item(item_type: Any) -> Callable[..., Any]:
     """Return the code generator that loads the i-th float or 64-bit integer at an address."""
-    size = 4 if item_type is _FLOAT else 8
+    size = 4 if item_type is FLOAT else 8
 
     def generate(context: Any, builder: Any, _: Any, arguments: Sequence[Any]) -> Any:
         address, i = arguments
-        code = _Code(builder, 1)
+        code = Code(builder, 1)
         return code.load(code.add(address, code.multiply(i, size)), item_type)
 
     return generate
@@ -501,13 +334,13 @@ def _load_item(item_type: Any) -> Callable[..., Any]:
 @intrinsic  # type: ignore[untyped-decorator]
 def float_at(typing: Any, address: Any, i: Any) -> Any:
     """Return the i-th float at an address."""
-    return types.float32(_ADDRESS, _NUMBER), _load_item(_FLOAT)
+    return types.float32(_ADDRESS, _NUMBER), _load_item(FLOAT)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def int_at(typing: Any, address: Any, i: Any) -> Any:
     """Return the i-th 64-bit integer at an address."""
-    return types.int64(_ADDRESS, _NUMBER), _load_item(_INT64)
+    return types.int64(_ADDRESS, _NUMBER), _load_item(INT64)
 
 
 @intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
@@ -516,7 +349,7 @@ def index_at(typing: Any, bits: Any, address: Any, k: Any) -> Any:
     size = bits.literal_value
 
     def generate(context: Any, builder: Any, _: Any, arguments: Sequence[Any]) -> Any:
-        return _Code(builder, 1).index(arguments[1], arguments[2], size)
+        return Code(builder, 1).index(arguments[1], arguments[2], size)
 
     return types.int64(bits, _ADDRESS, _NUMBER), generate
 
@@ -526,9 +359,9 @@ def store_float(typing: Any, address: Any, i: Any, value: Any) -> Any:
     """Write the i-th float at an address."""
 
     def generate(context: Any, builder: Any, _: Any, arguments: Sequence[Any]) -> Any:
-        code = _Code(builder, 1)
+        code = Code(builder, 1)
         offset = code.multiply(arguments[1], 4)
-        builder.store(arguments[2], code.pointer(code.add(arguments[0], offset), _FLOAT))
+        builder.store(arguments[2], code.pointer(code.add(arguments[0], offset), FLOAT))
         return context.get_dummy_value()
 
     return types.void(_ADDRESS, _NUMBER, types.float32), generate
