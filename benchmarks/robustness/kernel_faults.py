@@ -61,6 +61,11 @@ class Fault:
         """Whether the comparison that finds the fault is one of a convolution."""
         return "image" in self.case or "padding" in self.case
 
+    @property
+    def in_rounding(self) -> bool:
+        """Whether the comparison that finds the fault is one of a layer in bfloat16 or int8."""
+        return "bfloat16" in self.case or "int8" in self.case
+
     def plant(self, source: str) -> str:
         """Return the source of the module with the fault.
 
@@ -314,6 +319,90 @@ FAULTS: Sequence[Fault] = (
         "range(0, 2 * count, 2)",
         "range(0, count)",
         "pooled image",
+    ),
+    Fault(
+        "activations truncated to bfloat16",
+        "kernels.conversion",
+        "rounded = builder.add(builder.add(bits, constant(0x7FFF)), is_odd)",
+        "rounded = bits",
+        "items in bfloat16",
+    ),
+    Fault(
+        "numbers of the last words in reverse order",
+        "kernels.layout",
+        "<< (i * bits)",
+        "<< ((group - 1 - i) * bits)",
+        "items in bfloat16",
+    ),
+    Fault(
+        "first number of a word read twice",
+        "kernels.arithmetic",
+        "first, second = code.builder.shl(words, shift), code.builder.and_(words, mask)",
+        "first = second = code.builder.shl(words, shift)",
+        "items in bfloat16 without its instruction",
+    ),
+    Fault(
+        "numbers of words from lines in reverse order",
+        "kernels.conversion",
+        "[32 // count * place] * width",
+        "[32 // count * (count - 1 - place)] * width",
+        "items in place in int8",
+    ),
+    Fault(
+        "activations in int8 not moved by the zero point",
+        "kernels.conversion",
+        "moved = builder.fadd(builder.call(nearest, [scaled]), code.broadcast(zero))",
+        "moved = builder.call(nearest, [scaled])",
+        "items in int8",
+    ),
+    Fault(
+        "activations in int8 wrap around",
+        "kernels.conversion",
+        "_LARGEST = 255.0",
+        "_LARGEST = 511.0",
+        "items in int8",
+    ),
+    Fault(
+        "weights in int8 taken as unsigned",
+        "kernels.arithmetic",
+        "weights = builder.ashr(builder.shl(weight, shift), upper)",
+        "weights = builder.lshr(builder.shl(weight, shift), upper)",
+        "items in int8 without its instruction",
+    ),
+    Fault(
+        "zero point not subtracted",
+        "rows",
+        "return [-self.zero_point * sums,",
+        "return [0 * self.zero_point * sums,",
+        "items in int8",
+    ),
+    Fault(
+        "scale of activations ignored",
+        "rows",
+        "self.scales * self.input_scale]",
+        "self.scales]",
+        "items in int8",
+    ),
+    Fault(
+        "sums of integers begin as those of the first row",
+        "kernels.matrix",
+        "start_sum = int_at(weight.starts, row)",
+        "start_sum = int_at(weight.starts, first)",
+        "items in int8",
+    ),
+    Fault(
+        "bias left out in int8",
+        "kernels.arithmetic",
+        "return code.multiply_add(sums, code.broadcast(scale), code.broadcast(bias))",
+        "return code.builder.fmul(sums, code.broadcast(scale))",
+        "items in int8",
+    ),
+    Fault(
+        "weights truncated to int8",
+        "precision",
+        "integers = (weight.double() / scales.double()[:, None]).round()",
+        "integers = (weight.double() / scales.double()[:, None]).trunc()",
+        "items in int8",
     ),
 )
 """The faults. None reads or writes memory that the kernels do not own."""

@@ -23,6 +23,7 @@ from prunus._utils.system_info import system_info
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = "tests/runtime/test_layers.py"
+TESTS_OF_ROUNDING = "tests/runtime/test_rounded_layers.py"
 
 
 def main() -> None:
@@ -49,7 +50,7 @@ def main() -> None:
             "command": "python -m benchmarks.robustness.planted_faults",
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "environment": system_info(),
-            "tests": f"{TESTS}, those of the fault's layers, until the first failure",
+            "tests": f"{TESTS} or {TESTS_OF_ROUNDING}, of the fault, until the first failure",
             "planted": len(ordered),
             "found": found,
             "faults": ordered,
@@ -65,6 +66,7 @@ def first_failure(fault: Fault) -> str | None:
         RuntimeError: The tests ended for another reason than a failed comparison.
     """
     concerned = "convolution or pool" if fault.in_convolution else "linear"
+    tests = TESTS_OF_ROUNDING if fault.in_rounding else TESTS
     with tempfile.TemporaryDirectory() as cache:
         environment = {
             **os.environ,
@@ -74,7 +76,7 @@ def first_failure(fault: Fault) -> str | None:
             **({"NUMBA_CACHE_DIR": cache} if fault.in_kernel else {}),
         }
         options = ["--maxfail=1", "-p", "no:cacheprovider", "-p", PLUGIN, "-k", concerned, "-rf"]
-        command = [sys.executable, "-m", "pytest", TESTS, *options]
+        command = [sys.executable, "-m", "pytest", tests, *options]
         ran = subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
         )

@@ -54,7 +54,7 @@ def rounding_bound(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def assert_layer_matches_float64(
-    sparse: nn.Module, layer: nn.Module, x: torch.Tensor
+    sparse: nn.Module, layer: nn.Module, x: torch.Tensor, rounded: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Check a sparse layer against the dense one in float64, each output by its own bound.
 
@@ -62,6 +62,7 @@ def assert_layer_matches_float64(
         sparse: The layer to check.
         layer: The dense one, as for :func:`rounding_bound`.
         x: The input, float32.
+        rounded: The input of the dense layer, if the sparse one rounds it. Default: ``x``.
 
     Returns:
         What the sparse layer returns.
@@ -72,10 +73,11 @@ def assert_layer_matches_float64(
     """
     with torch.no_grad():
         found: torch.Tensor = sparse(x)
-        expected: torch.Tensor = copy.deepcopy(layer).double()(x.double())
+        read = x if rounded is None else rounded
+        expected: torch.Tensor = copy.deepcopy(layer).double()(read.double())
     assert found.shape == expected.shape, f"shape {tuple(found.shape)}, not {tuple(expected.shape)}"
     assert found.dtype == torch.float32, f"{found.dtype}, not torch.float32"
-    bound = rounding_bound(layer, x)
+    bound = rounding_bound(layer, read)
     assert bound.shape == expected.shape, f"bounds of shape {tuple(bound.shape)}"
     error = (found.double() - expected).abs()
     beyond = ~(error <= bound)  # so that NaN is beyond

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 
 from benchmarks.robustness.kernel_faults import FAULTS, Fault, freshly_imported
 from helpers.comparisons import assert_layer_matches_float64
+from helpers.rounding import integer_layer, rounded_layer, to_bfloat16, to_integers
 from helpers.sparse_models import sparsify_with_zero_rows
 
 pytestmark = [
@@ -51,6 +53,36 @@ def linear_case(
     return compare
 
 
+def rounded_case(
+    name: str, *, by_feature: bool = False, native: bool = True
+) -> Callable[[Any, Any], None]:
+    """Return the comparison of a linear layer in bfloat16 or int8 with one in float64."""
+
+    def compare(sparse_linear: Any, _: Any) -> None:
+        # Those that were imported together with the layer, after the fault was planted.
+        kernels = importlib.import_module("prunus.runtime.kernels.arithmetic")
+        types = importlib.import_module("prunus.runtime.precision")
+        torch.manual_seed(0)
+        linear = nn.Linear(150, 21)
+        sparsify_with_zero_rows(linear, 0.5)
+        x = torch.randn(37, 150)
+        x = x.t().contiguous().t() if by_feature else x
+        if name == "int8":
+            precision = types.Int8(scale=2**-6, zero_point=101)
+            expected, rounded = integer_layer(linear), to_integers(x, 2**-6, 101)
+        else:
+            precision = types.BFloat16()
+            expected = rounded_layer(linear, to_bfloat16(linear.weight))
+            rounded = to_bfloat16(x)
+        arithmetic = kernels.arithmetic_for(precision.group)
+        if not native:
+            arithmetic = kernels.Arithmetic(precision.group, native=False)
+        sparse = sparse_linear(linear, precision=precision, arithmetic=arithmetic)
+        assert_layer_matches_float64(sparse, expected, x, rounded)
+
+    return compare
+
+
 def image_case(
     conv: Callable[[], nn.Conv1d | nn.Conv2d],
     *shape: int,
@@ -78,6 +110,11 @@ CASES: dict[str, Callable[[Any, Any], None]] = {
     "single item": linear_case(41, 21, 1, sparsity=0.0),
     "single item in two threads": linear_case(600, 500, 1, sparsity=0.2, threads=2),
     "32-bit indices": linear_case(70_000, 3, 4, sparsity=0.99),
+    "items in bfloat16": rounded_case("bfloat16"),
+    "items in bfloat16 without its instruction": rounded_case("bfloat16", native=False),
+    "items in int8": rounded_case("int8"),
+    "items in place in int8": rounded_case("int8", by_feature=True),
+    "items in int8 without its instruction": rounded_case("int8", native=False),
     "padded image": image_case(lambda: nn.Conv2d(4, 8, 3, padding=1), 2, 4, 12, 11),
     "uneven padding": image_case(lambda: nn.Conv1d(3, 5, 4, padding="same"), 2, 3, 50),
     "strided image": image_case(lambda: nn.Conv2d(4, 8, 3, stride=2, padding=1), 2, 4, 13, 15),

@@ -136,9 +136,9 @@ class Int8(Precision):
         zero_point: The integer that an activation of 0 becomes.
 
     Example:
-        >>> int8 = Int8.for_range(-1.0, 4.1)
-        >>> int8.zero_point, int8.rounded_input(torch.tensor([0.0, 4.1, 9.0])).tolist()
-        (50, [0.0, 4.1..., 4.1...])
+        >>> int8 = Int8.for_range(-100.0, 155.0)
+        >>> int8.zero_point, int8.rounded_input(torch.tensor([0.0, 3.2, 900.0])).tolist()
+        (100, [0.0, 3.0, 155.0])
     """
 
     dtype: torch.dtype = torch.int8
@@ -152,8 +152,12 @@ class Int8(Precision):
         low, high = min(low, 0.0), max(high, 0.0)
         smallest = torch.finfo(torch.float32).tiny
         scale = max((high - low) / _LARGEST_ACTIVATION, smallest) if high > low else 1.0
-        scale = float(torch.tensor(scale, dtype=torch.float64).float())
         return cls(scale=scale, zero_point=round(-low / scale))
+
+    def __post_init__(self) -> None:
+        """Round the scale to float32, in which a layer stores it."""
+        rounded = torch.tensor(self.scale, dtype=torch.float64).float()
+        object.__setattr__(self, "scale", float(rounded))
 
     @property
     def factor(self) -> torch.Tensor:

@@ -19,7 +19,7 @@ from prunus._inference.model_calls import (
     reference_outputs,
 )
 from prunus._inference.outputs import TOLERANCE, UNSTABLE, relative_difference
-from prunus._utils.checks import TypeProblem, choice_problem, raise_problems
+from prunus._utils.checks import TypeProblem, raise_problems
 from prunus.errors import PrunusError, first_line, listing
 from prunus.runtime.attention_splitting import split_sparse_attentions
 from prunus.runtime.calibration import calibration_problem, input_ranges
@@ -37,6 +37,9 @@ from prunus.runtime.verification import (
 )
 
 __all__ = ["speed_up"]
+
+_TYPES = (torch.float32, torch.bfloat16, torch.int8)
+_TYPES_SHOWN = f"{_TYPES[0]}, {_TYPES[1]} or {_TYPES[2]}"
 
 
 @overload
@@ -235,15 +238,20 @@ def _speed_up(
 
 def _check_types(dtype: object, calibration: Iterable[ExampleInputs] | None) -> None:
     """Raise one error if the type, or the inputs to calibrate by, cannot be used."""
-    types = [torch.float32, torch.bfloat16, torch.int8]
-    problem = choice_problem("dtype", dtype, types)
     raise_problems(
-        problem if problem is None or isinstance(dtype, torch.dtype) else TypeProblem(problem),
+        _type_problem(dtype),
         None if calibration is None else calibration_problem(calibration),
         "calibration is only for dtype=torch.int8: leave it out, or pass that"
         if calibration is not None and dtype is not torch.int8
         else None,
     )
+
+
+def _type_problem(dtype: object) -> str | None:
+    """Return why sparse layers cannot compute in a type, or None if they can."""
+    if not isinstance(dtype, torch.dtype):
+        return TypeProblem(f"dtype must be {_TYPES_SHOWN}, but is {dtype!r}")
+    return None if dtype in _TYPES else f"dtype must be {_TYPES_SHOWN}, but is {dtype}"
 
 
 def _precisions(
