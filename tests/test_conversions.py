@@ -162,7 +162,7 @@ def test_a_state_with_a_converted_tensor_is_refused(tmp_path: Path) -> None:
 def test_quantized_models_and_states_are_refused_with_the_function_that_rounds(
     tmp_path: Path,
 ) -> None:
-    path, fix = tmp_path / "model.safetensors", "dtype='int8' if the file is to hold 8-bit integers"
+    path, fix = tmp_path / "model.safetensors", "prunus.save_sparse(..., dtype='int8') for 8-bit"
     tensor = torch.quantize_per_tensor(normal(4, 4, seed=2), 0.1, 0, torch.qint8)
     packed: Any = quantized({nn.Linear})
     for model in (packed, packed.state_dict(), {"a": tensor}, integer_network()):

@@ -49,7 +49,7 @@ _HEADER_BYTES = 120
 _TYPE_NAMES = {DTYPES[name]: name for name in RESTORED_TYPES}
 """The names of the types that can be rounded to 8-bit integers."""
 
-_FOR_INTEGERS = "if the file is to hold 8-bit integers"
+_SAVE_IN_INT8 = "prunus.save_sparse(..., dtype='int8') for 8-bit integers"
 
 _MANY_NEGATIVE_ZEROS = 1000
 """The number of elements of -0.0 up to which no warning is worth while."""
@@ -120,7 +120,7 @@ def save_sparse(
         state: Mapping[str, torch.Tensor] = model.state_dict()
         # A module of TorchScript has its tensors, unless torch.jit.freeze made constants of them.
         check_not_converted(
-            model, allowed=["script"] if state else [], then=f"pass dtype='int8' {_FOR_INTEGERS}"
+            model, allowed=["script"] if state else [], then=f"save it with {_SAVE_IN_INT8}"
         )
     else:
         state = model
@@ -222,9 +222,7 @@ def _split_tied(state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict
 def _problem(value: object) -> str | None:
     """Return why a sparse file cannot hold a value, or None if it can."""
     if _is_quantized(value):
-        return (
-            f"quantized: save the state before it is quantized, with dtype='int8' {_FOR_INTEGERS}"
-        )
+        return f"quantized: save the state before it is quantized, with {_SAVE_IN_INT8}"
     if not isinstance(value, torch.Tensor):
         return f"a {type(value).__name__}"
     if is_lazy(value):
@@ -238,7 +236,7 @@ def _problem(value: object) -> str | None:
     if is_converted(value):
         return (
             f"a {type(value).__name__}, not a plain tensor: save the state before it is converted, "
-            f"with dtype='int8' {_FOR_INTEGERS}"
+            f"with {_SAVE_IN_INT8}"
         )
     if value.is_meta:
         return "without data, on the meta device"
