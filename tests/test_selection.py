@@ -114,7 +114,8 @@ def test_older_parametrizations_are_left_out_too() -> None:
         torch.nn.utils.spectral_norm(nn.Linear(3, 3)),
     )
     assert list(select(model)) == ["0.weight"]
-    assert list(select(model, "1.weight_v")) == ["1.weight_v"]
+    assert list(select(model, "1.weight_g")) == ["1.weight_g"]
+    assert list(select(model, "2.weight_orig")) == ["2.weight_orig"]
 
 
 def test_a_module_used_twice_in_one_parent_has_both_names() -> None:
@@ -139,12 +140,28 @@ def test_parametrized_layers_are_left_out_unless_named(wrap: object) -> None:
         select(nn.Sequential(model[1]))
 
 
-def test_a_zero_in_weight_norms_direction_is_a_zero_in_the_weight() -> None:
-    model: Any = nn.Sequential(weight_norm(nn.Linear(3, 3)))
-    selection = select(model, "0.parametrizations.weight.original1")
-    with torch.no_grad():
-        selection["0.parametrizations.weight.original1"].parameter[0, 1] = 0.0
-    assert model[0].weight[0, 1] == 0.0
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch, of the older function
+def test_the_direction_of_a_weight_norm_is_rejected() -> None:
+    model = nn.ModuleDict(
+        {
+            "new": weight_norm(nn.Linear(3, 3)),
+            "old": torch.nn.utils.weight_norm(nn.Conv1d(3, 3, 1)),
+            "last": nn.Linear(3, 3),
+        }
+    )
+    direction = "new.parametrizations.weight.original1"
+    message = (
+        f"{direction} is the direction of a weight norm, which is NaN where all weights of a row "
+        "are removed \\(remove the weight norm first, by .*remove_parametrizations or .*; "
+        "old.weight_v is the direction"
+    )
+    with pytest.raises(PrunusError, match=message):
+        select(model, "*")
+    # The scales of the rows may be pruned, and so may the weight once it is one again.
+    assert len(select(model, "*", exclude=[direction, "old.weight_v"])) == 6
+    torch.nn.utils.parametrize.remove_parametrizations(model["new"], "weight")
+    torch.nn.utils.remove_weight_norm(model["old"])
+    assert list(select(model)) == ["new.weight", "old.weight", "last.weight"]
 
 
 @pytest.mark.slow
@@ -424,9 +441,14 @@ def test_selection_that_leaves_out_more_than_a_tenth_of_the_matrices_warns() -> 
 
 
 def test_the_warning_of_left_out_matrices_names_the_largest_as_the_one_to_select() -> None:
-    layer = nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
-    with pytest.warns(UserWarning, match=r"include=\['\*weight\*', '0\..*\.original1'\]"):
+    layer = nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8))
+    with pytest.warns(UserWarning, match=r"include=\['\*weight\*', '0\..*\.original'\]"):
         select(nn.Sequential(layer, nn.Linear(2, 2)))
+    direction = (
+        r"To select 0\..*\.original1, remove the weight norm first, by .*, or leave them out"
+    )
+    with pytest.warns(UserWarning, match=direction):
+        select(nn.Sequential(weight_norm(nn.Linear(8, 8)), nn.Linear(2, 2)))
 
 
 def test_matrices_that_were_left_out_on_purpose_do_not_warn() -> None:

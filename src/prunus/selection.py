@@ -14,6 +14,7 @@ import contextlib
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -22,7 +23,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
+from torch.nn.utils.weight_norm import WeightNorm
 
 from prunus._distributed.process_group import ProcessGroup, process_group_of
 from prunus._distributed.shards import Shard, local, shard_of
@@ -63,6 +65,11 @@ _ATTENTION = re.compile(r"Attention$")
 _PROJECTION = re.compile(r"([qkvor]|\w*kernel)$")
 """Names of bare parameters of an attention that are projections, of query, key, value, output and
 relative positions."""
+
+_REMOVE_NORM = (
+    "remove the weight norm first, by torch.nn.utils.parametrize.remove_parametrizations or "
+    "torch.nn.utils.remove_weight_norm"
+)
 
 _MOST_LEFT_OUT = 0.1
 """The fraction of the parameters in matrices that may be left out without a warning."""
@@ -220,6 +227,16 @@ class _Occurrence:
         return bool(_ATTENTION.search(owner) and _PROJECTION.match(local))
 
     @property
+    def is_direction(self) -> bool:
+        """Whether a weight norm divides it by its norm."""
+        local = self.name.rpartition(".")[2]
+        if isinstance(self.owner, ParametrizationList):
+            weight_norm = any(type(module).__name__ == "_WeightNorm" for module in self.owner)
+            return weight_norm and local == "original1"
+        hooks = self.owner._forward_pre_hooks.values()
+        return any(isinstance(hook, WeightNorm) and local == f"{hook.name}_v" for hook in hooks)
+
+    @property
     def is_fixed_table(self) -> bool:
         """Whether it is an embedding that is not trained, as of sinusoidal positions."""
         return isinstance(self.owner, nn.Embedding) and not self.parameter.requires_grad
@@ -245,8 +262,8 @@ def select(
 
     A layer whose weight is computed by a parametrization (``weight_norm``, ``spectral_norm``) has
     no weight of its own to set to zero and is left out; name the tensors below its
-    ``parametrizations`` to prune those. With ``weight_norm`` a zero in ``original1`` is a zero in
-    the weight.
+    ``parametrizations`` to prune those. The direction of a ``weight_norm`` is rejected, because the
+    norm of a row without weights is 0, which the row is divided by.
 
     It warns if more than a tenth of the parameters in matrices is neither selected nor excluded.
 
@@ -308,7 +325,7 @@ def select(
             selected.append(_prunable_tensor(tied))
         elif tied[0].is_matrix:
             left_out.append(tied[0])
-    _check_prunable(selected)
+    _check_prunable(selected, directions={o.name for o in occurrences if o.is_direction})
     if not selected:
         check_not_converted(model, allowed=["tensor"])
         raise PrunusError(_nothing_left_message(model, occurrences))
@@ -333,12 +350,14 @@ def _warn_of_left_out(
         return
     names = [occurrence.name for occurrence in left_out]
     owners = sorted({type(occurrence.owner).__name__ for occurrence in left_out})
-    largest = max(left_out, key=lambda occurrence: occurrence.parameter.numel()).name
+    largest = max(left_out, key=lambda occurrence: occurrence.parameter.numel())
+    fix = f"Select them too with select(model, include=['*weight*', {largest.name!r}])"
+    if largest.is_direction:
+        fix = f"To select {largest.name}, {_REMOVE_NORM}"
     warnings.warn(
         f"{lost / total:.0%} of the parameters in matrices of {type(model).__name__} are left out "
         f"of the selection, so that its sparsity is not the model's: {listing(names)}, parameters "
-        f"of {listing(owners)}. Select them too with select(model, include=['*weight*', "
-        f"{largest!r}]), or leave them out with exclude=",
+        f"of {listing(owners)}. {fix}, or leave them out with exclude=",
         stacklevel=3,
     )
 
@@ -503,8 +522,12 @@ def _prunable_tensor(tied: Sequence[_Occurrence]) -> PrunableTensor:
     return PrunableTensor(first.name, first.parameter, aliases, rows[0] if rows else None)
 
 
-def _check_prunable(tensors: Sequence[PrunableTensor]) -> None:
+def _check_prunable(tensors: Sequence[PrunableTensor], directions: AbstractSet[str]) -> None:
     """Check that selected tensors can be trained and pruned.
+
+    Args:
+        tensors: The tensors.
+        directions: The names of the tensors that a weight norm divides by their norms.
 
     Raises:
         PrunusError: Some cannot; every one is named.
@@ -529,6 +552,11 @@ def _check_prunable(tensors: Sequence[PrunableTensor]) -> None:
             problems.append(f"{name} is of type {parameter.dtype}, too narrow to compute in")
         elif parameter.is_inference():
             problems.append(f"{name} was created under torch.inference_mode()")
+        elif not directions.isdisjoint((name, *tensor.aliases)):
+            problems.append(
+                f"{name} is the direction of a weight norm, which is NaN where all weights of a "
+                f"row are removed ({_REMOVE_NORM})"
+            )
         elif not parameter.requires_grad:
             problems.append(f"{name} is frozen (requires_grad is False)")
     if problems:
