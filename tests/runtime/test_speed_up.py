@@ -233,6 +233,58 @@ def test_layers_left_dense_are_reported_by_name_with_the_reason() -> None:
         assert reason in report.excluded[name]
 
 
+class PartlyAutocast(nn.Module):
+    """A network that computes a part of itself under autocast, with a layer in both parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.both = (nn.Linear(32, 32) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.both(self.first(x))
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.both(self.second(x.bfloat16())).float()  # type: ignore[no-any-return]
+
+
+@pytest.mark.usefixtures("_always_faster")
+def test_layers_called_on_other_types_than_float32_stay_dense() -> None:
+    torch.manual_seed(0)
+    model = sparsified(PartlyAutocast(), 0.9)
+    fast, report = report_of(model, torch.randn(4, 32))
+    assert report.replaced == ("first",)
+    for name in ("second", "both"):
+        assert "called on bfloat16 inputs, as under autocast" in report.excluded[name]
+    assert_outputs_match(fast, model, torch.randn(5, 32))
+
+
+class CountingCalls(nn.Module):
+    """A network that counts its calls in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sparse, self.dense = nn.Linear(32, 32), nn.Linear(32, 4)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.get_buffer("calls").add_(1)
+        return self.dense(self.sparse(x))  # type: ignore[no-any-return]
+
+
+def test_fast_model_can_be_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model: Any = CountingCalls()
+    sparsified(model.sparse, 0.9)
+    plant_timings(monkeypatch, [2.0], [1.0], [3.0])
+    fast, report = report_of(model, torch.randn(4, 32))
+    assert report.replaced == ("sparse",)
+    assert not [name for name, each in fast.state_dict().items() if each.is_inference()]
+    assert fast.get_buffer("calls") == 0  # the calls for timing do not count
+    fast(torch.randn(4, 32))
+    assert fast.get_buffer("calls") == 1
+    fast.load_state_dict({name: each + 1 for name, each in fast.state_dict().items()})
+    assert model.calls == 0
+
+
 class Counting(nn.Module):
     """A network that writes into its input, so that a second call would read other tokens."""
 

@@ -67,6 +67,11 @@ def layer_inputs(
                 "it is called on nested tensors, into which nn.TransformerEncoder converts padded "
                 "inputs unless built with enable_nested_tensor=False"
             )
+        elif isinstance(x, torch.Tensor) and x.dtype != torch.float32:
+            excluded[name] = (
+                f"it is called on {str(x.dtype).removeprefix('torch.')} inputs, as under autocast, "
+                "and sparse layers compute in float32"
+            )
         elif isinstance(x, torch.Tensor):
             inputs.setdefault(name, x.detach())
 
@@ -74,7 +79,8 @@ def layer_inputs(
     for name, module in candidates.items():
         if name not in inputs and name not in excluded and is_sparse_enough(module):
             excluded[name] = "it is not called on this example, or only its weight is read"
-    return inputs, excluded
+    # A layer may be called several times, and only some of the calls fit.
+    return {name: x for name, x in inputs.items() if name not in excluded}, excluded
 
 
 def call_recording(

@@ -197,10 +197,13 @@ def _speed_up(
             elif best is not None and best != type_name(dtype):
                 reason = wrong.get(type_name(dtype), f"{type_name(dtype)} is not faster")
                 in_float32.setdefault(chain.name, reason)
-        networks = {
-            "dense": (dense, make_caller(dense, args, kwargs)),
-            **_sparse_networks(model, faster, split.joint, args, kwargs),
-        }
+    # Outside of inference mode: tensors made in that mode cannot be written to later, as by
+    # load_state_dict, or by a forward that counts its calls in a buffer.
+    networks = {
+        "dense": (dense, make_caller(dense, args, kwargs)),
+        **_sparse_networks(model, faster, split.joint, args, kwargs),
+    }
+    with torch.inference_mode():
         network_timings = time_variants({name: caller for name, (_, caller) in networks.items()})
     best = min(networks, key=network_timings.ratio)
     milliseconds = {
@@ -221,6 +224,7 @@ def _speed_up(
             f"{type(model).__name__} cannot be sped up: its outputs would be off by {excess:.2g} "
             f"of the largest ({accepted:.2g} is accepted). {UNSTABLE}; or use the dense network"
         )
+    _restore_buffers(network, model)
     if best == "dense":
         timings = [replace(timing, replaced=False) for timing in timings]
     replaced = {timing.name for timing in timings if timing.replaced}
@@ -328,3 +332,16 @@ def _sparse_networks(
             f"{type(failures[-1]).__name__}: {first_line(failures[-1])}. Use the dense network"
         ) from failures[-1]
     return networks
+
+
+def _restore_buffers(network: nn.Module, model: nn.Module) -> None:
+    """Give a copy that was called for timing the buffers of its original, which was not.
+
+    A forward may write to them, as to a count of its calls.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name, module in network.named_modules(remove_duplicate=False):
+        own = modules[name]._buffers if name in modules else {}
+        for key in module._buffers.keys() & own.keys():
+            buffer = own[key]
+            module._buffers[key] = None if buffer is None else buffer.clone()
