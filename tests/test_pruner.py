@@ -20,6 +20,7 @@ from prunus import (
     ExponentialRelevance,
     FloorNotReachedError,
     GradualPruning,
+    Growth,
     IterativePruning,
     LearningRateStrength,
     MagnitudeScore,
@@ -29,6 +30,7 @@ from prunus import (
     PrunusError,
     RelevancePenalty,
     Schedule,
+    SoftGrowth,
     TaylorScore,
     select,
 )
@@ -524,3 +526,67 @@ def test_pruners_without_floors_share_a_model() -> None:
         for pruner in pruners:
             pruner.step(0.9)
     assert [pruner.sparsity for pruner in pruners] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("apply", ["gradient", "decoupled"])
+@pytest.mark.parametrize("limit", [None, 0.5])
+def test_expanded_gradients_train_as_their_copies(apply: Apply, limit: float | None) -> None:
+    def trained(*, copied: bool) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        layer = nn.Linear(8, 6)
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+        penalty = RelevancePenalty(0.1, apply=apply)
+        pruner = Pruner(layer, optimizer, penalty, max_grad_norm=limit)
+        for step in range(4):
+            loss = (layer.weight.sum(0) * torch.arange(8.0)).sum() + layer.bias.sum()
+            gradients = torch.autograd.grad(loss, [layer.weight, layer.bias])
+            layer.weight.grad, layer.bias.grad = (
+                (each.clone(memory_format=torch.contiguous_format) for each in gradients)
+                if copied
+                else gradients
+            )
+            optimizer.step()
+            if step == 1:
+                layer.weight.grad = gradients[0]  # a removal clears gradients, too
+                pruner.prune(sparsity=0.5)
+        assert torch.count_nonzero(layer.weight) == 24
+        return [each.detach() for each in layer.parameters()]
+
+    torch.testing.assert_close(trained(copied=False), trained(copied=True), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("growth", [None, SoftGrowth(until=100)])
+def test_a_pruner_may_be_built_and_used_in_inference_mode(growth: Growth | None) -> None:
+    def trained(*, inference: bool) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model = nn.ModuleList([nn.Linear(8, 6), nn.Linear(6, 2), nn.Linear(2, 2)])
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        penalty = RelevancePenalty(0.1, smoothing=0.9)
+        x = torch.randn(16, 8)
+
+        def train(steps: int, used: int = 3) -> None:
+            for _ in range(steps):
+                optimizer.zero_grad()
+                y = x
+                for layer in model[:used]:
+                    y = layer(y)
+                y.square().mean().backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+
+        with torch.inference_mode(inference):
+            pruner = Pruner(model, optimizer, penalty, growth=growth)
+        train(100, used=2)
+        with torch.inference_mode(inference), pytest.warns(UserWarning, match="had no gradient"):
+            pruner.prune(sparsity=0.5)
+        assert pruner.sparsity == pytest.approx(0.5)
+        train(2)  # writes to what the removal has made
+        with torch.inference_mode(inference):
+            pruner.load_state_dict(pruner.state_dict())
+            pruner.step(0.5)
+        train(3)
+        pruner.prune(sparsity=0.7)
+        train(1)
+        assert pruner.sparsity == pytest.approx(0.7, abs=0.02)
+        return [each.detach() for each in model.parameters()]
+
+    torch.testing.assert_close(trained(inference=True), trained(inference=False), rtol=0, atol=0)

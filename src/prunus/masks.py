@@ -50,6 +50,7 @@ class _SharedMask:
         """The tensor, and how often it has been written to."""
         return id(self.mask), self.mask._version
 
+    @torch.inference_mode(False)  # tensors made in that mode could not be written to later
     def move(self, device: torch.device) -> None:
         """Move the mask to a device; its count stays valid."""
         is_counted = self.counted_state == self.state
@@ -82,6 +83,7 @@ class Masks(Mapping[str, torch.Tensor]):
         (5, 0.375, 5)
     """
 
+    @torch.inference_mode(False)  # tensors made in that mode could not be written to later
     def __init__(self, selection: Selection) -> None:
         raise_problems(
             type_problem(

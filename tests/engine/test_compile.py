@@ -224,3 +224,12 @@ def test_a_compiled_step_is_compiled_once_however_often_it_is_pruned(
         one.assert_close(train(make, apply=way_of_it, schedule=schedule), bound)
     assert torch.equal(pruned.removed(), torch.zeros_like(pruned.removed()))
     assert not torch.signbit(pruned.removed()).any()
+
+
+def test_a_step_that_must_be_compiled_as_a_whole_names_the_reason() -> None:
+    model = tanh_network(12, 4, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    Pruner(model, optimizer)
+    model(BATCH[0]).sum().backward()
+    with pytest.raises(RuntimeError, match="prunus acts around each optimizer step, outside of"):
+        torch.compile(optimizer.step, fullgraph=True, backend="eager")()

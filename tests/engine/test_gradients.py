@@ -17,6 +17,7 @@ from prunus._engine.gradients import (
     loss_scale_of,
     match_placements,
     mean_magnitudes,
+    separate_elements,
 )
 
 
@@ -61,6 +62,19 @@ def test_every_sparse_gradient_is_named() -> None:
     check_dense(model, tensors[2:])
     with pytest.raises(PrunusError, match="^a tensor of the optimizer has a sparse gradient"):
         check_dense(nn.Linear(1, 1), tensors)
+
+
+def test_only_gradients_whose_elements_share_memory_are_copied() -> None:
+    parameters = [nn.Parameter(torch.ones(2, 3)) for _ in range(3)] + [nn.Parameter(torch.ones(1))]
+    parameters[0].grad = torch.tensor([1.0, 2.0, 3.0]).expand(2, 3)
+    parameters[1].grad = kept = torch.ones(3, 2).t()
+    parameters[3].grad = single = torch.ones(()).expand(1)
+    separate_elements(parameters)
+    assert parameters[0].grad.is_contiguous()
+    assert parameters[0].grad.tolist() == [[1.0, 2.0, 3.0]] * 2
+    assert parameters[1].grad is kept
+    assert parameters[2].grad is None
+    assert parameters[3].grad is single
 
 
 def test_gradients_are_laid_out_as_their_tensors() -> None:

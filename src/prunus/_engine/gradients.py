@@ -18,6 +18,7 @@ __all__ = [
     "loss_scale_of",
     "match_placements",
     "mean_magnitudes",
+    "separate_elements",
 ]
 
 
@@ -65,6 +66,31 @@ def match_placements(parameters: Iterable[torch.Tensor]) -> None:
         target: Any = parameter
         if is_sharded(gradient) and gradient.placements != target.placements:
             parameter.grad = gradient.redistribute(placements=target.placements)
+
+
+def separate_elements(parameters: Iterable[torch.Tensor]) -> None:
+    """Copy gradients of which several elements share memory, so that each can be changed.
+
+    Those that ``torch.autograd.grad`` returns for a sum of weights are expanded like that.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> (weight.grad,) = torch.autograd.grad(weight.sum(), [weight])
+        >>> weight.grad.stride()
+        (0,)
+        >>> separate_elements([weight])
+        >>> weight.grad.stride()
+        (1,)
+    """
+    for parameter in parameters:
+        gradient = parameter.grad
+        if gradient is None or gradient.layout is not torch.strided:
+            continue
+        strides = gradient.stride()
+        if 0 in strides and any(
+            stride == 0 and size > 1 for stride, size in zip(strides, gradient.shape, strict=True)
+        ):
+            parameter.grad = gradient.clone(memory_format=torch.contiguous_format)
 
 
 def mean_magnitudes(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from prunus._distributed.process_group import CheckEqual, failure_reported
+from prunus._engine.gradients import separate_elements
 from prunus._engine.optimizer_state import clear_state
 from prunus._engine.optimizers import Optimizers
 from prunus._engine.removal import Removal, Remover
@@ -173,6 +174,7 @@ class Editor:
         """Clear all that belongs to the weights of a tensor where ``mask`` is False."""
         tensor = self.masks.selection[name]
         clear_(tensor.weight, mask)
+        separate_elements([tensor.parameter])
         if tensor.gradient is not None:
             clear_(tensor.gradient, mask)
         clear_state(self._optimizers.of(name), tensor.parameter, mask)

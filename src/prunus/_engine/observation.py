@@ -156,6 +156,7 @@ class GradientObserver:
             self._memory(name, tensor.weight, wide)
         return list(missing)
 
+    @torch.inference_mode(False)  # tensors made in that mode could not be written to later
     def _memory(
         self, name: str, weight: torch.Tensor, dtype: torch.dtype
     ) -> dict[str, torch.Tensor]:

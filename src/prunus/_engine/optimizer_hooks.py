@@ -7,6 +7,7 @@ to cost little beside the tensor operations.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from prunus._engine.gradients import (
     loss_scale_of,
     match_placements,
     mean_magnitudes,
+    separate_elements,
 )
 from prunus._engine.observation import GradientObserver
 from prunus._engine.optimizers import Optimizers
@@ -34,6 +36,11 @@ from prunus.penalties.averages import MagnitudeAverages
 from prunus.selection import PrunableTensor
 
 __all__ = ["OptimizerHooks", "StepParts"]
+
+_NOT_COMPILED = (
+    "prunus acts around each optimizer step, outside of compiled code: compile the step with "
+    "fullgraph=False, or the model alone"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +114,8 @@ class OptimizerHooks:
         self._no_grad = torch.no_grad()
         # Not to be traced when the step is compiled: masks and strengths would become constants of
         # the compiled step, and each pruning would compile it again.
-        before, after = map(torch.compiler.disable, (self._before_step, self._after_step))
+        disable = functools.partial(torch.compiler.disable, reason=_NOT_COMPILED)
+        before, after = map(disable, (self._before_step, self._after_step))
         self._handles = [
             optimizer.register_step_pre_hook(before),
             optimizer.register_step_post_hook(after),
@@ -175,6 +183,7 @@ class OptimizerHooks:
         self._active_masks = self._active()
         if self._active_masks:
             self._second_moments.before_step(self._active_masks, self._parts.steps_since_pruning())
+        separate_elements(self._inspected())
         if self._sharded:
             match_placements(self._inspected())
         self._parts.growth.before_step(self._names)

@@ -169,6 +169,7 @@ class StepState:
                 for name, tensor in state["latent"].items()
             }
 
+    @torch.inference_mode(False)  # tensors made in that mode could not be written to later
     def _copy(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """Return this process's shard of a tensor in the weight's order of memory.
 
