@@ -70,7 +70,7 @@ def layer_inputs(
         elif isinstance(x, torch.Tensor) and x.dtype != torch.float32:
             excluded[name] = (
                 f"it is called on {str(x.dtype).removeprefix('torch.')} inputs, as under autocast, "
-                "and sparse layers compute in float32"
+                "and sparse layers read float32"
             )
         elif isinstance(x, torch.Tensor):
             inputs.setdefault(name, x.detach())
