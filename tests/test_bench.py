@@ -15,6 +15,7 @@ from torch import nn
 
 from helpers.commands import prunus
 from helpers.planted_timings import plant_timings
+from helpers.sparse_models import sparsified
 from prunus import ArgumentError, PrunusError
 from prunus.bench import (
     KINDS,
@@ -380,6 +381,54 @@ def test_metrics_of_reduced_precision_are_measured_and_judged_by_the_floor() -> 
     assert report.metrics["bfloat16, autocast"] == 0.5
     assert report.below_floor == ("bfloat16, autocast",)
     assert report.metrics["bfloat16"] > 0.95
+
+
+SPARSE_TYPES = ("sparse, bfloat16", "sparse, int8")
+
+
+def test_sparse_layers_in_bfloat16_and_int8_are_recommended_by_their_metric(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, x = sparsified(classifier(), 0.6), 3 * inputs(256)
+    labels = model(x).argmax(1)
+
+    def timed(**options: Any) -> BenchReport:
+        # Of dense layers, of sparse ones in float32, in the lower type; and of the variants.
+        plant_timings(monkeypatch, [1.0], [0.6], [0.4])
+        return bench(
+            model, inputs, batches=[8], threads=[1], seconds=0, variants=SPARSE_TYPES, **options
+        )
+
+    report = timed(
+        evaluate=lambda network: float((network(x).argmax(1) == labels).float().mean()),
+        floor="dense-5%",
+        calibration=[x],
+    )
+    (row,) = report.rows
+    assert set(row.times) == {"dense", *SPARSE_TYPES}, report.excluded
+    assert all(1e-5 < row.errors[name] < 0.1 for name in SPARSE_TYPES)
+    assert set(report.metrics) == {"dense", *SPARSE_TYPES}
+    assert report.below_floor == ()
+    call = r"prunus.speed_up\(model, example, dtype=torch.int8, calibration=inputs\)"
+    assert re.match(f"use {call}: 2.5× as fast", report.recommendation)
+    unmeasured = timed().recommendation
+    assert re.match(f"keep the dense network.*; {call} is 2.5× as fast.*its metric", unmeasured)
+
+
+def test_sparse_layers_that_are_faster_in_float32_are_no_variant_in_another_type(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plant_timings(monkeypatch, [1.0], [0.6], [0.7])
+    report = bench(
+        sparsified(classifier(), 0.6),
+        inputs,
+        batches=[8],
+        threads=[1],
+        seconds=0,
+        variants=SPARSE_TYPES,
+    )
+    assert set(report.rows[0].times) == {"dense"}
+    assert not set(SPARSE_TYPES) & set(report.excluded)
 
 
 def test_recommendation_needs_the_metric_of_a_network_in_bfloat16() -> None:

@@ -32,6 +32,14 @@ KINDS: Mapping[str, VariantKind] = {
         VariantKind("compact", "prunus.compact(model, example)"),
         VariantKind("sparse", "prunus.speed_up(model, example)"),
         VariantKind("compact, sparse", "prunus.speed_up(prunus.compact(model, example), example)"),
+        VariantKind(
+            "sparse, bfloat16", "prunus.speed_up(model, example, dtype=torch.bfloat16)", exact=False
+        ),
+        VariantKind(
+            "sparse, int8",
+            "prunus.speed_up(model, example, dtype=torch.int8, calibration=inputs)",
+            exact=False,
+        ),
         VariantKind("onnxruntime", "prunus.export.to_onnx(model, example, path) and onnxruntime"),
         VariantKind("compiled", "torch.compile(model)", pruned=False),
         VariantKind(

@@ -13,9 +13,9 @@ from prunus.export.onnx_export import to_onnx
 from prunus.export.onnx_quantization import quantize
 from prunus.export.onnx_session import OnnxSession
 
-__all__ = ["OnnxFiles"]
+__all__ = ["CALIBRATIONS", "OnnxFiles"]
 
-_CALIBRATIONS = 8
+CALIBRATIONS = 8
 """The number of examples that the scales of activations in int8 are computed from."""
 
 
@@ -72,7 +72,7 @@ class OnnxFiles:
         """Return a session of the network with weights and activations in int8.
 
         The scales of the activations are those of the inputs to calibrate by, and without any of
-        :data:`_CALIBRATIONS` examples.
+        :data:`CALIBRATIONS` examples.
 
         Raises:
             PrunusError: The network cannot be exported or quantized.
@@ -80,7 +80,7 @@ class OnnxFiles:
         path = self._path(batch)
         quantized = path.with_suffix(".int8.onnx")
         if not quantized.exists():
-            random = [self._example(batch) for _ in range(_CALIBRATIONS)]
+            random = [self._example(batch) for _ in range(CALIBRATIONS)]
             # A file for batches of one size accepts no other.
             inputs = self._calibration if self._any_batch else ()
             quantize(path, quantized, map(call_arguments, inputs or random))

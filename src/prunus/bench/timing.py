@@ -23,7 +23,7 @@ from prunus._utils.checks import as_number, number_problem, raise_problems, type
 from prunus._utils.files import memory_key
 from prunus._utils.timing import PairedTimings, paired_timings
 from prunus.bench.kinds import KINDS
-from prunus.bench.onnx_files import OnnxFiles
+from prunus.bench.onnx_files import CALIBRATIONS, OnnxFiles
 from prunus.bench.reduced_precision import InSession
 from prunus.bench.report import BenchReport, BenchRow
 from prunus.bench.variants import Variants, build_variants
@@ -69,8 +69,10 @@ def bench(
 
     * in float32: "compact", "sparse", "compact, sparse", "onnxruntime", and "compiled" by
       ``torch.compile``, if there is a C++ compiler;
-    * "bfloat16, autocast", "bfloat16", and "onnxruntime, int8", whose outputs differ. They are
-      recommended only if ``evaluate`` was passed and their metric meets the floor.
+    * "sparse, bfloat16" and "sparse, int8", whose linear layers compute in that type where that is
+      faster than sparse layers in float32, and "bfloat16, autocast", "bfloat16", and "onnxruntime,
+      int8". Their outputs differ. They are recommended only if ``evaluate`` was passed and their
+      metric meets the floor.
 
     All but "sparse" run the compact network if there is one.
 
@@ -88,7 +90,7 @@ def bench(
         floor: The metric that a network in bfloat16 or int8 must have, as for
             :class:`~prunus.Pruner`. Default: at most 0.2 percent below the dense network's.
         mode: "max" (default) if larger metrics are better, "min" if smaller are.
-        calibration: Inputs that the scales of the network in int8 are computed from. Default:
+        calibration: Inputs that the scales of networks in int8 are computed from. Default:
             ``example``, whose values should then be those of real inputs.
 
     Returns:
@@ -130,17 +132,19 @@ def bench(
         sizes = _sizes(dense, Path(folder))
         progress("searching for dead units")
         small = _compact_variant(dense, example(max(2, batches[0])), excluded)
-        onnx_files = OnnxFiles(
-            dense if small is None else small, example, Path(folder), list(calibration)
-        )
+        typical = list(calibration)
+        onnx_files = OnnxFiles(dense if small is None else small, example, Path(folder), typical)
         with _threads_restored() as before:
             for count in threads or sorted({1, before}):
                 torch.set_num_threads(count)
                 for batch in batches:
                     progress(f"timing a batch of {batch}, {count} thread{'s' * (count > 1)}")
                     inputs = example(batch)
+                    ranges_from = typical
+                    if not typical and "sparse, int8" in wanted:
+                        ranges_from = [example(batch) for _ in range(CALIBRATIONS)]
                     built = build_variants(
-                        dense, small, onnx_files, inputs, batch, excluded, wanted
+                        dense, small, onnx_files, inputs, batch, excluded, wanted, ranges_from
                     )
                     rows.append(_timed(built, batch, excluded, seconds))
         metrics: dict[str, float] = {}

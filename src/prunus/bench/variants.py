@@ -6,8 +6,9 @@ import contextlib
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,6 +47,7 @@ def build_variants(
     batch: int,
     excluded: dict[str, str],
     wanted: Collection[str],
+    calibration: Iterable[ExampleInputs],
 ) -> Variants:
     """Build every variant that a batch can be computed with, at torch's number of threads.
 
@@ -57,6 +59,7 @@ def build_variants(
         batch: Its size.
         excluded: By variant: why it cannot be built. Entries are added.
         wanted: Names of the variants to build beside "dense".
+        calibration: Inputs that the ranges of sparse layers in int8 are computed from.
     """
     networks = {"dense": model}
     if small is not None and "compact" in wanted:
@@ -71,6 +74,13 @@ def build_variants(
                 networks[name] = fast
                 replaced = report.replaced if name == "sparse" else replaced
     smallest = model if small is None else small
+    for name, options in _sparse_types(calibration).items():
+        if name in wanted:
+            with excluded_on_error(name, excluded):
+                fast, report = speed_up(smallest, inputs, return_report=True, **options)
+                # Without a layer in that type it is a variant in float32, which is timed already.
+                if any(layer.replaced and layer.dtype != "float32" for layer in report.layers):
+                    networks[name] = fast
     for name, build in _BUILDERS.items():
         if name in wanted and name not in excluded:
             with excluded_on_error(name, excluded, Exception), _quiet():
@@ -98,6 +108,14 @@ def build_variants(
                 variants.outputs[name] = built.outputs(args, kwargs)
                 variants.calls[name] = built.caller(args, kwargs)
     return variants
+
+
+def _sparse_types(calibration: Iterable[ExampleInputs]) -> dict[str, dict[str, Any]]:
+    """Return, for each variant with sparse layers in a lower type, the arguments of speed_up."""
+    return {
+        "sparse, bfloat16": {"dtype": torch.bfloat16},
+        "sparse, int8": {"dtype": torch.int8, "calibration": calibration},
+    }
 
 
 def _compiled(network: nn.Module) -> nn.Module:
