@@ -15,7 +15,8 @@ from torch import nn
 
 from helpers.peers import PeerGroup, second_of_two_processes
 from prunus import ArgumentError, CheckpointError, Masks, PrunusError, select
-from prunus.masks import candidates, clear_
+from prunus._utils.chunks import CPU_CHUNK
+from prunus.masks import IntegerMasks, candidates, clear_, clear_all_
 
 
 def masks_of(*shapes: tuple[int, ...]) -> Masks:
@@ -365,3 +366,56 @@ def test_masks_of_shards_are_packed_by_the_rows_of_the_whole_tensor() -> None:
         rows = [[False, True, *[False] * 7], [*[False] * 8, True]]
         assert restored["weight"].tolist() == rows
         assert restored.kept == 2
+
+
+def integer_masks_of(
+    *sizes: int, dtype: torch.dtype = torch.float32
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Return tensors of these sizes, with NaN and negative numbers, and masks of every second."""
+    tensors = {str(n): torch.full((n,), -1.0, dtype=dtype) for n in sizes}
+    for tensor in tensors.values():
+        tensor[0] = math.nan
+    return tensors, {name: torch.arange(t.numel()) % 2 == 1 for name, t in tensors.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_integer_masks_clear_as_boolean_ones_do(dtype: torch.dtype) -> None:
+    # The second one stays boolean.
+    tensors, masks = integer_masks_of(5, CPU_CHUNK + 1, dtype=dtype)
+    converted = IntegerMasks().of(masks, tensors)
+    assert converted["5"].element_size() == dtype.itemsize
+    assert [mask.dtype is torch.bool for mask in converted.values()] == [False, True]
+    clear_all_(list(tensors.values()), list(converted.values()))
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, -masks[name].to(dtype))
+        assert not torch.signbit(tensor[~masks[name]]).any()
+
+
+def test_integer_masks_are_converted_once_after_each_change() -> None:
+    tensors, masks = integer_masks_of(4)
+    integers = IntegerMasks()
+    first = integers.of(masks, tensors)["4"]
+    assert integers.of(dict(masks), tensors)["4"] is first
+    masks["4"][1] = False
+    assert integers.of(masks, tensors)["4"].tolist() == [0, 0, 0, 1]
+    replaced = {"4": torch.tensor([True, False, False, False])}
+    assert integers.of(replaced, tensors)["4"].tolist() == [1, 0, 0, 0]
+    assert integers.of(replaced, {"4": tensors["4"].half()})["4"].dtype is torch.int16
+    assert integers.of({}, tensors) == {}
+
+
+def test_integer_masks_have_a_bound_for_all_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prunus.masks.ACCELERATOR_BATCH", 6)
+    tensors, masks = integer_masks_of(4, 3, 2)
+    types = [mask.dtype for mask in IntegerMasks().of(masks, tensors).values()]
+    assert types == [torch.int32, torch.bool, torch.int32]
+
+
+def test_the_active_masks_are_one_object_until_a_mask_changes() -> None:
+    masks = Masks(select(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))))
+    masks["0.weight"][0, 0] = False
+    active = masks.active()
+    assert masks.active() is active
+    masks["1.weight"][0, 0] = False
+    assert list(active) == ["0.weight"]
+    assert list(masks.active()) == ["0.weight", "1.weight"]

@@ -31,9 +31,9 @@ def clipping(model: nn.Module, limit: float, group: ProcessGroup = SINGLE_PROCES
 
 def clip_(clipping: GradientClipping, loss_scale: float | None) -> torch.Tensor:
     """Clip the gradients, and return the factor."""
-    norm = clipping.norm()
-    clipping.clip_(norm, loss_scale)
-    return clipping.scale(norm, loss_scale)
+    factor = clipping.factor(clipping.norm(), loss_scale)
+    clipping.clip_(factor, loss_scale)
+    return factor if loss_scale is None else factor * loss_scale
 
 
 def gradients(layer: nn.Linear) -> list[float]:

@@ -137,55 +137,50 @@ NO_SCORE: Mapping[str, Any] = {"score": MagnitudeScore()}
 
 RELATIVE = ExponentialRelevance(0.2, relative=True)
 
-# The launches of an ordinary step on average, after weights were removed; without that four fewer.
+# The launches of an ordinary step on average, after weights were removed; without that two fewer.
 CASES: dict[str, tuple[Mapping[str, Any], float]] = {
-    "default": ({"penalty": RelevancePenalty(), "schedule": Interval()}, 9.55),
-    "paper": (method("paper").arguments(steps_per_epoch=500), 9),
-    "lobster": (method("lobster").arguments(), 11),
-    "magnitude": (method("magnitude").arguments(), 4),
-    "random": (method("random").arguments(), 4),
-    "l2": (method("l2").arguments(strength=1e-4), 8),
-    "l1": (method("l1").arguments(strength=1e-4), 12),
-    "taylor": (method("taylor").arguments(), 15),
-    "sensitivity": (method("sensitivity").arguments(), 20),
-    "movement": (method("movement").arguments(), 13),
-    "set": (method("set").arguments(total_steps=10**8), 4),
-    "rigl": (method("rigl").arguments(total_steps=10**8), 4),
-    "acdc": (method("acdc").arguments(total_steps=10**8), 4),
-    "gradient, linear": ({"penalty": coupled(coefficient=LinearRelevance()), **NO_SCORE}, 10),
-    "gradient, constant": ({"penalty": coupled(coefficient=ConstantRelevance()), **NO_SCORE}, 7),
-    "gradient, cautious": ({"penalty": coupled(coefficient=CautiousRelevance()), **NO_SCORE}, 10),
-    "gradient, relative": ({"penalty": coupled(coefficient=RELATIVE), **NO_SCORE}, 17),
+    "default": ({"penalty": RelevancePenalty(), "schedule": Interval()}, 6.25),
+    "paper": (method("paper").arguments(steps_per_epoch=500), 7),
+    "lobster": (method("lobster").arguments(), 8),
+    "magnitude": (method("magnitude").arguments(), 2),
+    "random": (method("random").arguments(), 2),
+    "l2": (method("l2").arguments(strength=1e-4), 5),
+    "l1": (method("l1").arguments(strength=1e-4), 9),
+    "taylor": (method("taylor").arguments(), 11),
+    "sensitivity": (method("sensitivity").arguments(), 14),
+    "movement": (method("movement").arguments(), 9),
+    "set": (method("set").arguments(total_steps=10**8), 2),
+    "rigl": (method("rigl").arguments(total_steps=10**8), 2),
+    "acdc": (method("acdc").arguments(total_steps=10**8), 2),
+    "gradient, linear": ({"penalty": coupled(coefficient=LinearRelevance()), **NO_SCORE}, 8),
+    "gradient, constant": ({"penalty": coupled(coefficient=ConstantRelevance()), **NO_SCORE}, 5),
+    "gradient, cautious": ({"penalty": coupled(coefficient=CautiousRelevance()), **NO_SCORE}, 8),
+    "gradient, relative": ({"penalty": coupled(coefficient=RELATIVE), **NO_SCORE}, 12),
     "gradient, power 1": (
         {"penalty": coupled(coefficient=LinearRelevance(), power=1), **NO_SCORE},
-        12,
+        10,
     ),
-    "gradient, smoothed": ({"penalty": coupled(smoothing=0.9), **NO_SCORE}, 26),
-    "decoupled, relative": ({"penalty": decoupled(coefficient=RELATIVE), **NO_SCORE}, 18),
+    "gradient, smoothed": ({"penalty": coupled(smoothing=0.9), **NO_SCORE}, 19),
+    "decoupled, relative": ({"penalty": decoupled(coefficient=RELATIVE), **NO_SCORE}, 12),
     "decoupled, cautious": (
         {"penalty": decoupled(coefficient=CautiousRelevance()), **NO_SCORE},
-        11,
+        8,
     ),
-    "every gradient": ({"penalty": None, "score": FisherScore(every=1)}, 15),
-    "clipped, no penalty": ({"penalty": None, "max_grad_norm": 1.0, **NO_SCORE}, 16),
+    "every gradient": ({"penalty": None, "score": FisherScore(every=1)}, 11),
+    "clipped, no penalty": ({"penalty": None, "max_grad_norm": 1.0, **NO_SCORE}, 9),
     "clipped": (
         {"penalty": RelevancePenalty(), "schedule": Interval(), "max_grad_norm": 1.0},
-        23.2,
+        13.3,
     ),
 }
 
 ABOVE_LIMIT = {
-    "taylor",
-    "sensitivity",
-    "movement",
-    "gradient, relative",
-    "gradient, smoothed",
-    "decoupled, relative",
-    "every gradient",
-    "clipped, no penalty",
-    "clipped",
+    "sensitivity": "two averages, of which one needs the result of the other",
+    "gradient, smoothed": "the mean of each average, which the average must be complete for",
+    "clipped": "seven launches for the norm of all gradients and the product with its factor",
 }
-"""Cases with more launches than the limit, in one group of tensors as in any number of layers."""
+"""Cases with more launches than the limit, in one group of tensors as in any number of layers, and
+what takes them."""
 
 NOT_COUNTED = {
     "the method soft": "its masks change with values, which fake tensors do not have",
@@ -232,7 +227,7 @@ def test_the_host_waits_for_the_scaler_of_a_fused_optimizer_once_a_step() -> Non
 @pytest.mark.slow
 def test_tensors_of_16_bits_are_a_group_of_their_own() -> None:
     # The decoupled penalty computes what rounding would lose.
-    for name, most in (("default", 15), ("paper", 9), ("lobster", 35)):
+    for name, most in (("default", 12), ("paper", 7), ("lobster", 33)):
         few, more = (counted(layers=n, dtype=torch.bfloat16, **CASES[name][0]) for n in (1, 3))
         assert mean(few) == mean(more) <= most
         assert all(launches.waits == [] for launches in more)

@@ -210,6 +210,32 @@ def test_a_shard_whose_gradient_is_not_finite_keeps_its_memory(score: Score, val
     assert observer.counts == {"a.weight": 5, "b.weight": 5}
 
 
+@pytest.mark.parametrize("names", [["a"], ["a", "b"]])
+@pytest.mark.parametrize("score", [FisherScore(every=1), SensitivityScore()])
+def test_one_flag_on_a_device_keeps_the_memory_of_all_tensors(
+    score: Score, names: list[str]
+) -> None:
+    """As on an accelerator whose host does not know whether the norm of the gradients overflows."""
+    model, _ = two_layers()
+    selection = select(model, [f"{name}.weight" for name in names])
+    known, flagged = (GradientObserver(score, selection) for _ in range(2))
+    for step in range(3):
+        for prunable in selection.values():
+            prunable.parameter.grad = torch.full_like(prunable.parameter, step + 1.0)
+        with torch.no_grad():
+            known.observe(None)
+            flagged.observe(None, torch.tensor(True))
+            for prunable in selection.values():
+                prunable.parameter.grad = torch.full_like(prunable.parameter, math.nan)
+            counts = dict(flagged.counts)
+            flagged.observe(None, torch.tensor(False))
+            assert flagged.counts == {name: count + 1 for name, count in counts.items()}
+            flagged.counts = counts
+    for name, memory in known.memory.items():
+        for key, tensor in memory.items():
+            torch.testing.assert_close(flagged.memory[name][key], tensor, rtol=0, atol=0)
+
+
 def test_tensors_without_gradients_count_as_zeros_once_others_had_a_hundred() -> None:
     _, selection = two_layers()
     observer = GradientObserver(TaylorScore(), selection)

@@ -99,3 +99,19 @@ def test_finite_numbers_whose_sum_overflows_are_averaged() -> None:
     averages = MagnitudeAverages(smoothing=0.5)
     averages.update({"w": torch.tensor([3e38, 3e38])})
     assert averages.counts == {"w": 1}
+
+
+@pytest.mark.parametrize("names", [["a"], ["a", "b"]])
+def test_one_flag_on_a_device_keeps_all_averages(names: list[str]) -> None:
+    known, flagged = MagnitudeAverages(smoothing=0.75), MagnitudeAverages(smoothing=0.75)
+    for step in range(3):
+        gradients = {name: torch.tensor([step + 1.0, -2.0]) for name in names}
+        known.update(gradients)
+        flagged.update(gradients, measurable=torch.tensor(True))
+        counts = dict(flagged.counts)
+        bad = {name: torch.tensor([math.nan, 1.0]) for name in names}
+        flagged.update(bad, measurable=torch.tensor(False))
+        assert flagged.counts == {name: count + 1 for name, count in counts.items()}
+        flagged.counts = counts
+    for name in names:
+        torch.testing.assert_close(flagged.tensors[name], known.tensors[name], rtol=0, atol=0)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.data import normal
 from prunus import (
     CautiousRelevance,
     ConstantRelevance,
@@ -15,6 +16,7 @@ from prunus import (
     LinearRelevance,
     PrunusError,
 )
+from prunus.penalties.coefficients import _exponential
 
 GRADIENT = torch.tensor([0.0, -0.5, 1.0, -3.0], dtype=torch.float64)
 
@@ -122,3 +124,19 @@ def test_a_cautious_coefficient_without_the_weight_is_rejected() -> None:
 def test_alpha_must_be_a_finite_number_above_0(coefficient: Any, alpha: Any) -> None:
     with pytest.raises(PrunusError, match="alpha must be "):
         coefficient(alpha=alpha)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 5e-7), (torch.bfloat16, 8e-3)])
+def test_the_coefficient_of_accelerators_is_the_exponential(
+    dtype: torch.dtype, bound: float
+) -> None:
+    gradient = (normal(4, 128, seed=1) * 3).to(dtype)
+    units = torch.tensor([[0.5], [1.0], [2.0], [1e-37]])
+    gradient[3, :2] = torch.tensor([0.0, -0.0])
+    expected = torch.exp(-gradient.double().abs() / units.double())
+    found = _exponential(gradient.clone(), units, out=None)
+    assert found.dtype is dtype
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=bound)
+    in_place = gradient.clone()
+    assert _exponential(in_place, units, out=in_place) is in_place
+    assert torch.equal(in_place, found)

@@ -46,49 +46,43 @@ class GradientClipping:
         sharded = self._process_group.sharded
         return self._norm_over_processes(parameters) if sharded else _norm(parameters)
 
-    def scale(self, norm: torch.Tensor, loss_scale: torch.Tensor | float | None) -> torch.Tensor:
-        """Return the factor that clipped gradients differ by from those of the loss.
+    def factor(
+        self, norm: torch.Tensor, loss_scale: torch.Tensor | float | None = None
+    ) -> torch.Tensor:
+        """Return the factor by which gradients of this norm are clipped.
 
         Args:
             norm: The gradients' norm, from :meth:`norm`.
             loss_scale: The factor that a gradient scaler has multiplied them by, or None.
 
         Returns:
-            The factor, the loss scale included; 0 or NaN if the norm overflowed.
+            The factor; 0 or NaN if the norm overflowed.
         """
-        factor = self._factor(norm, loss_scale)
-        return factor if loss_scale is None else factor * on_device(loss_scale, factor.device)
+        # As torch's function computes it, to the last bit, without its product with a limit of 1.
+        positive = norm + 1e-6
+        if loss_scale is not None:
+            factor = self._max_norm * on_device(loss_scale, norm.device) / positive
+        else:
+            factor = positive.reciprocal()
+            if self._max_norm != 1:
+                factor = factor * self._max_norm
+        return torch.clamp(factor, max=1.0)
 
-    def clip_(self, norm: torch.Tensor, loss_scale: torch.Tensor | float | None) -> None:
+    def clip_(self, factor: torch.Tensor, loss_scale: torch.Tensor | float | None = None) -> None:
         """Clip the gradients in place.
 
         Args:
-            norm: Their norm, from :meth:`norm`.
+            factor: The factor, from :meth:`factor`.
             loss_scale: The factor that a gradient scaler has multiplied them by, or None.
         """
+        cast = self._process_group.sharded or loss_scale is not None
         # In any order, unlike for the norm.
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
-        # torch's function reads a limit that is on a device, and the host would wait for it.
-        if self._process_group.sharded or loss_scale is not None:
-            factor = self._factor(norm, loss_scale)
-            gradients = [local(p.grad) for p in parameters if p.grad is not None]
-            for indices in same_device_and_type(gradients):
-                group = [gradients[index] for index in indices]
-                torch._foreach_mul_(group, factor.to(group[0].device, group[0].dtype))
-        else:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self._max_norm, norm)
-
-    def _factor(self, norm: torch.Tensor, loss_scale: torch.Tensor | float | None) -> torch.Tensor:
-        """Return the factor by which gradients of this norm are clipped."""
-        return torch.clamp(self._limit(norm, loss_scale) / (norm + 1e-6), max=1.0)
-
-    def _limit(
-        self, norm: torch.Tensor, loss_scale: torch.Tensor | float | None
-    ) -> torch.Tensor | float:
-        """Return the largest norm of gradients that are multiplied by a loss scale."""
-        if loss_scale is None:
-            return self._max_norm
-        return self._max_norm * on_device(loss_scale, norm.device)
+        gradients = [local(p.grad) for p in parameters if p.grad is not None]
+        for indices in same_device_and_type(gradients):
+            group = [gradients[index] for index in indices]
+            dtype = group[0].dtype if cast else factor.dtype
+            torch._foreach_mul_(group, factor.to(group[0].device, dtype))
 
     def _parameters(self) -> list[torch.Tensor]:
         """Return the optimizer's parameters in the model's order.

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from prunus._distributed.shards import local
 from prunus._utils.batches import batches
 from prunus._utils.devices import on_device
-from prunus._utils.finiteness import finiteness
+from prunus._utils.finiteness import finite_mask, finiteness
 from prunus.scores import Score
 from prunus.selection import PrunableTensor, Selection
 
@@ -58,7 +59,7 @@ class GradientObserver:
     def observe(
         self,
         loss_scale: torch.Tensor | float | None,
-        measurable: torch.Tensor | bool = True,
+        measurable: torch.Tensor | bool | None = None,
         *,
         tensors: Iterable[PrunableTensor] | None = None,
     ) -> None:
@@ -66,23 +67,40 @@ class GradientObserver:
 
         Args:
             loss_scale: The factor that the gradients have been multiplied by, or None.
-            measurable: Whether the gradients may be used; if not, they count as if they were not
-                finite. A scalar on a device if the host does not know. Default True.
+            measurable: Whether the gradients may be used, which implies that they are finite; if
+                not, they count as if they were not. A scalar on a device if the host does not
+                know. Default None: not known.
             tensors: The tensors that the step moves. Default: all.
         """
+        due = self.due(self._all if tensors is None else tensors)
+        if due:
+            self.observe_due(due, loss_scale, measurable)
+
+    def due(
+        self, tensors: Iterable[PrunableTensor]
+    ) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
+        """Return name, weight and gradient of each tensor to observe, and count the others."""
         due = []
-        for tensor in self._all if tensors is None else tensors:
-            name, gradient = tensor.name, tensor.gradient
+        counts, every = self.counts, self._every
+        for tensor in tensors:
+            name, gradient = tensor.name, tensor.parameter.grad
             if gradient is None or gradient.layout is not torch.strided:
                 continue
             # Counted for each tensor, because one may have a gradient in every second step only.
-            earlier = self.counts.get(name, 0)
-            if earlier % self._every:
-                self.counts[name] = earlier + 1
+            earlier = counts.get(name, 0)
+            if earlier % every:
+                counts[name] = earlier + 1
             else:
-                due.append((name, tensor.weight, gradient))
-        if not due:
-            return
+                due.append((name, tensor.weight, local(gradient)))
+        return due
+
+    def observe_due(
+        self,
+        due: Sequence[tuple[str, torch.Tensor, torch.Tensor]],
+        loss_scale: torch.Tensor | float | None,
+        measurable: torch.Tensor | bool | None = None,
+    ) -> None:
+        """Pass those of :meth:`due` that are finite to the score; see :meth:`observe`."""
         finite = finiteness(
             [gradient for _, _, gradient in due], sharded=self._sharded, measurable=measurable
         )
@@ -103,8 +121,8 @@ class GradientObserver:
         """Pass gradients to the score.
 
         Args:
-            due: Name, weight, gradient, and whether the gradient is finite: True, or a scalar on
-                the device.
+            due: Name, weight, gradient, and whether the gradient is finite: True, or a scalar of
+                :func:`finiteness`.
             loss_scale: The factor that the gradients have been multiplied by, or None.
         """
         keys, memories = [], []
@@ -115,22 +133,31 @@ class GradientObserver:
             earlier = self.counts.get(name, 0)
             self.counts[name] = earlier + 1
             keys.append((earlier // self._every + 1, flag is True))
-        _, weights, gradients, flags = zip(*due, strict=True)
+        _, weights, gradients, finite = zip(*due, strict=True)
         names = self.score.memory_names
         remembered = range(2, 2 + len(names))
         for batch in batches(weights, gradients, *zip(*memories, strict=True), together=keys):
             count, known = keys[batch.indices[0]]
             wide = batch.operands[2][0].dtype
-            w, g, *parts = batch.load(0, 1, *remembered, dtype=wide)
+            new, old = [], []
+            if known or not batch.packed:
+                w, g, *parts = batch.load(0, 1, *remembered, dtype=wide)
+                if not known:
+                    new, old = parts, [part.clone() for part in parts]
+            else:
+                # The memory twice, to keep what it was where a gradient is not finite.
+                blocks = batch.stack(0, 1, *remembered, *remembered, dtype=wide)
+                operands, *both = torch.split(blocks, [2, len(names), len(names)])
+                new, old = both[:1], both[1:]
+                w, g = operands.unbind()
+                parts = list(new[0].unbind())
             if loss_scale is not None:
                 g = g / on_device(loss_scale, g.device)
-            before = [] if known else [part.clone() for part in parts]
             self.score.observe(w, g, dict(zip(names, parts, strict=True)), count=count)
             if not known:
-                finite = batch.spread(flags)
-                parts = [
-                    torch.where(finite, part, old) for part, old in zip(parts, before, strict=True)
-                ]
+                finite_here = finite_mask(batch, finite)
+                kept = [torch.where(finite_here, n, o) for n, o in zip(new, old, strict=True)]
+                parts = list(kept[0].unbind()) if batch.packed else kept
             batch.store(remembered, parts)
 
     def fill_unobserved(self) -> list[str]:

@@ -8,7 +8,7 @@ to cost little beside the tensor operations.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +29,9 @@ from prunus._engine.optimizers import Optimizers
 from prunus._engine.penalty_probe import PenaltyProbe
 from prunus._engine.preconditions import check_shapes
 from prunus._engine.second_moments import SecondMoments
+from prunus._utils.devices import on_device
 from prunus.growth import GrowthRule
-from prunus.masks import Masks, clear_all_
+from prunus.masks import IntegerMasks, Masks, clear_all_
 from prunus.penalties.application import Application, Strengths, TensorStep
 from prunus.penalties.averages import MagnitudeAverages
 from prunus.selection import PrunableTensor
@@ -106,8 +107,12 @@ class OptimizerHooks:
         )
         self._prunable = tuple(optimizers.tensors(index))
         self._tensors = tuple((t, t.name, t.parameter) for t in self._prunable)
-        self._names = frozenset(name for _, name, _ in self._tensors)
+        self._parameters = {name: parameter for _, name, parameter in self._tensors}
         self._active_masks: Mapping[str, torch.Tensor] = {}
+        self._integer_masks = IntegerMasks()
+        self._clearing_masks: Mapping[str, torch.Tensor] = {}
+        """The active masks, converted where that makes it faster to clear tensors with them."""
+        self._gradients: list[tuple[PrunableTensor, str, torch.Tensor, torch.Tensor]] = []
         self._closure_called = True
         self._ignores_closure = False
         self._skipped: bool | None = None
@@ -127,14 +132,15 @@ class OptimizerHooks:
             handle.remove()
         self._handles.clear()
 
-    def _active(self) -> Mapping[str, torch.Tensor]:
-        """Return the masks to apply to the optimizer's tensors; empty if they do not hold."""
-        if not self._parts.growth.masks_hold:
-            return {}
-        active = self._parts.masks.active()
-        if len(self._names) == len(self._selection):
-            return active
-        return {name: mask for name, mask in active.items() if name in self._names}
+    def _find_active_masks(self) -> None:
+        """Find the masks to apply to the optimizer's tensors; none if they do not hold."""
+        active: Mapping[str, torch.Tensor] = {}
+        if self._parts.growth.masks_hold:
+            active = self._parts.masks.active()
+        if active and len(self._parameters) < len(self._selection):
+            active = {name: mask for name, mask in active.items() if name in self._parameters}
+        self._active_masks = active
+        self._clearing_masks = self._integer_masks.of(active, self._parameters) if active else {}
 
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -143,7 +149,9 @@ class OptimizerHooks:
         # args[0] is the optimizer itself. An optimizer that receives a closure computes its
         # gradients there, within the step and perhaps several times. Some do not call it, because
         # the gradients are there already, and some accept another argument in its place.
-        place = next((i for i, value in enumerate(args) if i > 0 and callable(value)), None)
+        place = None
+        if len(args) > 1:
+            place = next((i for i, value in enumerate(args) if i > 0 and callable(value)), None)
         closure = kwargs.get("closure") if place is None else args[place]
         self._skipped = None
         if closure is None or self._ignores_closure:
@@ -180,47 +188,57 @@ class OptimizerHooks:
         if application is not None:
             application.begin()
         loss_scale, strengths = loss_scale_of(self._optimizer), self._parts.strengths()
-        self._active_masks = self._active()
+        self._find_active_masks()
         if self._active_masks:
             self._second_moments.before_step(self._active_masks, self._parts.steps_since_pruning())
         separate_elements(self._inspected())
         if self._sharded:
             match_placements(self._inspected())
-        self._parts.growth.before_step(self._names)
-        scale, measurable = self._clip(loss_scale)
-        if application is None or measurable is False:
-            self._mask_gradients()
-            return
-        if self._parts.averages.smoothing:
+        self._parts.growth.before_step(self._parameters.keys())
+        self._gradients = self._present_gradients()
+        acting = application is not None and any(map(_is_positive, strengths.values()))
+        smoothing = self._parts.averages.smoothing > 0
+        scale, measurable = self._clip(loss_scale, used=acting or smoothing)
+        if measurable is not False and smoothing:
             self._update_averages(scale, measurable)
-        self._apply(application, strengths, loss_scale, scale, measurable)
+        if application is None or not acting or measurable is False:
+            self._mask_gradients()
+        else:
+            self._apply(application, strengths, loss_scale, scale, measurable)
+        self._gradients = []  # or they would keep gradients alive that the caller has freed
 
     def _clip(
-        self, loss_scale: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, torch.Tensor | bool]:
+        self, loss_scale: torch.Tensor | None, *, used: bool
+    ) -> tuple[torch.Tensor | None, torch.Tensor | bool | None]:
         """Pass the gradients to the score, and clip them if there is a limit.
+
+        Args:
+            loss_scale: The factor that a gradient scaler has multiplied them by, or None.
+            used: Whether the caller uses the result.
 
         Returns:
             The factor that the gradients have been multiplied by, clipping included, and whether
             relevance can be measured by them: a bool on the CPU, otherwise a scalar on the device,
-            which the host does not wait for.
+            which the host does not wait for; None without a limit, if that is not known.
         """
-        if self._clipping is None:
-            if self._parts.observer.active:
-                self._parts.observer.observe(loss_scale, tensors=self._prunable)
-            return loss_scale, True
-        norm = self._clipping.norm()
-        scale = self._clipping.scale(norm, loss_scale)
-        # Where the norm overflows, relevance cannot be measured, and an average would be infinite
-        # or NaN from there on.
-        measurable: torch.Tensor | bool = False
-        if self._parts.observer.active or self._parts.application is not None:
+        observer, clipping = self._parts.observer, self._clipping
+        scale, on_host = loss_scale, False
+        measurable: torch.Tensor | bool | None = None
+        if clipping is not None:
+            factor = clipping.factor(clipping.norm(), loss_scale)
+            scale = factor if loss_scale is None else factor * on_device(loss_scale, factor.device)
+            on_host = scale.is_cpu and not self._sharded
+            # Where the norm overflows, relevance cannot be measured, and an average would be
+            # infinite or NaN from there on.
+            measurable = bool(scale > 0) if on_host else None
+        observed = observer.active and measurable is not False
+        due = observer.due(self._prunable) if observed else []
+        if scale is not None and clipping is not None and not on_host and (due or used):
             measurable = scale > 0
-            if measurable.device.type == "cpu" and not self._sharded:
-                measurable = bool(measurable)
-        if self._parts.observer.active and measurable is not False:
-            self._parts.observer.observe(loss_scale, measurable, tensors=self._prunable)
-        self._clipping.clip_(norm, loss_scale)
+        if due:
+            observer.observe_due(due, loss_scale, measurable)
+        if clipping is not None:
+            clipping.clip_(factor, loss_scale)
         return scale, measurable
 
     def _inspected(self) -> Iterable[torch.Tensor]:
@@ -229,8 +247,10 @@ class OptimizerHooks:
             return [parameter for _, _, parameter in self._tensors]
         return [p for group in self._optimizer.param_groups for p in group["params"]]
 
-    def _update_averages(self, scale: torch.Tensor | None, measurable: torch.Tensor | bool) -> None:
-        gradients = {name: gradient for _, name, _, gradient in self._gradients()}
+    def _update_averages(
+        self, scale: torch.Tensor | None, measurable: torch.Tensor | bool | None
+    ) -> None:
+        gradients = {name: gradient for _, name, _, gradient in self._gradients}
         self._parts.averages.update(gradients, scale, measurable)
 
     def _apply(
@@ -239,7 +259,7 @@ class OptimizerHooks:
         strengths: Mapping[str, float],
         loss_scale: torch.Tensor | None,
         scale: torch.Tensor | None,
-        measurable: torch.Tensor | bool,
+        measurable: torch.Tensor | bool | None,
     ) -> None:
         """Apply the penalty and the masks to the gradients.
 
@@ -248,12 +268,9 @@ class OptimizerHooks:
             strengths: γ of each tensor.
             loss_scale: The factor that the optimizer divides out within its step, or None.
             scale: The factor that the gradients have been multiplied by, clipping included.
-            measurable: Whether relevance can be measured: True, or a scalar on a device.
+            measurable: Whether relevance can be measured: True, None, or a scalar on a device.
         """
-        if not any(strength > 0 for strength in strengths.values()):
-            self._mask_gradients()
-            return
-        sharded, active = self._sharded, self._active_masks
+        sharded, clearing = self._sharded, self._clearing_masks
         averages = self._parts.averages.tensors if self._parts.averages.smoothing else None
         means: Mapping[str, torch.Tensor] = {}
         if sharded and application.formula.coefficient.relative:
@@ -261,13 +278,14 @@ class OptimizerHooks:
         probe = self._parts.probe
         if probe is not None and not probe.is_due(self._index):
             probe = None
-        kept = self._parts.masks.active() if probe is not None else active
+        kept: Mapping[str, torch.Tensor] = {}
         if probe is not None:
+            kept = self._parts.masks.active()
             probe.begin(self._index)
-        known = None if isinstance(measurable, bool) else measurable
+        known = measurable if isinstance(measurable, torch.Tensor) else None
         steps, unpenalized = [], []
-        for tensor, name, parameter, gradient in self._gradients():
-            mask, strength = active.get(name), strengths[name]
+        for tensor, name, parameter, gradient in self._gradients:
+            mask, strength = clearing.get(name), strengths[name]
             if not strength > 0:
                 if mask is not None:
                     unpenalized.append((gradient, mask))
@@ -294,22 +312,29 @@ class OptimizerHooks:
         if steps:
             application.before_step(steps)
 
-    def _gradients(
-        self,
-    ) -> Iterator[tuple[PrunableTensor, str, torch.Tensor, torch.Tensor]]:
-        """Yield each tensor that takes part in the step, its name, parameter and local gradient."""
+    def _present_gradients(self) -> list[tuple[PrunableTensor, str, torch.Tensor, torch.Tensor]]:
+        """Return each tensor that takes part in the step, its name, parameter and local gradient.
+
+        Raises:
+            PrunusError: A gradient is sparse.
+        """
+        present: list[tuple[PrunableTensor, str, torch.Tensor, torch.Tensor]] = []
         for tensor, name, parameter in self._tensors:
             gradient = parameter.grad
             if gradient is None:  # the loss of this step does not depend on it
                 continue
             if gradient.layout is not torch.strided:
                 check_dense(self._parts.model, [parameter])
-            yield tensor, name, parameter, local(gradient) if self._sharded else gradient
+            present.append((tensor, name, parameter, gradient))
+        if self._sharded:
+            return [(t, name, parameter, local(g)) for t, name, parameter, g in present]
+        return present
 
     def _mask_gradients(self) -> None:
         """Zero the gradients of removed weights, without a penalty."""
-        masks = self._active_masks
-        _clear([(g, masks[name]) for _, name, _, g in self._gradients() if name in masks])
+        masks = self._clearing_masks
+        if masks:
+            _clear([(g, masks[name]) for _, name, _, g in self._gradients if name in masks])
 
     def _after_step(self, *_: Any) -> None:
         if is_skipped(self._optimizer) if self._skipped is None else self._skipped:
@@ -317,18 +342,23 @@ class OptimizerHooks:
         if not self._closure_called:
             # This step was taken with unedited gradients: only the masks can be applied now.
             self._closure_called = self._ignores_closure = True
-            self._active_masks = self._active()
+            self._find_active_masks()
         if self._parts.application is not None:
             self._parts.application.after_step()
         if self._parts.probe is not None:
             self._parts.probe.end(self._index)
         if self._active_masks:
-            tensors = [self._selection[name] for name in self._active_masks]
-            weights = [t.weight if self._sharded else t.parameter for t in tensors]
-            clear_all_(weights, list(self._active_masks.values()))
+            weights: list[torch.Tensor] = [self._parameters[name] for name in self._clearing_masks]
+            if self._sharded:
+                weights = [local(weight) for weight in weights]
+            clear_all_(weights, list(self._clearing_masks.values()))
             self._second_moments.after_step()
         self._parts.growth.after_step()
         self._stepped(self._index)
+
+
+def _is_positive(strength: float) -> bool:
+    return strength > 0
 
 
 def _clear(gradients: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:

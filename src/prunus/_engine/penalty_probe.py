@@ -126,7 +126,8 @@ class PenaltyProbe:
 
     def end(self, index: int) -> None:
         """End the measurement of an optimizer, once it has taken the step."""
-        self._due -= {key[0] for key in self._sums if key[0] == index}
+        if index in self._due:
+            self._due -= {key[0] for key in self._sums if key[0] == index}
 
     def report(self, period: int) -> PenaltyReport | None:
         """Return what was measured since the last report, and measure the next step.

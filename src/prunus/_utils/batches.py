@@ -69,14 +69,25 @@ class Batch:
         Returns:
             Blocks of rows. The end of a tensor's last row has any values.
         """
+        if self.packed:
+            return list(self.stack(*operands, dtype=dtype).unbind())
+        loaded = [self.operands[number][0] for number in operands]
+        return loaded if dtype is None else [chunk.to(dtype) for chunk in loaded]
+
+    def stack(self, *operands: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """Return copies of operands as one tensor with a block of rows for each; see :meth:`load`.
+
+        Args:
+            *operands: Numbers of the operands.
+            dtype: Their type. Default: that of the first; they must have one type then.
+        """
+        if not self.packed:
+            return torch.stack(self.load(*operands, dtype=dtype))
         wanted = [self.operands[number] for number in operands]
-        if len(self.indices) == 1:
-            loaded = [views[0] for views in wanted]
-            return loaded if dtype is None else [chunk.to(dtype) for chunk in loaded]
         dtype = wanted[0][0].dtype if dtype is None else dtype
         rows = sum(_rows(view) for view in wanted[0])
-        device = wanted[0][0].device
-        blocks = torch.empty(len(wanted), rows, _ROW, dtype=dtype, device=device).unbind()
+        stacked = torch.empty(len(wanted), rows, _ROW, dtype=dtype, device=wanted[0][0].device)
+        blocks = stacked.unbind()
         by_type: dict[torch.dtype, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
         for block, views in zip(blocks, wanted, strict=True):
             targets, sources = by_type.setdefault(views[0].dtype, ([], []))
@@ -84,7 +95,7 @@ class Batch:
             sources += views
         for targets, sources in by_type.values():
             torch._foreach_copy_(targets, sources)
-        return list(blocks)
+        return stacked
 
     def views(self, block: torch.Tensor) -> list[torch.Tensor]:
         """Return the part of each tensor in a block that has the form of a loaded operand."""
@@ -155,7 +166,7 @@ def batches(
         numel = first.numel()
         if not numel:
             continue
-        cpu = first.device.type == "cpu"
+        cpu = first.is_cpu
         if pack and numel <= (CPU_SMALL if cpu else ACCELERATOR_BATCH):
             key = (first.device, *[t.dtype for t in tensors], together[index] if together else None)
             groups.setdefault(key, []).append(index)
@@ -171,7 +182,7 @@ def batches(
 
 def _packs(indices: list[int], operands: Sequence[Sequence[torch.Tensor]]) -> Iterator[Batch]:
     """Yield batches of tensors with operands of the same types on one device."""
-    most = CPU_BATCH if operands[0][indices[0]].device.type == "cpu" else ACCELERATOR_BATCH
+    most = CPU_BATCH if operands[0][indices[0]].is_cpu else ACCELERATOR_BATCH
     waiting: list[int] = []
     views: list[list[torch.Tensor]] = [[] for _ in operands]
     size = 0

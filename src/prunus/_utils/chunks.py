@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-__all__ = ["ACCELERATOR_CHUNK", "CPU_CHUNK", "bits", "chunks"]
+__all__ = ["ACCELERATOR_CHUNK", "CPU_CHUNK", "bits", "chunks", "integer_type"]
 
 CPU_CHUNK = 1 << 18
 """Elements per chunk on the CPU: a float32 operand of this size is 1 MiB. Measured on two cores
@@ -25,6 +25,16 @@ ACCELERATOR_CHUNK = 1 << 28
 _INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
 
 
+def integer_type(dtype: torch.dtype) -> torch.dtype:
+    """Return the signed integer type of the width of a type.
+
+    Example:
+        >>> integer_type(torch.bfloat16)
+        torch.int16
+    """
+    return _INTEGERS[dtype.itemsize]
+
+
 def bits(tensor: torch.Tensor) -> torch.Tensor:
     """Return a view of a floating-point tensor as the signed integers of its bits.
 
@@ -35,7 +45,7 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
         >>> bits(torch.tensor([1.0, -0.0]))
         tensor([ 1065353216, -2147483648], dtype=torch.int32)
     """
-    return tensor.view(_INTEGERS[tensor.element_size()])
+    return tensor.view(_INTEGERS[tensor.itemsize])
 
 
 def chunks(*tensors: torch.Tensor, size: int | None = None) -> Iterable[tuple[torch.Tensor, ...]]:

@@ -31,7 +31,8 @@ class TensorStep:
         weight: Its values.
         gradient: Its gradient, to be edited in place.
         strength: γ.
-        mask: True where a weight is kept; None if the tensor has lost no weight.
+        mask: True or 1 where a weight is kept, in a form that ``clear_all_`` accepts; None if the
+            tensor has lost no weight.
         loss_scale: The factor that a gradient scaler has multiplied the loss by and that the
             optimizer divides out within its step; None if there is none.
         basis: The values that the coefficients are computed from: the gradient, or a moving average

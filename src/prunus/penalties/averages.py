@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 
 from prunus._utils.averages import update_averages_
 from prunus._utils.batches import Batch, batches
 from prunus._utils.devices import on_device
-from prunus._utils.finiteness import finiteness
+from prunus._utils.finiteness import finite_mask, finiteness
 
 __all__ = ["MagnitudeAverages"]
 
@@ -52,7 +51,7 @@ class MagnitudeAverages:
         self,
         gradients: Mapping[str, torch.Tensor],
         scale: torch.Tensor | float | None = None,
-        measurable: torch.Tensor | bool = True,
+        measurable: torch.Tensor | bool | None = None,
     ) -> None:
         """Move the averages of tensors towards |gradient / scale|, where the gradient is finite.
 
@@ -61,8 +60,9 @@ class MagnitudeAverages:
         Args:
             gradients: ∂L/∂w by name, or ``scale`` times that.
             scale: The factor that the gradients have been multiplied by.
-            measurable: Whether the gradients may be used; if not, they count as if they were not
-                finite. A scalar on a device if the host does not know. Default True.
+            measurable: Whether the gradients may be used, which implies that they are finite; if
+                not, they count as if they were not. A scalar on a device if the host does not
+                know. Default None: not known.
         """
         for name, gradient in gradients.items():
             # A change of a hundredth would be lost to rounding in 16 bits.
@@ -93,7 +93,7 @@ class MagnitudeAverages:
         batch: Batch,
         scale: torch.Tensor | float | None,
         count: int,
-        finite: Sequence[Any] | None,
+        finite: Sequence[bool | torch.Tensor] | None,
     ) -> None:
         """Move the averages of a batch.
 
@@ -101,18 +101,20 @@ class MagnitudeAverages:
             batch: Gradients and averages.
             scale: The factor that the gradients have been multiplied by.
             count: The number of gradients in the averages, this one included.
-            finite: Whether each of all gradients is finite, as scalars on its device; None if all
-                of the batch are.
+            finite: Whether each of all gradients is finite, by :func:`finiteness`; None if all of
+                the batch are.
         """
         wide = batch.operands[1][0].dtype
-        magnitude = batch.load(0, dtype=wide)[0]
+        if finite is None:
+            (gradient,) = batch.load(0, dtype=wide)
+        else:
+            gradient, average = batch.load(0, 1, dtype=wide)
         # In place where it is a copy.
-        magnitude = magnitude.abs_() if batch.packed else magnitude.abs()
+        magnitude = gradient.abs_() if batch.packed else gradient.abs()
         if scale is not None:
             magnitude.div_(on_device(scale, magnitude.device))
         if finite is not None:
-            (average,) = batch.load(1)
-            magnitude = torch.where(batch.spread(finite), magnitude, average)
+            magnitude = torch.where(finite_mask(batch, finite), magnitude, average)
         update_averages_(
             batch.operands[1], batch.views(magnitude), smoothing=self.smoothing, count=count
         )

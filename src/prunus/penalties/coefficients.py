@@ -145,8 +145,22 @@ class ExponentialRelevance(_Scaled):
         """Return exp(−|g|/unit)."""
         if unit is None:
             unit = self.unit(gradient)
+        if isinstance(unit, torch.Tensor) and not gradient.is_cpu:
+            return _exponential(gradient, unit, out)
         # As a power of two, which is several times faster on the CPU and as exact here.
         return torch.abs(gradient, out=out).mul_(-_LOG2_E / unit).exp2_()
+
+
+def _exponential(
+    gradient: torch.Tensor, unit: torch.Tensor, out: torch.Tensor | None
+) -> torch.Tensor:
+    """Return exp(−|gradient|/unit) in as few launches as possible.
+
+    Example:
+        >>> _exponential(torch.tensor([0.0, -2.0]), torch.tensor(2.0), None)
+        tensor([1.0000, 0.3679])
+    """
+    return torch.copysign(gradient, -1.0, out=out).div_(unit).exp_()
 
 
 @dataclass(frozen=True)

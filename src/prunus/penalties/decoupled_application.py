@@ -37,21 +37,14 @@ class DecoupledApplication(Application):
 
     def before_step(self, steps: Sequence[TensorStep]) -> None:
         """Compute the coefficients of tensors, and zero the gradients of removed weights."""
-        buffers = []
-        for step in steps:
-            name, basis = step.tensor.name, step.basis
-            buffer = self._coefficients.get(name)
-            if buffer is None or not _is_alike(buffer, basis):
-                buffer = self._coefficients[name] = torch.empty_like(basis)
-            buffers.append(buffer)
-            self._pending.append(step.tensor)
+        self._pending += [step.tensor for step in steps]
         unit = self.formula.units(
             [step.basis for step in steps],
             steps[0].basis_scale,
             [step.basis_mean for step in steps],
         )
         for batch in batches(
-            buffers,
+            [self._buffer(step) for step in steps],
             [step.basis for step in steps],
             [step.weight for step in steps],
             pack=self.formula.batched,
@@ -59,12 +52,27 @@ class DecoupledApplication(Application):
             c = self.batch_coefficients(
                 batch, steps, unit(batch), basis=1, weight=2, out=batch.operands[0][0]
             )
-            batch.store([0], [c])
-        for step, buffer in zip(steps, buffers, strict=True):
+            if batch.packed:
+                # They stay packed, which takes no copies.
+                for index, view in zip(batch.indices, batch.views(c), strict=True):
+                    basis = steps[index].basis
+                    name = steps[index].tensor.name
+                    self._coefficients[name] = view.as_strided(basis.shape, basis.stride())
+            else:
+                batch.store([0], [c])
+        for step in steps:
             row = step.tensor.local_padding_row
             if row is not None:
-                buffer[row] = 0.0
+                self._coefficients[step.tensor.name][row] = 0.0
         clear_gradients_(steps)
+
+    def _buffer(self, step: TensorStep) -> torch.Tensor:
+        """Return the tensor that the coefficients of a step's tensor are written to."""
+        name, basis = step.tensor.name, step.basis
+        buffer = self._coefficients.get(name)
+        if buffer is None or not _is_alike(buffer, basis):
+            buffer = self._coefficients[name] = torch.empty_like(basis)
+        return buffer
 
     def after_step(self) -> None:
         """Shrink the tensors that took part in the step."""

@@ -146,16 +146,25 @@ class PenaltyFormula:
             known = [mean for mean in means if mean is not None]
             all_means = known if len(known) == len(bases) else mean_magnitudes_of(bases)
 
-            def of_group(group: list[int]) -> Sequence[torch.Tensor]:
-                vector = torch.stack([all_means[index] for index in group])
-                unit = coefficient.unit(bases[group[0]], factor, mean=vector)
+            def unit_of(index: int, means: torch.Tensor) -> torch.Tensor:
+                unit = coefficient.unit(bases[index], factor, mean=means)
                 assert isinstance(unit, torch.Tensor)
-                return unit.unbind()
+                return unit
 
-            groups = same_device_and_type(bases)
-            found = {i: u for g in groups for i, u in zip(g, of_group(g), strict=True)}
-            units = [found[index] for index in range(len(bases))]
-            return lambda batch: batch.spread(units)
+            units: dict[int, torch.Tensor] = {}
+
+            def of_batch(batch: Batch) -> torch.Tensor:
+                first = batch.indices[0]
+                if batch.packed:
+                    # Of the rows, which takes fewer launches than of the tensors and then the rows.
+                    return unit_of(first, batch.spread(all_means))
+                if not units:
+                    for group in same_device_and_type(bases):
+                        vector = unit_of(group[0], torch.stack([all_means[i] for i in group]))
+                        units.update(zip(group, vector.unbind(), strict=True))
+                return batch.spread([units[index] for index in range(len(bases))])
+
+            return of_batch
         for index, basis in enumerate(bases):
             factor = on_device(factor, basis.device)
             if self.batched and by_tensor and bases[index - 1].device == basis.device:
