@@ -159,13 +159,19 @@ def overhead() -> str:
 def sparse_training() -> str:
     """Return the table of the time of a training step with sparse layers."""
     record = load("sparse_training")
-    size = f"{record['layers']} x {record['width']}, batch {record['batch']}"
+    perceptron = f"perceptron {record['layers']} x {record['width']}"
+    titles = {
+        perceptron: f"{perceptron}, batch {record['batch']}",
+        "gpt2": "GPT-2 of `shakespeare-lm`",
+        "gpt2, linear layers": "the same with `nn.Linear` in place of `Conv1D`",
+    }
     lines = [
-        f"A training step of a perceptron {size}, with `AdamW(fused=True)`, by `SparseTraining` in "
-        "multiples of the dense step without a pruner; and the milliseconds of its parts beside "
-        "those of the dense step:\n",
-        "| removed | threads | ratio | forward and backward | AdamW | hooks of the pruner |",
-        "|---|---|---|---|---|---|",
+        "A training step with `AdamW(fused=True)`, by `SparseTraining` in multiples of the dense "
+        "step without a pruner; and the milliseconds of its parts beside those of the dense step:"
+        "\n",
+        "| network | removed | threads | ratio | forward and backward | AdamW "
+        "| hooks of the pruner |",
+        "|---|---|---|---|---|---|---|",
     ]
     for case in record["cases"]:
         dense, sparse = (case["variants"][name] for name in ("dense", "pruned, sparse layers"))
@@ -173,7 +179,8 @@ def sparse_training() -> str:
             variant["parts_ms"].values() for variant in (sparse, dense)
         )
         lines.append(
-            f"| {case['sparsity']:.0%} | {case['threads']} | {sparse['ratio']:.2f} "
+            f"| {titles[case.get('network', perceptron)]} | {case['sparsity']:.0%} "
+            f"| {case['threads']} | {sparse['ratio']:.2f} "
             f"| {passes:.0f} instead of {before:.0f} | {alone:.0f} | {update - alone:.0f} |"
         )
     processor, cores = (record["environment"][key] for key in ("processor", "cores"))

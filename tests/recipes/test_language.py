@@ -183,6 +183,17 @@ def language_model(text: dict[str, str], **changes: Any) -> LanguageModel:
     return LanguageModel(LanguageModelConfig(**chosen), text)
 
 
+def test_a_language_model_is_calibrated_by_its_training_text() -> None:
+    text = {split: "\n".join(counting(count, split)[0]) for split, count in SIZES.items()}
+    task = language_model(text, length=8)
+    batches: Any = task.calibration_inputs()
+    tokens = torch.tensor(task.tokenizer(text["train"])["input_ids"])
+    found = torch.cat([batch["input_ids"] for batch in batches])
+    assert 1 < len(found) <= 512
+    assert found.shape[1] == 8
+    assert torch.equal(found.flatten(), tokens[: found.numel()])
+
+
 @pytest.mark.parametrize("length", [8, 7, 48])
 def test_bits_per_character_count_every_token_once(length: int) -> None:
     text = {split: "\n".join(counting(count, split)[0]) for split, count in SIZES.items()}
