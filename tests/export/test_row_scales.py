@@ -17,7 +17,7 @@ from helpers.comparisons import assert_states_identical
 from helpers.data import normal
 from helpers.errors import message_of
 from helpers.sparse_models import TiedEmbedding
-from prunus import ArgumentError, SparseFile, load_sparse, save_sparse
+from prunus import ArgumentError, SparseFile, SparseFileError, load_sparse, save_sparse
 from prunus.export import to_csr, to_sparse
 from prunus.export.inspection import tensor_densities
 from prunus.export.row_scales import quantize_rows, restore
@@ -266,6 +266,11 @@ def test_the_memory_of_a_load_is_limited_by_the_restored_type(tmp_path: Path) ->
     assert_rejected(path, "takes 400,000 bytes, above max_bytes, 399,999", max_bytes=399_999)
     with SparseFile(path, max_bytes=100_000) as file:
         assert file.get_int8("a")[0].dtype == torch.int8
+    with (
+        SparseFile(path, max_bytes=99_999) as file,
+        pytest.raises(SparseFileError, match="takes 100,000 bytes, above max_bytes, 99,999"),
+    ):
+        file.get_int8("a")
 
 
 def test_a_layer_without_weights_may_be_rounded(tmp_path: Path) -> None:
