@@ -172,7 +172,7 @@ def scores_picture(weight: torch.Tensor, fisher: torch.Tensor) -> Drawing:
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlim(1e-3, 0.5)
-        axes.set_ylim(1e-10, square.max() * 2)
+        axes.set_ylim(2e-10, square.max() * 2)  # no label at the end, where that of the x axis is
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_xlabel("|w|")

@@ -15,7 +15,16 @@ import torch
 
 from benchmarks.figures.common import load
 from benchmarks.figures.pages import render
-from benchmarks.figures.pictures import STUDY, picture, picture_path, speed, speed_path
+from benchmarks.figures.pictures import (
+    LAYER_TYPES,
+    STUDY,
+    densities,
+    densities_path,
+    picture,
+    picture_path,
+    speed,
+    speed_path,
+)
 from prunus.recipes.registry import RECIPES, find_recipe
 from prunus.report.figures.drawing import Drawing, save_drawing
 
@@ -95,7 +104,11 @@ def test_the_figures_are_those_of_the_result_files() -> None:
 
 @pytest.mark.parametrize(
     ("drawing", "committed", "stem", "shown"),
-    [(picture, picture_path, STUDY, "prunus"), (speed, speed_path, "kernels", "CSR, batch 64")],
+    [
+        (picture, picture_path, STUDY, "prunus"),
+        (densities, densities_path, STUDY, "position embedding"),
+        (speed, speed_path, "kernels", "CSR, batch 64"),
+    ],
 )
 def test_the_pictures_show_the_result_files(
     drawing: Callable[[], Drawing],
@@ -109,6 +122,30 @@ def test_the_pictures_show_the_result_files(
     texts = [re.findall(r"<text[^>]*>(.*?)</text>", p.read_text()) for p in (drawn, committed())]
     assert texts[0] == texts[1]
     assert shown in texts[0]
+
+
+def test_the_picture_of_the_densities_draws_the_means_of_the_record() -> None:
+    (axes,) = densities().draw(520).axes
+    drawn = [
+        (float(x), list(LAYER_TYPES)[int(y)])
+        for line in axes.lines
+        if line.get_marker() == "o" and len(np.asarray(line.get_xdata())) == 1
+        for x, y in np.asarray(line.get_xydata(), float)
+    ]
+    expected = []
+    for method in ("prunus", "magnitude"):
+        counts = [
+            run["summary"]["layer_types"]
+            for run in load(f"compare-{STUDY}")["runs"]
+            if run["method"] == method
+        ]
+        assert len(counts) == 3
+        assert set(counts[0]) == set(LAYER_TYPES)
+        for name in LAYER_TYPES:
+            each = [types[name]["nonzero"] / types[name]["prunable"] for types in counts]
+            expected.append((sum(each) / 3, name))
+    assert [name for _, name in drawn] == [name for _, name in expected]
+    np.testing.assert_allclose([x for x, _ in drawn], [x for x, _ in expected])
 
 
 def test_the_picture_of_the_speed_draws_the_rows_of_the_record() -> None:

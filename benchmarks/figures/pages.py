@@ -33,6 +33,7 @@ def render() -> dict[Path, str]:
     return {
         ROOT / "README.md": f"{pictures.image(ROOT)}\n{readme.headlines()}",
         FIGURES: "\n".join(f"## {title}\n\n{text}" for title, text in sections.items()),
+        ROOT / "docs" / "concepts.md": pictures.densities_image(FIGURES.parent),
         ROOT / "docs" / "speed.md": pictures.speed_image(FIGURES.parent),
         ROOT / "docs" / "methods.md": methods.tables(),
         ROOT / "docs" / "models.md": zoo.table(),

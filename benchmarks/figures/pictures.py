@@ -22,6 +22,18 @@ FOLDER = RESULTS.parent.parent / "docs" / "pictures"
 STUDY = "shakespeare-lm"
 """The study of the README's picture."""
 
+LAYER_TYPES = {
+    "norm": "normalization",
+    "embedding and head": "token embedding and output",
+    "embedding": "position embedding",
+    "attention": "attention",
+    "feed-forward": "feed-forward",
+}
+"""The layer types of that study's network, from the top of the picture of the densities."""
+
+DENSITIES_OF = ("prunus", "magnitude")
+"""The methods of that picture."""
+
 LAYER, BATCHES = [1024, 1024], (1, 64, 256)
 """The linear layer and the batches of the picture of the speed."""
 
@@ -124,8 +136,72 @@ def speed_image(folder: Path) -> str:
     return f"![{drawing.alt}]({path})\n\n*{drawing.title}. {drawing.caption}*\n"
 
 
+def densities() -> Drawing:
+    """Return the drawing of the densities of layer types in the README's study, by method."""
+    found: dict[str, dict[str, list[float]]] = {method: {} for method in DENSITIES_OF}
+    sparsities = []
+    for run in comparisons([STUDY])[STUDY].finished:
+        if run.cell.method in found and run.summary is not None:
+            sparsities.append(run.summary["sparsity"])
+            for name, counts in run.summary["layer_types"].items():
+                density = counts["nonzero"] / counts["prunable"]
+                found[run.cell.method].setdefault(name, []).append(density)
+    kept = 1 - statistics.fmean(sparsities)
+
+    def draw(width: int) -> Figure:
+        figure = Figure(figsize=(width / 72, 300 / 72), layout="constrained")
+        axes = figure.subplots()
+        for (method, types), color in zip(found.items(), SERIES, strict=False):
+            for place, name in enumerate(LAYER_TYPES):
+                points = types[name]
+                axes.plot(points, [place] * len(points), "o", color=color.light, markersize=3)
+                axes.plot(
+                    statistics.fmean(points), place, "o", color=color.light, markersize=8,
+                    label=method if place == 0 else None,
+                )  # fmt: skip
+        axes.axvline(kept, color=MUTED.light, linewidth=1.2, label=f"all: {kept:.0%}")
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(FixedLocator([0.003, 0.01, 0.03, 0.1, 0.3, 1]))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda density, _: f"{density:.1%}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlim(0.002, 1)
+        axes.set_yticks(range(len(LAYER_TYPES)), list(LAYER_TYPES.values()))
+        axes.set_ylim(len(LAYER_TYPES) - 0.5, -0.5)
+        axes.set_xlabel("density")
+        figure.legend(loc="outside upper right", ncols=3)
+        return figure
+
+    values = "; ".join(
+        f"{method} "
+        + ", ".join(
+            f"{label} {statistics.fmean(types[name]):.1%}" for name, label in LAYER_TYPES.items()
+        )
+        for method, types in found.items()
+    )
+    return Drawing(
+        "densities",
+        f"Density by layer type of {NETWORKS[STUDY]}, without {1 - kept:.1%} of its weights",
+        f"Chart of the density of each layer type by method: {values}",
+        draw,
+        "Mean, and a small point for each seed.",
+        wide=HALF,
+    )
+
+
+def densities_path() -> Path:
+    """Return the path of the picture of the densities."""
+    return FOLDER / f"{STUDY}-{densities().name}.svg"
+
+
+def densities_image(folder: Path) -> str:
+    """Return the Markdown that shows the picture of the densities, as :func:`image` does."""
+    drawing, path = densities(), densities_path().relative_to(folder)
+    return f"![{drawing.alt}]({path})\n\n*{drawing.title}. {drawing.caption}*\n"
+
+
 def write() -> None:
     """Write the pictures."""
     FOLDER.mkdir(exist_ok=True)
+    save_drawing(densities(), FOLDER, STUDY, suffixes=("svg",))
     save_drawing(picture(), FOLDER, STUDY, suffixes=("svg",))
     save_drawing(speed(), FOLDER, "kernels", suffixes=("svg",))
