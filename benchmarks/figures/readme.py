@@ -24,8 +24,9 @@ def headlines() -> str:
             _method(),
             _classifier(),
             _speed(),
-            "\nMean ± standard deviation over three seeds, on the test split, which decided "
-            "nothing. The names link to the evidence, with hardware, versions and commands.\n",
+            "\nMetrics are the mean ± standard deviation over three seeds, on the test split, "
+            "which decided nothing; the perceptron has random weights, with zeros at random "
+            "places. The names link to the evidence, with hardware, versions and commands.\n",
         ]
     )
 
@@ -56,7 +57,7 @@ def _classifier() -> str:
     return (
         f"| [{NETWORKS[CLASSIFIER]}](docs/figures.md#classifiers), test error in % ↓ "
         f"| {format_sparsity(found.sparsity)} | {dense} | {sparse} | {other} by "
-        f"magnitude pruning, both with {study.ratios[0]:g} times fewer parameters |"
+        f"magnitude pruning, both with {study.ratios[0]:g} times fewer non-zero parameters |"
     )
 
 
