@@ -1,55 +1,34 @@
-"""Faults to plant into the sparse runtime, and their planting while it is imported.
+"""Faults to plant into the sparse runtime, and its import with one of them.
 
-Mutation tools do not reach the kernels, because Numba compiles them from generated code. Each fault
-replaces one passage of one source file, without changing the file: an import hook changes the text.
-As a pytest plugin, this module plants the fault named by the environment variable
-``PLANTED_FAULT``.
+Mutation tools do not reach the kernels, because Numba compiles them from generated code.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
-from types import CodeType, ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
-import pytest
+from benchmarks.robustness.planting import PlantedFault, PlantingFinder
 
-__all__ = ["FAULTS", "Fault", "find_fault", "freshly_imported"]
-
-PACKAGE = "prunus.runtime"
+__all__ = ["FAULTS", "Fault", "freshly_imported"]
 
 
 @dataclass(frozen=True)
-class Fault:
+class Fault(PlantedFault):
     """A fault of the sparse runtime.
 
     Attributes:
-        name: Names the fault.
-        module: Module to change, relative to ``prunus.runtime``.
-        original: Passage of its source, which occurs once.
-        replacement: Passage in its place.
         case: Name of the comparison in ``tests/runtime/test_planted_faults.py`` that finds it.
     """
 
-    name: str
-    module: str
-    original: str
-    replacement: str
-    case: str
+    package: ClassVar[str] = "prunus.runtime"
 
-    @property
-    def full_module(self) -> str:
-        """Full name of the module to change."""
-        return f"{PACKAGE}.{self.module}"
+    case: str
 
     @property
     def in_kernel(self) -> bool:
@@ -65,19 +44,6 @@ class Fault:
     def in_rounding(self) -> bool:
         """Whether the comparison that finds the fault is one of a layer in bfloat16 or int8."""
         return "bfloat16" in self.case or "int8" in self.case
-
-    def plant(self, source: str) -> str:
-        """Return the source of the module with the fault.
-
-        Raises:
-            ValueError: The original passage does not occur exactly once.
-        """
-        if (found := source.count(self.original)) != 1:
-            raise ValueError(
-                f"{self.name}: the passage to replace must occur once in {self.full_module}, but "
-                f"occurs {found} times: {self.original!r}. Adapt the table of faults"
-            )
-        return source.replace(self.original, self.replacement)
 
 
 FAULTS: Sequence[Fault] = (
@@ -408,47 +374,6 @@ FAULTS: Sequence[Fault] = (
 """The faults. None reads or writes memory that the kernels do not own."""
 
 
-def find_fault(name: str) -> Fault:
-    """Return the fault with a name.
-
-    Raises:
-        ValueError: There is none.
-    """
-    for fault in FAULTS:
-        if fault.name == name:
-            return fault
-    raise ValueError(f"no fault is named {name!r}, but there are {[each.name for each in FAULTS]}")
-
-
-class _PlantingLoader(SourceFileLoader):
-    """A loader of a module's source that plants a fault into it."""
-
-    def __init__(self, name: str, path: str, fault: Fault) -> None:
-        super().__init__(name, path)
-        self.fault = fault
-
-    def get_code(self, fullname: str) -> CodeType:
-        source = self.fault.plant(Path(self.path).read_text(encoding="utf-8"))
-        return compile(source, self.path, "exec", dont_inherit=True)
-
-
-class _PlantingFinder(MetaPathFinder):
-    """A finder of the module that a fault is planted into."""
-
-    def __init__(self, fault: Fault) -> None:
-        self.fault = fault
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if fullname != self.fault.full_module or path is None:
-            return None
-        file = str(Path(next(iter(path))) / f"{fullname.rpartition('.')[2]}.py")
-        return importlib.util.spec_from_file_location(
-            fullname, file, loader=_PlantingLoader(fullname, file, self.fault)
-        )
-
-
 @contextmanager
 def freshly_imported(fault: Fault | None, cache: Path) -> Iterator[tuple[Any, Any]]:
     """Import the sparse runtime once more, with a fault, and compile its kernels into a new cache.
@@ -464,33 +389,20 @@ def freshly_imported(fault: Fault | None, cache: Path) -> Iterator[tuple[Any, An
 
     import prunus
 
-    finders = [] if fault is None else [_PlantingFinder(fault)]
-    names = [name for name in sys.modules if f"{name}.".startswith(f"{PACKAGE}.")]
+    finders = [] if fault is None else [PlantingFinder(fault)]
+    names = [name for name in sys.modules if f"{name}.".startswith(f"{Fault.package}.")]
     former = {name: sys.modules.pop(name) for name in names}
     attribute, folder = prunus.runtime, numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(cache)
     sys.meta_path[:0] = finders
     try:
-        linear = importlib.import_module(f"{PACKAGE}.linear")
-        convolution = importlib.import_module(f"{PACKAGE}.convolution")
+        linear = importlib.import_module(f"{Fault.package}.linear")
+        convolution = importlib.import_module(f"{Fault.package}.convolution")
         yield linear.SparseLinear, convolution.SparseConv
     finally:
         for finder in finders:
             sys.meta_path.remove(finder)
-        for name in [name for name in sys.modules if f"{name}.".startswith(f"{PACKAGE}.")]:
+        for name in [name for name in sys.modules if f"{name}.".startswith(f"{Fault.package}.")]:
             del sys.modules[name]
         sys.modules.update(former)
         prunus.runtime, numba.config.CACHE_DIR = attribute, folder
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_load_initial_conftests() -> None:
-    """Plant the fault that the environment names, before any test imports the runtime."""
-    if name := os.environ.get("PLANTED_FAULT"):
-        assert not any(f"{each}.".startswith(f"{PACKAGE}.") for each in sys.modules)
-        sys.meta_path.insert(0, _PlantingFinder(find_fault(name)))
-        # A failure is not shrunk, for which Numba would compile a kernel for each attempt.
-        from hypothesis import Phase, settings
-
-        settings.register_profile("planted", phases=[Phase.explicit, Phase.generate])
-        settings.load_profile("planted")

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from benchmarks.robustness.kernel_faults import FAULTS, Fault, freshly_imported
+from benchmarks.robustness.training_faults import TRAINING_FAULTS, TrainingFault
 from helpers.comparisons import assert_layer_matches_float64
 from helpers.rounding import integer_layer, rounded_layer, to_bfloat16, to_integers
 from helpers.sparse_models import sparsify_with_zero_rows
@@ -151,6 +152,14 @@ def test_comparison_finds_planted_fault(fault: Fault, tmp_path: Path) -> None:
         pytest.raises(AssertionError, match="outputs are beyond their bounds"),
     ):
         CASES[fault.case](*classes)
+
+
+@pytest.mark.parametrize("fault", TRAINING_FAULTS, ids=lambda fault: fault.name)
+def test_fault_of_the_training_can_be_planted(fault: TrainingFault) -> None:
+    root = Path(__file__).resolve().parents[2]
+    source = (root / "src" / f"{fault.full_module.replace('.', '/')}.py").read_text()
+    compile(fault.plant(source), fault.full_module, "exec")
+    assert (root / fault.tests).exists()
 
 
 def test_planting_leaves_the_runtime_as_it_was(tmp_path: Path) -> None:
