@@ -164,6 +164,16 @@ def test_wrong_arguments_are_refused(changes: dict[str, Any], message: str) -> N
     assert re.search(re.escape(message), message_of(lambda: prunus.fit(trained(), **chosen)))
 
 
+@pytest.mark.parametrize("disabled", [torch.no_grad, torch.inference_mode])
+def test_training_does_not_depend_on_whether_the_caller_has_disabled_gradients(
+    disabled: Callable[[], Any],
+) -> None:
+    model = network()
+    with disabled():
+        result = prunus.fit(model, loss, BATCHES, without_gradients, epochs=2, sparsity=0.5)
+    assert result.sparsity == pytest.approx(0.5, abs=0.01)
+
+
 def test_batches_that_become_fewer_are_refused() -> None:
     batches = list(BATCHES)
 

@@ -209,6 +209,36 @@ def test_no_change_is_reported_from_the_state_that_a_return_abandons() -> None:
     assert [outcome.change for outcome in seen] == [None, -0.5, None, 0.125]
 
 
+def test_weights_that_a_return_brings_back_have_cleared_optimizer_state() -> None:
+    class Return(Schedule):
+        def after_validation(self, status: PruningStatus) -> Restore | None:
+            return None if status.met else Restore(status.prunable)
+
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    pruner = magnitude_pruner(model, optimizer, schedule=Return(), floor=0.5)
+
+    def train() -> None:
+        optimizer.zero_grad()
+        model(torch.randn(8, 4)).square().mean().backward()
+        optimizer.step()
+
+    train()
+    assert pruner.step(0.75).best
+    pruner.prune(sparsity=0.5)
+    train()
+    kept = pruner.masks["weight"].clone()
+    state = optimizer.state[model.weight]
+    # Whatever is in the state of removed weights, such as a second moment for the sake of speed.
+    for value in (state["exp_avg"], state["exp_avg_sq"]):
+        value[~kept] = 7.0
+    assert pruner.step(0.25).restored
+    assert pruner.sparsity == 0.0
+    for value in (state["exp_avg"], state["exp_avg_sq"]):
+        assert not value[~kept].any()
+        assert value[kept].all()
+
+
 def test_gradual_pruning_reaches_the_exact_count_while_training() -> None:
     model = classifier()
     optimizer = sgd(model)

@@ -49,18 +49,19 @@ def main() -> None:
     rows = {row["fault"]: row for row in record.get("faults", [])}
     wanted = [fault.name for fault in TABLES[arguments.table]] if arguments.table else [*faults]
     for fault in map(faults.__getitem__, arguments.fault or wanted):
-        failed = first_failure(fault)
+        failed, date = first_failure(fault), datetime.now(UTC).isoformat(timespec="seconds")
         rows[fault.name] = {
             "fault": fault.name,
             "module": fault.full_module,
             "failed_test": failed,
+            "date": date,
         }
         print(f"{fault.name}: {failed or 'NOT FOUND'}", flush=True)
         ordered = [rows[name] for name in faults if name in rows]
         found = sum(row["failed_test"] is not None for row in ordered)
         record = {
             "command": "python -m benchmarks.robustness.planted_faults",
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "date": date,
             "environment": system_info(),
             "tests": "those of the fault, until the first failure",
             "planted": len(ordered),
@@ -101,7 +102,7 @@ def first_failure(fault: Fault | TrainingFault) -> str | None:
         )
     if ran.returncode == 0:
         return None
-    failed = re.search(r"^FAILED (\S+?)(?: - |$)", ran.stdout, re.MULTILINE)
+    failed = re.search(r"^FAILED (.+?)(?: - |$)", ran.stdout, re.MULTILINE)
     if ran.returncode != 1 or failed is None:
         raise RuntimeError(
             f"{fault.name}: pytest ended with {ran.returncode}:\n{ran.stdout}{ran.stderr}"

@@ -153,10 +153,10 @@ TRAINING_FAULTS: Sequence[TrainingFault] = (
         _OPTIMIZERS,
     ),
     TrainingFault(
-        "each optimizer masks the tensors of the others",
+        "one of several optimizers revives removed weights",
         "_engine.optimizer_hooks",
-        "for name, mask in active.items() if name in self._names}",
-        "for name, mask in active.items() if name not in self._names}",
+        "active = {name: mask for name, mask in active.items() if name in self._parameters}",
+        "active = {}",
         _OPTIMIZERS,
     ),
     TrainingFault(
@@ -209,7 +209,7 @@ TRAINING_FAULTS: Sequence[TrainingFault] = (
         _SPARSE_TRAINING,
     ),
     TrainingFault(
-        "order of a recipe's batches drawn anew",
+        "order of a recipe's batches differs in each pass",
         "recipes.custom.batches",
         "            self.seed_generators(seed)\n            batches = iter",
         "            batches = iter",

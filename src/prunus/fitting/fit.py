@@ -208,6 +208,7 @@ def _schedule(sparsity: float | None, epochs: int, steps: int) -> Schedule | Non
     return GradualPruning(sparsity=sparsity, epochs=epochs, steps_per_epoch=steps)
 
 
+@torch.inference_mode(False)  # also where the caller has disabled gradients
 def _train_epoch(
     model: nn.Module,
     loss: Callable[[nn.Module, Any], torch.Tensor],
