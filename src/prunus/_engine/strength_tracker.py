@@ -46,6 +46,7 @@ class StrengthTracker:
         self._gammas: list[tuple[float, int]] = []
         """γ and the number of parameters of each group when ``_by_name`` was computed."""
         self._by_name: dict[str, float] = {}
+        self._zeros = dict.fromkeys(selection, 0.0)
         self._constant = (
             dict.fromkeys(selection, strength.gamma)
             if isinstance(strength, ConstantStrength)
@@ -89,24 +90,31 @@ class StrengthTracker:
         if isinstance(self._strength, ConstantStrength):
             return self._constant
         groups = list(self._optimizers.groups())
-        done = self._done()
+        rates = [float(group.get("lr", 1.0)) for group in groups]
+        peaks = self._peaks
+        for number, lr in enumerate(rates):
+            if not lr <= peaks.get(number, 0.0):
+                peaks[number] = lr
         # Other steps of each interval than of the one before, so that the penalty meets all
         # batches of an epoch whose order is fixed.
         turn = self._steps_since_validation + self._validations
+        interval = self.interval
+        if type(self._strength) is AutomaticStrength and (
+            interval is None or turn % self._strength.period(interval)
+        ):
+            return self._zeros  # most steps, which this takes the least time in
+        done = self._done()
         gammas = []
-        for number, group in enumerate(groups):
-            lr = float(group.get("lr", 1.0))
-            peak = self._peaks[number] = max(lr, self._peaks.get(number, 0.0))
+        for number, (group, lr) in enumerate(zip(groups, rates, strict=True)):
             step = StrengthStep(
                 lr=lr,
-                peak_lr=peak,
+                peak_lr=peaks.get(number, 0.0),
                 number=turn,
                 steps_since_pruning=self._steps_since_pruning,
-                interval=self.interval,
+                interval=interval,
                 done=done,
             )
             gammas.append((self._strength.value(step), len(group["params"])))
-        # In most steps of an automatic strength every γ is 0, as in the step before.
         if gammas != self._gammas:
             by_parameter = {
                 id(parameter): gamma
