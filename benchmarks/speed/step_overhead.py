@@ -9,15 +9,21 @@ and the default penalty acts in every fifth, so that a median would not include 
 steps of a round are a multiple of both.
 
 Each case is measured with AdamW as it is by default, and with ``AdamW(fused=True)``, whose step is
-shorter, so that the same additions are a larger part of it.
+shorter, so that the same additions are a larger part of it. The variants are AdamW alone and the
+default method, before and after 90 % of the weights are removed; with ``--all`` also the paper's
+penalty in several forms, beside the default AdamW. The whole takes 12 minutes, with ``--all``
+20: each case has as many rounds as fit into its time. The result file is written after each case,
+and ``--resume`` measures those that it lacks.
 
 Whether the C library returns freed memory to the system, and fetches it again page by page in the
 next step, depends on other objects on the heap and can double the time of AdamW itself. So by
 default freed memory is kept, where the library is glibc. That makes every step as fast as possible
 and the ratios reproducible; ``--system-allocator`` leaves the library unchanged.
 
-The benchmark also checks that the compared penalties are the same: after the first step, prunus's
-closed form and the authors' two backward passes must agree.
+With one thread a step is timed in processor time, so that other processes disturb it less.
+
+With ``--all`` the benchmark also checks that the compared penalties are the same: after the first
+step, prunus's closed form and the authors' two backward passes must agree.
 
 Run from the repository's root: ``python -m benchmarks.speed.step_overhead``
 """
@@ -28,11 +34,14 @@ import copy
 import ctypes
 import functools
 import itertools
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -48,7 +57,8 @@ from prunus import (
     Score,
     select,
 )
-from prunus._utils.timing import interleaved, spread
+from prunus._utils.system_info import system_info
+from prunus._utils.timing import clock_for, fitting_rounds, interleaved, spread
 from prunus.penalties.relevance import Apply
 from prunus.recipes.registry import find_recipe
 from prunus.recipes.tasks.architectures import lenet300, perceptron
@@ -134,6 +144,7 @@ def lobster(model: nn.Module, optimizer: torch.optim.Optimizer) -> Step:
 
 
 BASE, OURS, AUTHORS = "AdamW", "prunus", "two backward passes"
+DENSE, REMOVED = "default method", "default method, 90 % removed"
 
 Variant = Callable[[nn.Module, torch.optim.Optimizer], Step]
 
@@ -141,10 +152,10 @@ _default = functools.partial(pruned, penalty=RelevancePenalty(), score=FisherSco
 
 MAIN_VARIANTS: dict[str, Variant] = {
     BASE: plain,
-    "default method": _default,
-    "default method, 90 % removed": functools.partial(_default, sparsity=0.9),
+    DENSE: _default,
+    REMOVED: functools.partial(_default, sparsity=0.9),
 }
-"""What is measured with either form of AdamW."""
+"""What is measured by default."""
 
 VARIANTS: dict[str, Variant] = {
     **MAIN_VARIANTS,
@@ -175,7 +186,7 @@ class Decoder(nn.Module):
 
 @dataclass(frozen=True)
 class Case:
-    """Model, batch and number of timed steps.
+    """Model, batch and time.
 
     Attributes:
         name: Name of the case.
@@ -183,7 +194,8 @@ class Case:
         parameters: Expected number of parameters.
         shape: Shape of a batch.
         classes: Number of classes of the labels.
-        rounds: Number of timed rounds, each of ``CALLS`` steps of every variant.
+        seconds: Approximate time of the rounds of three variants with one form of AdamW. In a round
+            every variant takes ``CALLS`` timed steps.
         warm: Untimed steps before them, which load the state into the caches, where it would stay
             without the other variants.
         goal: Upper bound of the ratio of the default method before anything is removed.
@@ -195,7 +207,7 @@ class Case:
     parameters: int
     shape: tuple[int, ...]
     classes: int
-    rounds: int
+    seconds: float
     warm: int
     goal: float
     tokens: bool = False
@@ -210,39 +222,53 @@ class Case:
             labels = torch.randint(self.classes, (BATCHES, self.shape[0]))
         return list(zip(inputs, labels, strict=True))
 
-    def measure(self, *, rounds: int, seed: int, fused: bool) -> dict[str, Any]:
-        """Time all variants, with the fused AdamW the main ones; return a figure for each."""
+    def measure(self, *, quick: bool, every: bool, seed: int, fused: bool) -> dict[str, Any]:
+        """Time variants, and return a figure for each.
+
+        Args:
+            quick: Whether to time one round only.
+            every: Whether to time all variants, not the main ones only.
+            seed: The seed of model, batches and orders.
+            fused: Whether the optimizer is the fused AdamW.
+        """
         torch.manual_seed(seed)
         model = self.build()
         count = sum(p.numel() for p in model.parameters())
         assert count == self.parameters, f"{self.name} has {count:,} parameters"
         batches = self.batches()
         runs, models = {}, {}
-        for name, variant in (MAIN_VARIANTS if fused else VARIANTS).items():
+        for name, variant in (VARIANTS if every else MAIN_VARIANTS).items():
             models[name] = copy.deepcopy(model)
             optimizer = torch.optim.AdamW(models[name].parameters(), lr=LEARNING_RATE, fused=fused)
             step, feed = variant(models[name], optimizer), itertools.cycle(batches)
             runs[name] = functools.partial(_next, step, feed)
             runs[name]()
-        if not fused:
+        if every:
             _check_same(models[OURS], models[AUTHORS])
-        seconds = interleaved(runs, rounds=rounds, calls=CALLS, warm=self.warm, seed=seed)
-        base = np.mean(seconds[BASE], axis=1)
-        return {
-            name: {"ratio": float(np.median(np.mean(own, axis=1) / base)), **spread(own)}
-            for name, own in seconds.items()
+        seconds = self.seconds * len(runs) / len(MAIN_VARIANTS) / (CALLS + self.warm)
+        rounds = 1 if quick else fitting_rounds(runs, seconds, least=2, most=1000)
+        clock = clock_for(torch.get_num_threads())
+        timed = interleaved(
+            runs, rounds=rounds, calls=CALLS, warm=self.warm, seed=seed, clock=clock
+        )
+        means = {name: np.mean(own, axis=1) for name, own in timed.items()}
+        figures = {
+            name: {**_quartiles(means[name] / means[BASE], "ratio"), **spread(own)}
+            for name, own in timed.items()
         }
+        figures[REMOVED].update(_quartiles(means[REMOVED] / means[DENSE], "ratio_to_dense"))
+        return {"rounds": rounds, "variants": figures}
 
 
 CASES = [
-    Case("LeNet-300-100", lenet300, 266_610, (100, 1, 28, 28), 10, 150, 2, goal=1.15),
+    Case("LeNet-300-100", lenet300, 266_610, (100, 1, 28, 28), 10, 30, 2, goal=1.15),
     Case(
         "MLP 5 x 2048",
         functools.partial(perceptron, *[2048] * 6),
         20_981_760,
         (128, 2048),
         2048,
-        3,
+        90,
         0,
         goal=1.25,
     ),
@@ -252,11 +278,11 @@ CASES = [
         464_154,
         (128, 3, 32, 32),
         10,
-        2,
+        120,
         0,
         goal=1.02,
     ),
-    Case("GPT-2", Decoder, 937_728, (8, 128), 1000, 4, 1, goal=1.05, tokens=True),
+    Case("GPT-2", Decoder, 937_728, (8, 128), 1000, 70, 1, goal=1.05, tokens=True),
 ]
 
 
@@ -282,43 +308,84 @@ def _check_same(ours: nn.Module, theirs: nn.Module) -> None:
         )
 
 
+def _quartiles(ratios: npt.NDArray[np.float64], name: str) -> dict[str, float]:
+    """Return the median of a ratio over the rounds, by its name, and the quartiles."""
+    quartile, median, third = np.quantile(ratios, (0.25, 0.5, 0.75)).tolist()
+    return {name: median, f"{name}_quartile_1": quartile, f"{name}_quartile_3": third}
+
+
 def _table(case: Case, figures: dict[str, Any], *, fused: bool) -> str:
     optimizer = "AdamW(fused=True)" if fused else "AdamW"
     lines = [f"\n{case.name}, batch {case.shape[0]}, {optimizer} (goal: {case.goal:.2f})"]
-    lines.append(f"{'variant':32}{'ratio':>8}{'ms':>10}   quartiles")
+    lines.append(f"{'variant':32}{'ratio':>8}   {'quartiles':16}{'ms':>10}   quartiles")
     for name, f in figures.items():
         lines.append(
-            f"{name:32}{f['ratio']:8.3f}{f['median_ms']:10.3f}"
+            f"{name:32}{f['ratio']:8.3f}   {f['ratio_quartile_1']:.3f} to "
+            f"{f['ratio_quartile_3']:.3f}{f['median_ms']:12.3f}"
             f"   {f['quartile_1_ms']:.3f} to {f['quartile_3_ms']:.3f}"
         )
+    removed = figures[REMOVED]
+    lines.append(
+        f"{REMOVED}, in steps of the {DENSE}: {removed['ratio_to_dense']:.3f}, quartiles "
+        f"{removed['ratio_to_dense_quartile_1']:.3f} to {removed['ratio_to_dense_quartile_3']:.3f}"
+    )
     return "\n".join(lines)
+
+
+def _measured(out: Path, expected: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the cases of a result file, if it has the expected settings and machine.
+
+    Raises:
+        SystemExit: It has others.
+    """
+    if not out.exists():
+        return []
+    record = json.loads(out.read_text())
+    differing = [key for key, value in expected.items() if record.get(key) != value]
+    if differing:
+        raise SystemExit(
+            f"--resume needs a result file with the same settings, but {out.name} has another "
+            f"{', '.join(differing)}: leave out --resume, or pass another --out"
+        )
+    cases: list[dict[str, Any]] = record["cases"]
+    return cases
 
 
 def main() -> None:
     """Measure all cases, print a table of each, write the result file."""
     parser = options("Time of a training step with prunus.", "step_overhead")
     parser.add_argument("--system-allocator", action="store_true", help="keep its defaults")
+    parser.add_argument("--all", action="store_true", help="time the paper's penalty, too")
+    parser.add_argument("--resume", action="store_true", help="keep the cases that --out has")
     arguments = parser.parse_args()
     kept = not arguments.system_allocator and keep_freed_memory()
     torch.set_num_threads(arguments.threads)
-    results = []
+    settings = {"freed_memory_kept": kept, "all": arguments.all, "quick": arguments.quick}
+    expected = {"seed": arguments.seed, "environment": system_info(), **settings}
+    results = _measured(arguments.out, expected) if arguments.resume else []
+    known = {(result["case"], result["fused"]) for result in results}
     for case, fused in itertools.product(CASES, (False, True)):
-        rounds = 1 if arguments.quick else case.rounds
-        figures = case.measure(rounds=rounds, seed=arguments.seed, fused=fused)
-        print(_table(case, figures, fused=fused), flush=True)
+        if (case.name, fused) in known:
+            continue
+        measured = case.measure(
+            quick=arguments.quick,
+            every=arguments.all and not fused,
+            seed=arguments.seed,
+            fused=fused,
+        )
+        print(_table(case, measured["variants"], fused=fused), flush=True)
         results.append(
             {
                 "case": case.name,
                 "fused": fused,
                 "parameters": case.parameters,
                 "batch": case.shape[0],
-                "rounds": rounds,
                 "steps_per_round": CALLS,
                 "goal": case.goal,
-                "variants": figures,
+                **measured,
             }
         )
-    save(arguments.out, arguments.seed, {"freed_memory_kept": kept, "cases": results})
+        save(arguments.out, arguments.seed, {**settings, "cases": results})
 
 
 if __name__ == "__main__":
