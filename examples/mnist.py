@@ -21,7 +21,9 @@ def train(model: nn.Module, x: torch.Tensor, y: torch.Tensor, epochs: int, spars
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     steps = epochs * -(-len(x) // 128)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
-    schedule = prunus.GradualPruning(sparsity=sparsity, total_steps=steps) if sparsity else None
+    schedule = prunus.Schedule()  # removes nothing
+    if sparsity:
+        schedule = prunus.GradualPruning(sparsity=sparsity, total_steps=steps)
     pruner = prunus.Pruner(model, optimizer, schedule=schedule)
     for _ in range(epochs):
         for batch in torch.randperm(len(x)).split(128):

@@ -156,8 +156,13 @@ def test_a_pruner_without_floor_and_schedule_that_removes_nothing_warns() -> Non
     pruner.finish()  # warnings are errors in the tests
     pruner.detach()
     Pruner(model, optimizer, masks=Masks.from_zeros(select(model))).finish()
-    dense = classifier()
-    Pruner(dense, sgd(dense), schedule=Schedule()).finish()
+    for arguments in (
+        {"schedule": Schedule()},
+        {"penalty": RelevancePenalty(0.1)},
+        {"penalty": None},
+    ):
+        dense = classifier()
+        Pruner(dense, sgd(dense), **arguments).finish()
 
 
 def test_finishing_without_a_state_that_met_the_ceiling_advises_to_raise_it() -> None:

@@ -194,7 +194,8 @@ class Pruner:
         )
         check_wrappers(model)
         self.model: nn.Module = unwrap(model)
-        self._without_plan = schedule is None and floor is None
+        # With a penalty of the caller's choice, it may be all that is wanted.
+        self._without_plan = schedule is None and floor is None and penalty == "auto"
         penalty, self.schedule = with_defaults(penalty, schedule, floor)
         check_growth(growth, penalty, self.schedule, pattern)
         self.score: Score = score
@@ -656,7 +657,7 @@ class Pruner:
             )
 
     def _warn_of_missing_plan(self) -> None:
-        """Warn if nothing was removed because nothing was asked to decide what to remove."""
+        """Warn if nothing was removed because nothing decides what to remove."""
         if self._without_plan and self.growth is None and self.masks.kept == self._prunable:
             warnings.warn(
                 "the pruner has removed no weight, because it has neither a floor nor a schedule: "

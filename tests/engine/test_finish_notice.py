@@ -39,7 +39,7 @@ def errors_of(training: str) -> str:
             "the floor of 0.9, of sparsity 0.5000 and metric 0.92\n",
         ),
         (LOST + "; del pruner, optimizer; import gc; gc.collect(); torch.ones(1)", "of metric 0.7"),
-        ("pruner.step(0.95)", "that no validation measured, with a sparsity of 0.5000; finish()"),
+        ("pruner.step(0.95)", "which no validation has measured, with a sparsity of 0.5"),
         ("pruner.step(0.5)", "the floor of 0.9 was not met by any validation\n"),
     ],
 )
