@@ -123,7 +123,9 @@ def test_zeros_of_convolutions_and_of_batched_products_stay_zeros(tmp_path: Path
             assert set(peaks.tolist()) <= {0, 127}
 
 
-def test_masks_of_minus_infinity_stay_in_float32(tmp_path: Path) -> None:
+def test_masks_and_products_of_activations_stay_in_float32(tmp_path: Path) -> None:
+    import onnx
+
     model, x = sparse(Attention(), 0.5), torch.arange(64).reshape(4, 16) % 50
     report = to_onnx(model, x, tmp_path / "a.onnx", dtype="int8", calibration=[x])
     logits, largest = OnnxSession(report.path).outputs((x,), {})
@@ -134,6 +136,10 @@ def test_masks_of_minus_infinity_stay_in_float32(tmp_path: Path) -> None:
     # The report is about the example and about twice the example.
     assert report.error == pytest.approx(error, rel=1e-3)
     assert (largest == expected[1]).float().mean() > 0.9
+    # The projection and the head compute in int8, the two products of attention do not.
+    products = [node for node in onnx.load(report.path).graph.node if node.op_type == "MatMul"]
+    in_int8 = [all("DequantizeLinear" in name for name in node.input) for node in products]
+    assert sorted(in_int8) == [False, False, True, True]
 
 
 def test_a_compact_model_accepts_any_batch_in_int8(tmp_path: Path) -> None:
@@ -194,9 +200,9 @@ def test_wrong_arguments_of_int8_are_refused(tmp_path: Path) -> None:
     assert "calibration must be batches of training inputs" in single
     assert single.endswith("pass calibration=[x]")
     assert "at least one batch" in message(dtype="int8", calibration=[])
-    assert "onnxruntime cannot quantize" in message(
-        PrunusError, dtype="int8", calibration=[torch.ones(2, 5)]
-    )
+    for wrong in (torch.ones(2, 5), (x, torch.ones(2))):  # another size, and a batch with labels
+        text = message(dtype="int8", calibration=[x, wrong])
+        assert "inputs alone, without labels, but batch 1 (the first is 0) does not fit" in text
     model = nn.Sequential(nn.LayerNorm(4))
     assert "no linear layer or convolution" in message(PrunusError, dtype="int8", calibration=[x])
     assert not path.exists()

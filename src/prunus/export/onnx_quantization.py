@@ -41,7 +41,7 @@ def quantize(
 
     Raises:
         MissingExtraError: The 'onnx' extra is not installed.
-        ArgumentError: There are no inputs, or some contain NaN or infinity.
+        ArgumentError: There are no inputs, or some do not fit or contain NaN or infinity.
         PrunusError: onnxruntime cannot quantize the network, the network has no layers that can be
             quantized, or activations are NaN or infinite.
     """
@@ -49,8 +49,7 @@ def quantize(
     import onnx
     from onnxruntime import quantization
 
-    session = OnnxSession(source)
-    named = [session.named_inputs(args, kwargs) for args, kwargs in inputs]
+    named = _named_inputs(OnnxSession(source), inputs)
     _check_calibration(named)
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
@@ -96,6 +95,27 @@ def count_int8(path: Path) -> int:
         for tensor in onnx.load(path).graph.initializer
         if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1
     )
+
+
+def _named_inputs(
+    session: OnnxSession, inputs: Iterable[tuple[tuple[Any, ...], Mapping[str, Any]]]
+) -> list[dict[str, Any]]:
+    """Return inputs as arrays by name, after onnxruntime has computed outputs for each.
+
+    Raises:
+        ArgumentError: onnxruntime fails on some.
+    """
+    named = []
+    for number, (args, kwargs) in enumerate(inputs):
+        try:
+            session.outputs(args, kwargs)
+        except PrunusError as error:
+            raise ArgumentError(
+                f"calibration must have batches of inputs alone, without labels, but batch {number}"
+                f" (the first is 0) does not fit: {error}"
+            ) from error
+        named.append(session.named_inputs(args, kwargs))
+    return named
 
 
 def _check_calibration(inputs: list[dict[str, Any]]) -> None:
