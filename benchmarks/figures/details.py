@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from typing import Any
 
 from benchmarks.figures.common import load, machine
@@ -130,6 +131,37 @@ def sparse_files() -> str:
         f"and {fuzzed['outcomes']['read']:,}, whose damage cannot be detected, were read, each "
         f"within {fuzzed['slowest_seconds']:.2f} s and twice the memory allowed to the reader, by "
         "`python -m benchmarks.robustness.fuzz_sparse_files`.\n"
+    )
+    return "\n".join(lines)
+
+
+def int8() -> str:
+    """Return the table of sparse networks in int8: metrics and sizes."""
+    record = load("int8")
+    lines = [
+        "Sparse networks of recipes, their accuracy on the test split as mean and standard "
+        "deviation over the seeds, and the bytes of their files:\n",
+        "| recipe | zeros | seeds | float32 | sparse file in int8 | ONNX in int8 "
+        "| sparse file | in int8 | ONNX | in int8 |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    settings: list[str] = []
+    recipes = dict.fromkeys(network["recipe"] for network in record["networks"])
+    for recipe in recipes:
+        networks = [network for network in record["networks"] if network["recipe"] == recipe]
+        cells = []
+        for variant in ("float32", "int8, sparse file", "int8, onnxruntime"):
+            tested = [100 * network[variant]["test"] for network in networks]
+            cells.append(f"{statistics.mean(tested):.2f} ± {statistics.stdev(tested):.2f}")
+        files = ("sparse file", "sparse file, int8", "onnx", "onnx, int8")
+        cells += [f"{statistics.mean(n['bytes'][f] for n in networks):,.0f}" for f in files]
+        changed = [f"{name}={value}" for name, value in networks[0]["settings"].items()]
+        settings.append(f"`{recipe}` with {', '.join(changed)}")
+        zeros = statistics.mean(network["sparsity"] for network in networks)
+        lines.append(f"| `{recipe}` | {zeros:.0%} | {len(networks)} | {' | '.join(cells)} |")
+    lines.append(
+        f"\n{machine(record['environment'])}, {record['date'][:10]}, by "
+        f"`python -m benchmarks.studies.int8` on runs of {' and of '.join(settings)}.\n"
     )
     return "\n".join(lines)
 

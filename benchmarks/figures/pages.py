@@ -23,6 +23,7 @@ def render() -> dict[Path, str]:
         "Whole networks": networks.whole_networks(),
         "Sparse layers": pictures.speed_image(FIGURES.parent) + "\n" + details.kernels(),
         "Sparse files": details.sparse_files(),
+        "Networks in int8": details.int8(),
         "What a training step costs": details.overhead(),
         "Sparse training": details.sparse_training(),
         "What a pruning costs": details.threshold(),

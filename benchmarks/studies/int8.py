@@ -4,7 +4,7 @@ The networks are those of finished runs, and the ONNX file is calibrated by thei
 For example::
 
     prunus run digits --set ratio=20 --seed 0 --out RUN
-    python -m benchmarks.studies.int8 --run RUN
+    python -m benchmarks.studies.int8 --run RUN ...
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from prunus import load_sparse
 from prunus.bench.reduced_precision import InSession
 from prunus.export import to_onnx, to_sparse
 from prunus.export.onnx_session import OnnxSession
+from prunus.recipes.registry import find_recipe
 from prunus.recipes.run.directory import RunDirectory
 from prunus.recipes.run.loading import load_dense, load_trained
 
@@ -55,6 +56,7 @@ def measure(run: Path) -> dict[str, Any]:
         return {
             "recipe": identity["recipe"],
             "seed": identity["seed"],
+            "settings": _changed(identity["recipe"], identity["config"]),
             "metric": dense.task.metric,
             "sparsity": _sparsity(trained.model),
             "float32": metrics(trained.model),
@@ -70,6 +72,12 @@ def measure(run: Path) -> dict[str, Any]:
         }
 
 
+def _changed(recipe: str, config: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run that are not the recipe's own."""
+    own = find_recipe(recipe).config.as_dict()
+    return {name: value for name, value in config.items() if value != own.get(name)}
+
+
 def _sparsity(model: nn.Module) -> float:
     """Return the fraction of zeros among the weights of matrices."""
     matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
@@ -81,7 +89,7 @@ def main() -> None:
     """Measure the networks, print them, write the result file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--run", type=Path, action="append", required=True, help="the directory of a finished run"
+        "--run", type=Path, nargs="+", required=True, help="the directories of finished runs"
     )
     out = RESULTS / "int8.json"
     parser.add_argument("--out", type=Path, default=out, help="default: beside the benchmarks")
@@ -91,7 +99,7 @@ def main() -> None:
     for run in arguments.run:
         networks.append(measure(run))
         print(networks[-1])
-    save(arguments.out, 0, {"networks": networks}, digits=6)
+    save(arguments.out, networks[0]["seed"], {"networks": networks}, digits=6)
 
 
 if __name__ == "__main__":
