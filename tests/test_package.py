@@ -109,6 +109,7 @@ def test_the_public_names_are_exactly_these() -> None:
         "TaylorScore",
         "ThresholdSearch",
         "UniformAllocation",
+        "UpdateStrength",
         "Validation",
         "__version__",
         "compact",

@@ -63,6 +63,7 @@ from prunus.penalties.strengths import (
     LinearDecayStrength,
     Strength,
     StrengthStep,
+    UpdateStrength,
 )
 from prunus.pruner import Pruner
 from prunus.runtime import speed_up
@@ -154,6 +155,7 @@ __all__ = [  # noqa: RUF022  (NM is a class, not a constant)
     "TaylorScore",
     "ThresholdSearch",
     "UniformAllocation",
+    "UpdateStrength",
     "Validation",
     "__version__",
     "compact",

@@ -268,6 +268,7 @@ class Pruner:
             self._growth,
             max_grad_norm=max_grad_norm,
             strengths=self._strengths.values,
+            update_probe=self._strengths.update_probe,
             steps_since_pruning=lambda: self._strengths.steps_since_pruning,
             optimizer_stepped=self._monitor.count_step,
             stepped=self._count_step,

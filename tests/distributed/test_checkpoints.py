@@ -29,6 +29,7 @@ from prunus import (
     Pruner,
     RelevancePenalty,
     SensitivityScore,
+    UpdateStrength,
     select,
 )
 
@@ -37,10 +38,17 @@ pytestmark = pytest.mark.distributed
 LAYOUTS = {"fsdp": fsdp, "tensor_parallel": tensor_parallel, "one_process": one_process}
 
 
+RELATIVE = ExponentialRelevance(0.2, relative=True)
+PENALTIES = {
+    "automatic": RelevancePenalty(AutomaticStrength(every=2), RELATIVE, smoothing=0.9),
+    "updates": RelevancePenalty(UpdateStrength(every=2), RELATIVE, power=1, smoothing=0.9),
+}
+
+
 class Run:
     """A model in training whose optimizer and pruner use every part of their state."""
 
-    def __init__(self, layout: str) -> None:
+    def __init__(self, layout: str, penalty: str = "automatic") -> None:
         model = transformer().to(torch.float64)
         self.shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         self.model: nn.Module = LAYOUTS[layout](model)
@@ -48,9 +56,7 @@ class Run:
         self.pruner = Pruner(
             self.model,
             self.optimizer,
-            RelevancePenalty(
-                AutomaticStrength(every=2), ExponentialRelevance(0.2, relative=True), smoothing=0.9
-            ),
+            PENALTIES[penalty],
             GradualPruning(sparsity=0.9, end=8, every=2),
             score=SensitivityScore(),
             selection=select(self.model, biases=True),
@@ -92,20 +98,20 @@ class Run:
         return {"now": now, "best": best, "kept": kept, "sparsity": sparsity}
 
 
-def uninterrupted(layout: str) -> dict[str, Any]:
-    run = Run(layout)
+def uninterrupted(layout: str, penalty: str = "automatic") -> dict[str, Any]:
+    run = Run(layout, penalty)
     run.steps(*range(12))
     return run.outcome()
 
 
-def saved(layout: str, folder: str) -> None:
-    run = Run(layout)
+def saved(layout: str, folder: str, penalty: str = "automatic") -> None:
+    run = Run(layout, penalty)
     run.steps(*range(5))
     run.save(folder)
 
 
-def resumed(layout: str, folder: str) -> dict[str, Any]:
-    run = Run(layout)
+def resumed(layout: str, folder: str, penalty: str = "automatic") -> dict[str, Any]:
+    run = Run(layout, penalty)
     run.load(folder)
     run.steps(*range(5, 12))
     return run.outcome()
@@ -156,10 +162,22 @@ def test_a_run_of_four_processes_resumes_in_fewer_processes(
 ) -> None:
     expected = uninterrupted("one_process")
     for outcome in run_in_processes(count, resumed, layout, str(checkpoint)):
-        assert outcome["kept"] == expected["kept"]
-        assert outcome["sparsity"] == expected["sparsity"]
-        for state in ("now", "best"):
-            for name, value in expected[state].items():
-                actual = outcome[state][name]
-                assert torch.equal(actual == 0, value == 0), f"{state} {name}"
-                torch.testing.assert_close(actual, value, rtol=1e-9, atol=1e-12)
+        check_equal(outcome, expected)
+
+
+def test_the_mean_update_of_two_processes_resumes_in_one(tmp_path: Path) -> None:
+    run_in_processes(2, saved, "fsdp", str(tmp_path), "updates")
+    expected = uninterrupted("one_process", "updates")
+    (outcome,) = run_in_processes(1, resumed, "one_process", str(tmp_path), "updates")
+    check_equal(outcome, expected)
+
+
+def check_equal(outcome: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Check that two runs ended in the same states, up to the order of sums."""
+    assert outcome["kept"] == expected["kept"]
+    assert outcome["sparsity"] == expected["sparsity"]
+    for state in ("now", "best"):
+        for name, value in expected[state].items():
+            actual = outcome[state][name]
+            assert torch.equal(actual == 0, value == 0), f"{state} {name}"
+            torch.testing.assert_close(actual, value, rtol=1e-9, atol=1e-12)

@@ -44,6 +44,7 @@ from prunus import (
     TargetAllocation,
     TaylorScore,
     UniformAllocation,
+    UpdateStrength,
     load_sparse,
     save_sparse,
     select,
@@ -141,6 +142,9 @@ METHODS: dict[str, dict[str, Any]] = {
 which do not fill a vector register and which torch computes by other instructions."""
 
 SUMMED: dict[str, dict[str, Any]] = {
+    "L1, mean updates": {
+        "penalty": RelevancePenalty(UpdateStrength(every=1), ConstantRelevance(), power=1)
+    },
     "relative": {"penalty": coupled_penalty(1e-2, ExponentialRelevance(0.2, relative=True))},
     "relative, smoothed, decoupled": {
         "penalty": RelevancePenalty(

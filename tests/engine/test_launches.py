@@ -21,6 +21,7 @@ from prunus import (
     Pruner,
     RelevancePenalty,
     Schedule,
+    UpdateStrength,
     method,
     methods,
 )
@@ -159,6 +160,14 @@ CASES: dict[str, tuple[Mapping[str, Any], float]] = {
     "gradient, power 1": (
         {"penalty": coupled(coefficient=LinearRelevance(), power=1), **NO_SCORE},
         10,
+    ),
+    "mean updates": (
+        {
+            "penalty": RelevancePenalty(UpdateStrength(), ConstantRelevance(), power=1),
+            "schedule": Interval(),
+            **NO_SCORE,
+        },
+        2.6,
     ),
     "gradient, smoothed": ({"penalty": coupled(smoothing=0.9), **NO_SCORE}, 19),
     "decoupled, relative": ({"penalty": decoupled(coefficient=RELATIVE), **NO_SCORE}, 12),

@@ -24,6 +24,7 @@ from prunus import (
     Schedule,
     Strength,
     StrengthStep,
+    UpdateStrength,
 )
 from prunus.penalties.strengths import as_strength
 
@@ -170,7 +171,15 @@ def test_gradual_pruning_halves_irrelevant_weights_without_a_validation() -> Non
     [
         ({"apply": "gradient"}, 'with apply="gradient" and power=2: AutomaticStrength'),
         ({"apply": "loss"}, 'with apply="loss" and power=2: AutomaticStrength'),
-        ({"power": 1}, 'with apply="decoupled" and power=1: AutomaticStrength'),
+        ({"power": 1}, 'with apply="decoupled" and power=1: AutomaticStrength.*and UpdateStrength'),
+        (
+            {"strength": UpdateStrength()},
+            'with apply="decoupled" and power=2: UpdateStrength.* power=1 only, and AutomaticStr',
+        ),
+        (
+            {"strength": UpdateStrength(), "power": 1, "apply": "gradient"},
+            'with apply="gradient" and power=1: UpdateStrength',
+        ),
     ],
 )
 def test_a_strength_that_cannot_be_found_must_be_passed(
@@ -199,6 +208,8 @@ def test_a_strength_is_returned_as_it_is() -> None:
         (lambda: AutomaticStrength(every=0), "every must be at least 1, but is 0"),
         (lambda: AutomaticStrength(0.0), "remaining must be above 0 and at most 1, but is 0.0"),
         (lambda: AutomaticStrength(1.1), "remaining must be above 0 and at most 1, but is 1.1"),
+        (lambda: UpdateStrength(-0.1), "fraction must be from 0 to 1, but is -0.1"),
+        (lambda: UpdateStrength(every=0), "every must be at least 1, but is 0"),
         (lambda: ConstantStrength(-0.1), "gamma must be at least 0, but is -0.1"),
         (lambda: ConstantStrength(math.nan), "gamma must be a finite number"),
         (lambda: LearningRateStrength(-1), "ratio must be at least 0, but is -1"),

@@ -70,6 +70,11 @@ class ProcessGroup:
     sharded: bool = False
     device: torch.device | None = None
 
+    @property
+    def processes(self) -> int:
+        """How many processes hold the model together."""
+        return dist.get_world_size(self.group) if self.sharded else 1
+
     def shards_counted_here(self, shards: Sequence[Shard]) -> list[bool]:
         """Return, for each shard, whether this process counts it.
 

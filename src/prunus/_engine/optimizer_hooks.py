@@ -29,6 +29,7 @@ from prunus._engine.optimizers import Optimizers
 from prunus._engine.penalty_probe import PenaltyProbe
 from prunus._engine.preconditions import check_shapes
 from prunus._engine.second_moments import SecondMoments
+from prunus._engine.update_probe import UpdateProbe
 from prunus._utils.devices import on_device
 from prunus.growth import GrowthRule
 from prunus.masks import IntegerMasks, Masks, clear_all_
@@ -53,6 +54,7 @@ class StepParts:
         masks: The masks of the prunable tensors.
         application: The penalty's application, or None without a penalty.
         probe: Measures what the penalty does; None without a penalty.
+        update_probe: Measures the updates; None if the strength does not ask for them.
         observer: The gradient observer, which stores the score's memory.
         averages: The moving averages of gradient magnitudes.
         growth: The rule of growth.
@@ -64,6 +66,7 @@ class StepParts:
     masks: Masks
     application: Application | None
     probe: PenaltyProbe | None
+    update_probe: UpdateProbe | None
     observer: GradientObserver
     averages: MagnitudeAverages
     growth: GrowthRule
@@ -154,6 +157,8 @@ class OptimizerHooks:
             place = next((i for i, value in enumerate(args) if i > 0 and callable(value)), None)
         closure = kwargs.get("closure") if place is None else args[place]
         self._skipped = None
+        if self._parts.update_probe is not None:
+            self._parts.update_probe.forget(self._index)
         if closure is None or self._ignores_closure:
             with self._no_grad:
                 self._edit_gradients()
@@ -205,6 +210,8 @@ class OptimizerHooks:
             self._mask_gradients()
         else:
             self._apply(application, strengths, loss_scale, scale, measurable)
+        if self._parts.update_probe is not None:
+            self._parts.update_probe.before_update(self._index)
         self._gradients = []  # or they would keep gradients alive that the caller has freed
 
     def _clip(
@@ -343,6 +350,8 @@ class OptimizerHooks:
             # This step was taken with unedited gradients: only the masks can be applied now.
             self._closure_called = self._ignores_closure = True
             self._find_active_masks()
+        if self._parts.update_probe is not None:
+            self._parts.update_probe.after_update(self._index)
         if self._parts.application is not None:
             self._parts.application.after_step()
         if self._parts.probe is not None:

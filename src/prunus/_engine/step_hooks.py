@@ -12,6 +12,7 @@ from prunus._engine.optimizers import Optimizers
 from prunus._engine.penalty_probe import PenaltyProbe
 from prunus._engine.state_errors import state_error
 from prunus._engine.step_state import StepState
+from prunus._engine.update_probe import UpdateProbe
 from prunus._utils.checks import number_problem, raise_problems
 from prunus.growth import GrowthRule
 from prunus.masks import Masks
@@ -43,6 +44,7 @@ class StepHooks:
         growth: The rule of growth.
         max_grad_norm: Maximum norm of all gradients of an optimizer, or None.
         strengths: Returns γ of each tensor at the moment of the call.
+        update_probe: Measures the updates. Default None, for a strength that does not ask for it.
         steps_since_pruning: Returns the number of steps since the last removal.
         optimizer_stepped: Called after each step that an optimizer has taken and not skipped, with
             its index.
@@ -66,6 +68,7 @@ class StepHooks:
         *,
         max_grad_norm: float | None,
         strengths: Strengths,
+        update_probe: UpdateProbe | None = None,
         steps_since_pruning: Callable[[], int],
         optimizer_stepped: Callable[[int], None],
         stepped: Callable[[], None],
@@ -88,6 +91,7 @@ class StepHooks:
             masks,
             self.application,
             self.probe,
+            update_probe,
             self.observer,
             averages,
             growth,

@@ -7,8 +7,15 @@ from typing import Any
 
 from prunus._engine.optimizers import Optimizers
 from prunus._engine.state_errors import state_error
+from prunus._engine.update_probe import UpdateProbe
 from prunus._utils.checks import number_problem, raise_problems
-from prunus.penalties.strengths import AutomaticStrength, ConstantStrength, Strength, StrengthStep
+from prunus.penalties.strengths import (
+    AutomaticStrength,
+    ConstantStrength,
+    Strength,
+    StrengthStep,
+    UpdateStrength,
+)
 from prunus.selection import Selection
 
 __all__ = ["StrengthTracker"]
@@ -23,6 +30,9 @@ class StrengthTracker:
         selection: The prunable tensors.
         interval: The interval to use until validations show one, or None.
         done: Returns whether no more weights will be removed.
+
+    Attributes:
+        update_probe: Measures the optimizers' updates; None if the strength does not ask for them.
     """
 
     def __init__(
@@ -47,6 +57,9 @@ class StrengthTracker:
         """γ and the number of parameters of each group when ``_by_name`` was computed."""
         self._by_name: dict[str, float] = {}
         self._zeros = dict.fromkeys(selection, 0.0)
+        self.update_probe = (
+            UpdateProbe(optimizers, selection) if isinstance(strength, UpdateStrength) else None
+        )
         self._constant = (
             dict.fromkeys(selection, strength.gamma)
             if isinstance(strength, ConstantStrength)
@@ -66,6 +79,8 @@ class StrengthTracker:
     @property
     def period(self) -> int:
         """The penalty acts in one of so many steps."""
+        if isinstance(self._strength, UpdateStrength):
+            return self._strength.every
         if not isinstance(self._strength, AutomaticStrength) or self.interval is None:
             return 1
         return self._strength.period(self.interval)
@@ -80,10 +95,17 @@ class StrengthTracker:
         if self._steps_since_validation:  # two validations of the same state are one
             self._interval, self._steps_since_validation = self._steps_since_validation, 0
             self._validations += 1
+            self._read_updates()
 
     def count_pruning(self) -> None:
         """Start to count the steps since weights were removed."""
+        if self._steps_since_pruning:
+            self._read_updates()
         self._steps_since_pruning = 0
+
+    def _read_updates(self) -> None:
+        if self.update_probe is not None:
+            self.update_probe.read()
 
     def values(self) -> Mapping[str, float]:
         """Return γ of each tensor at this step; it may depend on its group's learning rate."""
@@ -98,14 +120,15 @@ class StrengthTracker:
         # Other steps of each interval than of the one before, so that the penalty meets all
         # batches of an epoch whose order is fixed.
         turn = self._steps_since_validation + self._validations
-        interval = self.interval
-        if type(self._strength) is AutomaticStrength and (
-            interval is None or turn % self._strength.period(interval)
+        interval, kind = self.interval, type(self._strength)
+        if (kind is AutomaticStrength and interval is None) or (
+            (kind is AutomaticStrength or kind is UpdateStrength) and turn % self.period
         ):
             return self._zeros  # most steps, which this takes the least time in
         done = self._done()
         gammas = []
         for number, (group, lr) in enumerate(zip(groups, rates, strict=True)):
+            rate = None if self.update_probe is None else self.update_probe.rate(number)
             step = StrengthStep(
                 lr=lr,
                 peak_lr=peaks.get(number, 0.0),
@@ -113,6 +136,7 @@ class StrengthTracker:
                 steps_since_pruning=self._steps_since_pruning,
                 interval=interval,
                 done=done,
+                mean_update=None if rate is None else rate * lr,
             )
             gammas.append((self._strength.value(step), len(group["params"])))
         if gammas != self._gammas:
@@ -138,6 +162,7 @@ class StrengthTracker:
             # One for each group, also before the first step, because a distributed checkpoint is
             # read in place.
             "peak_lrs": [self._peaks.get(number, 0.0) for number in range(groups)],
+            "updates": {} if self.update_probe is None else self.update_probe.state_dict(),
         }
 
     def check(self, state: Mapping[str, Any]) -> None:
@@ -157,6 +182,8 @@ class StrengthTracker:
             else f"peak_lrs must be a list of learning rates, but is {found!r}",
             error=state_error,
         )
+        if self.update_probe is not None:
+            self.update_probe.check(state.get("updates") or {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what :meth:`state_dict` returned."""
@@ -165,3 +192,5 @@ class StrengthTracker:
         self._steps_since_validation = int(state["steps_since_validation"])
         self._interval = int(state["interval"]) or None
         self._peaks = {number: float(peak) for number, peak in enumerate(state["peak_lrs"])}
+        if self.update_probe is not None:
+            self.update_probe.load_state_dict(state["updates"])

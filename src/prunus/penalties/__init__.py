@@ -16,6 +16,7 @@ from prunus.penalties.strengths import (
     LinearDecayStrength,
     Strength,
     StrengthStep,
+    UpdateStrength,
 )
 
 __all__ = [
@@ -33,4 +34,5 @@ __all__ = [
     "RelevancePenalty",
     "Strength",
     "StrengthStep",
+    "UpdateStrength",
 ]

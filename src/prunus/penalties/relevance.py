@@ -41,6 +41,7 @@ from prunus.penalties.strengths import (
     AutomaticStrength,
     ConstantStrength,
     Strength,
+    UpdateStrength,
     as_strength,
     strength_problem,
 )
@@ -57,6 +58,9 @@ APPLICATIONS: dict[Apply, type[Application]] = {
 }
 """The ways to apply the penalty, by the name that ``apply`` selects them with."""
 
+_AUTOMATIC = {2: AutomaticStrength.__name__, 1: UpdateStrength.__name__}
+"""The strength that finds γ for each power."""
+
 
 @dataclass(frozen=True)
 class RelevancePenalty:
@@ -65,7 +69,8 @@ class RelevancePenalty:
     Args:
         strength: γ, or a :class:`~prunus.Strength`. Default :class:`~prunus.AutomaticStrength`,
             which halves an irrelevant weight from one validation to the next; it needs
-            ``apply="decoupled"`` and ``power=2``.
+            ``apply="decoupled"`` and ``power=2``. :class:`~prunus.UpdateStrength` finds the
+            strength for ``power=1``.
         coefficient: The irrelevance coefficient c. Default: the paper's exp(−|g|/α), with α a fifth
             of each tensor's mean |g|.
         power: 2 for Σ c·w², the paper's; 1 for Σ c·|w|.
@@ -113,14 +118,16 @@ class RelevancePenalty:
                 f'apply="{self.apply}", whose term is computed from one loss only: choose another '
                 "apply=, or smoothing=0",
             )
-        automatic = isinstance(self.strength, AutomaticStrength)
-        if automatic and (self.apply != "decoupled" or self.power != 2):
-            validate(
-                self,
-                f'strength must be a number or another Strength with apply="{self.apply}" and '
-                f'power={self.power}: AutomaticStrength() finds it with apply="decoupled" and '
-                "power=2 only, where the shrinkage of a step is known",
-            )
+        if isinstance(self.strength, AutomaticStrength | UpdateStrength):
+            own = type(self.strength).__name__
+            power = 2 if isinstance(self.strength, AutomaticStrength) else 1
+            if self.apply != "decoupled" or self.power != power:
+                validate(
+                    self,
+                    f'strength must be a number or another Strength with apply="{self.apply}" and '
+                    f'power={self.power}: {own}() finds it with apply="decoupled" and '
+                    f"power={power} only, and {_AUTOMATIC[3 - power]}() with power={3 - power}",
+                )
         if self.smoothing and self.formula.needs_weight:
             validate(
                 self,

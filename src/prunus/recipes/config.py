@@ -23,8 +23,9 @@ from prunus.growth import Growth
 from prunus.methods import DecayOverEpoch, Method
 from prunus.patterns import NM, Pattern
 from prunus.penalties.coefficients import Coefficient, ConstantRelevance
+from prunus.penalties.formula import Power
 from prunus.penalties.relevance import APPLICATIONS, Apply, RelevancePenalty
-from prunus.penalties.strengths import AutomaticStrength, Strength
+from prunus.penalties.strengths import AutomaticStrength, Strength, UpdateStrength
 from prunus.recipes.method_settings import (
     ALLOCATIONS,
     COEFFICIENTS,
@@ -136,7 +137,8 @@ class Config:
         "auto",
         by=_strength_problem,
         help='Strength of the penalty, the factor γ; or "auto", with which an irrelevant weight '
-        "halves from one validation to the next.",
+        "halves from one validation to the next, and with penalty=l1 every weight shrinks by a "
+        "fraction of the mean update.",
     )
     ratio: float = checked(
         by=_ratio_problem,
@@ -339,9 +341,10 @@ class Config:
     def _automatic_strength_problem(self) -> str | None:
         if self.penalty == "none" or self.strength != "auto":
             return None
-        if self.apply == "decoupled" and self.penalty in _WITH_GRADIENTS.values:
+        automatic = (*_WITH_GRADIENTS.values, "l1")
+        if self.apply == "decoupled" and self.penalty in automatic:
             return None
-        penalties = [f"penalty={name}" for name in _WITH_GRADIENTS.values]
+        penalties = [f"penalty={name}" for name in automatic]
         return (
             f"strength=auto needs apply=decoupled and {describe_choices(penalties)}, but is used "
             f"with apply={self.apply} and penalty={self.penalty}: set strength to a number"
@@ -574,16 +577,16 @@ class Config:
             coefficient = coefficient_type(self.alpha, self.relative)
             smoothing = self.smoothing
         return RelevancePenalty(
-            self._strength(steps_per_epoch),
+            self._strength(steps_per_epoch, power),
             coefficient,
             power=power,
             apply=self.apply,
             smoothing=smoothing,
         )
 
-    def _strength(self, steps_per_epoch: int) -> Strength:
+    def _strength(self, steps_per_epoch: int, power: Power) -> Strength:
         if isinstance(self.strength, str):
-            return AutomaticStrength()
+            return UpdateStrength() if power == 1 else AutomaticStrength()
         strength = STRENGTHS[self.strength_schedule](self.strength)
         if isinstance(strength, DecayOverEpoch):
             return strength.over(steps_per_epoch)
