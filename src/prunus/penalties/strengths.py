@@ -128,9 +128,9 @@ class UpdateStrength:
 
     It is the automatic strength for ``power=1``, which pulls every weight towards zero by the same
     amount: a weight stays where the loss moves it away from zero more steadily than that, whatever
-    the optimizer, its learning rate and the scale of the loss. γ is measured anew at each
-    validation and removal, and is 0 before the first; in between it follows the learning rate. It
-    acts until the training ends.
+    the optimizer, its learning rate and the scale of the loss. γ is measured at each validation and
+    removal, and is 0 before the first; in between it follows the learning rate. It acts until the
+    training ends.
 
     Args:
         fraction: γ / mean |Δw|, from 0 to 1. Default 0.15: with a constant coefficient, strengths
