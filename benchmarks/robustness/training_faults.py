@@ -17,7 +17,7 @@ _GROWTH = "tests/growth"
 _PATTERNS = "tests/patterns"
 _OPTIMIZERS = "tests/test_several_optimizers.py"
 _SPARSE_TRAINING = "tests/test_sparse_training.py"
-_RECIPES = "tests/recipes/custom/test_runs.py"
+_RECIPES = "tests/recipes/custom"
 _PRUNER = "tests/test_pruner.py"
 
 
