@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import warnings
 from typing import Any
 
 import pytest
@@ -162,6 +163,18 @@ def test_blocks_of_the_pattern_fill_words(precision: Precision, block: tuple[int
     assert rows.values.numel() == int((linear.weight != 0).sum())
     assert rows.values.shape[1] == block[1]
     assert_matches_reference(linear, precision, torch.randn(20, 64))
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_rounded_linear_accepts_any_leading_dimensions_and_no_features(name: str) -> None:
+    linear = nn.Linear(6, 4)
+    for shape in ((6,), (2, 3, 6), (2, 0, 6), (1, 1, 6)):
+        assert_matches_reference(linear, TYPES[name], torch.randn(shape))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about the initialization
+        empty = nn.Linear(0, 4)
+    found = SparseLinear(empty, precision=TYPES[name])(torch.zeros(3, 0))
+    assert torch.equal(found, empty.bias.detach().expand(3, 4))
 
 
 def identity(features: int, precision: Precision, arithmetic: Arithmetic) -> SparseLinear:

@@ -243,6 +243,8 @@ def test_calibration_with_nan_or_infinity_is_one_error(number: float) -> None:
         ({"dtype": torch.int8, "calibration": []}, ArgumentError, "calibration has no inputs"),
         ({"dtype": torch.int8, "calibration": torch.ones(2, 32)}, ArgumentTypeError,
          r"must be a list .* but is Tensor: pass \[inputs\]"),
+        ({"dtype": torch.int8, "calibration": [torch.ones(2, 32), 3]}, ArgumentTypeError,
+         "calibration input 2 must be a tensor, .* but is int"),
         ({"dtype": torch.int8, "calibration": 3}, ArgumentTypeError, "must be a list .* is int"),
         ({"dtype": torch.int8, "calibration": [(torch.ones(2, 32), torch.ones(2))]}, PrunusError,
          "fails on calibration input 1: TypeError: .*without labels"),

@@ -86,8 +86,14 @@ def _check_usable(model: nn.Module) -> None:
         )
 
 
-def call_arguments(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def call_arguments(
+    example_inputs: ExampleInputs, name: str = "example_inputs"
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the positional and the keyword arguments of a call.
+
+    Args:
+        example_inputs: The inputs of the model.
+        name: What the message calls them.
 
     Raises:
         ArgumentTypeError: The inputs are not a tensor, a tuple, a list or a mapping.
@@ -103,7 +109,7 @@ def call_arguments(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict
     if isinstance(example_inputs, tuple | list):
         return tuple(example_inputs), {}
     raise ArgumentTypeError(
-        "example_inputs must be a tensor, a tuple of positional arguments or a mapping of keyword "
+        f"{name} must be a tensor, a tuple of positional arguments or a mapping of keyword "
         f"arguments, but is {type(example_inputs).__name__}"
     )
 

@@ -48,6 +48,7 @@ def input_ranges(
 
     Raises:
         ArgumentError: There are no inputs.
+        ArgumentTypeError: One of them has the wrong type.
         PrunusError: The network fails on one of them, or a layer receives NaN or infinity.
     """
     ranges: dict[str, tuple[float, float]] = {}
@@ -72,7 +73,7 @@ def input_ranges(
 
     count = 0
     for count, inputs in enumerate(calibration, start=1):
-        args, kwargs = call_arguments(inputs)
+        args, kwargs = call_arguments(inputs, f"calibration input {count}")
         try:
             call_recording(model, layers, record, args, kwargs)
         except Exception as error:  # whatever a model's own code raises

@@ -82,7 +82,7 @@ class SparseRows(nn.Module):
         else:
             padding = -self.width % self.group
             padded = nn.functional.pad(stored, (0, padding))
-            words = padded.view(count, -1, self.group)
+            words = padded.view(count, math.ceil(self.width / self.group), self.group)
             row, column = (each.numpy() for each in words.ne(0).any(dim=2).nonzero().T)
         pointers = np.zeros(count + 1, dtype=np.int64)
         np.cumsum(np.bincount(row, minlength=count), out=pointers[1:])
