@@ -226,8 +226,8 @@ FAULTS: Sequence[Fault] = (
     Fault(
         "last item of a batch not transposed",
         "kernels.layout",
-        "for row in range(rows):",
-        "for row in range(rows - 1):",
+        "one_by_one(x, x_row, whole_rows, rows, 0,",
+        "one_by_one(x, x_row, whole_rows, rows - 1, 0,",
         "items in panels",
     ),
     Fault(

@@ -66,22 +66,29 @@ def _transposition(group: int) -> Any:
     word_of, count_nan = _word(group), _has_nan(group)
 
     @compiled(group)
+    def one_by_one(x, x_row, start, stop, first, columns, y, y_row, factor, zero):
+        """Write the words from ``first`` on of rows from ``start`` to ``stop``."""
+        words, found = (columns + group - 1) // group, 0
+        for row in range(start, stop if first < words else start):
+            line = x + row * x_row
+            for word in range(first, words):
+                source, count = line + word * group * 4, columns - word * group
+                store_word(y + word * y_row, row, word_of(source, 4, count, factor, zero))
+            found |= count_nan(line + first * group * 4, 4, columns - first * group)
+        return found
+
+    @compiled(group)
     def transpose(x, x_row, rows, columns, y, y_row, factor, zero):
         # Squares of LANES lines and words are transposed in registers.
-        whole_rows, words = rows - rows % LANES, (columns + group - 1) // group
-        whole_words = columns // (group * LANES) * LANES
+        whole_rows, whole_words = rows - rows % LANES, columns // (group * LANES) * LANES
         found = 0
         for row in range(0, whole_rows, LANES):
             for word in range(0, whole_words, LANES):
                 source, target = x + row * x_row + word * group * 4, y + word * y_row + row * 4
                 found |= pack_square(LANES, group, source, x_row, target, y_row, factor, zero)
-        for row in range(rows):
-            first = whole_words if row < whole_rows else 0
-            line, rest = x + row * x_row + first * group * 4, columns - first * group
-            for word in range(first, words):
-                source, count = x + row * x_row + word * group * 4, columns - word * group
-                store_word(y + word * y_row, row, word_of(source, 4, count, factor, zero))
-            found |= count_nan(line, 4, rest)
+            end = row + LANES
+            found |= one_by_one(x, x_row, row, end, whole_words, columns, y, y_row, factor, zero)
+        found |= one_by_one(x, x_row, whole_rows, rows, 0, columns, y, y_row, factor, zero)
         return found
 
     return transpose
