@@ -6,6 +6,7 @@ Mutation tools do not reach the kernels, because Numba compiles them from genera
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -396,6 +397,11 @@ def freshly_imported(fault: Fault | None, cache: Path) -> Iterator[tuple[Any, An
     numba.config.CACHE_DIR = str(cache)
     sys.meta_path[:0] = finders
     try:
+        # A kernel from the disk is linked by name with those that the process has compiled already,
+        # so that none of these may have the name of one without the fault.
+        compiling: Any = importlib.import_module(f"{Fault.package}.kernels.compiling")
+        planted = "" if fault is None else re.sub(r"\W+", "_", fault.name)
+        compiling._SOURCES += f"_{planted}"
         linear = importlib.import_module(f"{Fault.package}.linear")
         convolution = importlib.import_module(f"{Fault.package}.convolution")
         yield linear.SparseLinear, convolution.SparseConv
