@@ -204,7 +204,7 @@ def test_user_error_is_one_message_with_exit_code_two(
     ("arguments", "message"),
     [
         (["run"], "missing argument 'recipe'"),
-        (["run", "digits", "--epochs", "3"], "no such option:? '?--epochs"),
+        (["run", "digits", "--gpu", "3"], "no such option:? '?--gpu"),
         (["run", "digits", "--seed", "one"], "invalid value for '--seed'"),
         (["prune"], "no such command 'prune'"),
         (["inspect"], "missing argument 'path'"),
@@ -218,6 +218,23 @@ def test_wrong_usage_is_explained_with_exit_code_two(arguments: list[str], messa
     assert outcome.code == 2
     assert re.search(message, outcome.err.lower())
     assert "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "setting"),
+    [
+        (["run", "digits", "--epochs", "3"], "epochs"),
+        (["run", "digits", "--learning-rate=0.1"], "lr"),
+        (["run", "shakespeare-lm", "--vocabulary", "500"], "vocabulary"),
+        (["compare", "digits", "--sparsity", "0.9"], "ratio"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else None,
+)
+def test_a_setting_that_is_passed_as_an_option_is_named(arguments: list[str], setting: str) -> None:
+    option = arguments[2].partition("=")[0]
+    prunus(*arguments).refused(
+        f"{option} is no option, but {setting} is a setting: pass --set {setting}=VALUE"
+    )
 
 
 def test_brackets_in_a_directory_are_printed_unchanged(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from prunus.cli.compare import compare
 from prunus.cli.report import report
 from prunus.cli.run import run
 from prunus.cli.screen import discard_output
+from prunus.cli.setting_options import CommandWithSettings
 from prunus.errors import PeerError, PrunusError
 
 __all__ = ["app", "main"]
@@ -56,7 +57,7 @@ for command in (
     bench,
     report,
 ):
-    app.command()(command)
+    app.command(cls=CommandWithSettings if command in (run, compare) else None)(command)
 
 
 def main() -> None:

@@ -48,7 +48,7 @@ from prunus.recipes.setting_values import (
 from prunus.schedules import GradualPruning, IterativePruning, OneShot, Schedule
 from prunus.scores import FisherScore, Score
 
-__all__ = ["Config", "unknown_setting"]
+__all__ = ["Config", "setting_meant_by", "unknown_setting"]
 
 _WITH_PENALTY = OnlyWith("penalty", ("relevance", "lobster", "l2", "l1"))
 _WITH_GRADIENTS = OnlyWith("penalty", ("relevance", "lobster"))
@@ -648,6 +648,21 @@ class Config:
         return ALLOCATIONS[self.allocation]
 
 
+def setting_meant_by(name: str, known: Collection[str]) -> str | None:
+    """Return the setting for which other tools use a name, if it is known.
+
+    Args:
+        name: The name.
+        known: The names of the settings that exist.
+
+    Example:
+        >>> setting_meant_by("max-epochs", ["lr", "epochs"])
+        'epochs'
+    """
+    meant = _OTHER_NAMES.get(name.lower().replace("-", "_"))
+    return meant if meant in known else None
+
+
 def unknown_setting(name: str, known: Collection[str]) -> str:
     """Return the message for a setting that does not exist, with the one that is probably meant.
 
@@ -659,8 +674,8 @@ def unknown_setting(name: str, known: Collection[str]) -> str:
         >>> unknown_setting("learning_rate", ["lr", "epochs"])
         "there is no setting 'learning_rate'; did you mean lr?"
     """
-    meant = _OTHER_NAMES.get(name.lower().replace("-", "_"))
-    near = nearest(name, known) if meant is None or meant not in known else [meant]
+    meant = setting_meant_by(name, known)
+    near = nearest(name, known) if meant is None else [meant]
     if name in _OPTIONS:
         hint = f"pass the option --{name} of prunus run"
     else:
