@@ -60,7 +60,7 @@ def test_subcommands_and_flags_are_exactly_these() -> None:
         },
         "inspect": {"path"},
         "sensitivity": {"path", "--sparsities", "--csv", "--plot", "--recipe"},
-        "export": {"path", "--to", "--out", "--recipe"},
+        "export": {"path", "--to", "--out", "--recipe", "--dtype"},
         "bench": {"path", "--batch", "--threads", "--recipe", "--variants", "--metric"},
         "report": {"paths", "--out", "--figures"},
     }

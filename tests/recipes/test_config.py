@@ -24,6 +24,7 @@ from prunus.penalties.strengths import (
     ConstantStrength,
     LearningRateStrength,
     LinearDecayStrength,
+    UpdateStrength,
 )
 from prunus.recipes.registry import RECIPES
 from prunus.recipes.setting_marks import Affects
@@ -480,13 +481,14 @@ def test_strength_follows_its_setting(follows: str, strength: object) -> None:
 
 
 def test_automatic_strength_follows_its_setting() -> None:
-    built = BASE.with_settings(["strength=auto"]).make_penalty(5)
-    assert built is not None
-    assert built.strength == AutomaticStrength()
+    for penalty, expected in (("relevance", AutomaticStrength()), ("l1", UpdateStrength())):
+        built = BASE.with_settings(["strength=auto", f"penalty={penalty}"]).make_penalty(5)
+        assert built is not None
+        assert built.strength == expected
 
 
-@pytest.mark.parametrize("setting", ["apply=gradient", "penalty=l1", "penalty=l2"])
-def test_automatic_strength_needs_a_penalty_of_relevance_after_the_step(setting: str) -> None:
+@pytest.mark.parametrize("setting", ["apply=gradient", "penalty=l2"])
+def test_automatic_strength_needs_a_penalty_of_relevance_or_l1_after_the_step(setting: str) -> None:
     with pytest.raises(PrunusError, match="strength=auto needs apply=decoupled and penalty=rel"):
         BASE.with_settings(["strength=auto", setting])
 
