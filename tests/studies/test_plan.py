@@ -57,7 +57,7 @@ def test_strength_that_a_method_leaves_open_is_that_of_the_recipe() -> None:
         assert study.methods[name].settings["strength"] == recipe.strengths[name]
     assert recipe.method("prunus") is methods["prunus"]
     with pytest.raises(PrunusError, match=r'set strength to a number, such as --method "l2,stren'):
-        plan_study(request(recipe="mnist-lenet300", methods=["l2"]))
+        plan_study(request(recipe="mnist-lenet5", methods=["l2"]))
 
 
 def test_run_arguments_are_those_of_a_run_on_its_own() -> None:
