@@ -469,7 +469,8 @@ class Config:
             settings: The names of the settings that were passed.
         """
         other_penalty = self.penalty != changed.penalty != "none"
-        if method.leaves_strength_open and other_penalty and "strength" not in settings:
+        chosen = "strength" in settings or changed.strength == "auto"
+        if method.leaves_strength_open and other_penalty and not chosen:
             yield (
                 f"the method {method.name} leaves the strength open: {self.strength!r} is the "
                 f"recipe's for penalty={self.penalty}; set another one by --set strength=..."
