@@ -165,6 +165,22 @@ def test_a_pruner_without_floor_and_schedule_that_removes_nothing_warns() -> Non
         Pruner(dense, sgd(dense), **arguments).finish()
 
 
+def test_finishing_before_a_validation_of_the_last_removal_warns_without_a_floor() -> None:
+    model = nn.Linear(4, 1, bias=False)
+    pruner = magnitude_pruner(model, sgd(model), schedule=Schedule())
+    pruner.step(0.9)
+    pruner.prune(sparsity=0.5)
+    with pytest.warns(
+        UserWarning, match=r"from a sparsity of 0\.5 to 0, because no validation foll"
+    ):
+        pruner.finish()
+    assert pruner.sparsity == 0
+    pruner.prune(sparsity=0.5)
+    pruner.step(0.8)
+    pruner.finish()  # warnings are errors in the tests
+    assert pruner.sparsity == 0.5
+
+
 def test_finishing_without_a_state_that_met_the_ceiling_advises_to_raise_it() -> None:
     model = classifier()
     pruner = magnitude_pruner(model, sgd(model), schedule=IterativePruning(), floor=0.9, mode="min")

@@ -605,8 +605,9 @@ class Pruner:
 
         Without any metric so far, or with ``keep_best=False``, the present state stays, and a dense
         phase of :class:`~prunus.AlternatingGrowth` ends: weights are removed as at its last step.
-        No weight returns from here on. It warns if the training ended before the schedule, and if
-        nothing was removed for want of a floor or a schedule.
+        No weight returns from here on. It warns if the training ended before the schedule, if
+        nothing was removed for want of a floor or a schedule, and if it returns to a denser state
+        without a floor that asks for it.
 
         Raises:
             FloorNotReachedError: There is a floor and no validation met it.
@@ -618,6 +619,7 @@ class Pruner:
         self._notice.withdraw()
         self._warn_of_missing_steps()
         self._warn_of_missing_plan()
+        self._warn_of_unvalidated_removals()
         if self._best.kept is not None:
             self._restore_best()
         elif self.constraint.floor is not None and self.keep_best:
@@ -665,6 +667,21 @@ class Pruner:
                 'pass floor="dense-0.5%" or schedule=GradualPruning(sparsity=...), or call '
                 "pruner.prune(sparsity=...) during the training; schedule=Schedule() if nothing "
                 "should be removed",
+                stacklevel=3,
+            )
+
+    def _warn_of_unvalidated_removals(self) -> None:
+        """Warn if the present state is sparser than the one to restore, and no floor prefers that.
+
+        With a floor it is usual: the last removal of an iterative schedule may not meet it.
+        """
+        best = self._best.kept
+        if self.constraint.floor is None and best is not None and self.masks.kept < best:
+            sparsity = 1 - best / self._prunable
+            warnings.warn(
+                f"finish() returns from a sparsity of {self.sparsity:.4g} to {sparsity:.4g}, "
+                "because no validation followed the last removal: call pruner.step(metric) after "
+                "it, or build the pruner with keep_best=False",
                 stacklevel=3,
             )
 
