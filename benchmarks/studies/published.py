@@ -79,7 +79,7 @@ STUDIES: Mapping[str, str] = {
         *("--set", "autocast=true"),
     ),
     "shakespeare-lm": _study("shakespeare-lm", ",".join(METHODS), "20"),
-    "shakespeare-lm-40x": _study("shakespeare-lm", "prunus,magnitude", "40"),
+    "shakespeare-lm-40x": _study("shakespeare-lm", ",".join(METHODS), "40"),
 }
 """The arguments of ``prunus compare`` for each study, by its name."""
 
