@@ -240,6 +240,8 @@ class Pruner:
         self._prunings = 0
         self._last_metric: float | None = None
         self._predicted_cost: float | None = None
+        self._unmeasured_removal = False
+        """Whether weights were removed since the last validation, other than by it."""
         self._relative_at: tuple[int, bool] | None = None
         """A number of steps, and whether a relative penalty acts in the next one."""
         self.masks = Masks.attached(self.selection)
@@ -397,7 +399,7 @@ class Pruner:
         if metric is not None:
             self._check_alternation()
         counts = self._validations, self._best_metric
-        sparsity = self.sparsity
+        sparsity, self._unmeasured_removal = self.sparsity, False
         best = metric is not None and self._consider(metric)
         met = metric is None or self.constraint.met(metric)
         least, before = self._remover().least, self.schedule.state_dict()
@@ -598,7 +600,9 @@ class Pruner:
             kept = prunable - round(sparsity * prunable)
         assert kept is not None
         raise_problems(number_problem("kept", kept, whole=True, least=0, most=prunable))
-        return self._remove_to(kept)
+        removed = self._remove_to(kept)
+        self._unmeasured_removal |= removed > 0
+        return removed
 
     def finish(self) -> None:
         """Restore the sparsest state that met the floor, and of equally sparse ones the best.
@@ -671,12 +675,13 @@ class Pruner:
             )
 
     def _warn_of_unvalidated_removals(self) -> None:
-        """Warn if the present state is sparser than the one to restore, and no floor prefers that.
+        """Warn if the state to restore is denser only because none after it was validated.
 
-        With a floor it is usual: the last removal of an iterative schedule may not meet it.
+        The last removal of an iterative schedule, by a validation, is meant to be abandoned so.
         """
         best = self._best.kept
-        if self.constraint.floor is None and best is not None and self.masks.kept < best:
+        unmeasured = self._unmeasured_removal and self.constraint.floor is None
+        if unmeasured and best is not None and self.masks.kept < best:
             sparsity = 1 - best / self._prunable
             warnings.warn(
                 f"finish() returns from a sparsity of {self.sparsity:.4g} to {sparsity:.4g}, "
@@ -820,7 +825,8 @@ class Pruner:
         self._strengths.count_step()
         keep = self.schedule.after_step(step=self._steps, prunable=self._prunable)
         if keep is not None:
-            self._remove_to(max(keep, self._remover().least), self._final)
+            removed = self._remove_to(max(keep, self._remover().least), self._final)
+            self._unmeasured_removal |= removed > 0
         self._growth.update()
 
     @property
