@@ -105,6 +105,60 @@ def _against_csr(record: dict[str, Any]) -> str:
     return f"CSR is faster in {len(behind)} of {len(medians)} rows, by {max(behind):.1%} at most"
 
 
+def precisions() -> str:
+    """Return the table of sparse linear layers in three types beside the fastest dense one."""
+    record = load("precisions")
+    sparse = {
+        "sparse float32": "float32",
+        "sparse bfloat16": "bfloat16",
+        "sparse bfloat16, 1×2": "bfloat16, blocks 1×2",
+        "sparse int8": "int8",
+        "sparse int8, 1×4": "int8, blocks 1×4",
+    }
+    lines = [
+        "Sparse linear layers in three types, how many times faster than the fastest dense layer "
+        "of any type: torch's in float32, bfloat16 and int8, and onnxruntime's in int8. Zeros are "
+        "at random places, or in blocks of a row:\n",
+        f"| layer | zeros | batch | fastest dense | {' | '.join(sparse.values())} |",
+        "|---|---|---|---|" + "---|" * len(sparse),
+    ]
+    for row in record["rows"]:
+        medians = {name: each["median_ms"] for name, each in row["times"].items()}
+        dense = {name.removeprefix("dense "): ms for name, ms in medians.items() if "dense" in name}
+        fastest = min(dense, key=lambda name: dense[name])
+        cells = [f"{dense[fastest] / medians[name]:.2f}" for name in sparse]
+        lines.append(
+            f"| {'×'.join(map(str, row['shape']))} | {row['sparsity']:.0%} | {row['batch']} "
+            f"| {fastest}: {dense[fastest]:.3g} ms | {' | '.join(cells)} |"
+        )
+    lines.append(
+        f"\n{machine(record['environment'])}, {record['date'][:10]}, by `{record['command']}`; "
+        "medians of interleaved calls, in processor time. All layers but dense ones in bfloat16 "
+        "have inputs and outputs in float32.\n"
+    )
+    return "\n".join(lines)
+
+
+def under_load() -> str:
+    """Return the sentences about decisions on a busy machine."""
+    record = load("under_load")
+    functions = {name: record[name] for name in ("speed_up", "bench")}
+    calls = ", ".join(
+        f"`{name}` {each['quiet']['calls']} times alone and {each['busy']['calls']} times beside"
+        for name, each in functions.items()
+    )
+    problems = [problem for each in functions.values() for problem in each["problems"]]
+    found = "; ".join(problems) or (
+        "all calls decided alike, and no ratio of two times was more than twice the median of the "
+        "calls alone, or less than half of it"
+    )
+    return (
+        f"One sparse network, beside {record['busy_processes']} processes that keep the machine "
+        f"busy ({calls}): {found}. {machine(record['environment'])}, {record['date'][:10]}, by "
+        f"`{record['command']}`.\n"
+    )
+
+
 def sparse_files() -> str:
     """Return the table of sizes and speeds of sparse files."""
     record, fuzzed = load("sparse_files"), load("fuzz_sparse_files")

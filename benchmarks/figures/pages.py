@@ -22,6 +22,7 @@ def render() -> dict[Path, str]:
         "Classifiers": networks.classifiers(),
         "Whole networks": networks.whole_networks(),
         "Sparse layers": pictures.speed_image(FIGURES.parent) + "\n" + details.kernels(),
+        "Sparse layers in bfloat16 and int8": details.precisions(),
         "Sparse files": details.sparse_files(),
         "Networks in int8": details.int8(),
         "What a training step costs": details.overhead(),
@@ -30,6 +31,7 @@ def render() -> dict[Path, str]:
         "Several processes": details.processes(),
         "Against the formulas": details.contract(),
         "Interruption": details.kills(),
+        "Busy machines": details.under_load(),
     }
     return {
         ROOT / "README.md": f"{pictures.image(ROOT)}\n{readme.headlines()}",
