@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from helpers.comparisons import assert_layer_matches_float64
+from helpers.layouts import LAYOUTS, in_layout
 from helpers.sparse_models import sparsify_with_zero_rows
 from prunus import PrunusError
 from prunus.runtime.convolution import SparseConv
@@ -32,14 +33,7 @@ THREADS = (1, 2)
 def layouts(draw: st.DrawFn, *shape: int) -> torch.Tensor:
     """Draw a matrix of random numbers in one of the layouts that tensors may have."""
     x = torch.randn(*shape, generator=torch.Generator().manual_seed(draw(st.integers(0, 99))))
-    kind = draw(st.sampled_from(["rows", "columns", "strided", "offset"]))
-    if kind == "columns":
-        return x.t().contiguous().t()
-    if kind == "strided":
-        return torch.stack([x, torch.full_like(x, torch.nan)], dim=-1)[..., 0]
-    if kind == "offset":
-        return torch.cat([torch.full_like(x[:1], torch.nan), x]).t().contiguous().t()[1:]
-    return x
+    return in_layout(x, draw(st.sampled_from(LAYOUTS)))
 
 
 @pytest.mark.slow

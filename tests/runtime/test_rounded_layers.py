@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from helpers.comparisons import assert_layer_matches_float64
+from helpers.layouts import LAYOUTS, in_layout
 from helpers.rounding import integer_layer, rounded_layer, to_bfloat16, to_integers
 from helpers.sparse_models import sparsify_with_zero_rows
 from prunus import ArgumentError, Block, OneShot, Pruner, PrunusError
@@ -62,20 +63,6 @@ def assert_matches_reference(
     ]
 
 
-LAYOUTS = ("rows", "columns", "strided", "offset")
-
-
-def stored(x: torch.Tensor, layout: str) -> torch.Tensor:
-    """Return a matrix in one of the layouts that tensors may have, between NaN."""
-    if layout == "columns":
-        return x.t().contiguous().t()
-    if layout == "strided":
-        return torch.stack([x, torch.full_like(x, torch.nan)], dim=-1)[..., 0]
-    if layout == "offset":
-        return torch.cat([torch.full_like(x[:1], torch.nan), x]).t().contiguous().t()[1:]
-    return x
-
-
 @pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(
@@ -106,7 +93,7 @@ def test_rounded_linear_matches_float64_reference(
     torch.set_num_threads(threads)
     linear = nn.Linear(inputs, outputs, bias=bias)
     sparsify_with_zero_rows(linear, sparsity)
-    x = stored(torch.randn(items, inputs), layout)
+    x = in_layout(torch.randn(items, inputs), layout)
     found = assert_matches_reference(linear, TYPES[name], x, relu=relu, by_item=by_item)
     if "int8" in name:
         assert all(torch.equal(found[0], each) for each in found)
@@ -122,7 +109,7 @@ def test_rounded_linear_matches_float64_reference_for_tails_and_threads(
     sparsify_with_zero_rows(linear, 0.5)
     for threads, items in ((1, 37), (1, 1), (2, 37)):
         torch.set_num_threads(threads)
-        x = stored(torch.randn(items, 135), layout)
+        x = in_layout(torch.randn(items, 135), layout)
         assert_matches_reference(linear, TYPES[name], x, relu=True)
 
 
@@ -134,7 +121,7 @@ def test_rounded_linear_matches_float64_reference_where_threads_share_the_work(n
     linear = nn.Linear(1030, 500)
     sparsify_with_zero_rows(linear, 0.5)
     for layout in ("rows", "columns"):
-        x = stored(torch.randn(300, 1030), layout)
+        x = in_layout(torch.randn(300, 1030), layout)
         assert_matches_reference(linear, TYPES[name], x, by_item=True)
 
 
@@ -208,7 +195,7 @@ def test_bfloat16_propagates_nan_to_the_outputs_that_read_it(arithmetic: Arithme
         x[3, 7] = x[18, 39] = torch.nan
         x[5, 2] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)  # a NaN, too
         with torch.no_grad():
-            found = identity(40, BFloat16(), arithmetic)(stored(x, layout))
+            found = identity(40, BFloat16(), arithmetic)(in_layout(x, layout))
         # An element beside it shares its word, whose other weight is 0, and 0·NaN is NaN.
         assert found.isnan().nonzero().tolist() == [
             [3, 6], [3, 7], [5, 2], [5, 3], [18, 38], [18, 39],
@@ -257,10 +244,10 @@ def test_zeros_and_small_weights_are_zero_in_int8() -> None:
 def test_nan_in_the_input_of_int8_is_an_error(place: tuple[int, int], layout: str) -> None:
     sparse = SparseLinear(nn.Linear(70, 3), precision=TYPES["int8"])
     x = torch.zeros(19, 70)
-    assert not sparse(stored(x, layout)).isnan().any()
+    assert not sparse(in_layout(x, layout)).isnan().any()
     x[place] = torch.nan
     with pytest.raises(PrunusError, match="in int8 received NaN.*find where it arises"):
-        sparse(stored(x, layout))
+        sparse(in_layout(x, layout))
 
 
 @pytest.mark.slow
@@ -269,10 +256,10 @@ def test_nan_in_the_input_of_int8_is_an_error_where_threads_share_the_work() -> 
     sparse = SparseLinear(nn.Linear(1000, 3), precision=TYPES["int8"])
     for layout in ("rows", "columns"):
         x = torch.zeros(300, 1000)
-        sparse(stored(x, layout))
+        sparse(in_layout(x, layout))
         x[299, 999] = torch.nan
         with pytest.raises(PrunusError, match="in int8 received NaN"):
-            sparse(stored(x, layout))
+            sparse(in_layout(x, layout))
 
 
 def test_weights_that_int8_cannot_represent_are_rejected() -> None:
