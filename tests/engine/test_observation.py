@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -33,6 +34,11 @@ def two_layers(dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Selection
     return model, select(model)
 
 
+def observe(observer: GradientObserver, selection: Selection, *arguments: Any) -> None:
+    """Pass the gradients of all tensors to the score."""
+    observer.observe(observer.due(selection.values()), *arguments)
+
+
 def test_the_memory_of_each_tensor_is_updated_by_each_gradient() -> None:
     _, selection = two_layers()
     observer = GradientObserver(TaylorScore(smoothing=0.5), selection)
@@ -40,13 +46,13 @@ def test_the_memory_of_each_tensor_is_updated_by_each_gradient() -> None:
     assert observer.memory == {}
     a, b = (tensor.parameter for tensor in selection.values())
     a.grad = torch.tensor([[1.0, -3.0]])
-    observer.observe(None)
+    observe(observer, selection, None)
     assert list(observer.memory) == ["a.weight"]
     assert observer.memory["a.weight"]["product"].tolist() == [[2.0, 6.0]]
     a.grad, b.grad = None, torch.tensor([[4.0]])
-    observer.observe(None)
+    observe(observer, selection, None)
     a.grad = torch.tensor([[3.0, 1.0]])
-    observer.observe(None)
+    observe(observer, selection, None)
     # |w · g| is 6 and 2: the averages with 2 and 6 are 4 and 4.
     assert observer.memory["a.weight"]["product"].tolist() == [[4.0, 4.0]]
     assert observer.memory["b.weight"]["product"].tolist() == [[8.0]]
@@ -61,7 +67,7 @@ def test_a_score_with_every_observes_the_first_and_each_kth_gradient_of_a_tensor
         a.grad = torch.full((1, 2), float(step))
         b.grad = torch.full((1, 1), float(step)) if step % 2 == 0 else None
         with torch.no_grad():
-            observer.observe(None)
+            observe(observer, selection, None)
     # The first, fourth and seventh step, and of the even steps the first only.
     assert observer.memory["a.weight"]["fisher"].tolist() == [[22.0, 22.0]]  # (1 + 16 + 49) / 3
     assert observer.memory["b.weight"]["fisher"].tolist() == [[4.0]]
@@ -73,7 +79,7 @@ def test_sparse_gradients_are_left_out_and_later_tensors_observed() -> None:
     observer = GradientObserver(TaylorScore(), selection)
     a, b = (tensor.parameter for tensor in selection.values())
     a.grad, b.grad = torch.ones(1, 2).to_sparse(), torch.tensor([[4.0]])
-    observer.observe(None)
+    observe(observer, selection, None)
     assert list(observer.memory) == ["b.weight"]
 
 
@@ -83,7 +89,7 @@ def test_the_loss_scale_is_divided_out_in_at_least_32_bits(dtype: torch.dtype) -
     observer = GradientObserver(TaylorScore(), selection)
     for tensor in selection.values():
         tensor.parameter.grad = torch.full_like(tensor.parameter, 2.0**-20)
-    observer.observe(2.0**12)
+    observe(observer, selection, 2.0**12)
     for memory in observer.memory.values():
         # 2 · 2^-20 / 2^12 is below the smallest number of float16.
         product = memory["product"]
@@ -111,7 +117,7 @@ def test_a_tensor_of_several_chunks_is_observed_whole(score: Score) -> None:
         flat = normal(layer.weight.numel(), seed=count)
         layer.weight.grad = flat.reshape(300, -1).T
         with torch.no_grad():
-            observer.observe(None)
+            observe(observer, selection, None)
             score.observe(layer.weight, layer.weight.grad, whole, count=count)
     assert observer.counts == {"weight": 2}
     for name, tensor in whole.items():
@@ -121,13 +127,14 @@ def test_a_tensor_of_several_chunks_is_observed_whole(score: Score) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_the_memory_takes_the_type_of_the_weights_but_at_least_32_bits(dtype: torch.dtype) -> None:
     layer = nn.Linear(2, 1, bias=False)
-    observer = GradientObserver(TaylorScore(smoothing=0.5), select(layer))
+    selection = select(layer)
+    observer = GradientObserver(TaylorScore(smoothing=0.5), selection)
     nn.init.constant_(layer.weight, 2.0)
     for step_dtype, gradient in ((torch.float32, 1.0), (dtype, 3.0)):
         layer.to(step_dtype)
         layer.weight.grad = torch.full_like(layer.weight, gradient)
         with torch.no_grad():
-            observer.observe(None)
+            observe(observer, selection, None)
     product = observer.memory["weight"]["product"]
     assert product.dtype == torch.promote_types(dtype, torch.float32)
     assert product.tolist() == [[4.0, 4.0]]  # the mean of 2 and 6
@@ -136,11 +143,12 @@ def test_the_memory_takes_the_type_of_the_weights_but_at_least_32_bits(dtype: to
 
 def test_averages_of_16_bit_weights_do_not_lose_small_changes() -> None:
     layer = nn.Linear(1, 1, bias=False, dtype=torch.bfloat16)
-    observer = GradientObserver(FisherScore(smoothing=0.0), select(layer))
+    selection = select(layer)
+    observer = GradientObserver(FisherScore(smoothing=0.0), selection)
     # Its square is 1 + 2^-6 + 2^-14, of which bfloat16 holds 1 + 2^-6 only.
     layer.weight.grad = torch.full((1, 1), 1 + 2.0**-7, dtype=torch.bfloat16)
     with torch.no_grad():
-        observer.observe(None)
+        observe(observer, selection, None)
     assert observer.memory["weight"]["fisher"].item() == (1 + 2.0**-7) ** 2
 
 
@@ -155,7 +163,7 @@ def test_a_score_receives_weights_and_gradients_in_the_type_of_its_memory() -> N
 
     _, selection = two_layers(torch.bfloat16)
     selection["b.weight"].parameter.grad = torch.ones(1, 1, dtype=torch.bfloat16)
-    GradientObserver(Recording(), selection).observe(None)
+    observe(GradientObserver(Recording(), selection), selection, None)
     assert types == {torch.float32}
 
 
@@ -170,16 +178,17 @@ def test_a_gradient_that_is_not_finite_counts_as_none(
     def memory_after(*, bad: bool) -> GradientObserver:
         layer = nn.Linear(3, 2, bias=False)
         layer.weight = nn.Parameter(normal(2, 3, seed=0))
-        observer = GradientObserver(score, select(layer))
+        selection = select(layer)
+        observer = GradientObserver(score, selection)
         for step in range(6):
             if bad and step == bad_step:
                 layer.weight.grad = torch.ones(2, 3)
                 layer.weight.grad[1, 2] = value
                 with torch.no_grad():
-                    observer.observe(None)
+                    observe(observer, selection, None)
             layer.weight.grad = normal(2, 3, seed=1 + step)
             with torch.no_grad():
-                observer.observe(None)
+                observe(observer, selection, None)
         return observer
 
     expected, found = memory_after(bad=False), memory_after(bad=True)
@@ -198,12 +207,12 @@ def test_a_shard_whose_gradient_is_not_finite_keeps_its_memory(score: Score, val
     a, b = (tensor.parameter for tensor in selection.values())
     a.grad, b.grad = torch.tensor([[1.0, -3.0]]), torch.tensor([[2.0]])
     with torch.no_grad():
-        observer.observe(None)
+        observe(observer, selection, None)
         before = {name: tensor.clone() for name, tensor in observer.memory["a.weight"].items()}
         observer.counts = dict.fromkeys(observer.counts, 4)  # so that the next one is due
         a.grad, b.grad = torch.tensor([[1.0, value]]), torch.tensor([[3.0]])
         other = {name: tensor.clone() for name, tensor in observer.memory["b.weight"].items()}
-        observer.observe(None)
+        observe(observer, selection, None)
     for name, tensor in before.items():
         torch.testing.assert_close(observer.memory["a.weight"][name], tensor, rtol=0, atol=0)
         assert not torch.equal(observer.memory["b.weight"][name], other[name])
@@ -223,12 +232,12 @@ def test_one_flag_on_a_device_keeps_the_memory_of_all_tensors(
         for prunable in selection.values():
             prunable.parameter.grad = torch.full_like(prunable.parameter, step + 1.0)
         with torch.no_grad():
-            known.observe(None)
-            flagged.observe(None, torch.tensor(True))
+            observe(known, selection, None)
+            observe(flagged, selection, None, torch.tensor(True))
             for prunable in selection.values():
                 prunable.parameter.grad = torch.full_like(prunable.parameter, math.nan)
             counts = dict(flagged.counts)
-            flagged.observe(None, torch.tensor(False))
+            observe(flagged, selection, None, torch.tensor(False))
             assert flagged.counts == {name: count + 1 for name, count in counts.items()}
             flagged.counts = counts
     for name, memory in known.memory.items():
@@ -242,9 +251,9 @@ def test_tensors_without_gradients_count_as_zeros_once_others_had_a_hundred() ->
     a, b = (tensor.parameter for tensor in selection.values())
     for _ in range(99):
         a.grad = torch.ones(1, 2)
-        observer.observe(None)
+        observe(observer, selection, None)
     assert observer.fill_unobserved() == []  # b may be used by other batches
-    observer.observe(None)
+    observe(observer, selection, None)
     b.requires_grad_(False)
     assert observer.fill_unobserved() == []  # the loss may depend on it
     b.requires_grad_(True)
@@ -253,7 +262,7 @@ def test_tensors_without_gradients_count_as_zeros_once_others_had_a_hundred() ->
     assert observer.fill_unobserved() == []
     # Its first gradient counts as the first.
     b.grad = torch.tensor([[3.0]])
-    observer.observe(None)
+    observe(observer, selection, None)
     assert observer.memory["b.weight"]["product"].tolist() == [[6.0]]
 
 
@@ -263,5 +272,5 @@ def test_tensors_whose_gradients_were_all_nan_do_not_count_as_zeros() -> None:
     a, b = (tensor.parameter for tensor in selection.values())
     for _ in range(100):
         a.grad, b.grad = torch.ones(1, 2), torch.tensor([[math.nan]])
-        observer.observe(None)
+        observe(observer, selection, None)
     assert observer.fill_unobserved() == []

@@ -56,30 +56,14 @@ class GradientObserver:
         """Whether the score uses gradients."""
         return bool(self.score.memory_names)
 
-    def observe(
-        self,
-        loss_scale: torch.Tensor | float | None,
-        measurable: torch.Tensor | bool | None = None,
-        *,
-        tensors: Iterable[PrunableTensor] | None = None,
-    ) -> None:
-        """Pass the gradients that are due and finite, divided by the loss scale, to the score.
-
-        Args:
-            loss_scale: The factor that the gradients have been multiplied by, or None.
-            measurable: Whether the gradients may be used, which implies that they are finite; if
-                not, they count as if they were not. A scalar on a device if the host does not
-                know. Default None: not known.
-            tensors: The tensors that the step moves. Default: all.
-        """
-        due = self.due(self._all if tensors is None else tensors)
-        if due:
-            self.observe_due(due, loss_scale, measurable)
-
     def due(
         self, tensors: Iterable[PrunableTensor]
     ) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
-        """Return name, weight and gradient of each tensor to observe, and count the others."""
+        """Return name, weight and gradient of each tensor to observe, and count the others.
+
+        Args:
+            tensors: The tensors that the step moves.
+        """
         due = []
         counts, every = self.counts, self._every
         for tensor in tensors:
@@ -94,13 +78,21 @@ class GradientObserver:
                 due.append((name, tensor.weight, local(gradient)))
         return due
 
-    def observe_due(
+    def observe(
         self,
         due: Sequence[tuple[str, torch.Tensor, torch.Tensor]],
         loss_scale: torch.Tensor | float | None,
         measurable: torch.Tensor | bool | None = None,
     ) -> None:
-        """Pass those of :meth:`due` that are finite to the score; see :meth:`observe`."""
+        """Pass the gradients that are finite, divided by the loss scale, to the score.
+
+        Args:
+            due: The result of :meth:`due`.
+            loss_scale: The factor that the gradients have been multiplied by, or None.
+            measurable: Whether the gradients may be used, which implies that they are finite; if
+                not, they count as if they were not. A scalar on a device if the host does not
+                know. Default None: not known.
+        """
         finite = finiteness(
             [gradient for _, _, gradient in due], sharded=self._sharded, measurable=measurable
         )

@@ -243,7 +243,7 @@ class OptimizerHooks:
         if scale is not None and clipping is not None and not on_host and (due or used):
             measurable = scale > 0
         if due:
-            observer.observe_due(due, loss_scale, measurable)
+            observer.observe(due, loss_scale, measurable)
         if clipping is not None:
             clipping.clip_(factor, loss_scale)
         return scale, measurable

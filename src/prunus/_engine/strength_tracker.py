@@ -21,6 +21,10 @@ from prunus.selection import Selection
 __all__ = ["StrengthTracker"]
 
 
+_PERIODIC = (AutomaticStrength, UpdateStrength)
+"""The strengths that are 0 in all steps but those of their period."""
+
+
 class StrengthTracker:
     """Computes γ of each tensor, and counts the steps and rates that it depends on.
 
@@ -120,10 +124,7 @@ class StrengthTracker:
         # Other steps of each interval than of the one before, so that the penalty meets all
         # batches of an epoch whose order is fixed.
         turn = self._steps_since_validation + self._validations
-        interval, kind = self.interval, type(self._strength)
-        if (kind is AutomaticStrength and interval is None) or (
-            (kind is AutomaticStrength or kind is UpdateStrength) and turn % self.period
-        ):
+        if type(self._strength) in _PERIODIC and turn % self.period:
             return self._zeros  # most steps, which this takes the least time in
         done = self._done()
         gammas = []
@@ -134,7 +135,7 @@ class StrengthTracker:
                 peak_lr=peaks.get(number, 0.0),
                 number=turn,
                 steps_since_pruning=self._steps_since_pruning,
-                interval=interval,
+                interval=self.interval,
                 done=done,
                 mean_update=None if rate is None else rate * lr,
             )

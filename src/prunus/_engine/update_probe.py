@@ -91,6 +91,7 @@ class UpdateProbe:
         """
         if self._steps[index] % _PERIOD or index in self._before:
             return
+        # A product with 1 copies all tensors of a type in one launch.
         self._before[index] = [
             _Copy(number, lr, tensors, list(torch._foreach_mul(self._sample(tensors), 1.0)))
             for number, lr, tensors in self._measured(index)
