@@ -21,11 +21,11 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from prunus._utils.checks import number_problem, raise_problems
+from prunus._utils.row_scales import restore
 from prunus.errors import ArgumentError, PrunusError, SparseFileError, listing, nearest
 from prunus.export.encodings import ENCODINGS, InconsistencyError
 from prunus.export.model_loading import load_state
 from prunus.export.paths import path_problem
-from prunus.export.row_scales import restore
 from prunus.export.sparse_format import (
     BIT_TYPES,
     DENSE,

@@ -20,10 +20,10 @@ from prunus._distributed.wrappers import unwrap
 from prunus._utils.checks import choice_problem, raise_problems, type_problem
 from prunus._utils.conversions import check_not_converted, is_converted
 from prunus._utils.files import memory_key, write_atomically
+from prunus._utils.row_scales import quantize_rows
 from prunus.errors import ArgumentError, listing
 from prunus.export.encodings import ENCODINGS
 from prunus.export.paths import path_problem
-from prunus.export.row_scales import quantize_rows
 from prunus.export.sparse_format import (
     DENSE,
     DTYPES,

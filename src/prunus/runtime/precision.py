@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from prunus._utils.row_scales import quantize_rows
+
 __all__ = ["FLOAT32", "BFloat16", "Int8", "Precision", "type_name", "underflow"]
 
-_LARGEST_WEIGHT = 127
 _LARGEST_ACTIVATION = 255
 _LARGEST_SUM = (1 << 31) - 1
 
@@ -172,11 +173,7 @@ class Int8(Precision):
 
     def store_weight(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return integers and the factor of each row, by which its largest weight becomes 127."""
-        largest = weight.abs().amax(dim=1) if weight.shape[1] else weight.new_zeros(len(weight))
-        scales = (largest / _LARGEST_WEIGHT).clamp(min=torch.finfo(torch.float32).tiny)
-        integers = (weight.double() / scales.double()[:, None]).round()
-        integers = integers.clamp(-_LARGEST_WEIGHT, _LARGEST_WEIGHT)
-        return integers.nan_to_num().to(torch.int8), scales
+        return quantize_rows(weight)
 
     def rounded_input(self, x: torch.Tensor) -> torch.Tensor:
         """Return activations rounded to the nearest integers, ties to even, within the range."""

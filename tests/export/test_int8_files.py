@@ -18,9 +18,9 @@ from helpers.data import normal
 from helpers.errors import message_of
 from helpers.sparse_models import TiedEmbedding
 from prunus import ArgumentError, SparseFile, SparseFileError, load_sparse, save_sparse
+from prunus._utils.row_scales import quantize_rows, restore
 from prunus.export import to_csr, to_sparse
 from prunus.export.inspection import tensor_densities
-from prunus.export.row_scales import quantize_rows, restore
 
 from .files import (
     CHOICES,
