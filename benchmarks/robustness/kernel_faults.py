@@ -367,8 +367,9 @@ FAULTS: Sequence[Fault] = (
     Fault(
         "weights truncated to int8",
         "precision",
-        "integers = (weight.double() / scales.double()[:, None]).round()",
-        "integers = (weight.double() / scales.double()[:, None]).trunc()",
+        "        return quantize_rows(weight)\n",
+        "        scales = quantize_rows(weight)[1]\n"
+        "        return (weight / scales[:, None]).trunc().to(torch.int8), scales\n",
         "items in int8",
     ),
 )
